@@ -1,0 +1,42 @@
+# make demo    train on real digits and show that it learned (about two minutes on two CPU cores)
+# make test    the quick tests (under five minutes)      make test-slow   the rest
+# make lint    ruff and mypy                             make venv        only the set-up
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS := cuda130,train,evaluate,pictures,dev
+# pinned torch first: the extension is built against it, so the build runs without isolation
+BUILD_TOOLS := pip setuptools wheel pybind11 ninja torch==2.13.0 numpy
+
+.PHONY: demo test test-slow lint format venv clean
+
+demo: venv
+	$(BIN)/sce-fast demo
+
+test: venv
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: venv
+	$(BIN)/python -m pytest -q -m slow
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy sce_fast kernels
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+venv: .venv/installed
+
+# made anew when a pin, the package's metadata or a native source changes
+.venv/installed: constraints.txt pyproject.toml setup.py $(shell find csrc -type f)
+	@echo "Setting up .venv (about a minute; downloads a few hundred megabytes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sce_fast needs Python 3.11 or later, %s is %s; use make PYTHON=..." % (sys.executable, sys.version.split()[0]))'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(BUILD_TOOLS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable ".[$(EXTRAS)]"
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info sce_fast/_cpu*.so

@@ -1,0 +1,119 @@
+"""ResNet-18, 34 and 50 without a classifier, with torchvision's parameter names and any width."""
+
+from torch import Tensor, nn
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut (He et al., 2016)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv(inputs, planes, 3, stride)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = conv(planes, planes, 3)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.downsample = shortcut(inputs, planes * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 (with the stride, as in torchvision), 1×1 and a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv(inputs, planes, 1)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = conv(planes, planes, 3, stride)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = conv(planes, planes * self.expansion, 1)
+        self.bn3 = nn.BatchNorm2d(planes * self.expansion)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut(inputs, planes * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+
+class ResNet(nn.Module):
+    """A residual network from images (N, 3, H, W) to pooled features (N, dim).
+
+    Args:
+        block: BasicBlock or Bottleneck.
+        depths: blocks in each of the four stages.
+        width: channels of the first stage; 64 is the published network.
+        small_input: 3×3 stem with stride 1 and no max-pool, for images of about 32 pixels.
+
+    Raises:
+        ValueError: width is not positive.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, int, int, int],
+        width: int = 64,
+        small_input: bool = False,
+    ) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width={width}: expected at least 1")
+        self.conv1 = conv(3, width, 3) if small_input else conv(3, width, 7, 2)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if small_input else nn.MaxPool2d(3, 2, padding=1)
+        inputs = width
+        for stage, depth in enumerate(depths):
+            planes = width * 2**stage
+            blocks = []
+            for i in range(depth):
+                blocks.append(block(inputs, planes, stride=2 if stage > 0 and i == 0 else 1))
+                inputs = planes * block.expansion
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.dim = inputs
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
+        return self.avgpool(x).flatten(1)
+
+
+def resnet18(width: int = 64, small_input: bool = False) -> ResNet:
+    """ResNet-18: 11,176,512 parameters at width 64, features of 8 · width."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), width, small_input)
+
+
+def resnet34(width: int = 64, small_input: bool = False) -> ResNet:
+    """ResNet-34: 21,284,672 parameters at width 64, features of 8 · width."""
+    return ResNet(BasicBlock, (3, 4, 6, 3), width, small_input)
+
+
+def resnet50(width: int = 64, small_input: bool = False) -> ResNet:
+    """ResNet-50: 23,508,032 parameters at width 64, features of 32 · width."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), width, small_input)

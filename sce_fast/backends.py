@@ -1,0 +1,39 @@
+"""One table of the loss's backends: name → why it cannot run here (or None) → the function that runs it."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sce_fast import reference
+from sce_fast.problem import Problem, Solution
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to compute the loss."""
+
+    refuses: Callable[[Problem], str | None]  # the reason why it cannot serve these inputs
+    solve: Callable[[Problem], Solution]
+
+
+# Fastest first: backend="auto" takes the first that does not refuse.
+BACKENDS: dict[str, Backend] = {
+    "reference": Backend(refuses=lambda problem: None, solve=reference.solve),
+}
+
+
+def choose(name: str, problem: Problem) -> Backend:
+    """The backend of that name, or the fastest that serves the problem for "auto".
+
+    Raises ValueError for a name that is not in the table or a backend that refuses the inputs.
+    """
+    if name == "auto":
+        return next(backend for backend in BACKENDS.values() if backend.refuses(problem) is None)
+    if name not in BACKENDS:
+        close = difflib.get_close_matches(name, BACKENDS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"backend={name!r}: expected one of {', '.join(['auto', *BACKENDS])}{hint}")
+    reason = BACKENDS[name].refuses(problem)
+    if reason is not None:
+        raise ValueError(f"backend={name!r} cannot serve this call: {reason}")
+    return BACKENDS[name]

@@ -1,0 +1,243 @@
+"""Settings of a training run: frozen dataclasses, checked when they are made; the command line is made from them."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sce_fast.data.augment import AUGMENTATIONS, IMAGENET_MEAN, IMAGENET_STD, Augmentation, EvaluationView
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={value}: expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig:
+    """The views of each image. Without symmetry the first is the target's, with it all are compared."""
+
+    names: tuple[str, ...] = ("alpha", "beta")
+    """One of weak, strong, alpha, beta, gamma for each view."""
+    sizes: tuple[int, ...] = (224,)
+    """Side of the views in pixels: one for all, or one for each."""
+    scales: tuple[tuple[float, float], ...] = ((0.2, 1.0),)
+    """Range of the crop's share of the image: one for all, or one for each."""
+    flip: float = 0.5
+    """Probability of a horizontal flip; 0 where left and right mean something, as for digits."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Normalisation of values in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.names) >= 2, "views.names", self.names, "at least two views")
+        for name in self.names:
+            close = difflib.get_close_matches(name, AUGMENTATIONS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            _require(name in AUGMENTATIONS, "views.names", name, f"one of {', '.join(AUGMENTATIONS)}{hint}")
+        for setting in ("sizes", "scales"):
+            given = getattr(self, setting)
+            _require(len(given) in (1, len(self.names)), f"views.{setting}", given, f"1 or {len(self.names)} entries")
+        self.augmentations()  # which check the rest
+
+    def augmentations(self) -> tuple[Augmentation, ...]:
+        count = len(self.names)
+        sizes = self.sizes * count if len(self.sizes) == 1 else self.sizes
+        scales = self.scales * count if len(self.scales) == 1 else self.scales
+        return tuple(
+            Augmentation(size=size, scale=scale, flip=self.flip, mean=self.mean, std=self.std, **AUGMENTATIONS[name])
+            for name, size, scale in zip(self.names, sizes, scales, strict=True)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Backbone, projector, predictor and momentum encoder."""
+
+    backbone: str = "resnet50"
+    """resnet18, resnet34, resnet50, or timm:NAME."""
+    width: int = 64
+    """Channels of a ResNet's first stage."""
+    small_input: bool = False
+    """3×3 stem without pooling, for images of about 32 pixels."""
+    projector_hidden: tuple[int, ...] = (4096, 4096)
+    """Widths of the projector's hidden layers."""
+    dim: int = 256
+    """D, the length of queries and keys."""
+    projector_norm: Literal["all", "hidden", "none"] = "all"
+    """Batch normalisation in the projector: after every layer, after hidden layers, or nowhere."""
+    predictor_hidden: int = 4096
+    """Width of the predictor's hidden layer; 0 for no predictor."""
+    symmetric: bool = True
+    """Compare every key view with every other view; otherwise the first view is only a target."""
+    key_views: int = 2
+    """How many leading views the momentum encoder sees when symmetric."""
+    momentum: float = 0.99
+    """m of the momentum encoder's update, at the first step."""
+    momentum_schedule: Literal["constant", "cosine"] = "cosine"
+    """cosine raises m to 1 at the last step."""
+
+    def __post_init__(self) -> None:
+        _require(self.dim >= 1, "model.dim", self.dim, "at least 1")
+        _require(self.width >= 1, "model.width", self.width, "at least 1")
+        _require(self.predictor_hidden >= 0, "model.predictor_hidden", self.predictor_hidden, "at least 0")
+        _require(0 <= self.momentum <= 1, "model.momentum", self.momentum, "a number in [0, 1]")
+        _require(not self.symmetric or self.key_views >= 2, "model.key_views", self.key_views, "at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The loss and its queue."""
+
+    temperature: float = 0.1
+    """τ of the student."""
+    target_temperature: float = 0.07
+    """τ_m of the teacher; smaller is sharper."""
+    coefficient: float = 0.5
+    """λ, the weight of the own key: 1 is InfoNCE, 0 spreads everything by similarity."""
+    positive_target: Literal["excluded", "zero_logit"] = "excluded"
+    """excluded is the paper's target, zero_logit what the official code computes."""
+    queue: int = 65536
+    """K, the number of past keys."""
+    backend: str = "auto"
+    """Implementation of the loss."""
+
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0, "loss.temperature", self.temperature, "a number > 0")
+        _require(self.target_temperature > 0, "loss.target_temperature", self.target_temperature, "a number > 0")
+        _require(0 <= self.coefficient <= 1, "loss.coefficient", self.coefficient, "a number in [0, 1]")
+        _require(self.queue >= 1, "loss.queue", self.queue, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Optimizer and learning rate."""
+
+    name: Literal["sgd", "lars"] = "lars"
+    """lars leaves biases and normalisation without weight decay and scaling."""
+    base_learning_rate: float = 0.3
+    """Learning rate at a batch of 256; it grows in proportion to the batch."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-6
+    warmup_epochs: float = 10
+    """Epochs of linear warm-up from 0; the cosine to 0 follows."""
+
+    def __post_init__(self) -> None:
+        for name in ("base_learning_rate", "momentum", "weight_decay", "warmup_epochs"):
+            _require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """kNN while training, on labelled class folders; labels are used for nothing else."""
+
+    train: Path | None = None
+    """Class folders whose features are the neighbours; none for no evaluation while training."""
+    test: Path | None = None
+    """Class folders that are classified."""
+    every: int = 10
+    """Epochs between two evaluations; the first and the last state are always evaluated."""
+    resize: int = 256
+    """Length of the shorter side after resizing."""
+    crop: int = 224
+    """Side of the centre crop."""
+    neighbours: int = 20
+    """k of kNN."""
+
+    def __post_init__(self) -> None:
+        both = (self.train is None) == (self.test is None)
+        _require(both, "evaluation.train and evaluation.test", (self.train, self.test), "both or neither")
+        _require(self.every >= 1, "evaluation.every", self.every, "at least 1")
+        _require(self.neighbours >= 1, "evaluation.neighbours", self.neighbours, "at least 1")
+        EvaluationView(resize=self.resize, crop=self.crop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run."""
+
+    data: Path
+    """Folder or list file of images."""
+    out: Path
+    """Run folder: config, log, checkpoints, summary, pictures."""
+    epochs: int = 100
+    batch_size: int = 256
+    """Images of a step."""
+    seed: int = 42
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes the GPU when there is one."""
+    loader_threads: int = 2
+    """CPU threads that decode and augment."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run folder."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints; the last step always has one."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    log_every: int = 10
+    """Steps between two lines of the log; the loss is read from the device only then."""
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "loader_threads", "checkpoint_every", "keep_checkpoints", "log_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
+        keys = self.batch_size * (self.model.key_views if self.model.symmetric else 1)
+        _require(self.loss.queue >= keys, "loss.queue", self.loss.queue, f"at least the {keys} keys of one step")
+        needed = self.model.key_views if self.model.symmetric else 2
+        _require(len(self.views.names) >= needed, "views.names", self.views.names, f"at least {needed} views")
+        warmup = self.optimizer.warmup_epochs
+        _require(warmup <= self.epochs, "optimizer.warmup_epochs", warmup, f"at most epochs={self.epochs}")
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak rate: the base rate times batch / 256."""
+        return self.optimizer.base_learning_rate * self.batch_size / 256
+
+    def evaluation_view(self) -> EvaluationView:
+        return EvaluationView(
+            resize=self.evaluation.resize, crop=self.evaluation.crop, mean=self.views.mean, std=self.views.std
+        )
+
+
+def to_json(config: Any) -> Any:
+    """A config as JSON's types; paths become strings."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, tuple):
+        return [to_json(item) for item in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def from_json(values: dict[str, Any]) -> TrainConfig:
+    """The config that to_json wrote.
+
+    Raises:
+        ValueError: an entry is missing or unknown.
+    """
+    sections = {
+        "views": ViewsConfig,
+        "model": ModelConfig,
+        "loss": LossConfig,
+        "optimizer": OptimizerConfig,
+        "evaluation": EvaluationConfig,
+    }
+
+    def build(kind: type, entries: dict[str, Any]) -> Any:
+        fields = {f.name for f in dataclasses.fields(kind)}
+        if set(entries) != fields:
+            raise ValueError(f"{kind.__name__}: unknown or missing entries {sorted(fields ^ set(entries))}")
+        paths = {"data", "out", "train", "test"} & fields
+        return kind(**{k: Path(v) if k in paths and v is not None else _tuples(v) for k, v in entries.items()})
+
+    nested = {name: build(kind, values[name]) for name, kind in sections.items() if name in values}
+    return build(TrainConfig, {**values, **nested})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

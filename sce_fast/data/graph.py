@@ -1,0 +1,145 @@
+"""The DALI graphs: what is done to a batch once the plan has decided it. They hold no state and draw no numbers."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.pipeline import Pipeline
+
+from sce_fast.data.augment import Augmentation, EvaluationView
+from sce_fast.data.color import color_operator
+from sce_fast.data.plan import ViewPlan, evaluation_boxes
+
+SOLARIZED = [value if value < 128 else 255 - value for value in range(256)]
+# (sample arrays of the first input, of the second, …)
+Feed = tuple[list[NDArray], ...]
+
+
+def feed_paths(paths: list[bytes]) -> list[NDArray]:
+    return [np.frombuffer(path, dtype=np.uint8) for path in paths]
+
+
+def feed_view(plan: ViewPlan) -> Feed:
+    """The two inputs of a view's subgraph; `random_view` unpacks them."""
+    integers = np.concatenate(
+        [plan.boxes, plan.operations, plan.solarize[:, None], plan.flip[:, None]], axis=1, dtype=np.int32
+    )
+    floats = np.concatenate([plan.factors, plan.blur_sigma[:, None]], axis=1)
+    return list(integers), list(floats)
+
+
+def training_pipeline(
+    source: Callable[[], Feed], augmentations: tuple[Augmentation, ...], *, batch_size: int, threads: int, device: str
+) -> Pipeline:
+    """Paths and two parameter arrays a view → one (N, 3, size, size) float32 output a view.
+
+    Args:
+        source: called for each batch; gives feed_paths and then feed_view of each view.
+        device: "cpu", or "gpu" for the current CUDA device.
+    """
+    color = color_operator(device, threads)
+
+    @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
+    def graph() -> Any:
+        path, *parameters = fn.external_source(
+            source=source,
+            num_outputs=1 + 2 * len(augmentations),
+            batch=True,
+            dtype=[types.UINT8] + [types.INT32, types.FLOAT] * len(augmentations),
+        )
+        image = decoded(path, device)
+        views = []
+        for v, augmentation in enumerate(augmentations):
+            views.append(random_view(image, parameters[2 * v], parameters[2 * v + 1], augmentation, color))
+        return tuple(views)
+
+    return _built(graph, batch_size, threads, device)
+
+
+def evaluation_pipeline(
+    source: Callable[[], Feed], view: EvaluationView, *, batch_size: int, threads: int, device: str
+) -> Pipeline:
+    """Paths, sizes after resizing and crop boxes → (N, 3, crop, crop) float32."""
+
+    @pipeline_def  # type: ignore[untyped-decorator]
+    def graph() -> Any:
+        path, size, box = fn.external_source(
+            source=source, num_outputs=3, batch=True, dtype=[types.UINT8, types.FLOAT, types.INT32]
+        )
+        image = fn.resize(decoded(path, device), size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        return normalized(cropped(image, box), view.mean, view.std)
+
+    return _built(graph, batch_size, threads, device)
+
+
+def size_pipeline(source: Callable[[], Feed], *, batch_size: int, threads: int) -> Pipeline:
+    """Paths → the shape of each image as the decoder will give it, from the headers alone."""
+
+    @pipeline_def  # type: ignore[untyped-decorator]
+    def graph() -> Any:
+        path = fn.external_source(source=source, num_outputs=1, batch=True, dtype=types.UINT8)
+        return fn.peek_image_shape(fn.io.file.read(path[0]))
+
+    return _built(graph, batch_size, threads, "cpu")
+
+
+def evaluation_feed(view: EvaluationView, paths: list[bytes], sizes: NDArray[np.int32]) -> Feed:
+    resized, boxes = evaluation_boxes(view, sizes)
+    return feed_paths(paths), list(resized.astype(np.float32)), list(boxes)
+
+
+def decoded(path: Any, device: str) -> Any:
+    decoder = "cpu" if device == "cpu" else "mixed"
+    return fn.decoders.image(fn.io.file.read(path), device=decoder, output_type=types.RGB)
+
+
+def cropped(image: Any, box: Any) -> Any:
+    return fn.slice(image, start=box[0:2], end=box[2:4], axes=[0, 1])
+
+
+def normalized(image: Any, mean: tuple[float, ...], std: tuple[float, ...], mirror: Any = 0) -> Any:
+    return fn.crop_mirror_normalize(
+        image,
+        mirror=mirror,
+        mean=[255 * m for m in mean],
+        std=[255 * s for s in std],
+        output_layout="CHW",
+        dtype=types.FLOAT,
+    )
+
+
+def random_view(image: Any, integers: Any, floats: Any, augmentation: Augmentation, color: Callable[..., Any]) -> Any:
+    """One view. What an augmentation never does is not in its graph; `if` on a drawn value splits the batch."""
+    # Cut first, resize then: a resize with a region of interest would mix in pixels from outside the box.
+    view = fn.resize(
+        cropped(image, integers[0:4]), size=[augmentation.size] * 2, interp_type=types.INTERP_LINEAR, antialias=True
+    )
+    if augmentation.jitter > 0 or augmentation.grayscale > 0:
+        view = color(view, integers[4:9], floats[0:5])
+    if augmentation.blur > 0:
+        if floats[5] > 0.0:
+            view = fn.gaussian_blur(view, sigma=floats[5])
+    if augmentation.solarize > 0:
+        if integers[9] != 0:
+            view = fn.lookup_table(view, keys=list(range(256)), values=SOLARIZED, dtype=types.UINT8)
+    return normalized(view, augmentation.mean, augmentation.std, mirror=integers[10])
+
+
+def _built(graph: Callable[..., Pipeline], batch_size: int, threads: int, device: str) -> Pipeline:
+    import torch
+
+    pipeline = graph(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=None if device == "cpu" else torch.cuda.current_device(),
+        prefetch_queue_depth=2,
+    )
+    pipeline.build()
+    return pipeline
+
+
+def run_once(feeds: Iterator[Feed]) -> Callable[[], Feed]:
+    """A source from an iterator; it ends the pipeline with StopIteration, as DALI expects."""
+    return lambda: next(feeds)

@@ -1,0 +1,156 @@
+"""What images exist and how large they are: listed once, kept in a cache without code."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from sce_fast.data.sources import Listing, list_images, printable
+
+CACHE_VERSION = 1
+SIZE_BATCH = 256
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """The images of a data set, with their sizes as the decoder gives them (after EXIF rotation)."""
+
+    listing: Listing
+    sizes: NDArray[np.int32]  # (n, 2) height, width
+
+    def __len__(self) -> int:
+        return len(self.listing.names)
+
+    @cached_property
+    def paths(self) -> list[bytes]:
+        return [os.fsencode(path) for path in self.listing.paths()]
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64] | None:
+        """(n,) class numbers, or None."""
+        return None if self.listing.labels is None else np.array(self.listing.labels, dtype=np.int64)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of names, order and sizes: two runs with the same one saw the same list."""
+        digest = hashlib.sha256(self.sizes.tobytes())
+        for name in self.listing.names:
+            digest.update(os.fsencode(name) + b"\0")
+        return digest.hexdigest()[:16]
+
+
+def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = None) -> ImageIndex:
+    """The index of a folder or list file; the sizes of files that did not change come from the cache.
+
+    Args:
+        path: what list_images takes.
+        threads: that read headers.
+        cache: folder of the cache; by default $SCE_FAST_CACHE, or sce_fast under the user's cache folder. A cache
+            that cannot be written is passed over.
+
+    Raises:
+        FileNotFoundError, ValueError: as list_images; ValueError also names files whose header cannot be read.
+    """
+    listing = list_images(path)
+    stamps = _stamps(listing)
+    cache_file = (cache or _cache_folder()) / f"{hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:24]}.npz"
+    sizes = _cached_sizes(cache_file, listing, stamps)
+    unknown = np.flatnonzero(sizes[:, 0] == 0)
+    if len(unknown):
+        paths = [os.fsencode(p) for p in listing.paths()]
+        sizes[unknown] = read_sizes([paths[i] for i in unknown], threads=threads)
+        _write_cache(cache_file, listing, stamps, sizes)
+    return ImageIndex(listing, sizes)
+
+
+def read_sizes(paths: list[bytes], *, threads: int = 2) -> NDArray[np.int32]:
+    """Height and width (n, 2) of each image as decoded, from the headers.
+
+    Raises:
+        ValueError: names the files that cannot be read as images.
+    """
+    batches = [paths[i : i + SIZE_BATCH] for i in range(0, len(paths), SIZE_BATCH)]
+    sizes, bad = [], []
+    for batch in tqdm(batches, desc="Reading image sizes", unit="batch", disable=len(batches) < 40):
+        try:
+            sizes.append(_peek(batch, threads))
+        except RuntimeError:  # DALI fails the whole batch and does not always name the file
+            bad += [path for path in batch if not _readable(path)]
+            if not bad:
+                raise
+    if bad:
+        shown = "\n  ".join(printable(os.fsdecode(path)) for path in bad[:20])
+        more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
+        raise ValueError(f"{len(bad)} files cannot be read as images; remove or repair them:\n  {shown}{more}")
+    return np.concatenate(sizes)
+
+
+def _peek(batch: list[bytes], threads: int) -> NDArray[np.int32]:
+    from sce_fast.data.graph import feed_paths, run_once, size_pipeline
+
+    pipeline = size_pipeline(run_once(iter([(feed_paths(batch),)])), batch_size=len(batch), threads=threads)
+    (shapes,) = pipeline.run()
+    return np.stack([np.array(shapes[i])[:2] for i in range(len(batch))]).astype(np.int32)
+
+
+def _readable(path: bytes) -> bool:
+    try:
+        _peek([path], threads=1)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _stamps(listing: Listing) -> NDArray[np.int64]:
+    """(n, 2) modification time and length of each file: what tells that it changed."""
+
+    def stamps() -> Iterator[tuple[int, int]]:
+        for path in listing.paths():
+            try:
+                status = os.stat(path)
+            except FileNotFoundError:
+                raise ValueError(f"{printable(path)}: listed, but there is no such file") from None
+            yield status.st_mtime_ns, status.st_size
+
+    return np.array(list(stamps()), dtype=np.int64)
+
+
+def _cache_folder() -> Path:
+    if named := os.environ.get("SCE_FAST_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sce_fast" / "index"
+
+
+def _cached_sizes(cache_file: Path, listing: Listing, stamps: NDArray[np.int64]) -> NDArray[np.int32]:
+    """(n, 2) sizes; rows of 0 for files that are new or have changed since."""
+    sizes = np.zeros((len(listing.names), 2), dtype=np.int32)
+    try:
+        with np.load(cache_file, allow_pickle=False) as cached:
+            if int(cached["version"]) != CACHE_VERSION:
+                return sizes
+            names = cached["names"].tobytes().split(b"\0")
+            known = dict(zip(names, zip(cached["stamps"].tolist(), cached["sizes"].tolist(), strict=True), strict=True))
+    except (OSError, ValueError, KeyError):  # no cache, or a damaged one: read everything again
+        return sizes
+    for i, (name, stamp) in enumerate(zip(listing.names, stamps.tolist(), strict=True)):
+        old_stamp, old_size = known.get(os.fsencode(name), (None, None))
+        if old_stamp == stamp:
+            sizes[i] = old_size
+    return sizes
+
+
+def _write_cache(cache_file: Path, listing: Listing, stamps: NDArray[np.int64], sizes: NDArray[np.int32]) -> None:
+    names = np.frombuffer(b"\0".join(os.fsencode(name) for name in listing.names), dtype=np.uint8)
+    temporary = cache_file.with_name(f".{cache_file.stem}.{os.getpid()}.npz")
+    try:
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(temporary, version=CACHE_VERSION, names=names, stamps=stamps, sizes=sizes)
+        os.replace(temporary, cache_file)
+    except OSError:  # a cache is a convenience: a read-only home must not stop a run
+        temporary.unlink(missing_ok=True)

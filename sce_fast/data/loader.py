@@ -1,0 +1,208 @@
+"""Batches of views as torch tensors, and the state that makes a run go on at the very next sample."""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sce_fast.data.augment import Augmentation, EvaluationView
+from sce_fast.data.graph import (
+    Feed,
+    evaluation_feed,
+    evaluation_pipeline,
+    feed_paths,
+    feed_view,
+    run_once,
+    training_pipeline,
+)
+from sce_fast.data.index import ImageIndex
+from sce_fast.data.plan import batch_of_rank, epoch_order, plan_view
+from sce_fast.data.sources import printable
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images of one rank."""
+
+    views: list[Tensor]  # V tensors (N, 3, size, size) float32, normalised
+    samples: NDArray[np.int64]  # (N,) their numbers in the index
+    epoch: int
+    step: int  # in the epoch
+
+
+class TrainingLoader:
+    """An endless iterator over training batches, epoch after epoch.
+
+    The global batch and its pixels depend on seed, epoch and step alone: not on the number of ranks or threads, nor
+    on where the run was interrupted. The last incomplete batch of an epoch is dropped.
+
+    Args:
+        index: the images.
+        augmentations: one for each view.
+        batch_size: N of this rank.
+        seed: in [0, 2³²).
+        rank, ranks: this rank takes the contiguous slice `rank` of each global batch.
+        threads: that decode and augment.
+        device: "cpu", or "gpu" for the current CUDA device.
+
+    Raises:
+        ValueError: the data set is smaller than a global batch, or an argument is out of range.
+        RuntimeError: on a file that cannot be decoded; it is named.
+
+    Example:
+        >>> loader = TrainingLoader(index_images("photos"), (Augmentation(), Augmentation()), batch_size=64, seed=0)
+        >>> batch = next(loader)
+        >>> saved = loader.state_dict()   # the next batch is the first after a load
+    """
+
+    def __init__(
+        self,
+        index: ImageIndex,
+        augmentations: tuple[Augmentation, ...],
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        threads: int = 2,
+        device: str = "cpu",
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        if not 0 <= rank < ranks:
+            raise ValueError(f"rank={rank}: expected 0 to {ranks - 1}")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed={seed}: expected 0 to 2**32 - 1")
+        if len(index) < batch_size * ranks:
+            raise ValueError(
+                f"batch_size={batch_size} on {ranks} rank(s) is larger than the data set of {len(index)} images in "
+                f"{printable(index.listing.root)}"
+            )
+        self.index = index
+        self.augmentations = augmentations
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank, self.ranks = rank, ranks
+        self.threads = threads
+        self.device = device
+        self.epoch, self.step = 0, 0
+        self._pipeline: Any = None
+        self._in_flight: deque[tuple[int, int, NDArray[np.int64]]] = deque()  # handed to DALI, not yet returned
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.index) // (self.batch_size * self.ranks)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on with the batch that would have come next.
+
+        Raises:
+            ValueError: the position does not exist in this data set.
+        """
+        if not (state["epoch"] >= 0 and 0 <= state["step"] < self.steps_per_epoch):
+            raise ValueError(f"loader position {state}: expected a step in [0, {self.steps_per_epoch})")
+        self.epoch, self.step = state["epoch"], state["step"]
+        self._pipeline = None
+        self._in_flight.clear()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._pipeline is None:
+            self._pipeline = training_pipeline(
+                run_once(self._feeds(self.epoch, self.step)),
+                self.augmentations,
+                batch_size=self.batch_size,
+                threads=self.threads,
+                device=self.device,
+            )
+        try:
+            views = run(self._pipeline, self.device)
+        except RuntimeError as error:
+            self._pipeline = None
+            raise_with_file_names([self.index.paths[i] for i in self._in_flight.popleft()[2]], error)
+        epoch, step, samples = self._in_flight.popleft()
+        self.step = (step + 1) % self.steps_per_epoch
+        self.epoch = epoch + (self.step == 0)
+        return Batch(views, samples, epoch, step)
+
+    def _feeds(self, epoch: int, step: int) -> Iterator[Feed]:
+        while True:
+            order = epoch_order(self.seed, epoch, len(self.index))
+            for s in range(step, self.steps_per_epoch):
+                samples = batch_of_rank(order, s, self.batch_size, self.rank, self.ranks)
+                self._in_flight.append((epoch, s, samples))
+                yield self._feed(epoch, samples)
+            epoch, step = epoch + 1, 0
+
+    def _feed(self, epoch: int, samples: NDArray[np.int64]) -> Feed:
+        inputs: list[list[NDArray]] = [feed_paths([self.index.paths[i] for i in samples])]
+        for view, augmentation in enumerate(self.augmentations):
+            plan = plan_view(
+                augmentation, self.index.sizes[samples], seed=self.seed, epoch=epoch, samples=samples, view=view
+            )
+            inputs += feed_view(plan)
+        return tuple(inputs)
+
+
+def evaluation_batches(
+    index: ImageIndex, view: EvaluationView, *, batch_size: int = 256, threads: int = 2, device: str = "cpu"
+) -> Iterator[Tensor]:
+    """All images in the order of the index, (N, 3, crop, crop) float32; the last batch may be smaller.
+
+    Raises:
+        RuntimeError: on a file that cannot be decoded; it is named.
+    """
+    starts = range(0, len(index), batch_size)
+    feeds = (
+        evaluation_feed(view, index.paths[i : i + batch_size], index.sizes[i : i + batch_size]) for i in starts
+    )
+    pipeline = evaluation_pipeline(run_once(feeds), view, batch_size=batch_size, threads=threads, device=device)
+    for start in starts:
+        try:
+            (images,) = run(pipeline, device)
+        except RuntimeError as error:
+            raise_with_file_names(index.paths[start : start + batch_size], error)
+        yield images
+
+
+def run(pipeline: Any, device: str) -> list[Tensor]:
+    """The next outputs of a pipeline, without a copy; on a GPU ordered on the current stream."""
+    outputs = pipeline.run() if device == "cpu" else pipeline.run(torch.cuda.current_stream())
+    return [torch.from_dlpack(output.as_tensor()) for output in outputs]
+
+
+def raise_with_file_names(paths: list[bytes], error: RuntimeError) -> None:
+    """DALI fails a whole batch and does not always say for which file: tries them one by one."""
+    bad = [printable(os.fsdecode(path)) for path in paths if not decodes(path)]
+    if not bad:
+        raise error
+    raise RuntimeError(f"cannot be decoded: {', '.join(bad)}") from error
+
+
+def decodes(path: bytes) -> bool:
+    """Whether DALI decodes the whole file; a broken header, a truncated body and a missing file all answer no."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None)  # type: ignore[untyped-decorator]
+    def graph() -> Any:
+        name = types.Constant(np.frombuffer(path, dtype=np.uint8), device="cpu")
+        return fn.decoders.image(fn.io.file.read(name), device="cpu", output_type=types.RGB)
+
+    pipeline = graph()
+    pipeline.build()
+    try:
+        pipeline.run()
+    except RuntimeError:
+        return False
+    return True

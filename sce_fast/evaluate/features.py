@@ -1,0 +1,85 @@
+"""Features of a frozen backbone, and files that hold them."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sce_fast.data import EvaluationView, ImageIndex, evaluation_batches
+
+
+@torch.no_grad()
+def extract_features(
+    backbone: nn.Module,
+    index: ImageIndex,
+    view: EvaluationView,
+    *,
+    device: torch.device,
+    batch_size: int = 256,
+    threads: int = 2,
+) -> Tensor:
+    """Features (n, F) float32 on the CPU, in the order of the index; the backbone is in eval mode meanwhile."""
+    was_training = backbone.training
+    backbone.eval()
+    batches = evaluation_batches(
+        index, view, batch_size=batch_size, threads=threads, device="gpu" if device.type == "cuda" else "cpu"
+    )
+    features = [backbone(images.to(device)).float().cpu() for images in batches]
+    backbone.train(was_training)
+    return torch.cat(features)
+
+
+def pixel_features(index: ImageIndex, view: EvaluationView, *, threads: int = 2) -> Tensor:
+    """The normalised pixels themselves (n, 3 · crop · crop): what a network has to beat."""
+    return torch.cat([images.flatten(1) for images in evaluation_batches(index, view, threads=threads)])
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """Features with the names of their files."""
+
+    features: Tensor  # (n, F)
+    names: list[str]  # relative to the data's root, as os.fsdecode gives them
+    labels: Tensor | None  # (n,)
+    classes: list[str]
+
+
+def save_features(path: Path, features: Tensor, index: ImageIndex) -> None:
+    """Writes a safetensors file: features (n, F), labels (n,) where known, and names as bytes with their ends.
+
+    Names need not be UTF-8, so they are a tensor: names[name_ends[i − 1]:name_ends[i]] is the i-th.
+    """
+    names = [os.fsencode(name) for name in index.listing.names]
+    tensors = {
+        "features": features.contiguous(),
+        "names": torch.from_numpy(np.frombuffer(b"".join(names), dtype=np.uint8).copy()),
+        "name_ends": torch.tensor([len(name) for name in names]).cumsum(0),
+    }
+    if index.labels is not None:
+        tensors["labels"] = torch.from_numpy(index.labels)
+    temporary = path.with_name(f".{path.name}.writing")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    classes = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in index.listing.classes]
+    save_file(tensors, temporary, metadata={"classes": json.dumps(classes)})
+    os.replace(temporary, path)
+
+
+def load_features(path: str | Path) -> FeatureFile:
+    """Reads what save_features wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        classes = json.loads((file.metadata() or {}).get("classes", "[]"))
+    ends = [0, *tensors["name_ends"].tolist()]
+    joined = tensors["names"].numpy().tobytes()
+    names = [os.fsdecode(joined[start:end]) for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    return FeatureFile(tensors["features"], names, tensors.get("labels"), classes)

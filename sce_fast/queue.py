@@ -1,0 +1,63 @@
+"""The queue of past keys: a ring on the device that is the same on all ranks."""
+
+import torch
+from torch import Tensor, nn
+
+from sce_fast.distributed import gather_keys
+
+
+class KeyQueue(nn.Module):
+    """The newest `size` keys of all ranks, in a ring of buffers that belongs to the model's state.
+
+    Starts with random unit rows. Wrap a model that holds one in DDP with broadcast_buffers=False.
+
+    Args:
+        size: K, the number of keys kept.
+        dim: D, the length of a key.
+        dtype: of the stored keys; 16-bit storage halves the traffic of the loss.
+
+    Raises:
+        ValueError: size or dim is not positive.
+
+    Example:
+        >>> queue = KeyQueue(65536, 256)
+        >>> loss = sce_loss(query, key, queue.keys)
+        >>> queue.enqueue(key)  # before or after loss.backward(): the loss does not look at it again
+    """
+
+    keys: Tensor  # (K, D)
+    cursor: Tensor  # () int64, the row that is overwritten next; stays on the device
+
+    def __init__(self, size: int, dim: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        for name, value in (("size", size), ("dim", dim)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        self.register_buffer("keys", nn.functional.normalize(torch.randn(size, dim), dim=1).to(dtype))
+        self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor, *, gather: bool = True) -> None:
+        """Overwrites the oldest rows with the keys of this step; of more than K rows the newest K stay.
+
+        Args:
+            keys: (N, D), or (U, N, D) for views; stored in the order view, rank, row.
+            gather: first collect the keys of all ranks when torch.distributed runs; False for keys that are already
+                those of all ranks.
+
+        Raises:
+            ValueError: the rows are not of length D or the rank is neither 2 nor 3.
+        """
+        size, dim = self.keys.shape
+        if keys.dim() not in (2, 3) or keys.shape[-1] != dim:
+            raise ValueError(f"keys has shape {tuple(keys.shape)}, expected (N, {dim}) or (views, N, {dim})")
+        if gather:
+            keys = gather_keys(keys)
+        rows = keys.reshape(-1, dim)
+        dropped = max(len(rows) - size, 0)
+        offsets = torch.arange(dropped, len(rows), device=self.keys.device)
+        self.keys.index_copy_(0, (self.cursor + offsets) % size, rows[dropped:].to(self.keys))
+        self.cursor.copy_((self.cursor + len(rows)) % size)
+
+    def extra_repr(self) -> str:
+        return f"size={self.keys.shape[0]}, dim={self.keys.shape[1]}, dtype={self.keys.dtype}"
