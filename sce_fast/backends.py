@@ -1,10 +1,10 @@
 """One table of the loss's backends: name → why it cannot run here (or None) → the function that runs it."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from sce_fast import reference
+from sce_fast.names import pick
 from sce_fast.problem import Problem, Solution
 
 
@@ -29,11 +29,8 @@ def choose(name: str, problem: Problem) -> Backend:
     """
     if name == "auto":
         return next(backend for backend in BACKENDS.values() if backend.refuses(problem) is None)
-    if name not in BACKENDS:
-        close = difflib.get_close_matches(name, BACKENDS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"backend={name!r}: expected one of {', '.join(['auto', *BACKENDS])}{hint}")
-    reason = BACKENDS[name].refuses(problem)
+    backend = pick("backend", name, BACKENDS, also="auto")
+    reason = backend.refuses(problem)
     if reason is not None:
         raise ValueError(f"backend={name!r} cannot serve this call: {reason}")
-    return BACKENDS[name]
+    return backend

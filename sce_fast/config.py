@@ -1,12 +1,12 @@
 """Settings of a training run: frozen dataclasses, checked when they are made; the command line is made from them."""
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from sce_fast.data.augment import AUGMENTATIONS, IMAGENET_MEAN, IMAGENET_STD, Augmentation, EvaluationView
+from sce_fast.names import pick
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
@@ -33,9 +33,7 @@ class ViewsConfig:
     def __post_init__(self) -> None:
         _require(len(self.names) >= 2, "views.names", self.names, "at least two views")
         for name in self.names:
-            close = difflib.get_close_matches(name, AUGMENTATIONS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            _require(name in AUGMENTATIONS, "views.names", name, f"one of {', '.join(AUGMENTATIONS)}{hint}")
+            pick("augmentation in views.names", name, AUGMENTATIONS)
         for setting in ("sizes", "scales"):
             given = getattr(self, setting)
             _require(len(given) in (1, len(self.names)), f"views.{setting}", given, f"1 or {len(self.names)} entries")
@@ -162,9 +160,11 @@ class TrainConfig:
     out: Path
     """Run folder: config, log, checkpoints, summary, pictures."""
     epochs: int = 100
+    """Passes over the images."""
     batch_size: int = 256
     """Images of a step."""
     seed: int = 42
+    """Of weights, order and augmentations."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU when there is one."""
     loader_threads: int = 2

@@ -1,9 +1,13 @@
 """Projector and predictor: multi-layer perceptrons as the official configurations have them."""
 
+import itertools
+
 from torch import nn
 
 
-def mlp(sizes: tuple[int, ...], *, hidden_norm: bool, output_norm: bool = False, output_bias: bool = True) -> nn.Sequential:
+def mlp(
+    sizes: tuple[int, ...], *, hidden_norm: bool, output_norm: bool = False, output_bias: bool = True
+) -> nn.Sequential:
     """Linear layers of these sizes with ReLU between them.
 
     Args:
@@ -22,7 +26,7 @@ def mlp(sizes: tuple[int, ...], *, hidden_norm: bool, output_norm: bool = False,
         raise ValueError(f"sizes={sizes}: expected at least an input and an output size, all positive")
     layers: list[nn.Module] = []
     last = len(sizes) - 2
-    for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         if i < last:
             layers.append(nn.Linear(inputs, outputs, bias=not hidden_norm))
             layers += [nn.BatchNorm1d(outputs)] if hidden_norm else []

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,6 @@ class SCEStatistics:
     positive_probability: Tensor  # (N,) what the student gives its own key, averaged over terms
 
 
-@overload
-def sce_loss(query: Tensor, key: Tensor, queue: Tensor | None = ..., *, return_statistics: Literal[True],
-             **options: Any) -> tuple[Tensor, SCEStatistics]: ...  # fmt: skip
-@overload
-def sce_loss(query: Tensor, key: Tensor, queue: Tensor | None = ..., *, return_statistics: Literal[False] = ...,
-             **options: Any) -> Tensor: ...  # fmt: skip
 def sce_loss(
     query: Tensor,
     key: Tensor,
@@ -45,7 +39,7 @@ def sce_loss(
     backend: str = "auto",
     reduction: Literal["mean", "none"] = "mean",
     return_statistics: bool = False,
-) -> Tensor | tuple[Tensor, SCEStatistics]:
+) -> Any:
     """Similarity Contrastive Estimation: cross-entropy of a student against its momentum teacher's soft targets.
 
     The target puts λ on the own key and spreads 1 − λ over the other candidates by softmax(key·candidate / τ_m);
@@ -151,9 +145,7 @@ class SCELoss(nn.Module):
             "reduction": reduction,
         }
 
-    def forward(
-        self, query: Tensor, key: Tensor, queue: Tensor | None = None, **options: Any
-    ) -> Tensor | tuple[Tensor, SCEStatistics]:
+    def forward(self, query: Tensor, key: Tensor, queue: Tensor | None = None, **options: Any) -> Any:
         return sce_loss(query, key, queue, **{**self.settings, **options})
 
     def extra_repr(self) -> str:
@@ -173,10 +165,24 @@ class _AttachGradient(torch.autograd.Function):
         return solution.rows.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors  # (V, N, D)
-        return (gradient * grad_rows[:, None].to(gradient.dtype)).view(ctx.query_shape), None
+        gradient = (gradient * grad_rows[:, None].to(gradient.dtype)).view(ctx.query_shape)
+        if torch.is_grad_enabled():  # create_graph=True
+            gradient = _RefuseSecondDerivative.apply(gradient, torch.zeros((), requires_grad=True))
+        return gradient, None
+
+
+class _RefuseSecondDerivative(torch.autograd.Function):
+    """Raises when the gradient is differentiated, which would otherwise be silently zero."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, anchor: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise RuntimeError("sce_loss has no second derivative: its gradient is computed in the forward pass")
 
 
 def _terms(query: Tensor, key: Tensor) -> tuple[tuple[int, int], ...]:
@@ -244,7 +250,7 @@ def _check_scalar(name: str, value: Scalar, low: float | None, high: float, devi
     if isinstance(value, Tensor):
         if value.dim() != 0 or value.device != device:
             raise ValueError(
-                f"{name} is a tensor of shape {tuple(value.shape)} on {value.device}, expected a 0-dim tensor on {device}"
+                f"{name} has shape {tuple(value.shape)} on {value.device}, expected a 0-dim tensor on {device}"
             )
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -265,4 +271,6 @@ def _check_norms(problem: Problem) -> None:
             continue
         worst = (rows.to(problem.compute_dtype).norm(dim=-1) - 1).abs().max().item()
         if not worst <= 0.02:  # what rounding to bfloat16 can do to a unit row, and some
-            raise ValueError(f"{name} has a row whose norm is off 1 by {worst:.3g}, expected unit rows or normalize=True")
+            raise ValueError(
+                f"{name} has a row whose norm is off 1 by {worst:.3g}, expected unit rows or normalize=True"
+            )

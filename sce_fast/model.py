@@ -1,10 +1,14 @@
 """SCE on one page: two networks, which view goes through which, and the momentum update."""
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from sce_fast.backbones import build_backbone
+from sce_fast.config import ModelConfig
+from sce_fast.heads import predictor, projector
 from sce_fast.problem import unit_rows
 
 
@@ -78,6 +82,18 @@ class SCE(nn.Module):
     @torch.no_grad()
     def update_momentum(self, momentum: float) -> None:
         """θ_m ← m · θ_m + (1 − m) · θ for every parameter; buffers stay."""
-        student = [*self.backbone.parameters(), *self.projector.parameters()]
-        teacher = [*self.momentum_backbone.parameters(), *self.momentum_projector.parameters()]
+        student: list[Tensor] = [*self.backbone.parameters(), *self.projector.parameters()]
+        teacher: list[Tensor] = [*self.momentum_backbone.parameters(), *self.momentum_projector.parameters()]
         torch._foreach_lerp_(teacher, student, 1 - momentum)
+
+
+def build_model(config: ModelConfig) -> SCE:
+    """The model of a config, with fresh weights from torch's current random state."""
+    backbone = build_backbone(config.backbone, width=config.width, small_input=config.small_input)
+    return SCE(
+        backbone,
+        projector(cast(int, backbone.dim), config.projector_hidden, config.dim, norm=config.projector_norm),
+        predictor(config.dim, config.predictor_hidden) if config.predictor_hidden else None,
+        symmetric=config.symmetric,
+        key_views=config.key_views,
+    )

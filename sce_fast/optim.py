@@ -59,7 +59,7 @@ class LARS(torch.optim.Optimizer):
         return loss
 
     @staticmethod
-    def _scaled_gradients(weights: list[Tensor], weight_decay: float, trust: float) -> tuple[Tensor, ...]:
+    def _scaled_gradients(weights: list[Any], weight_decay: float, trust: float) -> tuple[Tensor, ...]:
         gradients = torch._foreach_add([w.grad for w in weights], weights, alpha=weight_decay)
         weight_norms = torch.stack(torch._foreach_norm(weights))
         gradient_norms = torch.stack(torch._foreach_norm(gradients))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Problem:
-    """One call of the loss after its arguments were checked: views are explicit, nothing but the query has a gradient."""
+    """A call of the loss with its arguments checked and its views explicit; only the query gets a gradient."""
 
     query: Tensor  # (V, N, D)
     key: Tensor  # (U, N, D)

@@ -1,11 +1,11 @@
 """Backbones by name: those of this package, and any of timm's as "timm:NAME"."""
 
-import difflib
 from collections.abc import Callable
 
 from torch import nn
 
 from sce_fast.backbones.resnet import resnet18, resnet34, resnet50
+from sce_fast.names import pick
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}
 
@@ -30,11 +30,7 @@ def build_backbone(name: str, *, width: int = 64, small_input: bool = False) -> 
         if (width, small_input) != (64, False):
             raise ValueError(f"{name!r} takes neither width={width} nor small_input={small_input}")
         return _timm_backbone(name.removeprefix("timm:"))
-    if name not in BACKBONES:
-        close = difflib.get_close_matches(name, BACKBONES, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"backbone={name!r}: expected one of {', '.join(BACKBONES)} or 'timm:NAME'{hint}")
-    return BACKBONES[name](width=width, small_input=small_input)
+    return pick("backbone", name, BACKBONES, also="timm:NAME")(width=width, small_input=small_input)
 
 
 def _timm_backbone(name: str) -> nn.Module:

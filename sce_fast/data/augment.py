@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -75,7 +76,7 @@ _JITTER = {"jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4,
 _WEAKER_SATURATION = {**_JITTER, "saturation": 0.2}
 
 # The names of the papers' table; alpha and beta are the two views of BYOL and MoCo v3, gamma is multi-crop's.
-AUGMENTATIONS: dict[str, dict[str, float]] = {
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "weak": {},
     "strong": {**_JITTER, "blur": 0.5},
     "alpha": {**_WEAKER_SATURATION, "blur": 1.0},

@@ -10,7 +10,7 @@ from nvidia.dali import fn, math, types
 try:
     from sce_fast import _cpu
 except ImportError:  # built without a compiler; the operators below do the same work more slowly
-    _cpu = None  # type: ignore[assignment]
+    _cpu = None
 
 
 def color_operator(device: str, threads: int) -> Callable[..., Any]:
@@ -21,7 +21,7 @@ def color_operator(device: str, threads: int) -> Callable[..., Any]:
         threads: for the native kernel.
 
     Returns:
-        A function of (images (H, W, 3) uint8, operations (5,) int32, factors (5,) float32).
+        A function of images (H, W, 3) uint8, operations (5,) and factors (5,), both float32.
     """
     if device == "cpu" and _cpu is not None:
         return partial(_native, threads=threads)
@@ -30,7 +30,7 @@ def color_operator(device: str, threads: int) -> Callable[..., Any]:
 
 def _native(image: Any, operations: Any, factors: Any, threads: int) -> Any:
     def run(images: list, operations: list, factors: list) -> list:
-        return _cpu.color_jitter(images, np.stack(operations), np.stack(factors), threads)
+        return _cpu.color_jitter(images, np.stack(operations).astype(np.int32), np.stack(factors), threads)
 
     # A Python function's output has no layout, and the operators that follow need one.
     jittered = fn.python_function(image, operations, factors, function=run, batch_processing=True)

@@ -21,19 +21,17 @@ def feed_paths(paths: list[bytes]) -> list[NDArray]:
     return [np.frombuffer(path, dtype=np.uint8) for path in paths]
 
 
-def feed_view(plan: ViewPlan) -> Feed:
-    """The two inputs of a view's subgraph; `random_view` unpacks them."""
-    integers = np.concatenate(
-        [plan.boxes, plan.operations, plan.solarize[:, None], plan.flip[:, None]], axis=1, dtype=np.int32
-    )
-    floats = np.concatenate([plan.factors, plan.blur_sigma[:, None]], axis=1)
-    return list(integers), list(floats)
+def feed_view(plan: ViewPlan) -> list[NDArray]:
+    """One float32 vector a sample; `random_view` unpacks it. Pixel positions are exact in float32."""
+    columns: list[NDArray] = [plan.boxes, plan.operations, plan.factors]
+    columns += [column[:, None] for column in (plan.blur_sigma, plan.solarize, plan.flip)]
+    return list(np.concatenate(columns, axis=1, dtype=np.float32))
 
 
 def training_pipeline(
     source: Callable[[], Feed], augmentations: tuple[Augmentation, ...], *, batch_size: int, threads: int, device: str
 ) -> Pipeline:
-    """Paths and two parameter arrays a view → one (N, 3, size, size) float32 output a view.
+    """Paths and one parameter vector a view → one (N, 3, size, size) float32 output a view.
 
     Args:
         source: called for each batch; gives feed_paths and then feed_view of each view.
@@ -41,18 +39,18 @@ def training_pipeline(
     """
     color = color_operator(device, threads)
 
-    @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
+    @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
         path, *parameters = fn.external_source(
             source=source,
-            num_outputs=1 + 2 * len(augmentations),
+            num_outputs=1 + len(augmentations),
             batch=True,
-            dtype=[types.UINT8] + [types.INT32, types.FLOAT] * len(augmentations),
+            dtype=[types.UINT8] + [types.FLOAT] * len(augmentations),
         )
         image = decoded(path, device)
         views = []
         for v, augmentation in enumerate(augmentations):
-            views.append(random_view(image, parameters[2 * v], parameters[2 * v + 1], augmentation, color))
+            views.append(random_view(image, parameters[v], augmentation, color))
         return tuple(views)
 
     return _built(graph, batch_size, threads, device)
@@ -63,7 +61,7 @@ def evaluation_pipeline(
 ) -> Pipeline:
     """Paths, sizes after resizing and crop boxes → (N, 3, crop, crop) float32."""
 
-    @pipeline_def  # type: ignore[untyped-decorator]
+    @pipeline_def
     def graph() -> Any:
         path, size, box = fn.external_source(
             source=source, num_outputs=3, batch=True, dtype=[types.UINT8, types.FLOAT, types.INT32]
@@ -77,7 +75,7 @@ def evaluation_pipeline(
 def size_pipeline(source: Callable[[], Feed], *, batch_size: int, threads: int) -> Pipeline:
     """Paths → the shape of each image as the decoder will give it, from the headers alone."""
 
-    @pipeline_def  # type: ignore[untyped-decorator]
+    @pipeline_def
     def graph() -> Any:
         path = fn.external_source(source=source, num_outputs=1, batch=True, dtype=types.UINT8)
         return fn.peek_image_shape(fn.io.file.read(path[0]))
@@ -110,21 +108,21 @@ def normalized(image: Any, mean: tuple[float, ...], std: tuple[float, ...], mirr
     )
 
 
-def random_view(image: Any, integers: Any, floats: Any, augmentation: Augmentation, color: Callable[..., Any]) -> Any:
+def random_view(image: Any, parameters: Any, augmentation: Augmentation, color: Callable[..., Any]) -> Any:
     """One view. What an augmentation never does is not in its graph; `if` on a drawn value splits the batch."""
+    box = fn.cast(parameters[0:4], dtype=types.INT32)
+    sigma, solarize, flip = parameters[14], parameters[15], parameters[16]
     # Cut first, resize then: a resize with a region of interest would mix in pixels from outside the box.
-    view = fn.resize(
-        cropped(image, integers[0:4]), size=[augmentation.size] * 2, interp_type=types.INTERP_LINEAR, antialias=True
-    )
+    view = fn.resize(cropped(image, box), size=[augmentation.size] * 2, interp_type=types.INTERP_LINEAR, antialias=True)
     if augmentation.jitter > 0 or augmentation.grayscale > 0:
-        view = color(view, integers[4:9], floats[0:5])
+        view = color(view, operations=parameters[4:9], factors=parameters[9:14])
     if augmentation.blur > 0:
-        if floats[5] > 0.0:
-            view = fn.gaussian_blur(view, sigma=floats[5])
+        if sigma > 0.0:
+            view = fn.gaussian_blur(view, sigma=sigma)
     if augmentation.solarize > 0:
-        if integers[9] != 0:
+        if solarize > 0.0:
             view = fn.lookup_table(view, keys=list(range(256)), values=SOLARIZED, dtype=types.UINT8)
-    return normalized(view, augmentation.mean, augmentation.std, mirror=integers[10])
+    return normalized(view, augmentation.mean, augmentation.std, mirror=fn.cast(flip, dtype=types.INT32))
 
 
 def _built(graph: Callable[..., Pipeline], batch_size: int, threads: int, device: str) -> Pipeline:

@@ -59,7 +59,9 @@ def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = Non
     """
     listing = list_images(path)
     stamps = _stamps(listing)
-    cache_file = (cache or _cache_folder()) / f"{hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:24]}.npz"
+    cache_file = (
+        cache or _cache_folder()
+    ) / f"{hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:24]}.npz"
     sizes = _cached_sizes(cache_file, listing, stamps)
     unknown = np.flatnonzero(sizes[:, 0] == 0)
     if len(unknown):

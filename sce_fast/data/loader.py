@@ -151,7 +151,7 @@ class TrainingLoader:
             plan = plan_view(
                 augmentation, self.index.sizes[samples], seed=self.seed, epoch=epoch, samples=samples, view=view
             )
-            inputs += feed_view(plan)
+            inputs.append(feed_view(plan))
         return tuple(inputs)
 
 
@@ -164,9 +164,7 @@ def evaluation_batches(
         RuntimeError: on a file that cannot be decoded; it is named.
     """
     starts = range(0, len(index), batch_size)
-    feeds = (
-        evaluation_feed(view, index.paths[i : i + batch_size], index.sizes[i : i + batch_size]) for i in starts
-    )
+    feeds = (evaluation_feed(view, index.paths[i : i + batch_size], index.sizes[i : i + batch_size]) for i in starts)
     pipeline = evaluation_pipeline(run_once(feeds), view, batch_size=batch_size, threads=threads, device=device)
     for start in starts:
         try:
@@ -194,7 +192,7 @@ def decodes(path: bytes) -> bool:
     """Whether DALI decodes the whole file; a broken header, a truncated body and a missing file all answer no."""
     from nvidia.dali import fn, pipeline_def, types
 
-    @pipeline_def(batch_size=1, num_threads=1, device_id=None)  # type: ignore[untyped-decorator]
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None)
     def graph() -> Any:
         name = types.Constant(np.frombuffer(path, dtype=np.uint8), device="cpu")
         return fn.decoders.image(fn.io.file.read(name), device="cpu", output_type=types.RGB)

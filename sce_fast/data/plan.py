@@ -81,7 +81,7 @@ def uniform(
 ) -> NDArray[np.float64]:
     """(N, count) numbers in [0, 1), or (N,) for a count of 1."""
     words = random_words(seed, epoch, samples, draw, view, blocks=(count + 1) // 2)[:, :count]
-    numbers = (words >> np.uint64(11)) * 2.0**-53
+    numbers = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return numbers[:, 0] if count == 1 else numbers
 
 
@@ -94,7 +94,7 @@ def epoch_order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
 def batch_of_rank(
     order: NDArray[np.int64], step: int, batch_size: int, rank: int = 0, ranks: int = 1
 ) -> NDArray[np.int64]:
-    """The samples (batch_size,) of this rank: a contiguous slice of the global batch, which holds ranks · batch_size."""
+    """The samples (batch_size,) of this rank: a contiguous slice of the ranks · batch_size of the step."""
     start = (step * ranks + rank) * batch_size
     return order[start : start + batch_size]
 
@@ -177,7 +177,7 @@ def _random_boxes(
     tops: NDArray[np.float64],
     lefts: NDArray[np.float64],
 ) -> NDArray[np.int32]:
-    """torchvision's RandomResizedCrop: ten attempts at area and ratio, else the largest centre crop of allowed ratio."""
+    """torchvision's RandomResizedCrop: ten attempts, else the largest centre crop of allowed ratio."""
     height, width = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)  # (N, 1)
     (scale_low, scale_high), (ratio_low, ratio_high) = augmentation.scale, augmentation.ratio
     area = height * width * (scale_low + (scale_high - scale_low) * areas)  # (N, attempts)

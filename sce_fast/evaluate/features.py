@@ -1,5 +1,6 @@
 """Features of a frozen backbone, and files that hold them."""
 
+import itertools
 import json
 import os
 from dataclasses import dataclass
@@ -81,5 +82,5 @@ def load_features(path: str | Path) -> FeatureFile:
         classes = json.loads((file.metadata() or {}).get("classes", "[]"))
     ends = [0, *tensors["name_ends"].tolist()]
     joined = tensors["names"].numpy().tobytes()
-    names = [os.fsdecode(joined[start:end]) for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    names = [os.fsdecode(joined[start:end]) for start, end in itertools.pairwise(ends)]
     return FeatureFile(tensors["features"], names, tensors.get("labels"), classes)

@@ -1,0 +1,226 @@
+"""Two strong 224-pixel views from 500 × 375 JPEGs on a CPU, against what one would use otherwise.
+
+    sce-fast bench loader
+
+Peers: DALI's own operators with its own random numbers (color_twist: one order, a hue that is no HSV hue), the same
+graph as ours with the colours from DALI's arithmetic, and a torch DataLoader of Pillow operations.
+"""
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sce_fast.benchmarks.record import machine, write_record
+from sce_fast.data import AUGMENTATIONS, Augmentation, ImageIndex, TrainingLoader, color, index_images
+from sce_fast.data.graph import SOLARIZED, normalized
+
+STRONG = Augmentation(**AUGMENTATIONS["strong"])
+DISCARDED = 4  # batches at the start of a turn: those made while another peer had its turn
+
+
+def main(
+    images: int = 512,
+    batch_size: int = 32,
+    batches: int = 12,
+    rounds: int = 7,
+    threads: int = 2,
+    out: Path | None = None,
+) -> dict[str, float]:
+    """Images per second of each peer, in alternating turns of one process; medians over the rounds.
+
+    Args:
+        images: JPEG files made for the purpose, from photographs that scikit-learn ships.
+        batch_size: Images of a batch; each gives two views.
+        batches: Timed batches of a turn.
+        rounds: Turns of each peer.
+        threads: Threads of DALI, workers of the DataLoader.
+        out: JSON file for the record.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        index = write_photographs(Path(folder) / "jpeg", images)
+        peers: dict[str, Iterator[Any]] = {
+            "sce_fast": ours(index, batch_size, threads),
+            "DALI color_twist": dali_own(index, batch_size, threads),
+            "DALI arithmetic, same result": dali_arithmetic(index, batch_size, threads),
+            "Pillow DataLoader": pillow(index, batch_size, threads),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in peers}
+        for _ in tqdm(range(rounds), desc="Rounds"):
+            for name, batches_of_peer in peers.items():
+                rates[name].append(_rate(batches_of_peer, batches, batch_size))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(rates["sce_fast"], values, strict=True))
+        for name, values in rates.items()
+    }
+    print(f"\n{'two strong 224-pixel views':<32}{'images/s':>10}{'sce_fast is':>13}")
+    for name, median in medians.items():
+        print(f"{name:<32}{median:>10.0f}{ratios[name]:>12.2f}×")
+    if out is not None:
+        write_record(out, {"machine": machine(), "augmentation": asdict(STRONG), "rates": rates, "ratios": ratios})
+    return ratios
+
+
+def _rate(batches: Iterator[Any], count: int, batch_size: int) -> float:
+    for _ in range(DISCARDED):
+        next(batches)
+    start = time.perf_counter()
+    for _ in range(count):
+        next(batches)
+    return count * batch_size / (time.perf_counter() - start)
+
+
+def write_photographs(folder: Path, count: int) -> ImageIndex:
+    """500 × 375 cuts of scikit-learn's two photographs as JPEG files of quality 90."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    photographs = [Image.fromarray(array) for array in load_sample_images().images]
+    generator = np.random.Generator(np.random.Philox(0))
+    folder.mkdir(parents=True)
+    for i in range(count):
+        photograph = photographs[i % len(photographs)]
+        left, top = generator.integers(0, photograph.width - 500), generator.integers(0, photograph.height - 375)
+        photograph.crop((left, top, left + 500, top + 375)).save(folder / f"{i:05d}.jpg", quality=90)
+    return index_images(folder, cache=folder.parent / "cache")
+
+
+def ours(index: ImageIndex, batch_size: int, threads: int) -> Iterator[Any]:
+    return TrainingLoader(index, (STRONG, STRONG), batch_size=batch_size, seed=0, threads=threads)
+
+
+def dali_arithmetic(index: ImageIndex, batch_size: int, threads: int) -> Iterator[Any]:
+    """Our loader as it is without the native kernel."""
+    loader = ours(index, batch_size, threads)
+    with mock.patch.object(color, "_cpu", None):
+        next(loader)  # builds the graph
+    return loader
+
+
+def dali_own(index: ImageIndex, batch_size: int, threads: int) -> Iterator[Any]:
+    from nvidia.dali import fn, pipeline_def, types
+
+    a = STRONG
+
+    def uniform(low: float, high: float) -> Any:
+        return fn.random.uniform(range=(low, high))
+
+    def chance(probability: float) -> Any:
+        return fn.random.coin_flip(probability=probability, dtype=types.BOOL)
+
+    def view(image: Any) -> Any:
+        x = fn.random_resized_crop(
+            image, size=[a.size] * 2, random_area=a.scale, random_aspect_ratio=a.ratio, interp_type=types.INTERP_LINEAR
+        )
+        if chance(a.jitter):
+            x = fn.color_twist(
+                x,
+                brightness=uniform(1 - a.brightness, 1 + a.brightness),
+                contrast=uniform(1 - a.contrast, 1 + a.contrast),
+                saturation=uniform(1 - a.saturation, 1 + a.saturation),
+                hue=uniform(-360 * a.hue, 360 * a.hue),
+            )
+        if chance(a.grayscale):
+            x = fn.hsv(x, saturation=0.0)
+        if chance(a.blur):
+            x = fn.gaussian_blur(x, sigma=uniform(*a.blur_sigma))
+        if chance(a.solarize):
+            x = fn.lookup_table(x, keys=list(range(256)), values=SOLARIZED, dtype=types.UINT8)
+        return normalized(x, a.mean, a.std, mirror=fn.random.coin_flip(probability=a.flip))
+
+    @pipeline_def(enable_conditionals=True, batch_size=batch_size, num_threads=threads, device_id=None, seed=0)
+    def graph() -> Any:
+        data, _ = fn.readers.file(files=[path.decode() for path in index.paths], random_shuffle=True)
+        image = fn.decoders.image(data, device="cpu", output_type=types.RGB)
+        return view(image), view(image)
+
+    pipeline = graph()
+    pipeline.build()
+    return iter(lambda: [torch.from_dlpack(output.as_tensor()) for output in pipeline.run()], None)
+
+
+class PillowViews(torch.utils.data.Dataset):
+    """The strong augmentation in Pillow operations, as torchvision's transforms do it on Pillow images."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        from PIL import Image
+
+        with Image.open(self.paths[i]) as file:
+            image = file.convert("RGB")
+        return self.view(image), self.view(image)
+
+    def view(self, image: Any) -> torch.Tensor:
+        from PIL import Image, ImageFilter, ImageOps
+
+        a = STRONG
+        x = image.crop(self.box(image.width, image.height)).resize((a.size, a.size), Image.Resampling.BILINEAR)
+        if random.random() < a.jitter:
+            for operation in random.sample(self.jitter(), 4):
+                x = operation(x)
+        if random.random() < a.grayscale:
+            x = x.convert("L").convert("RGB")
+        if random.random() < a.blur:
+            x = x.filter(ImageFilter.GaussianBlur(random.uniform(*a.blur_sigma)))
+        if random.random() < a.flip:
+            x = ImageOps.mirror(x)
+        array = torch.from_numpy(np.array(x)).permute(2, 0, 1).contiguous().float().div_(255)
+        return array.sub_(torch.tensor(a.mean)[:, None, None]).div_(torch.tensor(a.std)[:, None, None])
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        for _ in range(10):
+            area = width * height * random.uniform(*STRONG.scale)
+            ratio = np.exp(random.uniform(*np.log(STRONG.ratio)))
+            w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+            if 0 < w <= width and 0 < h <= height:
+                left, top = random.randint(0, width - w), random.randint(0, height - h)
+                return left, top, left + w, top + h
+        return 0, 0, width, height
+
+    def jitter(self) -> list[Callable[[Any], Any]]:
+        from PIL import Image, ImageEnhance
+
+        def enhance(kind: Any, strength: float) -> Callable[[Any], Any]:
+            factor = random.uniform(1 - strength, 1 + strength)
+            return lambda x: kind(x).enhance(factor)
+
+        def turn_hue(x: Any) -> Any:
+            h, s, v = x.convert("HSV").split()
+            shift = np.uint8(int(random.uniform(-STRONG.hue, STRONG.hue) * 255) % 256)
+            return Image.merge("HSV", (Image.fromarray(np.array(h) + shift), s, v)).convert("RGB")
+
+        return [
+            enhance(ImageEnhance.Brightness, STRONG.brightness),
+            enhance(ImageEnhance.Contrast, STRONG.contrast),
+            enhance(ImageEnhance.Color, STRONG.saturation),
+            turn_hue,
+        ]
+
+
+def pillow(index: ImageIndex, batch_size: int, workers: int) -> Iterator[Any]:
+    loader = torch.utils.data.DataLoader(
+        PillowViews([path.decode() for path in index.paths]),
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=True,
+        multiprocessing_context="spawn",  # a fork of a process with DALI's threads may hang
+    )
+    while True:
+        yield from loader

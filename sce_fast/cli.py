@@ -1,0 +1,144 @@
+"""sce-fast: a word for what to do; its options are made from the configs and functions themselves."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from sce_fast.names import pick
+
+USAGE = """\
+usage: sce-fast COMMAND …            sce-fast COMMAND --help for its options
+
+{commands}
+
+A first look: sce-fast demo          your own images: sce-fast train folder --data DIR"""
+
+
+def train(arguments: list[str]) -> None:
+    """train RECIPE --data DIR: pretrain on images; --resume goes on where a run stopped"""
+    import tyro
+
+    from sce_fast.recipes import RECIPES
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        recipes = "\n".join(f"  {name:<10}{_first_line(make)}" for name, make in RECIPES.items())
+        print(
+            f"usage: sce-fast train RECIPE --data DIR …     sce-fast train RECIPE --help for its options\n\n{recipes}"
+        )
+        sys.exit(0 if arguments else 2)
+    name, *rest = arguments
+    make = pick("recipe", name, RECIPES)
+    default = dataclasses.replace(make(data=Path()), data=tyro.MISSING)
+    config = tyro.cli(
+        type(default), default=default, args=rest, prog=f"sce-fast train {name}", description=make.__doc__
+    )
+    from sce_fast.train import Trainer
+
+    summary = Trainer(config).train()
+    print(f"{summary.steps} steps at {summary.images_per_second} images/s, final loss {summary.final_loss:.4f}")
+    print(f"In {config.out}: next, sce-fast embed {config.out} DIR or sce-fast report {config.out}")
+
+
+def embed(arguments: list[str]) -> None:
+    """embed RUN DIR: features of images as safetensors, with file names"""
+    import tyro
+
+    def run(
+        run: Annotated[Path, tyro.conf.Positional],
+        data: Annotated[Path, tyro.conf.Positional],
+        /,
+        out: Path | None = None,
+        device: str = "auto",
+        batch_size: int = 256,
+    ) -> None:
+        """Features of all images under DATA from the backbone of RUN.
+
+        Args:
+            run: Run folder.
+            data: Folder or list file of images.
+            out: The file; by default features_NAME.safetensors in the run folder.
+            device: auto, cpu or cuda.
+            batch_size: Images at a time.
+        """
+        from sce_fast.tools.embed import embed
+
+        print(embed(run, data, out=out, device=device, batch_size=batch_size))
+
+    tyro.cli(run, args=arguments, prog="sce-fast embed")
+
+
+def demo(arguments: list[str]) -> None:
+    """demo: learn from real digit images in about two minutes on two CPU cores"""
+    import tyro
+
+    from sce_fast.tools.demo import run_demo
+
+    tyro.cli(run_demo, args=arguments, prog="sce-fast demo")
+
+
+def report(arguments: list[str]) -> None:
+    """report RUN: curves and pictures of a run"""
+    import tyro
+
+    def run(run: Annotated[Path, tyro.conf.Positional], /) -> None:
+        """Draws loss, kNN, view pairs and nearest neighbours into the run folder.
+
+        Args:
+            run: Run folder.
+        """
+        from sce_fast.tools.report import write_report
+
+        for picture in write_report(run):
+            print(picture)
+
+    tyro.cli(run, args=arguments, prog="sce-fast report")
+
+
+def bench(arguments: list[str]) -> None:
+    """bench loader | coefficient: measure against named peers"""
+    import tyro
+
+    from sce_fast.benchmarks import coefficient, loader
+
+    benchmarks: dict[str, Callable[..., Any]] = {"loader": loader.main, "coefficient": coefficient.main}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = "\n".join(f"  {name:<13}{_first_line(main)}" for name, main in benchmarks.items())
+        print(f"usage: sce-fast bench NAME …     sce-fast bench NAME --help for its options\n\n{lines}")
+        sys.exit(0 if arguments else 2)
+    name, *rest = arguments
+    tyro.cli(pick("benchmark", name, benchmarks), args=rest, prog=f"sce-fast bench {name}")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo,
+    "train": train,
+    "embed": embed,
+    "report": report,
+    "bench": bench,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command; what is wrong with the user's input ends in one line and exit status 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE.format(commands="\n".join(f"  {_first_line(command)}" for command in COMMANDS.values())))
+        sys.exit(0 if arguments else 2)
+    name, *rest = arguments
+    try:
+        pick("command", name, COMMANDS)(rest)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get("SCE_FAST_TRACEBACK") == "1":
+            raise
+        print(f"sce-fast: {error}\n(SCE_FAST_TRACEBACK=1 shows where)", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("sce-fast: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _first_line(function: Callable[..., Any]) -> str:
+    return (function.__doc__ or "").strip().splitlines()[0]

@@ -1,0 +1,95 @@
+"""The run folder: config, log, checkpoints, summary. What a user has made there is never overwritten."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sce_fast.checkpoint import checkpoints, load_checkpoint
+from sce_fast.config import TrainConfig, from_json, to_json
+from sce_fast.data.sources import printable
+from sce_fast.model import build_model
+
+CONFIG, LOG, CHECKPOINTS, SUMMARY = "config.json", "log.jsonl", "checkpoints", "summary.json"
+# What may differ between a run and its continuation: none of it changes a number.
+FREE_TO_CHANGE = frozenset(("resume", "out", "loader_threads", "checkpoint_every", "keep_checkpoints"))
+
+
+def open_run(config: TrainConfig) -> Path | None:
+    """Makes the run folder; returns the checkpoint to go on from, or None at the start.
+
+    Raises:
+        ValueError: the folder holds a run and `resume` was not asked for, or it holds a run of another config.
+    """
+    written = config.out / CONFIG
+    if not written.exists():
+        config.out.mkdir(parents=True, exist_ok=True)
+        written.write_text(json.dumps(to_json(config), indent=1))
+        return None
+    if not config.resume:
+        raise ValueError(f"out={printable(config.out)} already holds a run; pass --resume to go on, or another --out")
+    differences = _differences(json.loads(written.read_text()), to_json(config))
+    if differences:
+        raise ValueError(
+            f"out={printable(config.out)} was begun with another config; resume with the same, or start in another "
+            "--out:\n  " + "\n  ".join(differences)
+        )
+    found = checkpoints(config.out / CHECKPOINTS)
+    return found[-1] if found else None
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The config of a run folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+    """
+    path = run / CONFIG
+    if not path.exists():
+        raise FileNotFoundError(f"{printable(run)} is not a run folder: it has no {CONFIG}")
+    return from_json(json.loads(path.read_text()))
+
+
+def load_backbone(run: Path) -> tuple[nn.Module, TrainConfig]:
+    """The student's backbone from the newest checkpoint of a run, on the CPU, and the run's config.
+
+    Raises:
+        FileNotFoundError: no run, or no checkpoint yet.
+
+    Example:
+        >>> backbone, config = load_backbone(Path("runs/demo"))
+        >>> backbone.eval()(images)   # (N, backbone.dim)
+    """
+    config = read_config(run)
+    found = checkpoints(run / CHECKPOINTS)
+    if not found:
+        raise FileNotFoundError(f"{printable(run)} has no checkpoint yet")
+    tensors = load_checkpoint(found[-1]).tensors
+    backbone = build_model(config.model).backbone
+    prefix = "model.backbone."
+    backbone.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
+    return backbone, config
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a config's "auto", "cpu" or "cuda".
+
+    Raises:
+        ValueError: cuda is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda': torch sees no CUDA device; use --device cpu, or check the driver")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    lines: list[str] = []
+    for name in sorted((old.keys() | new.keys()) - (FREE_TO_CHANGE if not prefix else frozenset())):
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            lines += _differences(before, now, f"{prefix}{name}.")
+        elif before != now:
+            lines.append(f"{prefix}{name}: {before!r} then, {now!r} now")
+    return lines

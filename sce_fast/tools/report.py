@@ -1,0 +1,127 @@
+"""Pictures of a run: curves of loss and kNN, pairs of augmented views, queries with their nearest neighbours."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sce_fast.config import TrainConfig
+from sce_fast.data import TrainingLoader, evaluation_batches, index_images
+from sce_fast.evaluate import extract_features
+from sce_fast.log import read_log
+from sce_fast.problem import unit_rows
+from sce_fast.run import LOG, load_backbone, read_config
+
+PAIRS = 10
+QUERIES, NEIGHBOURS = 10, 5
+
+
+def write_report(run: Path) -> list[Path]:
+    """Draws what the run folder has data for and returns the files.
+
+    loss.png, views.png; with labelled folders in the config also knn.png and neighbours.png.
+
+    Raises:
+        FileNotFoundError: not a run folder, or no checkpoint yet.
+        ImportError: matplotlib is not installed.
+    """
+    config = read_config(run)
+    events = read_log(run / LOG)
+    pictures = [loss_curve(events, run / "loss.png"), view_pairs(config, run / "views.png")]
+    if config.evaluation.train and config.evaluation.test:
+        pictures.append(knn_curve(events, run / "knn.png"))
+        pictures.append(nearest_neighbours(run, run / "neighbours.png"))
+    return pictures
+
+
+def loss_curve(events: list[dict[str, Any]], path: Path) -> Path:
+    lines = [event for event in events if event["event"] == "train"]
+    return _curve([e["step"] for e in lines], [e["loss"] for e in lines], "loss", path)
+
+
+def knn_curve(events: list[dict[str, Any]], path: Path) -> Path:
+    lines = [event for event in events if event["event"] == "knn"]
+    return _curve([e["step"] for e in lines], [e["top1"] for e in lines], "kNN top-1", path, marker="o")
+
+
+def view_pairs(config: TrainConfig, path: Path) -> Path:
+    """The first images of the first batch, a column each: one row for each view, as the networks see them."""
+    index = index_images(config.data, threads=config.loader_threads)
+    loader = TrainingLoader(
+        index, config.views.augmentations(), batch_size=min(PAIRS, len(index)), seed=config.seed, threads=1
+    )
+    batch = next(loader)
+    rows = [list(_visible(view, config)) for view in batch.views]
+    return _grid(rows, [f"view {v}: {name}" for v, name in enumerate(config.views.names)], path)
+
+
+def nearest_neighbours(run: Path, path: Path) -> Path:
+    """Ten test images, each followed by the train images whose features are nearest."""
+    backbone, config = load_backbone(run)
+    view, threads = config.evaluation_view(), config.loader_threads
+    folders = [folder for folder in (config.evaluation.train, config.evaluation.test) if folder]
+    indices = [index_images(folder, threads=threads) for folder in folders]
+    train, test = (
+        unit_rows(extract_features(backbone, index, view, device=torch.device("cpu"), threads=threads))
+        for index in indices
+    )
+    queries = torch.arange(QUERIES) * len(test) // QUERIES  # spread over the classes, which the index keeps together
+    nearest = (test[queries] @ train.T).topk(NEIGHBOURS).indices  # (queries, neighbours)
+    train_images, test_images = (
+        _chosen(index, config, wanted) for index, wanted in zip(indices, (nearest, queries), strict=True)
+    )
+    rows = [
+        [test_images[int(query)], *(train_images[int(n)] for n in row)]
+        for query, row in zip(queries, nearest, strict=True)
+    ]
+    return _grid(rows, ["query, then its nearest"] + [""] * (len(rows) - 1), path)
+
+
+def _chosen(index: Any, config: TrainConfig, wanted: Tensor) -> dict[int, Tensor]:
+    """The images of these numbers, as pictures."""
+    numbers, found, start = set(wanted.flatten().tolist()), {}, 0
+    for images in evaluation_batches(index, config.evaluation_view(), threads=config.loader_threads):
+        here = sorted(n for n in numbers if start <= n < start + len(images))
+        for number, picture in zip(here, _visible(images[[n - start for n in here]], config), strict=True):
+            found[number] = picture
+        start += len(images)
+    return found
+
+
+def _visible(images: Tensor, config: TrainConfig) -> Tensor:
+    """Normalised (N, 3, H, W) → (N, H, W, 3) in [0, 1]."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.views.mean, config.views.std))
+    return (images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def _curve(steps: list[int], values: list[float], label: str, path: Path, marker: str = "") -> Path:
+    figure = _figure(6, 3.5)
+    axes = figure.subplots()
+    axes.plot(steps, values, marker=marker)
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    return path
+
+
+def _grid(rows: list[list[Tensor]], titles: list[str], path: Path) -> Path:
+    figure = _figure(max(map(len, rows)), len(rows) * 1.15)
+    all_axes = figure.subplots(len(rows), max(map(len, rows)), squeeze=False)
+    for axes_row, row, title in zip(all_axes, rows, titles, strict=True):
+        for axes in axes_row:
+            axes.axis("off")
+        for axes, image in zip(axes_row, row, strict=True):
+            axes.imshow(image.numpy(), interpolation="nearest")
+        axes_row[0].set_title(title, fontsize=8, loc="left")
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    return path
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install sce_fast[pictures]") from error
+    return Figure(figsize=(width, height))

@@ -1,0 +1,236 @@
+"""The training loop: batch, two networks, loss, step, momentum, queue."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sce_fast.checkpoint import collect, load_checkpoint, restore, save_checkpoint
+from sce_fast.config import TrainConfig
+from sce_fast.data import ImageIndex, TrainingLoader, index_images
+from sce_fast.evaluate import extract_features, knn_top1
+from sce_fast.log import JsonLog, progress_bar
+from sce_fast.loss import sce_loss
+from sce_fast.model import build_model
+from sce_fast.optim import build_optimizer
+from sce_fast.queue import KeyQueue
+from sce_fast.run import CHECKPOINTS, LOG, SUMMARY, choose_device, open_run
+from sce_fast.schedules import learning_rate, momentum
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished run reports."""
+
+    images: int
+    epochs: int
+    steps: int
+    seconds: float  # of training, evaluation left out
+    images_per_second: float
+    data_wait_share: float  # of that time, spent waiting for the loader
+    device: str
+    backend: str
+    final_loss: float
+    knn_top1: float | None  # of the last evaluation
+
+
+class Trainer:
+    """One run from its config: builds everything, restores a checkpoint when resuming, then `train()`.
+
+    Raises:
+        ValueError, FileNotFoundError: what the data, the run folder or the config's parts refuse.
+
+    Example:
+        >>> Trainer(folder(data=Path("photos"), out=Path("runs/photos"))).train()
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.device = choose_device(config.device)
+        self.index = index_images(config.data, threads=config.loader_threads)
+        self.loader = TrainingLoader(
+            self.index,
+            config.views.augmentations(),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            threads=config.loader_threads,
+            device="gpu" if self.device.type == "cuda" else "cpu",
+        )
+        evaluation = config.evaluation
+        self.evaluation_indices = tuple(
+            labelled_index(path, config.loader_threads) for path in (evaluation.train, evaluation.test) if path
+        )
+        torch.manual_seed(config.seed)
+        self.model = build_model(config.model).to(self.device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
+        self.queue = KeyQueue(config.loss.queue, config.model.dim).to(self.device)
+        self.modules = {"model": self.model, "queue": self.queue}
+        self.optimizer = build_optimizer(
+            self.model,
+            config.optimizer.name,
+            lr=config.learning_rate,
+            momentum=config.optimizer.momentum,
+            weight_decay=config.optimizer.weight_decay,
+        )
+        self.total_steps = config.epochs * self.loader.steps_per_epoch
+        self.step = 0
+        self.seconds = self.data_seconds = 0.0
+        newest = open_run(config)
+        if newest is not None:
+            self._restore(newest)
+        self.log = JsonLog(config.out / LOG, until_step=self.step if newest else None)
+
+    def train(self) -> Summary:
+        """Runs to the last step; writes log, checkpoints and summary.json."""
+        config, final_loss = self.config, float("nan")
+        knn = self.evaluate() if self.step == 0 else None
+        with progress_bar(self.total_steps, self.step, "Training") as bar:
+            while self.step < self.total_steps:
+                started = time.perf_counter()
+                batch = next(self.loader)
+                self.data_seconds += time.perf_counter() - started
+                measures = self.training_step([view.to(self.device, non_blocking=True) for view in batch.views])
+                self.step += 1
+                last = self.step == self.total_steps
+                if self.step % config.log_every == 0 or last:
+                    final_loss = self._log(batch.epoch, measures)
+                    bar.set_postfix(
+                        loss=f"{final_loss:.3f}", **self._rates(self.seconds + time.perf_counter() - started)
+                    )
+                self.seconds += time.perf_counter() - started
+                epoch_ends = batch.step == self.loader.steps_per_epoch - 1
+                if epoch_ends and ((batch.epoch + 1) % config.evaluation.every == 0 or last):
+                    knn = self.evaluate()
+                if self.step % config.checkpoint_every == 0 or last:
+                    self.save()
+                bar.update()
+        self.log.close()
+        return self._summarize(final_loss, knn)
+
+    def training_step(self, views: list[Tensor]) -> dict[str, Tensor]:
+        """One optimizer step; returns what the log reads, still on the device."""
+        c = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        query, key = self.model([view.contiguous(memory_format=torch.channels_last) for view in views])
+        loss, statistics = sce_loss(
+            query,
+            key,
+            self.queue.keys,
+            temperature=c.loss.temperature,
+            target_temperature=c.loss.target_temperature,
+            coefficient=c.loss.coefficient,
+            positive_target=c.loss.positive_target,
+            backend=c.loss.backend,
+            return_statistics=True,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.model.update_momentum(self._momentum())
+        self.queue.enqueue(key)  # the loss has seen the queue as it was before this step
+        return {
+            "loss": loss.detach(),
+            "target_entropy": statistics.target_entropy.mean(),
+            "positive_probability": statistics.positive_probability.mean(),
+        }
+
+    def evaluate(self) -> float | None:
+        """kNN of the student's backbone on the labelled folders of the config; None without them."""
+        if not self.evaluation_indices:
+            return None
+        (train, train_labels), (test, test_labels) = (
+            (self.features(index), torch.as_tensor(index.labels)) for index in self.evaluation_indices
+        )
+        top1 = knn_top1(train, train_labels, test, test_labels, neighbours=self.config.evaluation.neighbours)
+        self.log.write("knn", self.step, epoch=self.step // self.loader.steps_per_epoch, top1=top1)
+        return top1
+
+    def features(self, index: ImageIndex) -> Tensor:
+        return extract_features(
+            self.model.backbone,
+            index,
+            self.config.evaluation_view(),
+            device=self.device,
+            threads=self.config.loader_threads,
+        )
+
+    def save(self) -> Path:
+        state = {
+            "loader": self.loader.state_dict(),
+            "seconds": self.seconds,
+            "data_seconds": self.data_seconds,
+            "data_fingerprint": self.index.fingerprint,
+            "torch": torch.__version__,
+        }
+        folder = self.config.out / CHECKPOINTS
+        tensors = collect(self.modules, self.optimizer)
+        return save_checkpoint(folder, self.step, tensors, state, keep=self.config.keep_checkpoints)
+
+    def _restore(self, path: Path) -> None:
+        checkpoint = load_checkpoint(path)
+        before, now = checkpoint.state["data_fingerprint"], self.index.fingerprint
+        if before != now:
+            raise ValueError(
+                f"data={self.config.data}: its list of files is not the one of the run (fingerprint {before} then, "
+                f"{now} now); restore the files, or start in another --out"
+            )
+        restore(checkpoint, self.modules, self.optimizer)
+        self.loader.load_state_dict(checkpoint.state["loader"])
+        self.step = checkpoint.state["step"]
+        self.seconds, self.data_seconds = checkpoint.state["seconds"], checkpoint.state["data_seconds"]
+
+    def _learning_rate(self) -> float:
+        warmup = round(self.config.optimizer.warmup_epochs * self.loader.steps_per_epoch)
+        return learning_rate(
+            self.step, base=self.config.learning_rate, warmup_steps=warmup, total_steps=self.total_steps
+        )
+
+    def _momentum(self) -> float:
+        m = self.config.model
+        return momentum(self.step, base=m.momentum, schedule=m.momentum_schedule, total_steps=self.total_steps)
+
+    def _log(self, epoch: int, measures: dict[str, Tensor]) -> float:
+        values = {name: value.item() for name, value in measures.items()}
+        self.log.write("train", self.step, epoch=epoch, **values, learning_rate=self.optimizer.param_groups[0]["lr"])
+        return values["loss"]
+
+    def _rates(self, seconds: float) -> dict[str, str]:
+        images_per_second = self.step * self.config.batch_size / seconds
+        return {"images/s": f"{images_per_second:.0f}", "data_wait": f"{self.data_seconds / seconds:.0%}"}
+
+    def _summarize(self, final_loss: float, knn: float | None) -> Summary:
+        summary = Summary(
+            images=len(self.index),
+            epochs=self.config.epochs,
+            steps=self.total_steps,
+            seconds=round(self.seconds, 2),
+            images_per_second=round(self.total_steps * self.config.batch_size / max(self.seconds, 1e-9), 1),
+            data_wait_share=round(self.data_seconds / max(self.seconds, 1e-9), 4),
+            device=str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
+            backend=self.config.loss.backend,
+            final_loss=final_loss,
+            knn_top1=knn,
+        )
+        write_summary(self.config.out, asdict(summary))
+        return summary
+
+
+def write_summary(run: Path, values: dict[str, Any]) -> None:
+    (run / SUMMARY).write_text(json.dumps(values, indent=1) + "\n")
+
+
+def labelled_index(path: Path, threads: int) -> ImageIndex:
+    """An index that has labels.
+
+    Raises:
+        ValueError: the folder has no classes.
+    """
+    index = index_images(path, threads=threads)
+    if index.labels is None:
+        raise ValueError(f"{path}: evaluation needs labels; expected one folder a class, or a list file with classes")
+    return index

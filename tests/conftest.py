@@ -1,0 +1,57 @@
+"""Images for the data tests: natural photographs that scikit-learn ships."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+# Shapes drawn at random take different times on a busy machine: no deadline, and the same examples every time.
+settings.register_profile("tests", deadline=None, max_examples=30, derandomize=True)
+settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("SCE_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def photographs() -> list[np.ndarray]:
+    """Two natural images, (427, 640, 3) uint8."""
+    return [np.array(image) for image in load_sample_images().images]
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory, photographs) -> Path:
+    """24 JPEG cuts of different sizes in two class folders, one of them stored sideways with an EXIF rotation."""
+    root = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for i in range(24):
+        photograph = photographs[i % 2]
+        height, width = random.integers(120, 260, 2)
+        top, left = random.integers(0, 427 - height), random.integers(0, 640 - width)
+        image = Image.fromarray(photograph[top : top + height, left : left + width])
+        path = root / ("temple" if i % 2 == 0 else "flower") / f"{i:03d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        exif = Image.Exif()
+        if i == 5:
+            exif[0x0112] = 6
+        image.save(path, quality=92, exif=exif)
+    return root
+
+
+def write_png(path: Path | str, array: np.ndarray) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        Image.fromarray(array).save(file, format="png")
