@@ -21,8 +21,11 @@ import torch
 from tqdm import tqdm
 
 from sce_fast.benchmarks.record import machine, write_record
-from sce_fast.data import AUGMENTATIONS, Augmentation, ImageIndex, TrainingLoader, color, index_images
+from sce_fast.data import color
+from sce_fast.data.augment import AUGMENTATIONS, Augmentation
 from sce_fast.data.graph import SOLARIZED, normalized
+from sce_fast.data.index import ImageIndex, index_images
+from sce_fast.data.loader import TrainingLoader
 
 STRONG = Augmentation(**AUGMENTATIONS["strong"])
 DISCARDED = 4  # batches at the start of a turn: those made while another peer had its turn

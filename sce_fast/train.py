@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sce_fast.checkpoint import collect, load_checkpoint, restore, save_checkpoint
 from sce_fast.config import TrainConfig
-from sce_fast.data import ImageIndex, TrainingLoader, index_images
+from sce_fast.data.index import ImageIndex, index_images
+from sce_fast.data.loader import TrainingLoader
 from sce_fast.evaluate import extract_features, knn_top1
 from sce_fast.log import JsonLog, progress_bar
 from sce_fast.loss import sce_loss
@@ -34,7 +35,7 @@ class Summary:
     data_wait_share: float  # of that time, spent waiting for the loader
     device: str
     backend: str
-    final_loss: float
+    final_loss: float | None
     knn_top1: float | None  # of the last evaluation
 
 
@@ -79,6 +80,8 @@ class Trainer:
         self.total_steps = config.epochs * self.loader.steps_per_epoch
         self.step = 0
         self.seconds = self.data_seconds = 0.0
+        self.final_loss: float | None = None  # the loss last logged
+        self.knn_top1: float | None = None  # of the last evaluation
         newest = open_run(config)
         if newest is not None:
             self._restore(newest)
@@ -86,8 +89,9 @@ class Trainer:
 
     def train(self) -> Summary:
         """Runs to the last step; writes log, checkpoints and summary.json."""
-        config, final_loss = self.config, float("nan")
-        knn = self.evaluate() if self.step == 0 else None
+        config = self.config
+        if self.step == 0:
+            self.evaluate()
         with progress_bar(self.total_steps, self.step, "Training") as bar:
             while self.step < self.total_steps:
                 started = time.perf_counter()
@@ -97,19 +101,19 @@ class Trainer:
                 self.step += 1
                 last = self.step == self.total_steps
                 if self.step % config.log_every == 0 or last:
-                    final_loss = self._log(batch.epoch, measures)
+                    self._log(batch.epoch, measures)
                     bar.set_postfix(
-                        loss=f"{final_loss:.3f}", **self._rates(self.seconds + time.perf_counter() - started)
+                        loss=f"{self.final_loss:.3f}", **self._rates(self.seconds + time.perf_counter() - started)
                     )
                 self.seconds += time.perf_counter() - started
                 epoch_ends = batch.step == self.loader.steps_per_epoch - 1
                 if epoch_ends and ((batch.epoch + 1) % config.evaluation.every == 0 or last):
-                    knn = self.evaluate()
+                    self.evaluate()
                 if self.step % config.checkpoint_every == 0 or last:
                     self.save()
                 bar.update()
         self.log.close()
-        return self._summarize(final_loss, knn)
+        return self._summarize()
 
     def training_step(self, views: list[Tensor]) -> dict[str, Tensor]:
         """One optimizer step; returns what the log reads, still on the device."""
@@ -139,16 +143,16 @@ class Trainer:
             "positive_probability": statistics.positive_probability.mean(),
         }
 
-    def evaluate(self) -> float | None:
-        """kNN of the student's backbone on the labelled folders of the config; None without them."""
+    def evaluate(self) -> None:
+        """kNN of the student's backbone on the labelled folders of the config, if it has any, into the log."""
         if not self.evaluation_indices:
-            return None
+            return
         (train, train_labels), (test, test_labels) = (
             (self.features(index), torch.as_tensor(index.labels)) for index in self.evaluation_indices
         )
-        top1 = knn_top1(train, train_labels, test, test_labels, neighbours=self.config.evaluation.neighbours)
-        self.log.write("knn", self.step, epoch=self.step // self.loader.steps_per_epoch, top1=top1)
-        return top1
+        k = self.config.evaluation.neighbours
+        self.knn_top1 = knn_top1(train, train_labels, test, test_labels, neighbours=k)
+        self.log.write("knn", self.step, epoch=self.step // self.loader.steps_per_epoch, top1=self.knn_top1)
 
     def features(self, index: ImageIndex) -> Tensor:
         return extract_features(
@@ -164,6 +168,8 @@ class Trainer:
             "loader": self.loader.state_dict(),
             "seconds": self.seconds,
             "data_seconds": self.data_seconds,
+            "final_loss": self.final_loss,
+            "knn_top1": self.knn_top1,
             "data_fingerprint": self.index.fingerprint,
             "torch": torch.__version__,
         }
@@ -182,7 +188,8 @@ class Trainer:
         restore(checkpoint, self.modules, self.optimizer)
         self.loader.load_state_dict(checkpoint.state["loader"])
         self.step = checkpoint.state["step"]
-        self.seconds, self.data_seconds = checkpoint.state["seconds"], checkpoint.state["data_seconds"]
+        for name in ("seconds", "data_seconds", "final_loss", "knn_top1"):
+            setattr(self, name, checkpoint.state[name])
 
     def _learning_rate(self) -> float:
         warmup = round(self.config.optimizer.warmup_epochs * self.loader.steps_per_epoch)
@@ -194,16 +201,16 @@ class Trainer:
         m = self.config.model
         return momentum(self.step, base=m.momentum, schedule=m.momentum_schedule, total_steps=self.total_steps)
 
-    def _log(self, epoch: int, measures: dict[str, Tensor]) -> float:
+    def _log(self, epoch: int, measures: dict[str, Tensor]) -> None:
         values = {name: value.item() for name, value in measures.items()}
         self.log.write("train", self.step, epoch=epoch, **values, learning_rate=self.optimizer.param_groups[0]["lr"])
-        return values["loss"]
+        self.final_loss = values["loss"]
 
     def _rates(self, seconds: float) -> dict[str, str]:
         images_per_second = self.step * self.config.batch_size / seconds
         return {"images/s": f"{images_per_second:.0f}", "data_wait": f"{self.data_seconds / seconds:.0%}"}
 
-    def _summarize(self, final_loss: float, knn: float | None) -> Summary:
+    def _summarize(self) -> Summary:
         summary = Summary(
             images=len(self.index),
             epochs=self.config.epochs,
@@ -213,8 +220,8 @@ class Trainer:
             data_wait_share=round(self.data_seconds / max(self.seconds, 1e-9), 4),
             device=str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
             backend=self.config.loss.backend,
-            final_loss=final_loss,
-            knn_top1=knn,
+            final_loss=self.final_loss,
+            knn_top1=self.knn_top1,
         )
         write_summary(self.config.out, asdict(summary))
         return summary

@@ -46,7 +46,7 @@ def test_feature_maps_have_the_published_sizes():
         found = []
         for stage in range(1, 5):
             backbone.get_submodule(f"layer{stage}").register_forward_hook(
-                lambda _module, _inputs, output: found.append(output.shape[-1])
+                lambda _module, _inputs, output, found=found: found.append(output.shape[-1])
             )
         backbone(torch.randn(2, 3, size, size))
         assert found == expected

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -138,7 +140,7 @@ def _cached_sizes(cache_file: Path, listing: Listing, stamps: NDArray[np.int64])
                 return sizes
             names = cached["names"].tobytes().split(b"\0")
             known = dict(zip(names, zip(cached["stamps"].tolist(), cached["sizes"].tolist(), strict=True), strict=True))
-    except (OSError, ValueError, KeyError):  # no cache, or a damaged one: read everything again
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # no cache, or a damaged one: read everything again
         return sizes
     for i, (name, stamp) in enumerate(zip(listing.names, stamps.tolist(), strict=True)):
         old_stamp, old_size = known.get(os.fsencode(name), (None, None))
@@ -150,9 +152,9 @@ def _cached_sizes(cache_file: Path, listing: Listing, stamps: NDArray[np.int64])
 def _write_cache(cache_file: Path, listing: Listing, stamps: NDArray[np.int64], sizes: NDArray[np.int32]) -> None:
     names = np.frombuffer(b"\0".join(os.fsencode(name) for name in listing.names), dtype=np.uint8)
     temporary = cache_file.with_name(f".{cache_file.stem}.{os.getpid()}.npz")
-    try:
+    with suppress(OSError):  # a cache is a convenience: a read-only home must not stop a run
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(temporary, version=CACHE_VERSION, names=names, stamps=stamps, sizes=sizes)
         os.replace(temporary, cache_file)
-    except OSError:  # a cache is a convenience: a read-only home must not stop a run
-        temporary.unlink(missing_ok=True)
+    with suppress(OSError):
+        temporary.unlink()

@@ -12,7 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sce_fast.data import EvaluationView, ImageIndex, evaluation_batches
+from sce_fast.data.augment import EvaluationView
+from sce_fast.data.index import ImageIndex
+from sce_fast.data.loader import evaluation_batches
 
 
 @torch.no_grad()

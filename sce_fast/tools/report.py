@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sce_fast.config import TrainConfig
-from sce_fast.data import TrainingLoader, evaluation_batches, index_images
+from sce_fast.data.index import index_images
+from sce_fast.data.loader import TrainingLoader, evaluation_batches
 from sce_fast.evaluate import extract_features
 from sce_fast.log import read_log
 from sce_fast.problem import unit_rows

@@ -1,0 +1,292 @@
+"""A run on real images: it learns nothing here in so few steps, but every part of it is the user's."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sce_fast.checkpoint import checkpoints, load_checkpoint
+from sce_fast.config import (
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    ViewsConfig,
+    from_json,
+    to_json,
+)
+from sce_fast.evaluate import load_features
+from sce_fast.log import read_log
+from sce_fast.recipes import RECIPES
+from sce_fast.run import choose_device, load_backbone, open_run
+from sce_fast.tools.embed import embed
+from sce_fast.train import Trainer
+
+
+def small_config(data: Path, out: Path, **changes) -> TrainConfig:
+    config = TrainConfig(
+        data=data,
+        out=out,
+        epochs=3,
+        batch_size=8,
+        seed=1,
+        device="cpu",
+        checkpoint_every=2,
+        keep_checkpoints=3,
+        log_every=1,
+        views=ViewsConfig(names=("alpha", "beta"), sizes=(32,)),
+        model=ModelConfig(
+            backbone="resnet18", width=4, small_input=True, projector_hidden=(16,), dim=8, predictor_hidden=16
+        ),
+        loss=LossConfig(queue=40),
+        optimizer=OptimizerConfig(warmup_epochs=1),
+        evaluation=EvaluationConfig(train=data, test=data, every=2, resize=40, crop=32, neighbours=3),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def final_tensors(run: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(checkpoints(run / "checkpoints")[-1]).tensors
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    tensors, others = final_tensors(run), final_tensors(other)
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), name
+    assert (run / "log.jsonl").read_text() == (other / "log.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, photo_folder) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCE_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        run = tmp_path_factory.mktemp("runs") / "undisturbed"
+        Trainer(small_config(photo_folder, run)).train()
+    return run
+
+
+def test_a_run_leaves_config_log_checkpoints_and_summary(undisturbed, photo_folder):
+    config = from_json(json.loads((undisturbed / "config.json").read_text()))
+    assert config == small_config(photo_folder, undisturbed)
+    events = read_log(undisturbed / "log.jsonl")
+    steps = [event["step"] for event in events if event["event"] == "train"]
+    assert steps == list(range(1, 10))
+    assert [event["epoch"] for event in events if event["event"] == "knn"] == [0, 2, 3]
+    rates = [event["learning_rate"] for event in events if event["event"] == "train"]
+    peak = 0.3 * 8 / 256
+    assert rates[:4] == [0.0, pytest.approx(peak / 2), pytest.approx(peak), pytest.approx(peak)]
+    assert rates[-1] < 0.1 * peak
+    assert [path.name for path in checkpoints(undisturbed / "checkpoints")] == [
+        "step_00000006",
+        "step_00000008",
+        "step_00000009",
+    ]
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["images"] == 24
+    assert summary["steps"] == 9
+    assert summary["final_loss"] == events[-2]["loss"]
+    assert 0 <= summary["data_wait_share"] <= 1
+
+
+def test_a_run_repeats_itself(undisturbed, photo_folder, tmp_path):
+    Trainer(small_config(photo_folder, tmp_path / "again")).train()
+    assert_same_run(tmp_path / "again", undisturbed)
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2, 4, 5, 7])
+def test_resume_gives_the_same_bits(undisturbed, photo_folder, tmp_path, monkeypatch, stopped_after):
+    """Stopped within an epoch and at its end, at a checkpoint and between two, and before the first."""
+    config = small_config(photo_folder, tmp_path / "run")
+    trainer = Trainer(config)
+    original = trainer.training_step
+
+    def step(views):
+        if trainer.step == stopped_after:
+            raise KeyboardInterrupt
+        return original(views)
+
+    monkeypatch.setattr(trainer, "training_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    Trainer(dataclasses.replace(config, resume=True, loader_threads=1)).train()
+    assert_same_run(config.out, undisturbed)
+
+
+def test_sgd_and_asymmetric_views_resume_too(photo_folder, tmp_path):
+    changes = dict(
+        optimizer=OptimizerConfig(name="sgd", warmup_epochs=0, weight_decay=5e-4),
+        model=ModelConfig(
+            backbone="resnet18", width=4, projector_hidden=(16,), dim=8, projector_norm="hidden", symmetric=False,
+            predictor_hidden=0, momentum_schedule="constant",
+        ),
+        checkpoint_every=4,
+        keep_checkpoints=9,
+        evaluation=EvaluationConfig(),
+    )  # fmt: skip
+    whole = small_config(photo_folder, tmp_path / "whole", **changes)
+    Trainer(whole).train()
+    part = dataclasses.replace(whole, out=tmp_path / "part")
+    Trainer(part).train()
+    for path in checkpoints(part.out / "checkpoints")[1:]:  # as if killed right after step 4
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    assert Trainer(dataclasses.replace(part, resume=True)).train().knn_top1 is None
+    assert_same_run(part.out, whole.out)
+
+
+def test_resuming_a_finished_run_changes_nothing(undisturbed, photo_folder):
+    before = final_tensors(undisturbed)
+    summary = Trainer(small_config(photo_folder, undisturbed, resume=True)).train()
+    assert summary.steps == 9
+    assert summary.final_loss == json.loads((undisturbed / "summary.json").read_text())["final_loss"]
+    assert all(torch.equal(t, before[name]) for name, t in final_tensors(undisturbed).items())
+
+
+def test_a_run_is_never_overwritten(undisturbed, photo_folder):
+    with pytest.raises(ValueError, match="already holds a run; pass --resume"):
+        open_run(small_config(photo_folder, undisturbed))
+    changed = small_config(photo_folder, undisturbed, resume=True, seed=2, loss=LossConfig(queue=40, coefficient=0.25))
+    with pytest.raises(ValueError, match=r"(?s)another config.*loss.coefficient: 0.5 then, 0.25 now.*seed: 1 then, 2"):
+        open_run(changed)
+
+
+def test_another_data_list_is_refused(photo_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(photo_folder, tmp_path / "data")
+    config = small_config(tmp_path / "data", tmp_path / "run")
+    Trainer(config).train()
+    (tmp_path / "data" / "temple" / "000.jpg").unlink()
+    with pytest.raises(ValueError, match="its list of files is not the one of the run"):
+        Trainer(dataclasses.replace(config, resume=True))
+
+
+def test_a_checkpoint_is_whole_or_absent(undisturbed, photo_folder, tmp_path, monkeypatch):
+    """A disk that fills up while saving leaves the last checkpoint and nothing that looks like a new one."""
+    import sce_fast.checkpoint
+
+    config = small_config(photo_folder, tmp_path / "run")
+    trainer = Trainer(config)
+    original, calls = sce_fast.checkpoint.save_file, []
+
+    def full_disk(tensors, path):
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device", str(path))
+        original(tensors, path)
+
+    monkeypatch.setattr(sce_fast.checkpoint, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+    assert [path.name for path in checkpoints(config.out / "checkpoints")] == ["step_00000002"]
+    Trainer(dataclasses.replace(config, resume=True)).train()
+    assert_same_run(config.out, undisturbed)
+
+
+def test_training_moves_student_teacher_and_queue(photo_folder, tmp_path):
+    trainer = Trainer(small_config(photo_folder, tmp_path / "run", optimizer=OptimizerConfig(warmup_epochs=0)))
+    names = [name for name, _ in trainer.model.named_parameters()]
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    keys = trainer.queue.keys.clone()
+    trainer.training_step(next(trainer.loader).views)
+    after = trainer.model.state_dict()
+    assert all(not torch.equal(before[name], after[name]) for name in names)
+    assert trainer.queue.cursor.item() == 16  # both views' keys
+    assert not torch.equal(trainer.queue.keys[:16], keys[:16])
+    assert torch.equal(trainer.queue.keys[16:], keys[16:])
+
+
+def test_labels_never_reach_training(photo_folder, tmp_path):
+    """The same images as a flat folder, without labels, give the same weights."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, path in enumerate(sorted(photo_folder.rglob("*.jpg"))):
+        (flat / f"{i:03d}.jpg").write_bytes(path.read_bytes())
+    without = dict(evaluation=EvaluationConfig(resize=40, crop=32))
+    Trainer(small_config(photo_folder, tmp_path / "classes", **without)).train()
+    Trainer(small_config(flat, tmp_path / "run", **without)).train()
+    assert_same_run(tmp_path / "classes", tmp_path / "run")
+
+
+def test_embed_writes_features_with_names(undisturbed, photo_folder):
+    path = embed(undisturbed, photo_folder)
+    saved = load_features(path)
+    assert saved.features.shape == (24, 32)
+    assert saved.names[0] == "flower/001.jpg"
+    assert saved.labels.tolist() == [0] * 12 + [1] * 12
+    assert saved.classes == ["flower", "temple"]
+    again = load_features(embed(undisturbed, photo_folder, out=path.with_name("again.safetensors"), batch_size=5))
+    torch.testing.assert_close(again.features, saved.features)
+    with pytest.raises(ValueError, match="exists already"):
+        embed(undisturbed, photo_folder)
+
+
+def test_backbone_of_a_run_loads_alone(undisturbed):
+    backbone, config = load_backbone(undisturbed)
+    assert config.model.width == 4
+    tensors = final_tensors(undisturbed)
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, tensors[f"model.backbone.{name}"])
+    with pytest.raises(FileNotFoundError, match="is not a run folder"):
+        load_backbone(undisturbed / "checkpoints")
+
+
+def test_report_draws_what_the_run_has(undisturbed):
+    from PIL import Image
+
+    from sce_fast.tools.report import write_report
+
+    names = [path.name for path in write_report(undisturbed)]
+    assert names == ["loss.png", "views.png", "knn.png", "neighbours.png"]
+    for name in names:
+        with Image.open(undisturbed / name) as picture:
+            assert np.array(picture.convert("L")).std() > 5  # something is drawn
+
+
+def test_evaluation_needs_labels(photo_folder, tmp_path):
+    flat = photo_folder / "temple"
+    evaluation = EvaluationConfig(train=flat, test=flat)
+    with pytest.raises(ValueError, match="evaluation needs labels"):
+        Trainer(small_config(photo_folder, tmp_path / "run", evaluation=evaluation))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_valid_and_survive_json(name, tmp_path):
+    config = RECIPES[name](data=tmp_path / "images", out=tmp_path / "run")
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda c: dataclasses.replace(c, batch_size=0), "batch_size=0: expected at least 1"),
+        (lambda c: dataclasses.replace(c, loss=LossConfig(queue=15)), "loss.queue=15: expected at least the 16 keys"),
+        (lambda c: dataclasses.replace(c, epochs=1, optimizer=OptimizerConfig(warmup_epochs=2)), "warmup_epochs=2"),
+        (lambda c: LossConfig(temperature=0.0), "loss.temperature=0.0: expected a number > 0"),
+        (lambda c: LossConfig(coefficient=2.0), "loss.coefficient=2.0"),
+        (lambda c: ViewsConfig(names=("weak", "stong")), "'stong'.*did you mean 'strong'"),
+        (lambda c: ViewsConfig(names=("weak",)), "at least two views"),
+        (lambda c: ViewsConfig(sizes=(32, 24, 16)), "views.sizes="),
+        (lambda c: ModelConfig(key_views=1), "model.key_views=1"),
+        (lambda c: ModelConfig(momentum=1.5), "model.momentum=1.5"),
+        (lambda c: EvaluationConfig(train=Path("x")), "both or neither"),
+        (lambda c: from_json({**to_json(c), "epoch": 3}), "unknown or missing entries"),
+    ],
+)
+def test_bad_settings_are_named(photo_folder, tmp_path, make, message):
+    with pytest.raises(ValueError, match=message):
+        make(small_config(photo_folder, tmp_path))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_cuda_without_a_gpu_is_refused():
+    assert choose_device("auto").type == "cpu"
+    with pytest.raises(ValueError, match="device='cuda': torch sees no CUDA device"):
+        choose_device("cuda")
