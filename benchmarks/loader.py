@@ -18,14 +18,15 @@ from unittest import mock
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from sce_fast.benchmarks.record import machine, write_record
-from sce_fast.data import color
+from sce_fast.data import photometric
 from sce_fast.data.augment import AUGMENTATIONS, Augmentation
-from sce_fast.data.graph import SOLARIZED, normalized
+from sce_fast.data.graph import normalized
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.loader import TrainingLoader
+from sce_fast.data.photometric import SOLARIZED
+from sce_fast.log import progress_bar
 
 STRONG = Augmentation(**AUGMENTATIONS["strong"])
 DISCARDED = 4  # batches at the start of a turn: those made while another peer had its turn
@@ -58,9 +59,10 @@ def main(
             "Pillow DataLoader": pillow(index, batch_size, threads),
         }
         rates: dict[str, list[float]] = {name: [] for name in peers}
-        for _ in tqdm(range(rounds), desc="Rounds"):
-            for name, batches_of_peer in peers.items():
+        with progress_bar(rounds * len(peers), "Measuring", unit="turn") as bar:
+            for name, batches_of_peer in list(peers.items()) * rounds:
                 rates[name].append(_rate(batches_of_peer, batches, batch_size))
+                bar.update()
     medians = {name: statistics.median(values) for name, values in rates.items()}
     ratios = {
         name: statistics.median(a / b for a, b in zip(rates["sce_fast"], values, strict=True))
@@ -105,7 +107,7 @@ def ours(index: ImageIndex, batch_size: int, threads: int) -> Iterator[Any]:
 def dali_arithmetic(index: ImageIndex, batch_size: int, threads: int) -> Iterator[Any]:
     """Our loader as it is without the native kernel."""
     loader = ours(index, batch_size, threads)
-    with mock.patch.object(color, "_cpu", None):
+    with mock.patch.object(photometric, "_cpu", None):
         next(loader)  # builds the graph
     return loader
 

@@ -10,30 +10,27 @@ from tqdm import tqdm
 PLAIN_LINE_SECONDS = 10.0
 
 
-def progress_bar(total: int, initial: int, description: str) -> tqdm:
+def progress_bar(total: int, description: str, *, initial: int = 0, unit: str = "step") -> tqdm:
     """A bar on a terminal; elsewhere (files, CI) a plain line every few seconds."""
-    terminal = sys.stderr.isatty()
+    if sys.stderr.isatty():
+        return tqdm(total=total, initial=initial, desc=description, unit=unit, dynamic_ncols=True, mininterval=0.5)
+    line = f"{{desc}}: {unit} {{n_fmt}}/{{total_fmt}} [{{elapsed}}<{{remaining}}{{postfix}}]"
     return tqdm(
-        total=total,
-        initial=initial,
-        desc=description,
-        unit="step",
-        dynamic_ncols=terminal,
-        mininterval=0.5 if terminal else PLAIN_LINE_SECONDS,
-        ascii=None if terminal else True,
-        # a new line for each state instead of overwriting the last
-        file=sys.stderr if terminal else _Lines(),
-        bar_format=None if terminal else "{desc}: step {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        total=total, initial=initial, desc=description, mininterval=PLAIN_LINE_SECONDS, file=_Lines(), bar_format=line
     )
 
 
 class _Lines:
-    """A stream that turns tqdm's carriage returns into lines."""
+    """A stream that turns tqdm's carriage returns into lines, and says nothing twice."""
+
+    def __init__(self) -> None:
+        self._last = ""
 
     def write(self, text: str) -> None:
         text = text.strip("\r\n ")
-        if text:
+        if text and text != self._last:
             sys.stderr.write(text + "\n")
+            self._last = text
 
     def flush(self) -> None:
         sys.stderr.flush()

@@ -92,7 +92,7 @@ class Trainer:
         config = self.config
         if self.step == 0:
             self.evaluate()
-        with progress_bar(self.total_steps, self.step, "Training") as bar:
+        with progress_bar(self.total_steps, "Training", initial=self.step) as bar:
             while self.step < self.total_steps:
                 started = time.perf_counter()
                 batch = next(self.loader)

@@ -9,7 +9,7 @@ import scipy.ndimage
 import torch
 from PIL import Image
 
-from sce_fast.data import color
+from sce_fast.data import photometric
 from sce_fast.data.augment import Augmentation, EvaluationView
 from sce_fast.data.graph import (
     evaluation_feed,
@@ -31,11 +31,11 @@ MEAN_ERROR = 2.0  # of 255
 
 
 @pytest.fixture(params=["native", "DALI operators"])
-def either_color(request, monkeypatch):
+def either_kernel(request, monkeypatch):
     if request.param == "native":
-        assert color._cpu is not None, "the extension is not built: make venv"
+        assert photometric._cpu is not None, "the extension is not built: make venv"
     else:
-        monkeypatch.setattr(color, "_cpu", None)
+        monkeypatch.setattr(photometric, "_cpu", None)
 
 
 def cut(photograph, top=100, left=200):
@@ -104,7 +104,7 @@ def assert_near(images, expected, mean_error=MEAN_ERROR):
         assert error.mean() <= mean_error, f"mean error {error.mean():.2f} of 255"
 
 
-def test_nothing_to_do_changes_nothing(files, crops, either_color):
+def test_nothing_to_do_changes_nothing(files, crops, either_kernel):
     assert np.array_equal(render(files, still(4)), np.stack(crops))
 
 
@@ -118,7 +118,7 @@ def test_nothing_to_do_changes_nothing(files, crops, either_color):
         (4, [0.0, 0.0, 0.0, 0.0]),
     ],
 )
-def test_each_colour_operation(files, crops, either_color, operation, factors):
+def test_each_colour_operation(files, crops, either_kernel, operation, factors):
     plan = still(4)
     slot = 4 if operation == 4 else 2
     plan.operations[:, slot] = operation
@@ -130,7 +130,7 @@ def test_each_colour_operation(files, crops, either_color, operation, factors):
         assert min(np.abs(image - crop).mean() for image, crop in zip(images, crops, strict=True)) > MEAN_ERROR
 
 
-def test_colour_operations_in_every_order(files, crops, either_color):
+def test_colour_operations_in_every_order(files, crops, either_kernel):
     factors_of = np.array([1.3, 0.7, 1.4, -0.08])
     for start in range(0, len(JITTER_ORDERS), 4):
         orders = JITTER_ORDERS[start : start + 4]
@@ -147,7 +147,7 @@ def test_colour_operations_in_every_order(files, crops, either_color):
         assert_near(render(files, plan), expected, mean_error=0.6)
 
 
-def test_blur(files, crops):
+def test_blur(files, crops, either_kernel):
     sigmas = [0.5, 1.0, 1.5, 2.0]
     images = render(files, still(4, blur_sigma=np.float32(sigmas)))
     expected = [
@@ -158,7 +158,7 @@ def test_blur(files, crops):
     assert np.abs(images[0] - crops[0]).mean() > MEAN_ERROR
 
 
-def test_solarize_and_flip(files, crops):
+def test_solarize_and_flip(files, crops, either_kernel):
     plan = still(4, solarize=np.array([True, False, True, False]), flip=np.array([True, True, False, False]))
     inverted = [np.where(crop >= 128, 255 - crop, crop) for crop in crops]
     expected = [inverted[0][:, ::-1], crops[1][:, ::-1], inverted[2], crops[3]]
@@ -184,7 +184,7 @@ def test_crop_from_a_large_image_is_antialiased(photographs, tmp_path):
     assert_near([image], [np.array(expected)], mean_error=0.6)
 
 
-def test_order_of_the_operators(files, crops):
+def test_order_of_the_operators(files, crops, either_kernel):
     """Crop, jitter, grayscale, blur, solarize, flip."""
     plan = still(
         4,
@@ -208,30 +208,68 @@ def test_pixels_do_not_depend_on_threads(files, threads):
     assert np.array_equal(render(files, plan, threads=threads), render(files, plan, threads=2))
 
 
+def native(images, operations=NONE, factors=0.0, blur_sigma=0.0, solarize=False, threads=1):
+    """The kernel on a list of images with the same plan for each."""
+    n = len(images)
+    rows = [
+        np.tile(np.array(row, dtype=dtype), (n, 1)) for row, dtype in ((operations, np.int32), (factors, np.float32))
+    ]
+    return photometric._cpu.augment(
+        images, *rows, np.full(n, blur_sigma, dtype=np.float32), np.full(n, solarize), threads
+    )
+
+
 def test_kernel_refuses_what_it_does_not_understand():
-    image, operations = np.zeros((4, 4, 3), dtype=np.uint8), np.zeros((1, 5), dtype=np.int32)
-    factors = np.zeros((1, 5), dtype=np.float32)
-    for call, message in [
-        (([image[..., :1]], operations, factors), r"\(H, W, 3\)"),
-        (([image, image], operations, factors), "N = 2 images"),
-        (([image], operations, factors[:, :3]), "shape of operations"),
-        (([image], operations, factors, 0), "threads is 0"),
+    image, row = np.zeros((4, 4, 3), dtype=np.uint8), np.zeros((1, 5), dtype=np.int32)
+    call = {
+        "images": [image], "operations": row, "factors": row.astype(np.float32),
+        "blur_sigma": np.zeros(1, dtype=np.float32), "solarize": np.zeros(1, dtype=bool), "threads": 1,
+    }  # fmt: skip
+    for change, message in [
+        ({"images": [image[..., :1]]}, r"\(H, W, 3\)"),
+        ({"images": [image, image]}, "N = 2 images"),
+        ({"factors": call["factors"][:, :3]}, "shape of operations"),
+        ({"blur_sigma": np.zeros(2, dtype=np.float32)}, "blur_sigma must be"),
+        ({"solarize": np.zeros(2, dtype=bool)}, "solarize must be"),
+        ({"threads": 0}, "threads is 0"),
     ]:
         with pytest.raises(ValueError, match=message):
-            color._cpu.color_jitter(*call)
+            photometric._cpu.augment(**{**call, **change})
 
 
-def test_kernel_handles_any_number_of_pixels():
+def test_kernel_jitters_any_number_of_pixels():
     """Tails of blocks and lanes: sizes around 16 and 2048, against the formula."""
     random = np.random.default_rng(0)
+    operations, factors = [1, 3, 2, 1, 0], [1.5, 0.2, 0.5, 0.7, 1.1]
     for pixels in (1, 15, 17, 2047, 2048, 2049, 5000):
         image = random.integers(0, 256, (1, pixels, 3), dtype=np.uint8)
-        operations, factors = np.int32([[1, 3, 2, 1, 0]]), np.float32([[1.5, 0.2, 0.5, 0.7, 1.1]])
-        (result,) = color._cpu.color_jitter([image], operations, factors)
+        (result,) = native([image], operations, factors)
         expected = image
-        for operation, factor in zip(operations[0], factors[0], strict=True):
-            expected = by_formula(expected, operation, float(factor))
+        for operation, factor in zip(operations, factors, strict=True):
+            expected = by_formula(expected, operation, factor)
         assert np.abs(result - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 3), (5, 4), (40, 17), (33, 64)])
+def test_kernel_blurs_any_size(shape):
+    """Windows wider than the image mirror more than once."""
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    for sigma in (0.1, 0.7, 2.0, 4.3):
+        radius = int(np.ceil(3 * sigma))
+        expected = scipy.ndimage.gaussian_filter(
+            image.astype(np.float64), (sigma, sigma, 0), mode="mirror", radius=(radius, radius, 0)
+        )
+        (result,) = native([image], blur_sigma=sigma)
+        assert np.abs(result - expected).max() <= 0.51
+
+
+def test_kernel_gives_the_same_bits_on_any_number_of_threads(crops):
+    many = crops * 5
+    settings = dict(operations=[2, 0, 3, 1, NONE], factors=[1.3, 0.8, 0.07, 1.2, 0], blur_sigma=1.3, solarize=True)
+    alone = native(many, **settings)
+    for threads in (2, 5):
+        for image, other in zip(native(many, **settings, threads=threads), alone, strict=True):
+            assert np.array_equal(image, other)
 
 
 def test_evaluation_view(photographs, tmp_path):

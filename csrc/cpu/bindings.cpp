@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "color_jitter.h"
+#include "gaussian_blur.h"
 
 namespace py = pybind11;
 
@@ -17,36 +18,52 @@ template <typename T>
 using Rows = py::array_t<T, py::array::c_style>;
 
 void require(bool holds, const std::string& message) {
-  if (!holds) throw py::value_error("color_jitter: " + message);
+  if (!holds) throw py::value_error("augment: " + message);
 }
 
-std::vector<Image> color_jitter(const std::vector<Image>& images, const Rows<int32_t>& operations,
-                                const Rows<float>& factors, int threads) {
+// One image of the batch, as plain pointers that need no interpreter.
+struct Task {
+  const uint8_t* input;
+  uint8_t* output;
+  int64_t height, width;
+};
+
+void augment_one(const Task& task, const int32_t* operations, const float* factors, int steps, float sigma,
+                 bool solarize) {
+  const int64_t pixels = task.height * task.width;
+  sce_fast::color_jitter(task.input, task.output, pixels, operations, factors, steps);
+  if (sigma > 0.f) sce_fast::gaussian_blur(task.output, task.height, task.width, sigma);
+  if (solarize)
+    for (int64_t i = 0; i < 3 * pixels; ++i) task.output[i] ^= static_cast<uint8_t>(-(task.output[i] >> 7));
+}
+
+std::vector<Image> augment(const std::vector<Image>& images, const Rows<int32_t>& operations,
+                           const Rows<float>& factors, const Rows<float>& blur_sigma, const Rows<bool>& solarize,
+                           int threads) {
   const auto count = static_cast<int64_t>(images.size());
+  const std::string n = "N = " + std::to_string(count) + " images";
   require(threads >= 1, "threads is " + std::to_string(threads) + ", expected at least 1");
-  require(operations.ndim() == 2 && operations.shape(0) == count,
-          "operations must be (N, S) with N = " + std::to_string(count) + " images");
+  require(operations.ndim() == 2 && operations.shape(0) == count, "operations must be (N, S) with " + n);
   require(factors.ndim() == 2 && factors.shape(0) == count && factors.shape(1) == operations.shape(1),
           "factors must have the shape of operations");
+  require(blur_sigma.ndim() == 1 && blur_sigma.shape(0) == count, "blur_sigma must be (N,) with " + n);
+  require(solarize.ndim() == 1 && solarize.shape(0) == count, "solarize must be (N,) with " + n);
   const int steps = static_cast<int>(operations.shape(1));
   std::vector<Image> outputs;
-  std::vector<const uint8_t*> from;
-  std::vector<uint8_t*> to;
-  std::vector<int64_t> pixels;
+  std::vector<Task> tasks;
   for (const Image& image : images) {
     require(image.ndim() == 3 && image.shape(2) == 3, "every image must be (H, W, 3) uint8");
     outputs.emplace_back(std::vector<py::ssize_t>{image.shape(0), image.shape(1), 3});
-    from.push_back(image.data());
-    to.push_back(outputs.back().mutable_data());
-    pixels.push_back(image.shape(0) * image.shape(1));
+    tasks.push_back({image.data(), outputs.back().mutable_data(), image.shape(0), image.shape(1)});
   }
   {
     const int32_t* operation = operations.data();
-    const float* factor = factors.data();
+    const float *factor = factors.data(), *sigma = blur_sigma.data();
+    const bool* inverted = solarize.data();
     py::gil_scoped_release release;
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
     for (int64_t i = 0; i < count; ++i)
-      sce_fast::color_jitter(from[i], to[i], pixels[i], operation + i * steps, factor + i * steps, steps);
+      augment_one(tasks[i], operation + i * steps, factor + i * steps, steps, sigma[i], inverted[i]);
   }
   return outputs;
 }
@@ -55,7 +72,8 @@ std::vector<Image> color_jitter(const std::vector<Image>& images, const Rows<int
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of sce_fast.";
-  m.def("color_jitter", &color_jitter, py::arg("images"), py::arg("operations"), py::arg("factors"),
-        py::arg("threads") = 1,
-        "Colour operations on a list of (H, W, 3) uint8 images, one row of (N, S) operations and factors each.");
+  m.def("augment", &augment, py::arg("images"), py::arg("operations"), py::arg("factors"), py::arg("blur_sigma"),
+        py::arg("solarize"), py::arg("threads") = 1,
+        "Colour operations, blur and solarize on a list of (H, W, 3) uint8 images; a row of operations and factors "
+        "(N, S), a blur_sigma (N,) in pixels with 0 for none, and a solarize (N,) for each.");
 }

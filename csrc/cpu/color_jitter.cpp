@@ -4,12 +4,7 @@
 #include <cstring>
 #include <vector>
 
-// The fastest version that this processor runs is chosen when the library is loaded.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define SCE_FAST_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define SCE_FAST_CLONES
-#endif
+#include "clones.h"
 
 namespace sce_fast {
 namespace {

@@ -54,6 +54,11 @@ class Augmentation:
             if not 0 <= getattr(self, name) <= high:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 to {high}")
 
+    @property
+    def changes_values(self) -> bool:
+        """Whether anything but crop and flip can happen."""
+        return max(self.jitter, self.grayscale, self.blur, self.solarize) > 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationView:

@@ -9,10 +9,9 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline
 
 from sce_fast.data.augment import Augmentation, EvaluationView
-from sce_fast.data.color import color_operator
+from sce_fast.data.photometric import photometric_operator
 from sce_fast.data.plan import ViewPlan, evaluation_boxes
 
-SOLARIZED = [value if value < 128 else 255 - value for value in range(256)]
 # (sample arrays of the first input, of the second, …)
 Feed = tuple[list[NDArray], ...]
 
@@ -37,7 +36,7 @@ def training_pipeline(
         source: called for each batch; gives feed_paths and then feed_view of each view.
         device: "cpu", or "gpu" for the current CUDA device.
     """
-    color = color_operator(device, threads)
+    photometric = photometric_operator(device, threads)
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
@@ -50,7 +49,7 @@ def training_pipeline(
         image = decoded(path, device)
         views = []
         for v, augmentation in enumerate(augmentations):
-            views.append(random_view(image, parameters[v], augmentation, color))
+            views.append(random_view(image, parameters[v], augmentation, photometric))
         return tuple(views)
 
     return _built(graph, batch_size, threads, device)
@@ -108,21 +107,21 @@ def normalized(image: Any, mean: tuple[float, ...], std: tuple[float, ...], mirr
     )
 
 
-def random_view(image: Any, parameters: Any, augmentation: Augmentation, color: Callable[..., Any]) -> Any:
-    """One view. What an augmentation never does is not in its graph; `if` on a drawn value splits the batch."""
+def random_view(image: Any, parameters: Any, augmentation: Augmentation, photometric: Callable[..., Any]) -> Any:
+    """One view, by the vector that feed_view packed. What an augmentation never does is not in its graph."""
     box = fn.cast(parameters[0:4], dtype=types.INT32)
-    sigma, solarize, flip = parameters[14], parameters[15], parameters[16]
     # Cut first, resize then: a resize with a region of interest would mix in pixels from outside the box.
     view = fn.resize(cropped(image, box), size=[augmentation.size] * 2, interp_type=types.INTERP_LINEAR, antialias=True)
-    if augmentation.jitter > 0 or augmentation.grayscale > 0:
-        view = color(view, operations=parameters[4:9], factors=parameters[9:14])
-    if augmentation.blur > 0:
-        if sigma > 0.0:
-            view = fn.gaussian_blur(view, sigma=sigma)
-    if augmentation.solarize > 0:
-        if solarize > 0.0:
-            view = fn.lookup_table(view, keys=list(range(256)), values=SOLARIZED, dtype=types.UINT8)
-    return normalized(view, augmentation.mean, augmentation.std, mirror=fn.cast(flip, dtype=types.INT32))
+    if augmentation.changes_values:
+        view = photometric(
+            view,
+            operations=parameters[4:9],
+            factors=parameters[9:14],
+            sigma=parameters[14],
+            solarize=parameters[15],
+        )
+    mirror = fn.cast(parameters[16], dtype=types.INT32)
+    return normalized(view, augmentation.mean, augmentation.std, mirror=mirror)
 
 
 def _built(graph: Callable[..., Pipeline], batch_size: int, threads: int, device: str) -> Pipeline:

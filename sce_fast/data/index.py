@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from sce_fast.data.sources import Listing, list_images, printable
+from sce_fast.log import progress_bar
 
 CACHE_VERSION = 1
 SIZE_BATCH = 256
@@ -81,13 +81,15 @@ def read_sizes(paths: list[bytes], *, threads: int = 2) -> NDArray[np.int32]:
     """
     batches = [paths[i : i + SIZE_BATCH] for i in range(0, len(paths), SIZE_BATCH)]
     sizes, bad = [], []
-    for batch in tqdm(batches, desc="Reading image sizes", unit="batch", disable=len(batches) < 40):
-        try:
-            sizes.append(_peek(batch, threads))
-        except RuntimeError:  # DALI fails the whole batch and does not always name the file
-            bad += [path for path in batch if not _readable(path)]
-            if not bad:
-                raise
+    with progress_bar(len(paths), "Reading image sizes", unit="image") as bar:
+        for batch in batches:
+            try:
+                sizes.append(_peek(batch, threads))
+            except RuntimeError:  # DALI fails the whole batch and does not always name the file
+                bad += [path for path in batch if not _readable(path)]
+                if not bad:
+                    raise
+            bar.update(len(batch))
     if bad:
         shown = "\n  ".join(printable(os.fsdecode(path)) for path in bad[:20])
         more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""

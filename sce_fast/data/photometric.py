@@ -1,4 +1,4 @@
-"""The colour operations inside a DALI graph: our kernel on a CPU, DALI's arithmetic elsewhere."""
+"""Jitter, grayscale, blur and solarize inside a DALI graph: our kernel on a CPU, DALI's operators elsewhere."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,33 +12,42 @@ try:
 except ImportError:  # built without a compiler; the operators below do the same work more slowly
     _cpu = None
 
+SOLARIZED = [value if value < 128 else 255 - value for value in range(256)]
 
-def color_operator(device: str, threads: int) -> Callable[..., Any]:
-    """The operator that applies a row of colour operations to an image inside a DALI graph.
+
+def photometric_operator(device: str, threads: int) -> Callable[..., Any]:
+    """The operator that does to the values of an image what its plan says, in the published order.
 
     Args:
         device: "cpu" or "gpu", where the images are.
         threads: for the native kernel.
 
     Returns:
-        A function of images (H, W, 3) uint8, operations (5,) and factors (5,), both float32.
+        A function of images (H, W, 3) uint8 and, all float32, operations (5,), factors (5,), sigma () and solarize ().
     """
     if device == "cpu" and _cpu is not None:
         return partial(_native, threads=threads)
     return partial(_from_dali_operators, device=device)
 
 
-def _native(image: Any, operations: Any, factors: Any, threads: int) -> Any:
-    def run(images: list, operations: list, factors: list) -> list:
-        return _cpu.color_jitter(images, np.stack(operations).astype(np.int32), np.stack(factors), threads)
+def _native(image: Any, operations: Any, factors: Any, sigma: Any, solarize: Any, threads: int) -> Any:
+    def run(images: list, operations: list, factors: list, sigmas: list, solarize: list) -> list:
+        return _cpu.augment(
+            images,
+            np.stack(operations).astype(np.int32),
+            np.stack(factors),
+            np.stack(sigmas).reshape(-1),
+            np.stack(solarize).reshape(-1) > 0,
+            threads,
+        )
 
+    done = fn.python_function(image, operations, factors, sigma, solarize, function=run, batch_processing=True)
     # A Python function's output has no layout, and the operators that follow need one.
-    jittered = fn.python_function(image, operations, factors, function=run, batch_processing=True)
-    return fn.reinterpret(jittered, layout="HWC")
+    return fn.reinterpret(done, layout="HWC")
 
 
-def _from_dali_operators(image: Any, operations: Any, factors: Any, device: str) -> Any:
-    """The formulas of csrc/cpu/color_jitter.cpp in DALI's arithmetic; its `if` runs on the samples that ask for it."""
+def _from_dali_operators(image: Any, operations: Any, factors: Any, sigma: Any, solarize: Any, device: str) -> Any:
+    """The formulas of csrc/cpu in DALI's arithmetic; its `if` runs on the samples that ask for it."""
     x = fn.cast(image, dtype=types.FLOAT)
     for slot in range(4):
         operation = operations[slot]
@@ -53,7 +62,12 @@ def _from_dali_operators(image: Any, operations: Any, factors: Any, device: str)
             x = _turn_hue(x, factor)
     if operations[4] == 4:
         x = 0.0 * x + _grey(x)
-    return fn.reinterpret(fn.cast(math.clamp(x, 0.0, 255.0), dtype=types.UINT8), layout="HWC")
+    x = fn.reinterpret(fn.cast(math.clamp(x, 0.0, 255.0), dtype=types.UINT8), layout="HWC")
+    if sigma > 0.0:
+        x = fn.gaussian_blur(x, sigma=sigma)
+    if solarize > 0.0:
+        x = fn.lookup_table(x, keys=list(range(256)), values=SOLARIZED, dtype=types.UINT8)
+    return x
 
 
 def _grey(x: Any) -> Any:
