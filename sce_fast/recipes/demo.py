@@ -15,8 +15,8 @@ def demo(*, data: Path, out: Path = Path("runs/demo"), test: Path | None = None)
     return TrainConfig(
         data=data,
         out=out,
-        epochs=40,
-        batch_size=128,
+        epochs=30,
+        batch_size=64,
         log_every=11,
         checkpoint_every=110,
         views=ViewsConfig(
@@ -31,10 +31,11 @@ def demo(*, data: Path, out: Path = Path("runs/demo"), test: Path | None = None)
             projector_norm="hidden",
             predictor_hidden=0,
             symmetric=False,
-            momentum=0.99,
+            momentum=0.95,  # few steps: the teacher must not lag behind for a quarter of the run
             momentum_schedule="constant",
         ),
-        loss=LossConfig(temperature=0.1, target_temperature=0.05, coefficient=0.5, queue=1024),
+        # The keys of four steps: a longer queue would hold most of the 1,438 images, each as its own negative.
+        loss=LossConfig(temperature=0.1, target_temperature=0.05, coefficient=0.5, queue=256),
         optimizer=OptimizerConfig(name="sgd", base_learning_rate=0.12, weight_decay=5e-4, warmup_epochs=2),
         evaluation=EvaluationConfig(train=data if test else None, test=test, every=5, resize=40, crop=40),
     )
