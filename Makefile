@@ -4,8 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := cuda130,train,evaluate,pictures,dev
-# pinned torch first: the extension is built against it, so the build runs without isolation
-BUILD_TOOLS := pip setuptools wheel pybind11 ninja torch==2.13.0 numpy
+# torch first: the extension is built against it, so the build runs without isolation
+BUILD_TOOLS := pip setuptools pybind11 ninja torch numpy
 
 .PHONY: demo test test-slow lint format venv clean
 
@@ -31,7 +31,7 @@ venv: .venv/installed
 
 # made anew when a pin, the package's metadata or a native source changes
 .venv/installed: constraints.txt pyproject.toml setup.py $(shell find csrc -type f)
-	@echo "Setting up .venv (about a minute; downloads a few hundred megabytes the first time)"
+	@echo "Setting up .venv: a minute or a few; downloads half a gigabyte, or several where torch comes with CUDA"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sce_fast needs Python 3.11 or later, %s is %s; use make PYTHON=..." % (sys.executable, sys.version.split()[0]))'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(BUILD_TOOLS)

@@ -8,7 +8,9 @@ import statistics
 from pathlib import Path
 
 from sce_fast.benchmarks.record import machine, write_record
-from sce_fast.tools.demo import run_demo
+from sce_fast.run import SUMMARY
+from sce_fast.tools.demo import demo_config, is_run_of, run_demo
+from sce_fast.tools.digits import write_digits
 
 COLUMNS = ("knn_top1", "linear_top1", "final_loss")
 
@@ -33,13 +35,19 @@ def main(
     for coefficient in coefficients:
         for seed in seeds:
             run = runs / f"coefficient_{coefficient:g}_seed_{seed}"
-            summary = run / "summary.json"
-            if not summary.exists():
-                run_demo(data=data, out=run, seed=seed, coefficient=coefficient, pictures=False)
-            results.setdefault(coefficient, []).append(json.loads(summary.read_text()))
+            results.setdefault(coefficient, []).append(finished_demo(run, data, seed, coefficient))
     print(table(results))
     if out is not None:
         write_record(out, {"machine": machine(), "results": {f"{c:g}": r for c, r in results.items()}})
+
+
+def finished_demo(run: Path, data: Path, seed: int, coefficient: float) -> dict:
+    """The summary of this demo, from its run folder if it is finished there with the settings of today."""
+    train, test = write_digits(data)
+    config = demo_config(train, test, run, seed=seed, epochs=None, coefficient=coefficient, device="auto")
+    if (run / SUMMARY).exists() and is_run_of(config):
+        return json.loads((run / SUMMARY).read_text())
+    return run_demo(data=data, out=run, seed=seed, coefficient=coefficient, pictures=False)
 
 
 def table(results: dict[float, list[dict]]) -> str:

@@ -12,13 +12,17 @@ from sce_fast.problem import Problem, Solution
 class Backend:
     """A way to compute the loss."""
 
+    name: str
     refuses: Callable[[Problem], str | None]  # the reason why it cannot serve these inputs
     solve: Callable[[Problem], Solution]
 
 
 # Fastest first: backend="auto" takes the first that does not refuse.
 BACKENDS: dict[str, Backend] = {
-    "reference": Backend(refuses=lambda problem: None, solve=reference.solve),
+    backend.name: backend
+    for backend in [
+        Backend("reference", refuses=lambda problem: None, solve=reference.solve),
+    ]
 }
 
 

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sce_fast.files import flush
+
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
 
@@ -39,13 +41,21 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / TENSORS)
     (temporary / STATE).write_text(json.dumps({**state, "step": step}, indent=1))
     for path in (temporary / TENSORS, temporary / STATE, temporary):
-        _flush(path)
-    shutil.rmtree(final, ignore_errors=True)
+        flush(path)
+    _remove(final)  # of an earlier try at this step; there are older ones should this be the moment of a kill
     os.replace(temporary, final)
-    _flush(folder)
+    flush(folder)
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        _remove(old)
     return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Takes the name away first: half a checkpoint must not look like one."""
+    doomed = checkpoint.with_name(f".removing_{checkpoint.name}")
+    if checkpoint.exists():
+        os.replace(checkpoint, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -91,11 +101,3 @@ def restore(checkpoint: Checkpoint, modules: Mapping[str, nn.Module], optimizer:
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,8 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+from sce_fast.files import printable
 from sce_fast.names import pick
 
+EXTRA_OF = {
+    "nvidia": "cuda130",
+    "tyro": "train",
+    "tqdm": "train",
+    "safetensors": "train",
+    "sklearn": "evaluate",
+    "matplotlib": "pictures",
+    "PIL": "pictures",
+}
 USAGE = """\
 usage: sce-fast COMMAND …            sce-fast COMMAND --help for its options
 
@@ -35,11 +45,12 @@ def train(arguments: list[str]) -> None:
     config = tyro.cli(
         type(default), default=default, args=rest, prog=f"sce-fast train {name}", description=make.__doc__
     )
-    from sce_fast.train import Trainer
+    from sce_fast.train import train
 
-    summary = Trainer(config).train()
+    summary = train(config)
     print(f"{summary.steps} steps at {summary.images_per_second} images/s, final loss {summary.final_loss:.4f}")
-    print(f"In {config.out}: next, sce-fast embed {config.out} DIR or sce-fast report {config.out}")
+    out = printable(config.out)
+    print(f"In {out}: next, sce-fast embed {out} DIR or sce-fast report {out}")
 
 
 def embed(arguments: list[str]) -> None:
@@ -65,7 +76,7 @@ def embed(arguments: list[str]) -> None:
         """
         from sce_fast.tools.embed import embed
 
-        print(embed(run, data, out=out, device=device, batch_size=batch_size))
+        print(printable(embed(run, data, out=out, device=device, batch_size=batch_size)))
 
     tyro.cli(run, args=arguments, prog="sce-fast embed")
 
@@ -92,7 +103,7 @@ def report(arguments: list[str]) -> None:
         from sce_fast.tools.report import write_report
 
         for picture in write_report(run):
-            print(picture)
+            print(printable(picture))
 
     tyro.cli(run, args=arguments, prog="sce-fast report")
 
@@ -133,11 +144,17 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("SCE_FAST_TRACEBACK") == "1":
             raise
-        print(f"sce-fast: {error}\n(SCE_FAST_TRACEBACK=1 shows where)", file=sys.stderr)
+        print(f"sce-fast: {error}{_what_to_install(error)}\n(SCE_FAST_TRACEBACK=1 shows where)", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("sce-fast: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _what_to_install(error: Exception) -> str:
+    """The extra that brings a missing module."""
+    module = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
+    return f"; pip install 'sce_fast[{EXTRA_OF[module]}]'" if module in EXTRA_OF else ""
 
 
 def _first_line(function: Callable[..., Any]) -> str:

@@ -1,10 +1,12 @@
 """Settings of a training run: frozen dataclasses, checked when they are made; the command line is made from them."""
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sce_fast.backends import BACKENDS
 from sce_fast.data.augment import AUGMENTATIONS, IMAGENET_MEAN, IMAGENET_STD, Augmentation, EvaluationView
 from sce_fast.names import pick
 
@@ -27,8 +29,9 @@ class ViewsConfig:
     flip: float = 0.5
     """Probability of a horizontal flip; 0 where left and right mean something, as for digits."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Subtracted from the channels' values in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
-    """Normalisation of values in [0, 1]."""
+    """Divides what is left."""
 
     def __post_init__(self) -> None:
         _require(len(self.names) >= 2, "views.names", self.names, "at least two views")
@@ -99,9 +102,11 @@ class LossConfig:
     queue: int = 65536
     """K, the number of past keys."""
     backend: str = "auto"
-    """Implementation of the loss."""
+    """Implementation of the loss; auto takes the fastest there is."""
 
     def __post_init__(self) -> None:
+        if self.backend != "auto":
+            pick("backend", self.backend, BACKENDS, also="auto")
         _require(self.temperature > 0, "loss.temperature", self.temperature, "a number > 0")
         _require(self.target_temperature > 0, "loss.target_temperature", self.target_temperature, "a number > 0")
         _require(0 <= self.coefficient <= 1, "loss.coefficient", self.coefficient, "a number in [0, 1]")
@@ -117,7 +122,9 @@ class OptimizerConfig:
     base_learning_rate: float = 0.3
     """Learning rate at a batch of 256; it grows in proportion to the batch."""
     momentum: float = 0.9
+    """Of the gradient's running sum."""
     weight_decay: float = 1e-6
+    """L2 penalty."""
     warmup_epochs: float = 10
     """Epochs of linear warm-up from 0; the cosine to 0 follows."""
 
@@ -136,10 +143,10 @@ class EvaluationConfig:
     """Class folders that are classified."""
     every: int = 10
     """Epochs between two evaluations; the first and the last state are always evaluated."""
-    resize: int = 256
-    """Length of the shorter side after resizing."""
-    crop: int = 224
-    """Side of the centre crop."""
+    resize: int | None = None
+    """Length of the shorter side after resizing; none for 8/7 of the crop, as 256 is of 224."""
+    crop: int | None = None
+    """Side of the centre crop; none for the size of the largest view."""
     neighbours: int = 20
     """k of kNN."""
 
@@ -148,7 +155,6 @@ class EvaluationConfig:
         _require(both, "evaluation.train and evaluation.test", (self.train, self.test), "both or neither")
         _require(self.every >= 1, "evaluation.every", self.every, "at least 1")
         _require(self.neighbours >= 1, "evaluation.neighbours", self.neighbours, "at least 1")
-        EvaluationView(resize=self.resize, crop=self.crop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +173,8 @@ class TrainConfig:
     """Of weights, order and augmentations."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU when there is one."""
-    loader_threads: int = 2
-    """CPU threads that decode and augment."""
+    loader_threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """CPU threads that decode and augment, by default one for each core; pixels do not depend on it."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder."""
     checkpoint_every: int = 1000
@@ -193,6 +199,7 @@ class TrainConfig:
         _require(len(self.views.names) >= needed, "views.names", self.views.names, f"at least {needed} views")
         warmup = self.optimizer.warmup_epochs
         _require(warmup <= self.epochs, "optimizer.warmup_epochs", warmup, f"at most epochs={self.epochs}")
+        self.evaluation_view()
 
     @property
     def learning_rate(self) -> float:
@@ -200,9 +207,10 @@ class TrainConfig:
         return self.optimizer.base_learning_rate * self.batch_size / 256
 
     def evaluation_view(self) -> EvaluationView:
-        return EvaluationView(
-            resize=self.evaluation.resize, crop=self.evaluation.crop, mean=self.views.mean, std=self.views.std
-        )
+        """What features are made of: by default the size of the largest view."""
+        crop = self.evaluation.crop or max(self.views.sizes)
+        resize = self.evaluation.resize or round(crop * 8 / 7)
+        return EvaluationView(resize=resize, crop=crop, mean=self.views.mean, std=self.views.std)
 
 
 def to_json(config: Any) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sce_fast.files import write_atomically
+
 PLAIN_LINE_SECONDS = 10.0
 
 
@@ -48,7 +50,7 @@ class JsonLog:
         kept = []
         if until_step is not None and path.exists():
             kept = [line for line in read_log(path) if line["step"] <= until_step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
 
     def write(self, event: str, step: int, **values: Any) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sce_fast.backends import choose
-from sce_fast.problem import Problem, Solution, unit_rows
+from sce_fast.problem import Problem, Solution
+from sce_fast.rows import unit_rows
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Scalar = float | Tensor
@@ -22,6 +23,7 @@ class SCEStatistics:
     target_entropy: Tensor  # (N,) or (U, N), as the key: entropy of the similarities' softmax, in nats
     effective_positives: Tensor  # same shape: exp(entropy), the number of candidates that share the target
     positive_probability: Tensor  # (N,) what the student gives its own key, averaged over terms
+    backend: str  # the one that computed it
 
 
 def sce_loss(
@@ -77,12 +79,11 @@ def sce_loss(
         >>> sce_loss(query, key, queue, coefficient=0.5).backward()
     """
     _check_tensors(query, key, queue, batch_keys)
-    for name, value, low, high in (
-        ("temperature", temperature, 0.0, float("inf")),
-        ("target_temperature", target_temperature, 0.0, float("inf")),
-        ("coefficient", coefficient, None, 1.0),
-    ):
-        _check_scalar(name, value, low, high, query.device)
+    for name, value in (("temperature", temperature), ("target_temperature", target_temperature)):
+        if _is_number(name, value, query.device) and not 0 < value < float("inf"):
+            raise ValueError(f"{name}={value}: expected a finite number > 0")
+    if _is_number("coefficient", coefficient, query.device) and not 0 <= coefficient <= 1:
+        raise ValueError(f"coefficient={coefficient}: expected a number in [0, 1]")
     _check_choice("positive_target", positive_target, ("excluded", "zero_logit"))
     _check_choice("reduction", reduction, ("mean", "none"))
     if normalize:
@@ -103,13 +104,14 @@ def sce_loss(
     )
     if os.environ.get("SCE_FAST_CHECK") == "1":
         _check_norms(problem)
-    solution = choose(backend, problem).solve(problem)
+    chosen = choose(backend, problem)
+    solution = chosen.solve(problem)
     rows = _AttachGradient.apply(query, solution) if problem.needs_gradient else solution.rows
     loss = rows.mean() if reduction == "mean" else rows
     if not return_statistics:
         return loss
     entropy = solution.target_entropy if key.dim() == 3 else solution.target_entropy[0]
-    return loss, SCEStatistics(solution.rows, entropy, entropy.exp(), solution.positive_probability)
+    return loss, SCEStatistics(solution.rows, entropy, entropy.exp(), solution.positive_probability, chosen.name)
 
 
 class SCELoss(nn.Module):
@@ -245,18 +247,17 @@ def _check_tensors(query: Tensor, key: Tensor, queue: Tensor | None, batch_keys:
         )
 
 
-def _check_scalar(name: str, value: Scalar, low: float | None, high: float, device: torch.device) -> None:
-    """low is exclusive; None stands for an inclusive 0."""
+def _is_number(name: str, value: Scalar, device: torch.device) -> bool:
+    """True for a number, False for a 0-dim tensor on the device, an error otherwise."""
     if isinstance(value, Tensor):
         if value.dim() != 0 or value.device != device:
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)} on {value.device}, expected a 0-dim tensor on {device}"
             )
-        return
+        return False
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} is {value!r}, expected a number or a 0-dim tensor")
-    if not (value >= 0 if low is None else value > low) or not value <= high or value == float("inf"):
-        raise ValueError(f"{name}={value}: expected {'a number in [0, 1]' if low is None else 'a finite number > 0'}")
+    return True
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

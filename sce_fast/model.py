@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sce_fast.backbones import build_backbone
 from sce_fast.config import ModelConfig
 from sce_fast.heads import predictor, projector
-from sce_fast.problem import unit_rows
+from sce_fast.rows import unit_rows
 
 
 class SCE(nn.Module):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,3 @@ class Solution:
     gradient: Tensor | None  # (V, N, D) d rows.sum() / d query, in the query's dtype
     target_entropy: Tensor  # (U, N) nats
     positive_probability: Tensor  # (N,)
-
-
-def unit_rows(rows: Tensor) -> Tensor:
-    """Rows divided by their norm, in float32 at least: under autocast the squares of a long row overflow float16."""
-    with torch.autocast(rows.device.type, enabled=False):
-        return nn.functional.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)

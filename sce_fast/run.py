@@ -7,14 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from sce_fast.backbones import build_backbone
 from sce_fast.checkpoint import checkpoints, load_checkpoint
 from sce_fast.config import TrainConfig, from_json, to_json
-from sce_fast.data.sources import printable
-from sce_fast.model import build_model
+from sce_fast.files import printable, write_atomically
 
-CONFIG, LOG, CHECKPOINTS, SUMMARY = "config.json", "log.jsonl", "checkpoints", "summary.json"
-# What may differ between a run and its continuation: none of it changes a number.
-FREE_TO_CHANGE = frozenset(("resume", "out", "loader_threads", "checkpoint_every", "keep_checkpoints"))
+CONFIG, LOG, CHECKPOINTS = "config.json", "log.jsonl", "checkpoints"
+SUMMARY, BAD_FILES = "summary.json", "bad_files.txt"
+# What may differ between a run and its continuation: none of it changes a number. The folder may have moved; that it
+# holds the same images is checked by their fingerprint.
+FREE_TO_CHANGE = frozenset(("resume", "out", "data", "loader_threads", "checkpoint_every", "keep_checkpoints"))
 
 
 def open_run(config: TrainConfig) -> Path | None:
@@ -26,7 +28,7 @@ def open_run(config: TrainConfig) -> Path | None:
     written = config.out / CONFIG
     if not written.exists():
         config.out.mkdir(parents=True, exist_ok=True)
-        written.write_text(json.dumps(to_json(config), indent=1))
+        write_atomically(written, json.dumps(to_json(config), indent=1) + "\n")
         return None
     if not config.resume:
         raise ValueError(f"out={printable(config.out)} already holds a run; pass --resume to go on, or another --out")
@@ -67,10 +69,15 @@ def load_backbone(run: Path) -> tuple[nn.Module, TrainConfig]:
     if not found:
         raise FileNotFoundError(f"{printable(run)} has no checkpoint yet")
     tensors = load_checkpoint(found[-1]).tensors
-    backbone = build_model(config.model).backbone
+    backbone = build_backbone(config.model.backbone, width=config.model.width, small_input=config.model.small_input)
     prefix = "model.backbone."
     backbone.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
     return backbone, config
+
+
+def write_summary(run: Path, values: dict[str, Any]) -> None:
+    """Writes summary.json; a run folder that has one is finished."""
+    write_atomically(run / SUMMARY, json.dumps(values, indent=1) + "\n")
 
 
 def choose_device(name: str) -> torch.device:

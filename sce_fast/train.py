@@ -1,26 +1,28 @@
 """The training loop: batch, two networks, loss, step, momentum, queue."""
 
-import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sce_fast.checkpoint import collect, load_checkpoint, restore, save_checkpoint
-from sce_fast.config import TrainConfig
+from sce_fast.config import EvaluationConfig, TrainConfig
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.evaluate import extract_features, knn_top1
+from sce_fast.files import printable, write_atomically
 from sce_fast.log import JsonLog, progress_bar
 from sce_fast.loss import sce_loss
 from sce_fast.model import build_model
 from sce_fast.optim import build_optimizer
 from sce_fast.queue import KeyQueue
-from sce_fast.run import CHECKPOINTS, LOG, SUMMARY, choose_device, open_run
+from sce_fast.run import BAD_FILES, CHECKPOINTS, LOG, choose_device, open_run, write_summary
 from sce_fast.schedules import learning_rate, momentum
+
+# What a resumed run reports as if it had never stopped.
+CARRIED_OVER = ("seconds", "data_seconds", "final_loss", "knn_top1", "backend")
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,7 @@ class Summary:
 
 
 class Trainer:
-    """One run from its config: builds everything, restores a checkpoint when resuming, then `train()`.
-
-    Raises:
-        ValueError, FileNotFoundError: what the data, the run folder or the config's parts refuse.
-
-    Example:
-        >>> Trainer(folder(data=Path("photos"), out=Path("runs/photos"))).train()
-    """
+    """One run from its config: builds everything and restores a checkpoint when resuming; `train()` does the rest."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -61,10 +56,7 @@ class Trainer:
             threads=config.loader_threads,
             device="gpu" if self.device.type == "cuda" else "cpu",
         )
-        evaluation = config.evaluation
-        self.evaluation_indices = tuple(
-            labelled_index(path, config.loader_threads) for path in (evaluation.train, evaluation.test) if path
-        )
+        self.evaluation_indices = labelled_indices(config.evaluation, config.loader_threads)
         torch.manual_seed(config.seed)
         self.model = build_model(config.model).to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
@@ -82,13 +74,15 @@ class Trainer:
         self.seconds = self.data_seconds = 0.0
         self.final_loss: float | None = None  # the loss last logged
         self.knn_top1: float | None = None  # of the last evaluation
+        self.noted_bad_files = 0
+        self.backend = config.loss.backend  # the one that ran, from the first step on
         newest = open_run(config)
         if newest is not None:
             self._restore(newest)
         self.log = JsonLog(config.out / LOG, until_step=self.step if newest else None)
 
     def train(self) -> Summary:
-        """Runs to the last step; writes log, checkpoints and summary.json."""
+        """Runs to the last step; writes log and checkpoints."""
         config = self.config
         if self.step == 0:
             self.evaluate()
@@ -97,6 +91,7 @@ class Trainer:
                 started = time.perf_counter()
                 batch = next(self.loader)
                 self.data_seconds += time.perf_counter() - started
+                self._note_bad_files()
                 measures = self.training_step([view.to(self.device, non_blocking=True) for view in batch.views])
                 self.step += 1
                 last = self.step == self.total_steps
@@ -132,6 +127,7 @@ class Trainer:
             backend=c.loss.backend,
             return_statistics=True,
         )
+        self.backend = statistics.backend
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -154,9 +150,10 @@ class Trainer:
         self.knn_top1 = knn_top1(train, train_labels, test, test_labels, neighbours=k)
         self.log.write("knn", self.step, epoch=self.step // self.loader.steps_per_epoch, top1=self.knn_top1)
 
-    def features(self, index: ImageIndex) -> Tensor:
+    def features(self, index: ImageIndex, backbone: nn.Module | None = None) -> Tensor:
+        """Features (n, F) of the student's backbone, or of another."""
         return extract_features(
-            self.model.backbone,
+            backbone or self.model.backbone,
             index,
             self.config.evaluation_view(),
             device=self.device,
@@ -166,10 +163,7 @@ class Trainer:
     def save(self) -> Path:
         state = {
             "loader": self.loader.state_dict(),
-            "seconds": self.seconds,
-            "data_seconds": self.data_seconds,
-            "final_loss": self.final_loss,
-            "knn_top1": self.knn_top1,
+            **{name: getattr(self, name) for name in CARRIED_OVER},
             "data_fingerprint": self.index.fingerprint,
             "torch": torch.__version__,
         }
@@ -182,14 +176,20 @@ class Trainer:
         before, now = checkpoint.state["data_fingerprint"], self.index.fingerprint
         if before != now:
             raise ValueError(
-                f"data={self.config.data}: its list of files is not the one of the run (fingerprint {before} then, "
-                f"{now} now); restore the files, or start in another --out"
+                f"data={printable(self.config.data)}: its list of files is not the one of the run (fingerprint "
+                f"{before} then, {now} now); restore the files, or start in another --out"
             )
         restore(checkpoint, self.modules, self.optimizer)
         self.loader.load_state_dict(checkpoint.state["loader"])
         self.step = checkpoint.state["step"]
-        for name in ("seconds", "data_seconds", "final_loss", "knn_top1"):
+        for name in CARRIED_OVER:
             setattr(self, name, checkpoint.state[name])
+
+    def _note_bad_files(self) -> None:
+        if len(self.loader.bad_files) > self.noted_bad_files:
+            self.noted_bad_files = len(self.loader.bad_files)
+            names = "".join(f"{printable(path)}\n" for path in self.loader.bad_files)
+            write_atomically(self.config.out / BAD_FILES, names)
 
     def _learning_rate(self) -> float:
         warmup = round(self.config.optimizer.warmup_epochs * self.loader.steps_per_epoch)
@@ -211,7 +211,7 @@ class Trainer:
         return {"images/s": f"{images_per_second:.0f}", "data_wait": f"{self.data_seconds / seconds:.0%}"}
 
     def _summarize(self) -> Summary:
-        summary = Summary(
+        return Summary(
             images=len(self.index),
             epochs=self.config.epochs,
             steps=self.total_steps,
@@ -219,25 +219,46 @@ class Trainer:
             images_per_second=round(self.total_steps * self.config.batch_size / max(self.seconds, 1e-9), 1),
             data_wait_share=round(self.data_seconds / max(self.seconds, 1e-9), 4),
             device=str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
-            backend=self.config.loss.backend,
+            backend=self.backend,
             final_loss=self.final_loss,
             knn_top1=self.knn_top1,
         )
-        write_summary(self.config.out, asdict(summary))
-        return summary
 
 
-def write_summary(run: Path, values: dict[str, Any]) -> None:
-    (run / SUMMARY).write_text(json.dumps(values, indent=1) + "\n")
-
-
-def labelled_index(path: Path, threads: int) -> ImageIndex:
-    """An index that has labels.
+def train(config: TrainConfig) -> Summary:
+    """Runs a config to its end, or from its newest checkpoint when it says `resume`, and writes summary.json.
 
     Raises:
-        ValueError: the folder has no classes.
+        ValueError, FileNotFoundError: what the data, the run folder or the config's parts refuse.
+
+    Example:
+        >>> train(folder(data=Path("photos"), out=Path("runs/photos"))).images_per_second
     """
-    index = index_images(path, threads=threads)
-    if index.labels is None:
-        raise ValueError(f"{path}: evaluation needs labels; expected one folder a class, or a list file with classes")
-    return index
+    summary = Trainer(config).train()
+    write_summary(config.out, asdict(summary))
+    return summary
+
+
+def labelled_indices(evaluation: EvaluationConfig, threads: int) -> tuple[ImageIndex, ...]:
+    """The train and test index of an evaluation, with the same number for the same class; none without folders.
+
+    Raises:
+        ValueError: one has no classes, or test has a class that train lacks.
+    """
+    if evaluation.train is None or evaluation.test is None:
+        return ()
+    train, test = (index_images(path, threads=threads) for path in (evaluation.train, evaluation.test))
+    for index in (train, test):
+        if index.labels is None:
+            raise ValueError(
+                f"{printable(index.listing.root)}: evaluation needs labels; expected one folder a class, or a list "
+                "file with classes"
+            )
+    classes = train.listing.classes
+    unknown = sorted(set(test.listing.classes) - set(classes))
+    if unknown:
+        raise ValueError(f"{printable(test.listing.root)} has classes that {printable(train.listing.root)} lacks: "
+                         f"{', '.join(map(printable, unknown[:10]))}")  # fmt: skip
+    number = {name: i for i, name in enumerate(classes)}
+    labels = [number[test.listing.classes[label]] for label in test.listing.labels or []]
+    return train, replace(test, listing=replace(test.listing, labels=labels, classes=classes))

@@ -21,6 +21,8 @@ from sce_fast.data.graph import (
 )
 from sce_fast.data.plan import JITTER_ORDERS, ViewPlan
 
+pytestmark = pytest.mark.filterwarnings("ignore:the CPU kernels are not built")
+
 SIZE = 96
 NONE = -1
 # A graph that holds every operator; what is done to an image is in its plan.
@@ -185,20 +187,57 @@ def test_crop_from_a_large_image_is_antialiased(photographs, tmp_path):
 
 
 def test_order_of_the_operators(files, crops, either_kernel):
-    """Crop, jitter, grayscale, blur, solarize, flip."""
+    """Jitter, grayscale, blur, solarize, flip. Saturation and brightness clip, so that another order shows."""
     plan = still(
         4,
-        blur_sigma=np.full(4, 1.5, dtype=np.float32),
+        blur_sigma=np.full(4, 2.0, dtype=np.float32),
         solarize=np.ones(4, dtype=bool),
         flip=np.ones(4, dtype=bool),
     )
-    plan.operations[:, 0], plan.factors[:, 0] = 0, 1.5
-    expected = []
-    for crop in crops:
-        x = by_formula(crop, 0, 1.5)
-        x = scipy.ndimage.gaussian_filter(x, (1.5, 1.5, 0), mode="mirror", radius=(11, 11, 0)).round()
-        expected.append(np.where(x >= 128, 255 - x, x)[:, ::-1])
-    assert_near(render(files, plan), expected)
+    plan.operations[:], plan.factors[:] = [2, 0, NONE, NONE, 4], [3.0, 2.0, 0, 0, 0]
+
+    def jitter(x):
+        return by_formula(by_formula(x, 2, 3.0), 0, 2.0)
+
+    def grayscale(x):
+        return by_formula(x, 4, 0)
+
+    def blur(x):
+        return scipy.ndimage.gaussian_filter(x, (2.0, 2.0, 0), mode="mirror", radius=(11, 11, 0)).round()
+
+    def solarize(x):
+        return np.where(x >= 128, 255 - x, x)
+
+    def in_order(*operators):
+        results = []
+        for crop in crops:
+            x = crop.astype(np.float64)
+            for operator in operators:
+                x = operator(x)
+            results.append(x[:, ::-1])
+        return np.stack(results)
+
+    images = render(files, plan)
+    assert_near(images, in_order(jitter, grayscale, blur, solarize), mean_error=1.0)
+    for other in (
+        (grayscale, jitter, blur, solarize),
+        (jitter, blur, grayscale, solarize)[::-1],
+        (blur, jitter, grayscale, solarize),
+        (jitter, grayscale, solarize, blur),
+    ):
+        assert np.abs(images - in_order(*other)).mean() > 2.0
+
+
+def test_both_kernels_agree(files, monkeypatch):
+    """Up to the rounding between the jitter and the blur."""
+    plan = still(4, blur_sigma=np.float32([0, 0.5, 1, 2]), solarize=np.array([False, True, False, True]))
+    plan.operations[:, :4], plan.factors[:, :4] = JITTER_ORDERS[[3, 9, 14, 20]], [0.9, 1.2, 0.07, 1.1]
+    native_images = render(files, plan)
+    monkeypatch.setattr(photometric, "_cpu", None)
+    with pytest.warns(UserWarning, match="the CPU kernels are not built"):
+        difference = np.abs(render(files, plan) - native_images)
+    near = difference <= 1
+    assert near.mean() > 0.999  # a value at the threshold of solarize may fall on either side
 
 
 @pytest.mark.parametrize("threads", [1, 3])

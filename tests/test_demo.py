@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sce_fast.benchmarks import coefficient
-from sce_fast.tools.demo import run_demo
+from sce_fast.tools.demo import _make_room, demo_config, run_demo
 from sce_fast.tools.digits import write_digits
 
 
@@ -64,12 +64,20 @@ def test_a_short_demo_writes_everything(digits, tmp_path, capsys):
     assert knn[0] == summary["knn_top1_untrained"]
     assert knn[-1] == summary["knn_top1"]
 
-    # A second demo moves the first aside.
-    run_demo(data=digits, out=run, epochs=2, pictures=False)
-    assert json.loads((tmp_path / "run.1" / "summary.json").read_text()) == summary
+    # Without its summary the demo counts as interrupted and is completed, with the same result.
+    (run / "summary.json").unlink()
+    assert run_demo(data=digits, out=run, epochs=2, pictures=False)["knn_top1"] == summary["knn_top1"]
+
+    # A finished one is moved aside, and so is one that another version began.
+    run_demo(data=digits, out=run, epochs=1, pictures=False)
+    assert json.loads((tmp_path / "run.1" / "summary.json").read_text())["steps"] == summary["steps"]
+    (run / "config.json").write_text('{"of": "another version"}')
+    assert not _make_room(demo_config(digits, digits, run, seed=1, epochs=1, coefficient=0.5, device="cpu"))
+    assert (tmp_path / "run.2" / "config.json").exists()
 
 
-def test_table_of_coefficients(digits, tmp_path, capsys):
+def test_table_of_coefficients(digits, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(coefficient, "is_run_of", lambda config: True)
     for c in (0.0, 1.0):
         for seed in (1, 2):
             run = tmp_path / f"coefficient_{c:g}_seed_{seed}"
@@ -80,7 +88,7 @@ def test_table_of_coefficients(digits, tmp_path, capsys):
     coefficient.main(coefficients=(0.0, 1.0), seeds=(1, 2), runs=tmp_path, out=tmp_path / "record.json")
     assert "| λ = 1 | 0.650 (0.600 to 0.700) |" in capsys.readouterr().out
     record = json.loads((tmp_path / "record.json").read_text())
-    assert record["machine"]["commit"]
+    assert record["machine"]["torch"]
     assert len(record["results"]["0"]) == 2
 
 

@@ -119,6 +119,9 @@ def test_bad_files_are_named(tmp_path, photo_folder):
 
 
 def test_missing_and_empty_folders_are_named(tmp_path):
+    (tmp_path / "binary").write_bytes(b"\x00\x01")
+    with pytest.raises(ValueError, match="binary is neither a folder nor a text file"):
+        index_images(tmp_path / "binary")
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder or list file"):
         index_images(tmp_path / "nowhere")
     (tmp_path / "empty" / "deeper").mkdir(parents=True)

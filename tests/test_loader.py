@@ -1,6 +1,7 @@
 """Batches: the same whatever the ranks, the threads or an interruption."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -96,23 +97,59 @@ def test_evaluation_keeps_the_last_batch_and_the_order(photos):
     assert torch.equal(together, torch.cat(list(evaluation_batches(photos, view, batch_size=24, threads=1))))
 
 
-@pytest.mark.parametrize(
-    ("damage", "name"),
-    [
-        (lambda path: path.write_bytes(path.read_bytes()[:3000]), "truncated"),
-        (lambda path: path.unlink(), "vanished"),
-    ],
-)
-def test_a_file_that_breaks_after_indexing_is_named(tmp_path, photo_folder, damage, name):
-    import shutil
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:3000])
 
+
+@pytest.fixture
+def copied(tmp_path, photo_folder):
     shutil.copytree(photo_folder, tmp_path / "data")
-    index = index_images(tmp_path / "data")
-    damage(tmp_path / "data" / "temple" / "010.jpg")
+    return index_images(tmp_path / "data")
+
+
+@pytest.mark.parametrize("damage", [truncate, os.unlink], ids=["truncated", "vanished"])
+def test_a_file_that_breaks_is_replaced_and_nothing_else_changes(copied, photos, damage):
+    path = copied.listing.root / "temple" / "010.jpg"
+    damage(path)
+    source = loader(copied)
+    with pytest.warns(UserWarning, match=r"cannot be decoded, replaced by other images: \S*temple/010.jpg$"):
+        batches = take(source, 6)
+    assert source.bad_files == [str(path)]
+    bad = copied.listing.names.index("temple/010.jpg")
+    for batch, whole in zip(batches, take(loader(photos), 6), strict=True):
+        assert (batch.epoch, batch.step) == (whole.epoch, whole.step)
+        same = whole.samples != bad
+        assert np.array_equal(batch.samples[same], whole.samples[same])
+        assert bad not in batch.samples
+        for view, other in zip(batch.views, whole.views, strict=True):
+            assert torch.equal(view[torch.from_numpy(same)], other[torch.from_numpy(same)])
+
+    # The replacement is the same for two ranks and after a resume.
+    with pytest.warns(UserWarning, match="cannot be decoded"):
+        halves = [take(loader(copied, batch_size=4, rank=rank, ranks=2), 6) for rank in range(2)]
+    for batch, first, second in zip(batches, *halves, strict=True):
+        assert np.array_equal(batch.samples, np.concatenate([first.samples, second.samples]))
+        assert torch.equal(batch.views[0], torch.cat([first.views[0], second.views[0]]))
+    resumed = loader(copied)
+    resumed.load_state_dict({"epoch": 0, "step": 2})
+    with pytest.warns(UserWarning, match="cannot be decoded"):
+        assert_same(take(resumed, 4), batches[2:])
+
+
+def test_many_bad_files_stop_the_run(copied):
+    for name in copied.listing.names[:4]:
+        truncate(copied.listing.root / name)
+    with (
+        pytest.raises(RuntimeError, match=r"[34] of 24 files cannot be decoded, more than 10%; the last: \S*flower/"),
+        pytest.warns(UserWarning, match="cannot be decoded"),
+    ):
+        take(loader(copied), 6)
+
+
+def test_a_bad_file_stops_an_evaluation_by_name(copied):
+    truncate(copied.listing.root / "temple" / "010.jpg")
     with pytest.raises(RuntimeError, match=r"cannot be decoded: \S*temple/010.jpg$"):
-        take(loader(index), 3)
-    with pytest.raises(RuntimeError, match=r"cannot be decoded: \S*temple/010.jpg$"):
-        list(evaluation_batches(index, EvaluationView(resize=40, crop=32)))
+        list(evaluation_batches(copied, EvaluationView(resize=40, crop=32)))
 
 
 def test_names_that_are_not_utf8_are_decoded(tmp_path, photo_folder):
@@ -137,5 +174,7 @@ def test_names_that_are_not_utf8_are_decoded(tmp_path, photo_folder):
 def test_bad_settings_are_named(photos, settings, message):
     with pytest.raises(ValueError, match=message):
         loader(photos, **settings)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        next(evaluation_batches(photos, EvaluationView(), batch_size=0))
     with pytest.raises(ValueError, match="loader position"):
         loader(photos).load_state_dict({"epoch": 0, "step": 3})

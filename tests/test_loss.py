@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sce_fast import KeyQueue, SCELoss, sce_loss
-from sce_fast.problem import unit_rows
+from sce_fast.rows import unit_rows
 
 
 def rows(*shape, seed, dtype=torch.float64):

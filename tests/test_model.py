@@ -139,11 +139,20 @@ def test_each_view_has_its_own_batch_statistics():
     assert model.momentum_backbone.bn1.training
 
 
-def test_unit_rows_survive_float16_autocast():
-    from sce_fast.problem import unit_rows
+def test_unit_rows_of_long_float16_rows():
+    from sce_fast.rows import unit_rows
 
     long_row = torch.full((1, 64), 1000.0, dtype=torch.float16)  # its square is beyond float16
     torch.testing.assert_close(unit_rows(long_row).norm(dim=1), torch.ones(1))
+
+
+def test_query_and_key_are_float32_under_autocast():
+    model, both = small_model(), views(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.projector(model.backbone(both[0])).dtype == torch.bfloat16
+        query, key = model(both)
+    assert query.dtype == key.dtype == torch.float32
+    torch.testing.assert_close(query.norm(dim=-1), torch.ones(2, 4))
 
 
 def test_build_model_follows_the_config():

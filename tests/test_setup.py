@@ -1,6 +1,7 @@
 """What an installation says where it cannot build."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,34 @@ def test_builds_that_cannot_be_are_refused(build, message):
     result = ask_setup(build)
     assert result.returncode != 0
     assert message in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", [{"SCE_FAST_BUILD": "none"}, {"CXX": "false"}], ids=["asked for", "compiler fails"])
+def test_the_package_works_in_pure_python_and_says_what_it_lacks(tmp_path, photo_folder, broken):
+    """Installed without its extension, it loads data and gives the same values, with a warning."""
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    source = tmp_path / "source"  # a build leaves files beside the sources
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".venv", ".git", "*.so", "build", "data", "runs"))
+    subprocess.run([*install, "--target", site, source], env={**os.environ, **broken}, check=True)
+    code = f"""
+import sys, sce_fast
+from sce_fast.data.augment import AUGMENTATIONS, Augmentation
+from sce_fast.data.index import index_images
+from sce_fast.data.loader import TrainingLoader
+assert sce_fast.__file__.startswith({str(site)!r}), sce_fast.__file__
+view = Augmentation(size=32, **AUGMENTATIONS["strong"])
+batch = next(TrainingLoader(index_images({str(photo_folder)!r}), (view, view), batch_size=8, seed=5))
+print(f"{{batch.views[0].double().mean():.3f}}")
+"""
+    run = [sys.executable, "-W", "always", "-c", code]
+    pure = subprocess.run(
+        run, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, check=True
+    )
+    assert "the CPU kernels are not built" in pure.stderr
+    native = subprocess.run(
+        [*run[:-1], code.replace(str(site), str(ROOT))], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "not built" not in native.stderr
+    assert float(pure.stdout) == pytest.approx(float(native.stdout), abs=0.002)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from sce_fast.log import read_log
 from sce_fast.recipes import RECIPES
 from sce_fast.run import choose_device, load_backbone, open_run
 from sce_fast.tools.embed import embed
-from sce_fast.train import Trainer
+from sce_fast.train import Trainer, labelled_indices, train
 
 
 def small_config(data: Path, out: Path, **changes) -> TrainConfig:
@@ -66,7 +67,7 @@ def undisturbed(tmp_path_factory, photo_folder) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCE_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
         run = tmp_path_factory.mktemp("runs") / "undisturbed"
-        Trainer(small_config(photo_folder, run)).train()
+        train(small_config(photo_folder, run))
     return run
 
 
@@ -89,6 +90,7 @@ def test_a_run_leaves_config_log_checkpoints_and_summary(undisturbed, photo_fold
     summary = json.loads((undisturbed / "summary.json").read_text())
     assert summary["images"] == 24
     assert summary["steps"] == 9
+    assert summary["backend"] == "reference"
     assert summary["final_loss"] == events[-2]["loss"]
     assert 0 <= summary["data_wait_share"] <= 1
 
@@ -142,7 +144,7 @@ def test_sgd_and_asymmetric_views_resume_too(photo_folder, tmp_path):
 
 def test_resuming_a_finished_run_changes_nothing(undisturbed, photo_folder):
     before = final_tensors(undisturbed)
-    summary = Trainer(small_config(photo_folder, undisturbed, resume=True)).train()
+    summary = train(small_config(photo_folder, undisturbed, resume=True))
     assert summary.steps == 9
     assert summary.final_loss == json.loads((undisturbed / "summary.json").read_text())["final_loss"]
     assert all(torch.equal(t, before[name]) for name, t in final_tensors(undisturbed).items())
@@ -157,8 +159,6 @@ def test_a_run_is_never_overwritten(undisturbed, photo_folder):
 
 
 def test_another_data_list_is_refused(photo_folder, tmp_path):
-    import shutil
-
     shutil.copytree(photo_folder, tmp_path / "data")
     config = small_config(tmp_path / "data", tmp_path / "run")
     Trainer(config).train()
@@ -250,11 +250,32 @@ def test_report_draws_what_the_run_has(undisturbed):
             assert np.array(picture.convert("L")).std() > 5  # something is drawn
 
 
+def test_a_bad_file_is_noted_and_the_run_goes_on(photo_folder, tmp_path):
+    shutil.copytree(photo_folder, tmp_path / "data")
+    config = small_config(tmp_path / "data", tmp_path / "run", evaluation=EvaluationConfig())
+    trainer = Trainer(config)
+    bad = tmp_path / "data" / "temple" / "010.jpg"
+    bad.write_bytes(bad.read_bytes()[:3000])
+    with pytest.warns(UserWarning, match="cannot be decoded"):
+        assert trainer.train().steps == 9
+    assert (config.out / "bad_files.txt").read_text() == f"{bad}\n"
+
+
 def test_evaluation_needs_labels(photo_folder, tmp_path):
     flat = photo_folder / "temple"
     evaluation = EvaluationConfig(train=flat, test=flat)
     with pytest.raises(ValueError, match="evaluation needs labels"):
         Trainer(small_config(photo_folder, tmp_path / "run", evaluation=evaluation))
+
+
+def test_classes_are_matched_by_name(photo_folder, tmp_path):
+    """A test folder that lacks a class must not shift the others' numbers."""
+    shutil.copytree(photo_folder / "temple", tmp_path / "some" / "temple")
+    train_index, test_index = labelled_indices(EvaluationConfig(train=photo_folder, test=tmp_path / "some"), 2)
+    assert train_index.listing.classes == test_index.listing.classes == ["flower", "temple"]
+    assert set(test_index.labels.tolist()) == {1}
+    with pytest.raises(ValueError, match=r"photos0 has classes that \S*some lacks: flower"):
+        labelled_indices(EvaluationConfig(train=tmp_path / "some", test=photo_folder), 2)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -23,9 +23,11 @@ class Augmentation:
     jitter: float = 0.0
     """Probability of the colour jitter: the four operations below in random order."""
     brightness: float = 0.0
+    """Half width of the range around 1 of the factor of all values."""
     contrast: float = 0.0
+    """The same of the distance from the image's mean grey."""
     saturation: float = 0.0
-    """Half width of the factor's range around 1."""
+    """The same of the distance from the pixel's grey."""
     hue: float = 0.0
     """Half width of the turn of the HSV hue, in revolutions, at most 0.5."""
     grayscale: float = 0.0
@@ -37,8 +39,9 @@ class Augmentation:
     solarize: float = 0.0
     """Probability of inverting the values of 128 and above."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Subtracted from the channels' values in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
-    """Normalisation of values in [0, 1]."""
+    """Divides what is left."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -69,8 +72,9 @@ class EvaluationView:
     crop: int = 224
     """Side of the square centre crop."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Subtracted from the channels' values in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
-    """Normalisation of values in [0, 1]."""
+    """Divides what is left."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.crop <= self.resize:

@@ -5,14 +5,15 @@ import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sce_fast.data.sources import Listing, list_images, printable
+from sce_fast.data.sources import Listing, list_images
+from sce_fast.files import printable
 from sce_fast.log import progress_bar
 
 CACHE_VERSION = 1
@@ -28,6 +29,13 @@ class ImageIndex:
 
     def __len__(self) -> int:
         return len(self.listing.names)
+
+    def subset(self, samples: NDArray[np.int64]) -> "ImageIndex":
+        """These images alone, in this order."""
+        listing = self.listing
+        names = [listing.names[i] for i in samples]
+        labels = None if listing.labels is None else [listing.labels[i] for i in samples]
+        return ImageIndex(replace(listing, names=names, labels=labels), self.sizes[samples])
 
     @cached_property
     def paths(self) -> list[bytes]:
@@ -67,34 +75,30 @@ def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = Non
     sizes = _cached_sizes(cache_file, listing, stamps)
     unknown = np.flatnonzero(sizes[:, 0] == 0)
     if len(unknown):
-        paths = [os.fsencode(p) for p in listing.paths()]
-        sizes[unknown] = read_sizes([paths[i] for i in unknown], threads=threads)
-        _write_cache(cache_file, listing, stamps, sizes)
+        paths = listing.paths()
+        sizes[unknown] = read_sizes([os.fsencode(paths[i]) for i in unknown], threads=threads)
+        _write_cache(cache_file, listing, stamps, sizes)  # before any complaint: what is read need not be read again
+        bad = [printable(paths[i]) for i in np.flatnonzero(sizes[:, 0] == 0)]
+        if bad:
+            shown = "\n  ".join(bad[:20]) + (f"\n  and {len(bad) - 20} more" if len(bad) > 20 else "")
+            raise ValueError(f"{len(bad)} files cannot be read as images; remove or repair them:\n  {shown}")
     return ImageIndex(listing, sizes)
 
 
 def read_sizes(paths: list[bytes], *, threads: int = 2) -> NDArray[np.int32]:
-    """Height and width (n, 2) of each image as decoded, from the headers.
-
-    Raises:
-        ValueError: names the files that cannot be read as images.
-    """
-    batches = [paths[i : i + SIZE_BATCH] for i in range(0, len(paths), SIZE_BATCH)]
-    sizes, bad = [], []
+    """Height and width (n, 2) of each image as decoded, from the headers; (0, 0) for what is no image."""
+    sizes = np.zeros((len(paths), 2), dtype=np.int32)
     with progress_bar(len(paths), "Reading image sizes", unit="image") as bar:
-        for batch in batches:
+        for start in range(0, len(paths), SIZE_BATCH):
+            batch = paths[start : start + SIZE_BATCH]
             try:
-                sizes.append(_peek(batch, threads))
+                sizes[start : start + len(batch)] = _peek(batch, threads)
             except RuntimeError:  # DALI fails the whole batch and does not always name the file
-                bad += [path for path in batch if not _readable(path)]
-                if not bad:
-                    raise
+                for i, path in enumerate(batch, start):
+                    with suppress(RuntimeError):
+                        sizes[i] = _peek([path], threads=1)
             bar.update(len(batch))
-    if bad:
-        shown = "\n  ".join(printable(os.fsdecode(path)) for path in bad[:20])
-        more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise ValueError(f"{len(bad)} files cannot be read as images; remove or repair them:\n  {shown}{more}")
-    return np.concatenate(sizes)
+    return sizes
 
 
 def _peek(batch: list[bytes], threads: int) -> NDArray[np.int32]:
@@ -103,14 +107,6 @@ def _peek(batch: list[bytes], threads: int) -> NDArray[np.int32]:
     pipeline = size_pipeline(run_once(iter([(feed_paths(batch),)])), batch_size=len(batch), threads=threads)
     (shapes,) = pipeline.run()
     return np.stack([np.array(shapes[i])[:2] for i in range(len(batch))]).astype(np.int32)
-
-
-def _readable(path: bytes) -> bool:
-    try:
-        _peek([path], threads=1)
-    except RuntimeError:
-        return False
-    return True
 
 
 def _stamps(listing: Listing) -> NDArray[np.int64]:

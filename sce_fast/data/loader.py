@@ -1,6 +1,7 @@
 """Batches of views as torch tensors, and the state that makes a run go on at the very next sample."""
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from sce_fast.data.graph import (
     training_pipeline,
 )
 from sce_fast.data.index import ImageIndex
-from sce_fast.data.plan import batch_of_rank, epoch_order, plan_view
-from sce_fast.data.sources import printable
+from sce_fast.data.plan import batch_of_rank, epoch_order, plan_view, without
+from sce_fast.files import printable
+
+MAX_BAD_SHARE = 0.1  # of the files, before a run stops: so many say that something else is wrong
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Batch:
     """One step's images of one rank."""
 
     views: list[Tensor]  # V tensors (N, 3, size, size) float32, normalised
-    samples: NDArray[np.int64]  # (N,) their numbers in the index
+    samples: NDArray[np.int64]  # (N,) their numbers in the index, replacements for bad files among them
     epoch: int
     step: int  # in the epoch
 
@@ -40,7 +43,8 @@ class TrainingLoader:
     """An endless iterator over training batches, epoch after epoch.
 
     The global batch and its pixels depend on seed, epoch and step alone: not on the number of ranks or threads, nor
-    on where the run was interrupted. The last incomplete batch of an epoch is dropped.
+    on where the run was interrupted. The last incomplete batch of an epoch is dropped. A file that cannot be decoded
+    is warned of, kept in `bad_files`, and replaced by another image of the data set from then on.
 
     Args:
         index: the images.
@@ -53,7 +57,7 @@ class TrainingLoader:
 
     Raises:
         ValueError: the data set is smaller than a global batch, or an argument is out of range.
-        RuntimeError: on a file that cannot be decoded; it is named.
+        RuntimeError: more than MAX_BAD_SHARE of the files cannot be decoded; the last ones are named.
 
     Example:
         >>> loader = TrainingLoader(index_images("photos"), (Augmentation(), Augmentation()), batch_size=64, seed=0)
@@ -92,6 +96,8 @@ class TrainingLoader:
         self.threads = threads
         self.device = device
         self.epoch, self.step = 0, 0
+        self.bad_files: list[str] = []  # paths of those that could not be decoded so far
+        self._bad: set[int] = set()
         self._pipeline: Any = None
         self._in_flight: deque[tuple[int, int, NDArray[np.int64]]] = deque()  # handed to DALI, not yet returned
 
@@ -118,29 +124,49 @@ class TrainingLoader:
         return self
 
     def __next__(self) -> Batch:
-        if self._pipeline is None:
-            self._pipeline = training_pipeline(
-                run_once(self._feeds(self.epoch, self.step)),
-                self.augmentations,
-                batch_size=self.batch_size,
-                threads=self.threads,
-                device=self.device,
-            )
-        try:
-            views = run(self._pipeline, self.device)
-        except RuntimeError as error:
-            self._pipeline = None
-            raise_with_file_names([self.index.paths[i] for i in self._in_flight.popleft()[2]], error)
-        epoch, step, samples = self._in_flight.popleft()
-        self.step = (step + 1) % self.steps_per_epoch
-        self.epoch = epoch + (self.step == 0)
-        return Batch(views, samples, epoch, step)
+        while True:
+            if self._pipeline is None:
+                self._pipeline = training_pipeline(
+                    run_once(self._feeds(self.epoch, self.step)),
+                    self.augmentations,
+                    batch_size=self.batch_size,
+                    threads=self.threads,
+                    device=self.device,
+                )
+            try:
+                views = run(self._pipeline, self.device)
+            except RuntimeError as error:
+                self._set_aside_bad_files(error)
+                continue
+            epoch, step, samples = self._in_flight.popleft()
+            self.step = (step + 1) % self.steps_per_epoch
+            self.epoch = epoch + (self.step == 0)
+            return Batch(views, samples, epoch, step)
+
+    def _set_aside_bad_files(self, error: RuntimeError) -> None:
+        """After a failed batch: notes its bad files; the next pipeline begins with the same batch, without them."""
+        samples = self._in_flight[0][2]
+        self._pipeline = None
+        self._in_flight.clear()
+        bad = {int(i) for i in samples if not decodes(self.index.paths[i])}
+        if not bad:
+            raise error
+        names = ", ".join(printable(os.fsdecode(self.index.paths[i])) for i in sorted(bad))
+        self._bad |= bad
+        self.bad_files = [os.fsdecode(self.index.paths[i]) for i in sorted(self._bad)]
+        if len(self._bad) > MAX_BAD_SHARE * len(self.index):
+            raise RuntimeError(
+                f"{len(self._bad)} of {len(self.index)} files cannot be decoded, more than {MAX_BAD_SHARE:.0%}; "
+                f"the last: {names}"
+            ) from error
+        warnings.warn(f"cannot be decoded, replaced by other images: {names}", stacklevel=3)
 
     def _feeds(self, epoch: int, step: int) -> Iterator[Feed]:
         while True:
             order = epoch_order(self.seed, epoch, len(self.index))
             for s in range(step, self.steps_per_epoch):
-                samples = batch_of_rank(order, s, self.batch_size, self.rank, self.ranks)
+                slots = batch_of_rank(order, s, self.batch_size, self.rank, self.ranks)
+                samples = without(self._bad, slots, seed=self.seed, epoch=epoch, total=len(self.index))
                 self._in_flight.append((epoch, s, samples))
                 yield self._feed(epoch, samples)
             epoch, step = epoch + 1, 0
@@ -161,8 +187,11 @@ def evaluation_batches(
     """All images in the order of the index, (N, 3, crop, crop) float32; the last batch may be smaller.
 
     Raises:
+        ValueError: batch_size is below 1.
         RuntimeError: on a file that cannot be decoded; it is named.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1")
     starts = range(0, len(index), batch_size)
     feeds = (evaluation_feed(view, index.paths[i : i + batch_size], index.sizes[i : i + batch_size]) for i in starts)
     pipeline = evaluation_pipeline(run_once(feeds), view, batch_size=batch_size, threads=threads, device=device)
@@ -170,7 +199,9 @@ def evaluation_batches(
         try:
             (images,) = run(pipeline, device)
         except RuntimeError as error:
-            raise_with_file_names(index.paths[start : start + batch_size], error)
+            bad = [path for path in index.paths[start : start + batch_size] if not decodes(path)]
+            names = ", ".join(printable(os.fsdecode(path)) for path in bad)
+            raise RuntimeError(f"cannot be decoded: {names}") if bad else error from error
         yield images
 
 
@@ -178,14 +209,6 @@ def run(pipeline: Any, device: str) -> list[Tensor]:
     """The next outputs of a pipeline, without a copy; on a GPU ordered on the current stream."""
     outputs = pipeline.run() if device == "cpu" else pipeline.run(torch.cuda.current_stream())
     return [torch.from_dlpack(output.as_tensor()) for output in outputs]
-
-
-def raise_with_file_names(paths: list[bytes], error: RuntimeError) -> None:
-    """DALI fails a whole batch and does not always say for which file: tries them one by one."""
-    bad = [printable(os.fsdecode(path)) for path in paths if not decodes(path)]
-    if not bad:
-        raise error
-    raise RuntimeError(f"cannot be decoded: {', '.join(bad)}") from error
 
 
 def decodes(path: bytes) -> bool:

@@ -1,5 +1,6 @@
 """Jitter, grayscale, blur and solarize inside a DALI graph: our kernel on a CPU, DALI's operators elsewhere."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,8 +10,10 @@ from nvidia.dali import fn, math, types
 
 try:
     from sce_fast import _cpu
-except ImportError:  # built without a compiler; the operators below do the same work more slowly
-    _cpu = None
+
+    MISSING = ""
+except ImportError as error:  # built without a compiler; the operators below do the same work more slowly
+    _cpu, MISSING = None, str(error)
 
 SOLARIZED = [value if value < 128 else 255 - value for value in range(256)]
 
@@ -27,6 +30,12 @@ def photometric_operator(device: str, threads: int) -> Callable[..., Any]:
     """
     if device == "cpu" and _cpu is not None:
         return partial(_native, threads=threads)
+    if device == "cpu":
+        warnings.warn(
+            f"the CPU kernels are not built ({MISSING}): colours are augmented by DALI's arithmetic, several times "
+            "slower. Install again where torch and a C++ compiler are, with SCE_FAST_BUILD=cpu to see why it fails",
+            stacklevel=2,
+        )
     return partial(_from_dali_operators, device=device)
 
 

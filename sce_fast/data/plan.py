@@ -6,6 +6,7 @@ with the batch size, the number of ranks or the order in which this code asks fo
 
 import enum
 import itertools
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,7 @@ class Draw(enum.IntEnum):
     BLUR = 13
     BLUR_SIGMA = 14
     SOLARIZE = 15
+    REPLACEMENT = 16
 
 
 class ColorOperation(enum.IntEnum):
@@ -97,6 +99,23 @@ def batch_of_rank(
     """The samples (batch_size,) of this rank: a contiguous slice of the ranks · batch_size of the step."""
     start = (step * ranks + rank) * batch_size
     return order[start : start + batch_size]
+
+
+def without(
+    bad: AbstractSet[int], samples: NDArray[np.int64], *, seed: int, epoch: int, total: int
+) -> NDArray[np.int64]:
+    """The samples (N,) with each bad one replaced by another of the data set.
+
+    The replacement is a function of seed, epoch, sample and attempt: order, other samples and other ranks stay as
+    they were.
+    """
+    replaced = samples.copy()
+    attempt = 0
+    while len(still_bad := np.flatnonzero(np.isin(replaced, list(bad)))):
+        numbers = uniform(seed, epoch, samples[still_bad], Draw.REPLACEMENT, view=attempt)
+        replaced[still_bad] = (numbers * total).astype(np.int64)
+        attempt += 1
+    return replaced
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,15 @@ def extract_features(
     batches = evaluation_batches(
         index, view, batch_size=batch_size, threads=threads, device="gpu" if device.type == "cuda" else "cpu"
     )
-    features = [backbone(images.to(device)).float().cpu() for images in batches]
+    features, done = torch.empty(0), 0
+    for images in batches:
+        batch = backbone(images.to(device)).float()
+        if done == 0:  # once, instead of a list that is held twice while it is joined
+            features = torch.empty(len(index), batch.shape[1])
+        features[done : done + len(batch)] = batch
+        done += len(batch)
     backbone.train(was_training)
-    return torch.cat(features)
+    return features
 
 
 def pixel_features(index: ImageIndex, view: EvaluationView, *, threads: int = 2) -> Tensor:

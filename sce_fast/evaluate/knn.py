@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sce_fast.problem import unit_rows
+from sce_fast.rows import unit_rows
 
 QUERY_BLOCK = 256
 TRAIN_BLOCK = 65536
@@ -43,22 +43,22 @@ def knn_top1(
         )
     if neighbours < 1 or temperature <= 0:
         raise ValueError(f"neighbours={neighbours}, temperature={temperature}: expected both to be positive")
-    train, test = unit_rows(train_features), unit_rows(test_features)
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     correct = 0
-    for start in range(0, len(test), QUERY_BLOCK):
-        similarity, nearest = _nearest(test[start : start + QUERY_BLOCK], train, neighbours)
+    for start in range(0, len(test_features), QUERY_BLOCK):
+        similarity, nearest = nearest_rows(test_features[start : start + QUERY_BLOCK], train_features, neighbours)
         votes = torch.zeros(len(similarity), classes, dtype=similarity.dtype, device=similarity.device)
         votes.scatter_add_(1, train_labels[nearest], ((similarity - 1) / temperature).exp())
         correct += int((votes.argmax(1) == test_labels[start : start + QUERY_BLOCK]).sum())
-    return correct / len(test)
+    return correct / len(test_features)
 
 
-def _nearest(test: Tensor, train: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """Cosines and numbers (m, k) of the nearest train rows."""
+def nearest_rows(test: Tensor, train: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    """Cosines and numbers (m, k) of the train rows (n, F) that are nearest to the test rows (m, F), nearest first."""
+    test = unit_rows(test)
     best, numbers = test.new_empty(len(test), 0), torch.empty(len(test), 0, dtype=torch.int64, device=test.device)
     for start in range(0, len(train), TRAIN_BLOCK):
-        similarity = test @ train[start : start + TRAIN_BLOCK].T
+        similarity = test @ unit_rows(train[start : start + TRAIN_BLOCK]).T
         block_best, block_numbers = similarity.topk(min(neighbours, similarity.shape[1]), dim=1)
         best, numbers = torch.cat([best, block_best], 1), torch.cat([numbers, block_numbers + start], 1)
         best, order = best.topk(min(neighbours, best.shape[1]), dim=1)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from sce_fast.data.index import index_images
-from sce_fast.data.sources import printable
 from sce_fast.evaluate import extract_features, save_features
+from sce_fast.files import printable
 from sce_fast.run import choose_device, load_backbone
 
 

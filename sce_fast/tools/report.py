@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from sce_fast.config import TrainConfig
-from sce_fast.data.index import index_images
+from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.loader import TrainingLoader, evaluation_batches
 from sce_fast.evaluate import extract_features
+from sce_fast.evaluate.knn import nearest_rows
 from sce_fast.log import read_log
-from sce_fast.problem import unit_rows
-from sce_fast.run import LOG, load_backbone, read_config
+from sce_fast.run import LOG, choose_device, load_backbone, read_config
+from sce_fast.train import labelled_indices
 
 PAIRS = 10
 QUERIES, NEIGHBOURS = 10, 5
@@ -60,34 +61,24 @@ def view_pairs(config: TrainConfig, path: Path) -> Path:
 def nearest_neighbours(run: Path, path: Path) -> Path:
     """Ten test images, each followed by the train images whose features are nearest."""
     backbone, config = load_backbone(run)
-    view, threads = config.evaluation_view(), config.loader_threads
-    folders = [folder for folder in (config.evaluation.train, config.evaluation.test) if folder]
-    indices = [index_images(folder, threads=threads) for folder in folders]
+    device, threads = choose_device(config.device), config.loader_threads
+    indices = labelled_indices(config.evaluation, threads)
     train, test = (
-        unit_rows(extract_features(backbone, index, view, device=torch.device("cpu"), threads=threads))
+        extract_features(backbone.to(device), index, config.evaluation_view(), device=device, threads=threads)
         for index in indices
     )
     queries = torch.arange(QUERIES) * len(test) // QUERIES  # spread over the classes, which the index keeps together
-    nearest = (test[queries] @ train.T).topk(NEIGHBOURS).indices  # (queries, neighbours)
-    train_images, test_images = (
-        _chosen(index, config, wanted) for index, wanted in zip(indices, (nearest, queries), strict=True)
-    )
-    rows = [
-        [test_images[int(query)], *(train_images[int(n)] for n in row)]
-        for query, row in zip(queries, nearest, strict=True)
-    ]
+    _, nearest = nearest_rows(test[queries], train, NEIGHBOURS)  # (queries, neighbours)
+    query_pictures = _pictures(indices[1], queries, config)
+    neighbour_pictures = _pictures(indices[0], nearest.flatten(), config).unflatten(0, nearest.shape)
+    rows = [[query, *neighbours] for query, neighbours in zip(query_pictures, neighbour_pictures, strict=True)]
     return _grid(rows, ["query, then its nearest"] + [""] * (len(rows) - 1), path)
 
 
-def _chosen(index: Any, config: TrainConfig, wanted: Tensor) -> dict[int, Tensor]:
-    """The images of these numbers, as pictures."""
-    numbers, found, start = set(wanted.flatten().tolist()), {}, 0
-    for images in evaluation_batches(index, config.evaluation_view(), threads=config.loader_threads):
-        here = sorted(n for n in numbers if start <= n < start + len(images))
-        for number, picture in zip(here, _visible(images[[n - start for n in here]], config), strict=True):
-            found[number] = picture
-        start += len(images)
-    return found
+def _pictures(index: ImageIndex, samples: Tensor, config: TrainConfig) -> Tensor:
+    """These samples of an index as the evaluation sees them, (n, H, W, 3) in [0, 1]."""
+    batches = evaluation_batches(index.subset(samples.numpy()), config.evaluation_view(), threads=config.loader_threads)
+    return _visible(torch.cat(list(batches)), config)
 
 
 def _visible(images: Tensor, config: TrainConfig) -> Tensor:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from sce_fast.data.sources import IMAGE_SUFFIXES, Listing
+from sce_fast.data.sources.listing import Listing, is_image_name
 
 
 def list_folder(root: Path) -> Listing:
@@ -49,7 +49,7 @@ def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file()
+    return is_image_name(entry.name) and entry.is_file()
 
 
 def _sort_key(entry: os.DirEntry[str]) -> bytes:

@@ -1,9 +1,11 @@
 """Images named in a text file."""
 
+import codecs
 import os
 from pathlib import Path
 
-from sce_fast.data.sources import Listing, printable
+from sce_fast.data.sources.listing import Listing
+from sce_fast.files import printable
 
 
 def list_file(path: Path) -> Listing:
@@ -12,11 +14,14 @@ def list_file(path: Path) -> Listing:
     Empty lines and lines that begin with # are passed over. Classes are numbered in sorted order.
 
     Raises:
-        ValueError: some lines have a class and others have none.
+        ValueError: it is no text, or some lines have a class and others have none.
     """
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if b"\0" in content:
+        raise ValueError(f"{printable(path)} is neither a folder nor a text file that lists images")
     names: list[str] = []
     class_names: list[str] = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(content.splitlines(), start=1):
         if not line.strip() or line.startswith(b"#"):
             continue
         name, tab, class_name = os.fsdecode(line).partition("\t")
