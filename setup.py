@@ -15,7 +15,12 @@ from pathlib import Path
 from setuptools import setup
 
 CHOICES = ("auto", "cpu", "cuda", "none")
-CPU_SOURCES = ("csrc/cpu/bindings.cpp", "csrc/cpu/color_jitter.cpp", "csrc/cpu/gaussian_blur.cpp")
+CPU_SOURCES = (
+    "csrc/cpu/bindings.cpp",
+    "csrc/cpu/color_jitter.cpp",
+    "csrc/cpu/gaussian_blur.cpp",
+    "csrc/cpu/sce_forward.cpp",
+)
 # No -ffast-math and no contraction to fused multiply-adds: results are the same bits on every instruction set.
 CPU_FLAGS = ["-O3", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 

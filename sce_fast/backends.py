@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sce_fast import reference
+from sce_fast import native, reference
 from sce_fast.names import pick
 from sce_fast.problem import Problem, Solution
 
@@ -21,6 +21,7 @@ class Backend:
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in [
+        Backend("cpu", refuses=native.refuses, solve=native.solve),
         Backend("reference", refuses=lambda problem: None, solve=reference.solve),
     ]
 }

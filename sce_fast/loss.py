@@ -101,6 +101,7 @@ def sce_loss(
         coefficient=coefficient,
         positive_target=positive_target,
         needs_gradient=torch.is_grad_enabled() and query.requires_grad,
+        needs_target=return_statistics or isinstance(coefficient, Tensor) or coefficient < 1,
     )
     if os.environ.get("SCE_FAST_CHECK") == "1":
         _check_norms(problem)

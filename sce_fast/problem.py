@@ -21,6 +21,7 @@ class Problem:
     coefficient: float | Tensor
     positive_target: str
     needs_gradient: bool
+    needs_target: bool  # False where λ = 1 and nobody asks for statistics: the teacher's side is not needed
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -38,5 +39,5 @@ class Solution:
 
     rows: Tensor  # (N,) loss
     gradient: Tensor | None  # (V, N, D) d rows.sum() / d query, in the query's dtype
-    target_entropy: Tensor  # (U, N) nats
+    target_entropy: Tensor  # (U, N) nats; undefined without needs_target
     positive_probability: Tensor  # (N,)

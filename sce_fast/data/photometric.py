@@ -8,12 +8,7 @@ from typing import Any
 import numpy as np
 from nvidia.dali import fn, math, types
 
-try:
-    from sce_fast import _cpu
-
-    MISSING = ""
-except ImportError as error:  # built without a compiler; the operators below do the same work more slowly
-    _cpu, MISSING = None, str(error)
+from sce_fast.native import MISSING, REMEDY, _cpu
 
 SOLARIZED = [value if value < 128 else 255 - value for value in range(256)]
 
@@ -33,7 +28,7 @@ def photometric_operator(device: str, threads: int) -> Callable[..., Any]:
     if device == "cpu":
         warnings.warn(
             f"the CPU kernels are not built ({MISSING}): colours are augmented by DALI's arithmetic, several times "
-            "slower. Install again where torch and a C++ compiler are, with SCE_FAST_BUILD=cpu to see why it fails",
+            f"slower; {REMEDY}",
             stacklevel=2,
         )
     return partial(_from_dali_operators, device=device)

@@ -1,0 +1,202 @@
+"""The CPU kernel against float64, by the rule: at most twice the error of plain PyTorch plus a floor."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sce_fast import KeyQueue, native, sce_loss
+from sce_fast.rows import unit_rows
+
+# What rounding of the result itself allows, as a share of the largest logit 1/τ: of a loss row, of a gradient entry.
+LOSS_FLOOR, GRADIENT_FLOOR = 1e-6, 1e-6
+ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}  # of a gradient in the query's dtype
+
+
+@pytest.fixture(params=["brgemm", "plain loops"], autouse=True)
+def either_product(request, monkeypatch):
+    assert native.MISSING == "", "the extension is not built: make venv"
+    if request.param == "plain loops":
+        monkeypatch.setattr(native, "BRGEMM", False)
+    elif not native.BRGEMM:
+        pytest.skip("ATen has no brgemm for this processor; the plain loops are what runs here")
+
+
+def inputs(kind, query_views, key_views, n, d, k, m, dtype=torch.float32, seed=0):
+    """query, key, queue and batch keys of unit rows: independent, in few clusters, or query ≈ key."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rows(*shape):
+        noise = torch.randn(*shape, d, generator=generator, dtype=torch.float64)
+        if kind == "clustered":
+            centers = torch.randn(3, d, generator=generator, dtype=torch.float64)
+            noise = 0.3 * noise + centers[torch.randint(3, shape, generator=generator)]
+        return unit_rows(noise)
+
+    query = rows(*([query_views] if query_views else []), n)
+    key = rows(*([key_views] if key_views else []), n)
+    if kind == "converged":
+        # every view of a sample at nearly the same place
+        base = key[0] if key_views else key
+        query, key = (unit_rows(base + 0.01 * t) for t in (query, key))
+    queue = rows(k) if k else None
+    batch_keys = rows(*([key_views] if key_views else []), m) if m else None
+    return [t if t is None else t.to(dtype) for t in (query, key, queue, batch_keys)]
+
+
+def evaluate(backend, dtype, query, key, queue, batch_keys, **settings):
+    leaf = query.to(dtype, copy=True).requires_grad_()
+    others = [t if t is None else t.to(dtype) for t in (key, queue, batch_keys)]
+    rows, statistics = sce_loss(
+        leaf, others[0], others[1], batch_keys=others[2], backend=backend, reduction="none", return_statistics=True,
+        **settings,
+    )  # fmt: skip
+    rows.sum().backward()
+    return rows.detach().double(), leaf.grad.double(), statistics
+
+
+def assert_parity(tensors, dtype=torch.float32, **settings):
+    exact_rows, exact_gradient, exact_statistics = evaluate("reference", torch.float64, *tensors, **settings)
+    plain_rows, plain_gradient, _ = evaluate("reference", dtype, *tensors, **settings)
+    rows, gradient, statistics = evaluate("cpu", dtype, *tensors, **settings)
+    scale = 1 / min(settings.get("temperature", 0.1), settings.get("target_temperature", 0.05))
+    allowed = 2 * (plain_rows - exact_rows).abs().max() + LOSS_FLOOR * scale
+    assert (rows - exact_rows).abs().max() <= allowed
+    allowed = 2 * (plain_gradient - exact_gradient).abs().max() + GRADIENT_FLOOR * scale
+    assert (gradient - exact_gradient).abs().max() <= allowed + ROUNDING[dtype] * exact_gradient.abs().max()
+    torch.testing.assert_close(
+        statistics.target_entropy.double(), exact_statistics.target_entropy, atol=4e-6 * scale, rtol=0
+    )
+    torch.testing.assert_close(
+        statistics.positive_probability.double(), exact_statistics.positive_probability, atol=1e-6 * scale, rtol=0
+    )
+
+
+@given(
+    kind=st.sampled_from(["random", "clustered", "converged"]),
+    n=st.integers(1, 9),
+    d=st.integers(1, 70),
+    k=st.integers(0, 200),
+    query_views=st.integers(0, 4),
+    key_views=st.integers(0, 3),
+    extra_batch=st.one_of(st.none(), st.integers(0, 70)),
+    tau=st.sampled_from([0.01, 0.024, 0.05, 0.1, 1.0]),
+    tau_m=st.sampled_from([0.01, 0.024, 0.05, 0.1, 1.0]),
+    coefficient=st.sampled_from([0.0, 0.4, 1.0]),
+    positive_target=st.sampled_from(["excluded", "zero_logit"]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_parity(kind, n, d, k, query_views, key_views, extra_batch, tau, tau_m, coefficient, positive_target, dtype):
+    m = 0 if extra_batch is None else n + extra_batch
+    if (query_views, key_views) == (1, 1) or k + max(m - 1, 0) == 0:
+        return  # no term or no candidate: refused before any backend is asked
+    tensors = inputs(kind, query_views, key_views, n, d, k, m, dtype)
+    assert_parity(
+        tensors, dtype, temperature=tau, target_temperature=tau_m, coefficient=coefficient,
+        positive_target=positive_target, row_offset=extra_batch or 0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["random", "clustered", "converged"])
+@pytest.mark.parametrize(("tau", "tau_m"), [(0.1, 0.05), (0.02, 0.01)])
+def test_parity_over_many_blocks_and_slices(kind, tau, tau_m):
+    """More rows than a block and more candidates than a slice, in a size that is a multiple of nothing."""
+    tensors = inputs(kind, 2, 2, 301, 48, 5003, 0)
+    assert_parity(tensors, temperature=tau, target_temperature=tau_m)
+
+
+def test_mixed_dtypes_and_strides():
+    query, key, queue, _ = inputs("random", 2, 2, 5, 24, 90, 0)
+    wide = torch.zeros(90, 48)
+    wide[:, ::2] = queue
+    expected = sce_loss(query, key, queue, backend="reference")
+    torch.testing.assert_close(sce_loss(query, key, wide[:, ::2], backend="cpu"), expected)
+    swapped = query.transpose(0, 1).contiguous().transpose(0, 1)
+    torch.testing.assert_close(sce_loss(swapped, key, queue, backend="cpu"), expected)
+    narrow = queue.to(torch.bfloat16)
+    torch.testing.assert_close(
+        sce_loss(query, key.half(), narrow, backend="cpu"),
+        sce_loss(query, key.half().float(), narrow.float(), backend="reference"),
+    )
+
+
+def test_same_bits_for_any_number_of_threads_and_every_time():
+    tensors = inputs("random", 2, 2, 300, 64, 3000, 0)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3, 1):
+            torch.set_num_threads(count)
+            results.append(evaluate("cpu", torch.float32, *tensors))
+    finally:
+        torch.set_num_threads(threads)
+    for rows, gradient, _ in results[1:]:
+        assert torch.equal(rows, results[0][0])
+        assert torch.equal(gradient, results[0][1])
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.01])
+@pytest.mark.parametrize("bad", ["query", "key"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_row_spoils_no_other(bad, value, tau):
+    query, key, queue, _ = inputs("random", 0, 0, 6, 16, 130, 0)
+    settings = dict(temperature=tau, target_temperature=tau, reduction="none", backend="cpu")
+    clean = sce_loss(query, key, queue, **settings)
+    (query if bad == "query" else key)[2, 0] = value
+    loss = sce_loss(query, key, queue, **settings)
+    others = torch.tensor([0, 1, 3, 4, 5])
+    assert not loss[2].isfinite()
+    assert torch.equal(loss[others], clean[others])
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.01])
+def test_a_bad_candidate_reaches_all_rows(tau):
+    query, key, queue, _ = inputs("random", 0, 0, 6, 16, 130, 0)
+    queue[77, 3] = float("nan")
+    loss = sce_loss(query, key, queue, temperature=tau, target_temperature=tau, reduction="none", backend="cpu")
+    assert loss.isnan().all()
+
+
+def test_long_rows_are_right_or_not_finite():
+    """Rows that break the contract: never a wrong finite number."""
+    query, key, queue, _ = inputs("random", 0, 0, 4, 16, 130, 0)
+    for length in (1.5, 3.0, 30.0, 1000.0):
+        loss = sce_loss(length * query, key, length * queue, reduction="none", backend="cpu")
+        exact = sce_loss(length * query.double(), key.double(), length * queue.double(), reduction="none")
+        right = (loss.double() - exact).abs() <= 1e-4 * exact.abs()
+        assert (right | ~loss.isfinite()).all()
+
+
+def test_no_gradient_and_no_target_are_left_out_and_change_nothing():
+    query, key, queue, _ = inputs("random", 0, 0, 6, 16, 130, 0)
+    with_gradient = sce_loss(query.clone().requires_grad_(), key, queue, backend="cpu")
+    with torch.no_grad():
+        assert torch.equal(sce_loss(query, key, queue, backend="cpu"), with_gradient)
+    infonce = sce_loss(query, key, queue, coefficient=1.0, backend="cpu")
+    with_target, _ = sce_loss(query, key, queue, coefficient=1.0, backend="cpu", return_statistics=True)
+    assert torch.equal(infonce, with_target)
+
+
+def test_enqueue_between_loss_and_backward():
+    queue = KeyQueue(70, 16)
+    query, key, _, _ = inputs("random", 0, 0, 6, 16, 1, 0)
+    query.requires_grad_()
+    (expected,) = torch.autograd.grad(sce_loss(query, key, queue.keys, backend="cpu"), query)
+    loss = sce_loss(query, key, queue.keys, backend="cpu")
+    queue.enqueue(key)
+    loss.backward()
+    assert torch.equal(query.grad, expected)
+
+
+def test_auto_takes_the_kernel_and_a_refusal_says_why(monkeypatch):
+    query, key, queue, _ = inputs("random", 0, 0, 6, 16, 20, 0)
+    assert sce_loss(query, key, queue, return_statistics=True)[1].backend == "cpu"
+    doubles = query.double(), key.double(), queue.double()
+    assert sce_loss(*doubles, return_statistics=True)[1].backend == "reference"
+    with pytest.raises(ValueError, match=r"backend='cpu' cannot serve.*torch.float64; use backend='reference'"):
+        sce_loss(*doubles, backend="cpu")
+    monkeypatch.setattr(native, "_cpu", None)
+    monkeypatch.setattr(native, "MISSING", "no module")
+    with pytest.raises(ValueError, match=r"the CPU kernels are not built \(no module\); install again"):
+        sce_loss(query, key, queue, backend="cpu")
+    assert sce_loss(query, key, queue, return_statistics=True)[1].backend == "reference"
