@@ -109,12 +109,16 @@ def report(arguments: list[str]) -> None:
 
 
 def bench(arguments: list[str]) -> None:
-    """bench loader | coefficient: measure against named peers"""
+    """bench loader | loss | coefficient: measure against named peers"""
     import tyro
 
-    from sce_fast.benchmarks import coefficient, loader
+    from sce_fast.benchmarks import coefficient, loader, loss
 
-    benchmarks: dict[str, Callable[..., Any]] = {"loader": loader.main, "coefficient": coefficient.main}
+    benchmarks: dict[str, Callable[..., Any]] = {
+        "loader": loader.main,
+        "loss": loss.main,
+        "coefficient": coefficient.main,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = "\n".join(f"  {name:<13}{_first_line(main)}" for name, main in benchmarks.items())
         print(f"usage: sce-fast bench NAME …     sce-fast bench NAME --help for its options\n\n{lines}")
