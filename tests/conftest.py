@@ -17,7 +17,10 @@ settings.load_profile("tests")
 
 @pytest.fixture(autouse=True)
 def seeded():
+    threads = torch.get_num_threads()
     torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
