@@ -34,8 +34,8 @@ venv: .venv/installed
 	@echo "Setting up .venv: a minute or a few; downloads half a gigabyte, or several where torch comes with CUDA"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sce_fast needs Python 3.11 or later, %s is %s; use make PYTHON=..." % (sys.executable, sys.version.split()[0]))'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(BUILD_TOOLS)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable ".[$(EXTRAS)]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt $(BUILD_TOOLS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable ".[$(EXTRAS)]"
 	@touch $@
 
 clean:
