@@ -96,9 +96,9 @@ def sce_loss(
         batch_keys=_batch_keys_per_view(batch_keys, key, row_offset),
         row_offset=row_offset,
         terms=_terms(query, key),
-        temperature=temperature,
-        target_temperature=target_temperature,
-        coefficient=coefficient,
+        temperature=_detached(temperature),
+        target_temperature=_detached(target_temperature),
+        coefficient=_detached(coefficient),
         positive_target=positive_target,
         needs_gradient=torch.is_grad_enabled() and query.requires_grad,
         needs_target=return_statistics or isinstance(coefficient, Tensor) or coefficient < 1,
@@ -246,6 +246,10 @@ def _check_tensors(query: Tensor, key: Tensor, queue: Tensor | None, batch_keys:
         raise ValueError(
             "no candidate beside the own key: give a queue of at least one row, or batch_keys of at least two"
         )
+
+
+def _detached(value: Scalar) -> Scalar:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _is_number(name: str, value: Scalar, device: torch.device) -> bool:

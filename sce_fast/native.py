@@ -34,9 +34,12 @@ def solve(problem: Problem) -> Solution:
     views, batch, dim = problem.query.shape
     key_views = len(problem.key)
     inputs = [_rows(t) for t in (problem.query, problem.key, problem.queue, problem.batch_keys)]
-    rows, positive_probability = torch.empty(2, batch)
-    target_entropy = torch.empty(key_views, batch)
-    gradient = torch.empty(views, batch, dim) if problem.needs_gradient else None
+
+    def empty(*shape: int) -> Tensor:  # whatever torch's defaults are, the kernel writes float32 on the CPU
+        return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+    rows, positive_probability, target_entropy = empty(batch), empty(batch), empty(key_views, batch)
+    gradient = empty(views, batch, dim) if problem.needs_gradient else None
     _cpu.sce_forward(
         *(NOTHING if t is None else (t.data_ptr(), TYPES[t.dtype], len(t)) for t in inputs),
         (views, key_views, batch, dim),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sce_fast import KeyQueue, native, sce_loss
@@ -88,8 +88,7 @@ def assert_parity(tensors, dtype=torch.float32, **settings):
 )
 def test_parity(kind, n, d, k, query_views, key_views, extra_batch, tau, tau_m, coefficient, positive_target, dtype):
     m = 0 if extra_batch is None else n + extra_batch
-    if (query_views, key_views) == (1, 1) or k + max(m - 1, 0) == 0:
-        return  # no term or no candidate: refused before any backend is asked
+    assume((query_views, key_views) != (1, 1) and k + max(m - 1, 0) > 0)  # a term, and a candidate
     tensors = inputs(kind, query_views, key_views, n, d, k, m, dtype)
     assert_parity(
         tensors, dtype, temperature=tau, target_temperature=tau_m, coefficient=coefficient,
@@ -103,6 +102,15 @@ def test_parity_over_many_blocks_and_slices(kind, tau, tau_m):
     """More rows than a block and more candidates than a slice, in a size that is a multiple of nothing."""
     tensors = inputs(kind, 2, 2, 301, 48, 5003, 0)
     assert_parity(tensors, temperature=tau, target_temperature=tau_m)
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.01])
+def test_own_keys_are_masked_in_every_block(tau):
+    """The real keys stand among the batch keys, so that a mask in the wrong place shows."""
+    query, key, queue, batch_keys = inputs("converged", 2, 2, 300, 32, 500, 700)
+    batch_keys[:, 390:690] = key
+    assert_parity((query, key, queue, batch_keys), temperature=tau, target_temperature=tau, row_offset=390)
+    assert_parity((query, key, None, batch_keys), temperature=tau, target_temperature=tau, row_offset=390)
 
 
 def test_mixed_dtypes_and_strides():
@@ -153,14 +161,39 @@ def test_a_bad_candidate_reaches_all_rows(tau):
     assert loss.isnan().all()
 
 
-def test_long_rows_are_right_or_not_finite():
+@pytest.mark.parametrize("tau", [0.0251, 0.1, 0.02])
+@pytest.mark.parametrize("opposite", [False, True])
+def test_long_rows_are_right_or_not_finite(tau, opposite):
     """Rows that break the contract: never a wrong finite number."""
-    query, key, queue, _ = inputs("random", 0, 0, 4, 16, 130, 0)
-    for length in (1.5, 3.0, 30.0, 1000.0):
-        loss = sce_loss(length * query, key, length * queue, reduction="none", backend="cpu")
-        exact = sce_loss(length * query.double(), key.double(), length * queue.double(), reduction="none")
-        right = (loss.double() - exact).abs() <= 1e-4 * exact.abs()
-        assert (right | ~loss.isfinite()).all()
+    query, key, queue, _ = inputs("converged" if opposite else "random", 0, 0, 4, 16, 130, 0)
+    if opposite:
+        queue = unit_rows(-key[:1] + 0.01 * queue)
+    settings = dict(temperature=tau, target_temperature=tau, reduction="none")
+    for length in (1.1, 1.2, 1.5, 3.0, 30.0, 1000.0):
+        with torch.no_grad():
+            loss = sce_loss(length * query, key, length * queue, backend="cpu", **settings)
+        exact = sce_loss(length * query.double(), key.double(), length * queue.double(), **settings)
+        right = (loss.double() - exact).abs() <= 1e-4 * exact.abs().clamp(min=1)
+        assert (right | ~loss.isfinite()).all(), length
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_torchs_defaults_do_not_matter(default):
+    query, key, queue, _ = inputs("random", 0, 0, 6, 16, 130, 0)
+    expected = sce_loss(query, key, queue, backend="cpu")
+    torch.set_default_dtype(default)
+    try:
+        with torch.device("meta"):
+            assert torch.equal(sce_loss(query, key, queue, backend="cpu"), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_temperature_that_learns_gets_no_gradient(recwarn):
+    query, key, queue, _ = inputs("random", 0, 0, 6, 16, 130, 0)
+    temperature = torch.tensor(0.1, requires_grad=True)
+    assert sce_loss(query, key, queue, temperature=temperature, backend="cpu") == sce_loss(query, key, queue)
+    assert not recwarn.list
 
 
 def test_no_gradient_and_no_target_are_left_out_and_change_nothing():

@@ -70,8 +70,6 @@ std::vector<Image> augment(const std::vector<Image>& images, const Rows<int32_t>
   return outputs;
 }
 
-}  // namespace
-
 // (address, type, rows) of a tensor.
 using Tensor = std::tuple<uintptr_t, int32_t, int64_t>;
 
@@ -94,6 +92,8 @@ void sce_forward(const Tensor& query, const Tensor& key, const Tensor& queue, co
   py::gil_scoped_release release;
   sce_fast::sce_forward(problem, solution, brgemm, threads);
 }
+
+}  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of sce_fast.";

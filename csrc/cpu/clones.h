@@ -1,5 +1,6 @@
 // Functions marked so are compiled for several instruction sets; the fastest one that this processor runs is chosen
-// when the library is loaded. Without fused multiply-adds (see setup.py) all give the same bits.
+// when the library is loaded. Without fused multiply-adds (see setup.py) loops over independent values give the same
+// bits in all of them; sums over vector lanes need not.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

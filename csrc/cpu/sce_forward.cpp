@@ -31,29 +31,42 @@ constexpr int64_t kPieces = 96;
 
 // ---------------------------------------------------------------------------------------------- exponentials
 
-// 2^x for x in [-126, 128], relative error below 1.3e-7; 0 below, infinity above, NaN for NaN.
-inline float exp2_approximate(float x) {
-  const float clamped = std::min(std::max(-126.f, x), 128.f);  // a NaN in the second place of max gets lost
-  const float shifted = clamped + 12582912.f;                  // 1.5 · 2²³: rounds to the nearest whole number
+// The logit of a candidate that a row must not see: finite, so that it is told from the −∞ of a bad candidate.
+constexpr float kUnseen = -1e30f;
+constexpr float kUnseenBelow = -1e29f;
+
+// 2^x for x in [-126, 127.5], relative error below 1.3e-7; infinity above, NaN for NaN and −∞, 0 for an unseen
+// candidate, and `underflow` for other small x.
+inline float exp2_approximate(float x, float underflow) {
+  const float clamped = std::min(std::max(-126.f, x), 128.f);
+  const float shifted = clamped + 12582912.f;  // 1.5 · 2²³: rounds to the nearest whole number
   const int32_t whole = std::bit_cast<int32_t>(shifted) - 0x4B400000;
   const float f = clamped - (shifted - 12582912.f);  // in [-0.5, 0.5]
   const float polynomial =
       1.f + f * (0.693147182f +
                  f * (0.240226462f + f * (0.0555032887f + f * (0.00961848f + f * (0.00133952f + f * 0.00015345f)))));
   const float result = polynomial * std::bit_cast<float>((whole + 127) << 23);
-  return x >= -126.f ? result : (x < -126.f ? 0.f : x);  // the last is NaN
+  const bool unseen = (x < kUnseenBelow) & (x > -std::numeric_limits<float>::max());
+  const float rest = unseen ? 0.f : std::numeric_limits<float>::quiet_NaN();
+  return x >= -126.f ? result : (x > kUnseenBelow ? underflow : rest);
 }
 
 // values ← 2^(scale · values − shift); returns their sum.
-SCE_FAST_CLONES float exponentials(float* __restrict values, int64_t count, float scale, float shift) {
+SCE_FAST_CLONES float exponentials(float* __restrict values, int64_t count, float scale, float shift, float underflow) {
   float sum = 0.f;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < count; ++i) {
-    const float y = exp2_approximate(values[i] * scale - shift);
+    const float y = exp2_approximate(values[i] * scale - shift, underflow);
     values[i] = y;
     sum += y;
   }
   return sum;
+}
+
+// What brings a partial sum with this shift to a larger one; nothing seen needs no factor.
+float rescaling(float sum, float shift, float larger_shift) {
+  if (sum == 0.f) return 0.f;
+  return shift == larger_shift ? 1.f : exp2_approximate(shift - larger_shift, 0.f);
 }
 
 SCE_FAST_CLONES float largest(const float* values, int64_t count) {
@@ -219,6 +232,9 @@ class Pass {
     float* outputs = outputs_.get() + (slice * rows_ + block.row) * dim_;
     std::fill_n(outputs, block.count * dim_, 0.f);
     const bool fixed = 2.f * group.scale <= kFixedShiftBits;
+    // Under a fixed shift nothing that unit rows give underflows: what does is of rows that break the contract, and
+    // must not pass for a result.
+    const float underflow = fixed ? std::numeric_limits<float>::quiet_NaN() : 0.f;
     for (int64_t i = 0; i < block.count; ++i)
       partials[i] = {fixed ? group.scale : -std::numeric_limits<float>::infinity(), 0.f};
     for (int64_t t = tiles_ * slice / slices_; t < tiles_ * (slice + 1) / slices_; ++t) {
@@ -229,20 +245,19 @@ class Pass {
         float* row = logits + i * kTile;
         if (group.own_offset >= 0) {
           const int64_t own = group.own_offset + (block.first + i) % batch_ - first;
-          if (own >= 0 && own < count) row[own] = -std::numeric_limits<float>::infinity();
+          if (own >= 0 && own < count) row[own] = kUnseen;
         }
         if (!fixed) raise_shift(partials[i], largest(row, count) * group.scale, outputs + i * dim_);
-        // a shift of −∞ means that nothing but the own key has been seen so far, whose logit is −∞ too
-        const float shift = std::isinf(partials[i].shift) ? 0.f : partials[i].shift;
-        partials[i].sum += exponentials(row, count, group.scale, shift);
+        const float shift = std::isinf(partials[i].shift) ? 0.f : partials[i].shift;  // −∞: nothing seen so far
+        partials[i].sum += exponentials(row, count, group.scale, shift, underflow);
       }
       if (group.needs_output) tile.accumulate(logits, block.count, outputs);
     }
   }
 
   void raise_shift(Partial& partial, float maximum, float* output) {
-    if (!(maximum > partial.shift)) return;  // also when nothing but −∞ or NaN has been seen
-    const float factor = partial.sum == 0.f ? 0.f : exp2_approximate(partial.shift - maximum);
+    if (!(maximum > partial.shift) || maximum < kUnseenBelow) return;
+    const float factor = rescaling(partial.sum, partial.shift, maximum);
     partial = {maximum, partial.sum * factor};
     multiply(output, dim_, factor);
   }
@@ -258,8 +273,7 @@ class Pass {
       Partial& total = result.partials[row] = {shift, 0.f};
       for (int64_t s = 0; s < slices_; ++s) {
         const Partial& part = partials_[s * rows_ + row];
-        // a slice that held nothing but the row's own key has the shift −∞ and the sum 0
-        const float factor = part.shift == shift ? 1.f : exp2_approximate(part.shift - shift);
+        const float factor = rescaling(part.sum, part.shift, shift);
         total.sum += factor * part.sum;
         add(result.outputs.data() + row * dim_, outputs_.get() + (s * rows_ + row) * dim_, dim_, factor);
       }
@@ -313,7 +327,7 @@ Seen merge(const PassResult* first, int64_t first_row, const PassResult* second,
   const auto take = [&](const PassResult* pass, int64_t row) {
     if (!pass) return;
     const Partial& part = pass->partials[row];
-    const float factor = part.shift == shift ? 1.f : exp2_approximate(part.shift - shift);
+    const float factor = rescaling(part.sum, part.shift, shift);
     sum += factor * part.sum;
     if (with_mean) add(seen.mean.data(), pass->outputs.data() + row * dim, dim, factor);
   };
@@ -345,7 +359,7 @@ bool has_brgemm() {
     try {
       at::native::cpublas::brgemm(1, 1, 1, 1, 1, 1, false, &one, &one, &out);
       at::native::cpublas::brgemm_release(false);
-    } catch (const c10::Error&) {  // ATen asks the processor and has no other way to tell
+    } catch (const std::exception&) {  // ATen asks the processor and has no other way to tell
     }
     return out == 1.f;
   }();
