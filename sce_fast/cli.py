@@ -108,6 +108,19 @@ def report(arguments: list[str]) -> None:
     tyro.cli(run, args=arguments, prog="sce-fast report")
 
 
+def doctor(arguments: list[str]) -> None:
+    """doctor: versions, devices, and which backends of the loss run here"""
+    import tyro
+
+    def run() -> None:
+        """Prints what is installed, what is missing, and which backends of the loss serve which dtypes."""
+        from sce_fast.tools.doctor import report
+
+        print(report())
+
+    tyro.cli(run, args=arguments, prog="sce-fast doctor")
+
+
 def bench(arguments: list[str]) -> None:
     """bench loader | loss | coefficient: measure against named peers"""
     import tyro
@@ -132,6 +145,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "embed": embed,
     "report": report,
+    "doctor": doctor,
     "bench": bench,
 }
 

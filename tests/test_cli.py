@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from sce_fast import native
 from sce_fast.cli import COMMANDS, main
 
 
@@ -24,7 +26,7 @@ def test_help_names_every_command(capsys):
         assert any(line.startswith((f"  {name}:", f"  {name} ")) for line in lines), name
 
 
-@pytest.mark.parametrize("command", ["demo", "embed", "report", "train", "bench"])
+@pytest.mark.parametrize("command", ["demo", "embed", "report", "train", "bench", "doctor"])
 def test_every_command_has_help(capsys, command):
     assert "usage: sce-fast " + command in told(capsys, command, "--help", status=0)
 
@@ -64,6 +66,18 @@ def test_bad_input_ends_in_one_line(capsys, tmp_path, photo_folder, monkeypatch)
     image = next(photo_folder.rglob("*.jpg"))
     assert "is one image; expected a folder" in told(capsys, "train", "folder", "--data", image)
     assert not (tmp_path / "runs").exists()  # nothing was left behind
+
+
+def test_doctor_says_what_runs_and_what_does_not(capsys, monkeypatch):
+    main(["doctor"])
+    text = capsys.readouterr().out
+    assert f"torch                 {torch.__version__.split('+')[0]}" in text
+    assert "  cpu         float32, bfloat16, float16" in text
+    assert "  reference   float64, float32, bfloat16, float16" in text
+    monkeypatch.setattr(native, "_cpu", None)
+    monkeypatch.setattr(native, "MISSING", "no such module")
+    main(["doctor"])
+    assert "  cpu         the CPU kernels are not built (no such module); install again" in capsys.readouterr().out
 
 
 def test_a_missing_extra_is_named(capsys, monkeypatch):

@@ -1,0 +1,66 @@
+"""What is here and what is missing: versions, devices, and each backend of the loss with the reason if it is out."""
+
+import importlib.metadata
+import platform
+
+import torch
+
+from sce_fast import native
+from sce_fast.backends import BACKENDS
+from sce_fast.loss import DTYPES
+from sce_fast.problem import Problem
+
+PACKAGES = {
+    "torch": "everything",
+    "nvidia-dali-cuda130": "training on images (or nvidia-dali-cuda120)",
+    "tyro": "the command line",
+    "safetensors": "checkpoints and feature files",
+    "scikit-learn": "the demo and the linear probe",
+    "matplotlib": "pictures",
+    "triton": "kernels on a GPU, which are to come",
+}
+
+
+def report() -> str:
+    """A text for people; nothing is changed and no device is needed."""
+    lines = [f"sce_fast {version('sce_fast')} on Python {platform.python_version()}, {platform.platform()}", ""]
+    lines += [f"  {name:<22}{version(name) or 'missing':<16}for {use}" for name, use in PACKAGES.items()]
+    lines += ["", "Devices"]
+    lines.append(f"  CPU: {torch.get_num_threads()} threads, torch uses {torch.backends.cpu.get_cpu_capability()}")
+    if torch.cuda.is_available():
+        lines += [f"  GPU {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    else:
+        lines.append("  GPU: torch sees none")
+    lines += ["", "CPU kernels (augmentation and loss)"]
+    if native.MISSING:
+        lines.append(f"  not built: {native.MISSING}; {native.REMEDY}")
+    else:
+        product = "ATen's brgemm" if native.BRGEMM else "plain loops"
+        lines.append(f"  built; tiles are multiplied by {product}")
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    for device in devices:
+        lines += ["", f"Backends of the loss on {device}, fastest first ('auto' takes the first that serves)"]
+        lines += [f"  {name:<12}{_service(name, device)}" for name in BACKENDS]
+    return "\n".join(lines)
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _service(name: str, device: str) -> str:
+    """The dtypes that a backend serves there, or why it serves none."""
+    reasons = {dtype: BACKENDS[name].refuses(_problem(dtype, device)) for dtype in DTYPES}
+    served = [str(dtype).removeprefix("torch.") for dtype, reason in reasons.items() if reason is None]
+    return ", ".join(served) if served else str(reasons[torch.float32])
+
+
+def _problem(dtype: torch.dtype, device: str) -> Problem:
+    row = torch.zeros(1, 1, 2, dtype=dtype, device=device)
+    return Problem(
+        query=row, key=row, queue=row[0], batch_keys=None, row_offset=0, terms=((0, 0),), temperature=0.1,
+        target_temperature=0.05, coefficient=0.5, positive_target="excluded", needs_gradient=True, needs_target=True,
+    )  # fmt: skip
