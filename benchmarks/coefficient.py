@@ -31,6 +31,7 @@ def main(
         runs: Folder of the run folders.
         out: JSON file for the record.
     """
+    here = machine()  # at the start: the checkout may have moved on when the last run ends
     results: dict[float, list[dict]] = {}
     for coefficient in coefficients:
         for seed in seeds:
@@ -38,7 +39,7 @@ def main(
             results.setdefault(coefficient, []).append(finished_demo(run, data, seed, coefficient))
     print(table(results))
     if out is not None:
-        write_record(out, {"machine": machine(), "results": {f"{c:g}": r for c, r in results.items()}})
+        write_record(out, {"machine": here, "results": {f"{c:g}": r for c, r in results.items()}})
 
 
 def finished_demo(run: Path, data: Path, seed: int, coefficient: float) -> dict:
