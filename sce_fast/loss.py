@@ -1,18 +1,16 @@
 """sce_loss and SCELoss: argument checks, choice of the backend, autograd."""
 
-import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from sce_fast import operator
 from sce_fast.backends import choose
-from sce_fast.problem import Problem, Solution
+from sce_fast.problem import Scalar, Solution, check_choice, checked_problem, views
 from sce_fast.rows import unit_rows
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-Scalar = float | Tensor
 
 
 @dataclass(frozen=True)
@@ -78,36 +76,28 @@ def sce_loss(
         >>> key, queue = (torch.nn.functional.normalize(torch.randn(n, 128), dim=-1) for n in (8, 4096))
         >>> sce_loss(query, key, queue, coefficient=0.5).backward()
     """
-    _check_tensors(query, key, queue, batch_keys)
-    for name, value in (("temperature", temperature), ("target_temperature", target_temperature)):
-        if _is_number(name, value, query.device) and not 0 < value < float("inf"):
-            raise ValueError(f"{name}={value}: expected a finite number > 0")
-    if _is_number("coefficient", coefficient, query.device) and not 0 <= coefficient <= 1:
-        raise ValueError(f"coefficient={coefficient}: expected a number in [0, 1]")
-    _check_choice("positive_target", positive_target, ("excluded", "zero_logit"))
-    _check_choice("reduction", reduction, ("mean", "none"))
+    check_choice("reduction", reduction, ("mean", "none"))
     if normalize:
         query, key = unit_rows(query), unit_rows(key)
-
-    problem = Problem(
-        query=query.detach() if query.dim() == 3 else query.detach()[None],
-        key=key.detach() if key.dim() == 3 else key.detach()[None],
-        queue=None if queue is None else queue.detach(),
-        batch_keys=_batch_keys_per_view(batch_keys, key, row_offset),
+    problem = checked_problem(
+        query,
+        key,
+        queue,
+        batch_keys=batch_keys,
         row_offset=row_offset,
-        terms=_terms(query, key),
-        temperature=_detached(temperature),
-        target_temperature=_detached(target_temperature),
-        coefficient=_detached(coefficient),
+        temperature=temperature,
+        target_temperature=target_temperature,
+        coefficient=coefficient,
         positive_target=positive_target,
-        needs_gradient=torch.is_grad_enabled() and query.requires_grad,
-        needs_target=return_statistics or isinstance(coefficient, Tensor) or coefficient < 1,
+        needs_statistics=return_statistics,
     )
-    if os.environ.get("SCE_FAST_CHECK") == "1":
-        _check_norms(problem)
     chosen = choose(backend, problem)
-    solution = chosen.solve(problem)
-    rows = _AttachGradient.apply(query, solution) if problem.needs_gradient else solution.rows
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        solution = operator.call(views(query), problem, chosen.name)
+        rows = solution.rows
+    else:
+        solution = chosen.solve(problem)
+        rows = _AttachGradient.apply(query, solution) if problem.needs_gradient else solution.rows
     loss = rows.mean() if reduction == "mean" else rows
     if not return_statistics:
         return loss
@@ -170,113 +160,4 @@ class _AttachGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors  # (V, N, D)
-        gradient = (gradient * grad_rows[:, None].to(gradient.dtype)).view(ctx.query_shape)
-        if torch.is_grad_enabled():  # create_graph=True
-            gradient = _RefuseSecondDerivative.apply(gradient, torch.zeros((), requires_grad=True))
-        return gradient, None
-
-
-class _RefuseSecondDerivative(torch.autograd.Function):
-    """Raises when the gradient is differentiated, which would otherwise be silently zero."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, anchor: Tensor) -> Tensor:
-        return gradient.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> None:
-        raise RuntimeError("sce_loss has no second derivative: its gradient is computed in the forward pass")
-
-
-def _terms(query: Tensor, key: Tensor) -> tuple[tuple[int, int], ...]:
-    same_views = query.dim() == 3 and key.dim() == 3
-    queries = range(len(query) if query.dim() == 3 else 1)
-    keys = range(len(key) if key.dim() == 3 else 1)
-    terms = tuple((v, u) for u in keys for v in queries if not (same_views and v == u))
-    if not terms:
-        raise ValueError(
-            f"no term: query {tuple(query.shape)} and key {tuple(key.shape)} hold the same single view; "
-            "give a second view, or 2-D tensors for a pair of different views"
-        )
-    return terms
-
-
-def _batch_keys_per_view(batch_keys: Tensor | None, key: Tensor, row_offset: int) -> Tensor | None:
-    if batch_keys is None:
-        if row_offset != 0:
-            raise ValueError(f"row_offset={row_offset} points into batch_keys, which is None")
-        return None
-    own_rows, available = key.shape[-2], batch_keys.shape[-2]
-    if not 0 <= row_offset <= available - own_rows:
-        raise ValueError(
-            f"row_offset={row_offset}: expected 0 to {available - own_rows}, since the own keys of {own_rows} rows "
-            f"stand at batch_keys[…, row_offset + i, :] and batch_keys has {available} rows"
-        )
-    views = len(key) if key.dim() == 3 else 1
-    return batch_keys.detach().expand(views, *batch_keys.shape[-2:])
-
-
-def _check_tensors(query: Tensor, key: Tensor, queue: Tensor | None, batch_keys: Tensor | None) -> None:
-    given = {"query": query, "key": key, "queue": queue, "batch_keys": batch_keys}
-    tensors = {name: tensor for name, tensor in given.items() if tensor is not None or name in ("query", "key")}
-    ranks = {"query": (2, 3), "key": (2, 3), "queue": (2,), "batch_keys": (2, 3)}
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}, expected a tensor")
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"{name} has dtype {tensor.dtype}, expected one of {', '.join(map(str, DTYPES))}")
-        if tensor.dim() not in ranks[name]:
-            expected = " or ".join("(N, D)" if rank == 2 else "(views, N, D)" for rank in ranks[name])
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
-        if tensor.device != query.device:
-            raise ValueError(f"{name} is on {tensor.device}, expected {query.device}, where the query is")
-        if tensor.shape[-1] != query.shape[-1]:
-            raise ValueError(f"{name} has rows of {tensor.shape[-1]} values, expected {query.shape[-1]} as the query")
-    if query.numel() == 0:
-        raise ValueError(f"query has shape {tuple(query.shape)}, expected at least one row")
-    if key.shape[-2] != query.shape[-2] or key.numel() == 0:
-        raise ValueError(f"key has shape {tuple(key.shape)}, expected one key for each of {query.shape[-2]} query rows")
-    if batch_keys is not None and batch_keys.dim() == 3 and (key.dim() != 3 or len(batch_keys) != len(key)):
-        raise ValueError(
-            f"batch_keys has shape {tuple(batch_keys.shape)}, expected (M, D), or (U, M, D) with one entry for each "
-            f"view of a 3-D key; key has shape {tuple(key.shape)}"
-        )
-    others = (0 if queue is None else len(queue)) + (0 if batch_keys is None else batch_keys.shape[-2] - 1)
-    if others <= 0:
-        raise ValueError(
-            "no candidate beside the own key: give a queue of at least one row, or batch_keys of at least two"
-        )
-
-
-def _detached(value: Scalar) -> Scalar:
-    return value.detach() if isinstance(value, Tensor) else value
-
-
-def _is_number(name: str, value: Scalar, device: torch.device) -> bool:
-    """True for a number, False for a 0-dim tensor on the device, an error otherwise."""
-    if isinstance(value, Tensor):
-        if value.dim() != 0 or value.device != device:
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)} on {value.device}, expected a 0-dim tensor on {device}"
-            )
-        return False
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r}, expected a number or a 0-dim tensor")
-    return True
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
-
-
-def _check_norms(problem: Problem) -> None:
-    for name in ("query", "key", "queue", "batch_keys"):
-        rows = getattr(problem, name)
-        if rows is None or rows.numel() == 0:
-            continue
-        worst = (rows.to(problem.compute_dtype).norm(dim=-1) - 1).abs().max().item()
-        if not worst <= 0.02:  # what rounding to bfloat16 can do to a unit row, and some
-            raise ValueError(
-                f"{name} has a row whose norm is off 1 by {worst:.3g}, expected unit rows or normalize=True"
-            )
+        return operator.scaled_gradient(gradient, grad_rows).view(ctx.query_shape), None

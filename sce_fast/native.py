@@ -33,7 +33,8 @@ def solve(problem: Problem) -> Solution:
     """Loss per row, gradient and statistics."""
     views, batch, dim = problem.query.shape
     key_views = len(problem.key)
-    inputs = [_rows(t) for t in (problem.query, problem.key, problem.queue, problem.batch_keys)]
+    batch_keys = None if problem.batch_keys is None else problem.batch_keys.expand(key_views, -1, -1)
+    inputs = [_rows(t) for t in (problem.query, problem.key, problem.queue, batch_keys)]
 
     def empty(*shape: int) -> Tensor:  # whatever torch's defaults are, the kernel writes float32 on the CPU
         return torch.empty(shape, dtype=torch.float32, device="cpu")
@@ -44,8 +45,8 @@ def solve(problem: Problem) -> Solution:
         *(NOTHING if t is None else (t.data_ptr(), TYPES[t.dtype], len(t)) for t in inputs),
         (views, key_views, batch, dim),
         problem.row_offset,
-        len(problem.terms) < views * key_views,
-        problem.positive_target == "zero_logit",
+        problem.same_views,
+        problem.zero_logit,
         problem.needs_target,
         float(problem.temperature),
         float(problem.target_temperature),

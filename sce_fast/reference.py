@@ -17,13 +17,17 @@ class Target:
     entropy: Tensor  # (N,) entropy of the similarities' softmax, in nats
 
 
-def solve(problem: Problem) -> Solution:
-    """The loss per row, its gradient and its statistics, by autograd on the formulas below."""
+def solve(problem: Problem, product_dtype: torch.dtype | None = None) -> Solution:
+    """The loss per row, its gradient and its statistics, by autograd on the formulas below.
+
+    With product_dtype the logits are products of rows rounded to that dtype, and of that dtype themselves, as they are
+    under autocast: what a faster path in that dtype is compared with.
+    """
     with torch.autocast(problem.query.device.type, enabled=False):
-        return _solve(problem)
+        return _solve(problem, product_dtype or problem.compute_dtype)
 
 
-def _solve(problem: Problem) -> Solution:
+def _solve(problem: Problem, product_dtype: torch.dtype) -> Solution:
     compute = problem.compute_dtype
     query = problem.query.to(compute).detach().requires_grad_(problem.needs_gradient)  # (V, N, D)
     key = problem.key.to(compute)  # (U, N, D)
@@ -32,15 +36,17 @@ def _solve(problem: Problem) -> Solution:
         candidate, own_column = _candidates(problem, u)
         candidates.append(candidate)
         own_columns.append(own_column)
-        targets.append(target(key[u], candidate, own_column, problem))
+        targets.append(target(logits(key[u], candidate, product_dtype), own_column, problem))
 
     rows, gradient = torch.zeros_like(query[0, :, 0]), None
     positive_probability = torch.zeros_like(rows)
+    terms = list(problem.terms())
     with torch.set_grad_enabled(problem.needs_gradient):
-        for v, u in problem.terms:
-            row, probability = cross_entropy(query[v], key[u], candidates[u], own_columns[u], targets[u], problem)
-            rows = rows + row / len(problem.terms)
-            positive_probability += probability / len(problem.terms)
+        for v, u in terms:
+            others = logits(query[v], candidates[u], product_dtype)
+            row, probability = cross_entropy(query[v], key[u], others, own_columns[u], targets[u], problem)
+            rows = rows + row / len(terms)
+            positive_probability += probability / len(terms)
         if problem.needs_gradient:
             (gradient,) = torch.autograd.grad(rows.sum(), query)
     return Solution(
@@ -55,7 +61,7 @@ def _candidates(problem: Problem, u: int) -> tuple[Tensor, Tensor | None]:
     """The candidates (C, D) of key view u, and the column (N,) at which a row must not see itself."""
     parts, own_column = [], None
     if problem.batch_keys is not None:
-        batch_keys = problem.batch_keys[u]  # (M, D)
+        batch_keys = problem.batch_keys[u if len(problem.batch_keys) > 1 else 0]  # (M, D)
         parts.append(batch_keys)
         own_column = torch.arange(problem.query.shape[1], device=batch_keys.device) + problem.row_offset
     if problem.queue is not None:
@@ -63,17 +69,22 @@ def _candidates(problem: Problem, u: int) -> tuple[Tensor, Tensor | None]:
     return torch.cat([part.to(problem.compute_dtype) for part in parts]), own_column
 
 
+def logits(rows: Tensor, candidates: Tensor, product_dtype: torch.dtype) -> Tensor:
+    """rows (N, D), candidates (C, D) → (N, C), not yet divided by a temperature."""
+    return (rows.to(product_dtype) @ candidates.to(product_dtype).T).to(rows.dtype)
+
+
 def _without_own(logits: Tensor, own_column: Tensor | None) -> Tensor:
     """The logits (N, C) with −∞ where a row meets its own key again."""
     return logits if own_column is None else logits.scatter(1, own_column[:, None], float("-inf"))
 
 
-def target(key: Tensor, candidates: Tensor, own_column: Tensor | None, problem: Problem) -> Target:
+def target(products: Tensor, own_column: Tensor | None, problem: Problem) -> Target:
     """λ on the own key, 1 − λ spread over the candidates: w₂ of the paper (WACV 2023, section 3.2)."""
-    logits = _without_own(key @ candidates.T / problem.target_temperature, own_column)  # (N, C)
+    logits = _without_own(products / problem.target_temperature, own_column)  # (N, C)
     similarity = logits.softmax(1)
     entropy = logits.logsumexp(1) - (similarity * logits.where(similarity > 0, 0)).sum(1)
-    if problem.positive_target == "zero_logit":
+    if problem.zero_logit:
         # The official code leaves a logit of 0 where the paper leaves the own key out.
         zero = torch.zeros_like(logits[:, :1])
         with_zero = torch.cat([zero, logits], 1).softmax(1)
@@ -85,11 +96,11 @@ def target(key: Tensor, candidates: Tensor, own_column: Tensor | None, problem: 
 
 
 def cross_entropy(
-    query: Tensor, key: Tensor, candidates: Tensor, own_column: Tensor | None, target: Target, problem: Problem
+    query: Tensor, key: Tensor, products: Tensor, own_column: Tensor | None, target: Target, problem: Problem
 ) -> tuple[Tensor, Tensor]:
     """−Σ w₂ log p₁ per row (N,), p₁ with the own key in the denominator, and p₁ of the own key (N,)."""
     own = (query * key).sum(1) / problem.temperature  # (N,)
-    others = _without_own(query @ candidates.T / problem.temperature, own_column)  # (N, C)
+    others = _without_own(products / problem.temperature, own_column)  # (N, C)
     log_partition = torch.cat([own[:, None], others], 1).logsumexp(1)
     # the −∞ of the own column meets a target of 0, and 0 · ∞ would be NaN
     expected = (target.others * (others if own_column is None else others.scatter(1, own_column[:, None], 0))).sum(1)

@@ -7,8 +7,7 @@ import torch
 
 from sce_fast import native
 from sce_fast.backends import BACKENDS
-from sce_fast.loss import DTYPES
-from sce_fast.problem import Problem
+from sce_fast.problem import DTYPES, Problem
 
 PACKAGES = {
     "torch": "everything",
@@ -61,6 +60,7 @@ def _service(name: str, device: str) -> str:
 def _problem(dtype: torch.dtype, device: str) -> Problem:
     row = torch.zeros(1, 1, 2, dtype=dtype, device=device)
     return Problem(
-        query=row, key=row, queue=row[0], batch_keys=None, row_offset=0, terms=((0, 0),), temperature=0.1,
-        target_temperature=0.05, coefficient=0.5, positive_target="excluded", needs_gradient=True, needs_target=True,
+        query=row, key=row, queue=row[0], batch_keys=None, row_offset=0, same_views=False, temperature=0.1,
+        target_temperature=0.05, coefficient=0.5, scalars=None, zero_logit=False, needs_gradient=True,
+        needs_target=True,
     )  # fmt: skip

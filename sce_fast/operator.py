@@ -1,0 +1,115 @@
+"""The loss as one torch.library operator over all backends: what torch.compile, export and fake tensors see.
+
+Eager calls reach the same backends without the dispatcher (loss.py), which saves them its time.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sce_fast.backends import BACKENDS
+from sce_fast.problem import Problem, Solution
+
+SCHEMA = (
+    "sce_forward(Tensor query, Tensor key, Tensor? queue, Tensor? batch_keys, Tensor? scalars, float temperature, "
+    "float target_temperature, float coefficient, int row_offset, bool same_views, bool zero_logit, "
+    "bool needs_gradient, bool needs_target, str backend) "
+    "-> (Tensor rows, Tensor gradient, Tensor target_entropy, Tensor positive_probability)"
+)
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+_library = torch.library.Library("sce_fast", "DEF")
+_library.define(SCHEMA)
+
+
+def call(query: Tensor, problem: Problem, backend: str) -> Solution:
+    """The operator on a checked problem; `query` (V, N, D) stands for the problem's own and may carry a graph."""
+    scheduled = problem.scalars is not None
+    rows, gradient, entropy, probability = torch.ops.sce_fast.sce_forward(
+        query,
+        problem.key,
+        problem.queue,
+        problem.batch_keys,
+        problem.scalars,
+        *((0.0, 0.0, 0.0) if scheduled else (problem.temperature, problem.target_temperature, problem.coefficient)),
+        problem.row_offset,
+        problem.same_views,
+        problem.zero_logit,
+        problem.needs_gradient,
+        problem.needs_target,
+        backend,
+    )
+    return Solution(rows, gradient if problem.needs_gradient else None, entropy, probability)
+
+
+def _run(
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor | None,
+    batch_keys: Tensor | None,
+    scalars: Tensor | None,
+    temperature: float,
+    target_temperature: float,
+    coefficient: float,
+    row_offset: int,
+    same_views: bool,
+    zero_logit: bool,
+    needs_gradient: bool,
+    needs_target: bool,
+    backend: str,
+) -> Outputs:
+    tau, tau_m, lambda_ = (temperature, target_temperature, coefficient) if scalars is None else scalars.unbind()
+    problem = Problem(
+        query, key, queue, batch_keys, row_offset, same_views, tau, tau_m, lambda_, scalars, zero_logit,
+        needs_gradient, needs_target,
+    )  # fmt: skip
+    solution = BACKENDS[backend].solve(problem)
+    gradient = query.new_empty(0) if solution.gradient is None else solution.gradient
+    return solution.rows, gradient, solution.target_entropy, solution.positive_probability
+
+
+def _shapes(query: Tensor, key: Tensor, queue: Tensor | None, batch_keys: Tensor | None, *rest: Any) -> Outputs:
+    dtype = torch.float32
+    for tensor in (query, key, queue, batch_keys):
+        if tensor is not None:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    needs_gradient = rest[-3]
+    rows = query.new_empty(query.shape[1], dtype=dtype)
+    gradient = torch.empty_like(query, memory_format=torch.contiguous_format) if needs_gradient else query.new_empty(0)
+    return rows, gradient, query.new_empty(key.shape[:2], dtype=dtype), torch.empty_like(rows)
+
+
+def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(output[1])
+
+
+def _backward(ctx: Any, grad_rows: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
+    (gradient,) = ctx.saved_tensors
+    return (scaled_gradient(gradient, grad_rows), *(None,) * 13)
+
+
+def scaled_gradient(gradient: Tensor, grad_rows: Tensor) -> Tensor:
+    """The whole backward pass: (V, N, D) times (N,)."""
+    gradient = gradient * grad_rows[:, None].to(gradient.dtype)
+    if torch.is_grad_enabled():  # create_graph=True
+        gradient = _RefuseSecondDerivative.apply(gradient, torch.zeros((), requires_grad=True))
+    return gradient
+
+
+class _RefuseSecondDerivative(torch.autograd.Function):
+    """Raises when the gradient is differentiated, which would otherwise be silently zero."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, anchor: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise RuntimeError("sce_loss has no second derivative: its gradient is computed in the forward pass")
+
+
+_library.impl("sce_forward", _run, "CompositeExplicitAutograd")
+torch.library.register_fake("sce_fast::sce_forward", _shapes, lib=_library)
+torch.library.register_autograd("sce_fast::sce_forward", _backward, setup_context=_keep_gradient, lib=_library)
