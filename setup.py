@@ -18,8 +18,11 @@ CHOICES = ("auto", "cpu", "cuda", "none")
 CPU_SOURCES = (
     "csrc/cpu/bindings.cpp",
     "csrc/cpu/color_jitter.cpp",
+    "csrc/cpu/exponentials.cpp",
     "csrc/cpu/gaussian_blur.cpp",
     "csrc/cpu/sce_forward.cpp",
+    "csrc/cpu/sce_pass.cpp",
+    "csrc/cpu/tile.cpp",
 )
 # No -ffast-math: a NaN stays one. No contraction to fused multiply-adds: pixels are the same on every instruction set.
 CPU_FLAGS = ["-O3", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]

@@ -94,11 +94,13 @@ def sce_loss(
     chosen = choose(backend, problem)
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
         solution = operator.call(views(query), problem, chosen.name)
-        rows = solution.rows
+        loss = solution.rows.mean() if reduction == "mean" else solution.rows
     else:
         solution = chosen.solve(problem)
-        rows = _AttachGradient.apply(query, solution) if problem.needs_gradient else solution.rows
-    loss = rows.mean() if reduction == "mean" else rows
+        if problem.needs_gradient:
+            loss = _AttachGradient.apply(query, solution, reduction)
+        else:
+            loss = solution.rows.mean() if reduction == "mean" else solution.rows
     if not return_statistics:
         return loss
     entropy = solution.target_entropy if key.dim() == 3 else solution.target_entropy[0]
@@ -152,12 +154,13 @@ class _AttachGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, solution: Solution) -> Tensor:
+    def forward(ctx: Any, query: Tensor, solution: Solution, reduction: str) -> Tensor:
         ctx.save_for_backward(solution.gradient)
         ctx.query_shape = query.shape
-        return solution.rows.clone()
+        return solution.rows.mean() if reduction == "mean" else solution.rows.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors  # (V, N, D)
-        return operator.scaled_gradient(gradient, grad_rows).view(ctx.query_shape), None
+        factor = grad / gradient.shape[1] if grad.dim() == 0 else grad[:, None].to(gradient.dtype)
+        return operator.scaled_gradient(gradient, factor).view(ctx.query_shape), None, None

@@ -5,12 +5,18 @@ from torch import Tensor
 
 from sce_fast.problem import Problem, Solution
 
+PRODUCTS = (torch.float32, torch.bfloat16)
+
 try:
     from sce_fast import _cpu
 
-    MISSING, BRGEMM = "", _cpu.has_brgemm()
+    MISSING = ""
 except ImportError as error:  # built without a compiler or without torch
-    _cpu, MISSING, BRGEMM = None, str(error), False
+    _cpu, MISSING = None, str(error)
+
+# Whether ATen's brgemm multiplies these on this processor, and whether products are in bfloat16 where candidates are.
+BRGEMM = {dtype: _cpu is not None and _cpu.has_brgemm(dtype == torch.bfloat16) for dtype in PRODUCTS}
+BFLOAT16_PRODUCTS = BRGEMM[torch.bfloat16]
 
 REMEDY = "install again where torch and a C++ compiler are, with SCE_FAST_BUILD=cpu to see why it fails"
 # As in csrc/problem.h.
@@ -32,9 +38,11 @@ def refuses(problem: Problem) -> str | None:
 def solve(problem: Problem) -> Solution:
     """Loss per row, gradient and statistics."""
     views, batch, dim = problem.query.shape
-    key_views = len(problem.key)
-    batch_keys = None if problem.batch_keys is None else problem.batch_keys.expand(key_views, -1, -1)
-    inputs = [_rows(t) for t in (problem.query, problem.key, problem.queue, batch_keys)]
+    key_views, batch_keys_views = len(problem.key), 1 if problem.batch_keys is None else len(problem.batch_keys)
+    inputs = [
+        None if t is None else t.contiguous() for t in (problem.query, problem.key, problem.queue, problem.batch_keys)
+    ]
+    product_dtype = product_dtype_of(problem)
 
     def empty(*shape: int) -> Tensor:  # whatever torch's defaults are, the kernel writes float32 on the CPU
         return torch.empty(shape, dtype=torch.float32, device="cpu")
@@ -42,8 +50,8 @@ def solve(problem: Problem) -> Solution:
     rows, positive_probability, target_entropy = empty(batch), empty(batch), empty(key_views, batch)
     gradient = empty(views, batch, dim) if problem.needs_gradient else None
     _cpu.sce_forward(
-        *(NOTHING if t is None else (t.data_ptr(), TYPES[t.dtype], len(t)) for t in inputs),
-        (views, key_views, batch, dim),
+        *(NOTHING if t is None else (t.data_ptr(), TYPES[t.dtype], t.numel() // dim) for t in inputs),
+        (views, key_views, batch_keys_views, batch, dim),
         problem.row_offset,
         problem.same_views,
         problem.zero_logit,
@@ -57,7 +65,8 @@ def solve(problem: Problem) -> Solution:
             target_entropy.data_ptr(),
             positive_probability.data_ptr(),
         ),
-        BRGEMM,
+        BRGEMM[product_dtype],
+        product_dtype == torch.bfloat16,
         torch.get_num_threads(),
     )
     return Solution(
@@ -68,6 +77,11 @@ def solve(problem: Problem) -> Solution:
     )
 
 
-def _rows(tensor: Tensor | None) -> Tensor | None:
-    """(…, D) → contiguous (rows, D)."""
-    return None if tensor is None else tensor.reshape(-1, tensor.shape[-1]).contiguous()
+def product_dtype_of(problem: Problem) -> torch.dtype:
+    """bfloat16 where the processor has such products and all candidates are of that dtype, otherwise float32.
+
+    For float32 products 16-bit candidates are widened tile by tile; so they are for an odd D, as the others take pairs.
+    """
+    candidates = [t for t in (problem.queue, problem.batch_keys) if t is not None]
+    narrow = all(t.dtype == torch.bfloat16 for t in candidates) and problem.query.shape[-1] % 2 == 0
+    return torch.bfloat16 if BFLOAT16_PRODUCTS and narrow else torch.float32

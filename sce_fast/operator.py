@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sce_fast.backends import BACKENDS
-from sce_fast.problem import Problem, Solution
+from sce_fast.problem import Problem, Solution, widest
 
 SCHEMA = (
     "sce_forward(Tensor query, Tensor key, Tensor? queue, Tensor? batch_keys, Tensor? scalars, float temperature, "
@@ -70,10 +70,7 @@ def _run(
 
 
 def _shapes(query: Tensor, key: Tensor, queue: Tensor | None, batch_keys: Tensor | None, *rest: Any) -> Outputs:
-    dtype = torch.float32
-    for tensor in (query, key, queue, batch_keys):
-        if tensor is not None:
-            dtype = torch.promote_types(dtype, tensor.dtype)
+    dtype = widest(query, key, queue, batch_keys)
     needs_gradient = rest[-3]
     rows = query.new_empty(query.shape[1], dtype=dtype)
     gradient = torch.empty_like(query, memory_format=torch.contiguous_format) if needs_gradient else query.new_empty(0)
@@ -87,12 +84,12 @@ def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
 
 def _backward(ctx: Any, grad_rows: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
     (gradient,) = ctx.saved_tensors
-    return (scaled_gradient(gradient, grad_rows), *(None,) * 13)
+    return (scaled_gradient(gradient, grad_rows[:, None].to(gradient.dtype)), *(None,) * 13)
 
 
-def scaled_gradient(gradient: Tensor, grad_rows: Tensor) -> Tensor:
-    """The whole backward pass: (V, N, D) times (N,)."""
-    gradient = gradient * grad_rows[:, None].to(gradient.dtype)
+def scaled_gradient(gradient: Tensor, factor: Tensor) -> Tensor:
+    """The whole backward pass: (V, N, D) times a 0-dim tensor or (N, 1) of the same dtype."""
+    gradient = gradient * factor
     if torch.is_grad_enabled():  # create_graph=True
         gradient = _RefuseSecondDerivative.apply(gradient, torch.zeros((), requires_grad=True))
     return gradient

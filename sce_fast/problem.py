@@ -1,5 +1,6 @@
 """What every backend of the loss is given and what it gives back."""
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Scalar = float | Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: that would take as long to make as all checks together
 class Problem:
     """A call of the loss with its arguments checked and its views explicit; only the query gets a gradient."""
 
@@ -32,12 +33,8 @@ class Problem:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype of sums and softmax: that of the widest input, float32 at least."""
-        dtype = torch.float32
-        for tensor in (self.query, self.key, self.queue, self.batch_keys):
-            if tensor is not None:
-                dtype = torch.promote_types(dtype, tensor.dtype)
-        return dtype
+        """The dtype of sums and softmax."""
+        return widest(self.query, self.key, self.queue, self.batch_keys)
 
     def terms(self) -> Iterator[tuple[int, int]]:
         """Pairs (v, u) of a query view and a key view."""
@@ -47,7 +44,7 @@ class Problem:
                     yield v, u
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Solution:
     """What a backend returns; per-row quantities are means over the terms."""
 
@@ -73,11 +70,9 @@ def checked_problem(
     """The problem that sce_loss poses with these arguments; raises what sce_loss documents."""
     _check_tensors(query, key, queue, batch_keys)
     _check_row_offset(batch_keys, key.shape[-2], row_offset)
-    for name, value in (("temperature", temperature), ("target_temperature", target_temperature)):
-        if _is_number(name, value, query.device) and not 0 < value < float("inf"):
-            raise ValueError(f"{name}={value}: expected a finite number > 0")
-    if _is_number("coefficient", coefficient, query.device) and not 0 <= coefficient <= 1:
-        raise ValueError(f"coefficient={coefficient}: expected a number in [0, 1]")
+    numbers = _is_temperature("temperature", temperature, query.device)
+    numbers &= _is_temperature("target_temperature", target_temperature, query.device)
+    numbers &= _is_coefficient(coefficient, query.device)
     check_choice("positive_target", positive_target, ("excluded", "zero_logit"))
     problem = Problem(
         query=views(query.detach()),
@@ -89,7 +84,7 @@ def checked_problem(
         temperature=_detached(temperature),
         target_temperature=_detached(target_temperature),
         coefficient=_detached(coefficient),
-        scalars=_device_scalars(temperature, target_temperature, coefficient, query.device),
+        scalars=None if numbers else _device_scalars(temperature, target_temperature, coefficient, query.device),
         zero_logit=positive_target == "zero_logit",
         needs_gradient=torch.is_grad_enabled() and query.requires_grad,
         needs_target=needs_statistics or isinstance(coefficient, Tensor) or coefficient < 1,
@@ -97,6 +92,11 @@ def checked_problem(
     if os.environ.get("SCE_FAST_CHECK") == "1":
         _check_norms(problem)
     return problem
+
+
+def widest(*tensors: Tensor | None) -> torch.dtype:
+    """float64 where a tensor is, otherwise float32."""
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def views(rows: Tensor) -> Tensor:
@@ -108,11 +108,9 @@ def _detached(value: Scalar) -> Scalar:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def _device_scalars(*values: Any) -> Tensor | None:
-    """The three scalars (3,) in one place on the device, if any of them is a tensor there; nothing waits for it."""
+def _device_scalars(*values: Any) -> Tensor:
+    """The three scalars (3,) in one place on the device; nothing waits for those that are tensors there."""
     *scalars, device = values
-    if not any(isinstance(value, Tensor) for value in scalars):
-        return None
     tensors = [v.detach() if isinstance(v, Tensor) else torch.full((), v, device=device) for v in scalars]
     return torch.stack([tensor.to(torch.float32) for tensor in tensors])
 
@@ -131,21 +129,12 @@ def _check_row_offset(batch_keys: Tensor | None, own_rows: int, row_offset: int)
 
 
 def _check_tensors(query: Tensor, key: Tensor, queue: Tensor | None, batch_keys: Tensor | None) -> None:
-    given = {"query": query, "key": key, "queue": queue, "batch_keys": batch_keys}
-    tensors = {name: tensor for name, tensor in given.items() if tensor is not None or name in ("query", "key")}
-    ranks = {"query": (2, 3), "key": (2, 3), "queue": (2,), "batch_keys": (2, 3)}
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}, expected a tensor")
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"{name} has dtype {tensor.dtype}, expected one of {', '.join(map(str, DTYPES))}")
-        if tensor.dim() not in ranks[name]:
-            expected = " or ".join("(N, D)" if rank == 2 else "(views, N, D)" for rank in ranks[name])
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
-        if tensor.device != query.device:
-            raise ValueError(f"{name} is on {tensor.device}, expected {query.device}, where the query is")
-        if tensor.shape[-1] != query.shape[-1]:
-            raise ValueError(f"{name} has rows of {tensor.shape[-1]} values, expected {query.shape[-1]} as the query")
+    _check_rows("query", query, query, (2, 3))
+    _check_rows("key", key, query, (2, 3))
+    if queue is not None:
+        _check_rows("queue", queue, query, (2,))
+    if batch_keys is not None:
+        _check_rows("batch_keys", batch_keys, query, (2, 3))
     if query.numel() == 0:
         raise ValueError(f"query has shape {tuple(query.shape)}, expected at least one row")
     if key.shape[-2] != query.shape[-2] or key.numel() == 0:
@@ -167,8 +156,38 @@ def _check_tensors(query: Tensor, key: Tensor, queue: Tensor | None, batch_keys:
         )
 
 
+def _check_rows(name: str, rows: Tensor, query: Tensor, ranks: tuple[int, ...]) -> None:
+    if not isinstance(rows, Tensor):
+        raise TypeError(f"{name} is a {type(rows).__name__}, expected a tensor")
+    if rows.dtype not in DTYPES:
+        raise TypeError(f"{name} has dtype {rows.dtype}, expected one of {', '.join(map(str, DTYPES))}")
+    if rows.dim() not in ranks:
+        expected = " or ".join("(N, D)" if rank == 2 else "(views, N, D)" for rank in ranks)
+        raise ValueError(f"{name} has shape {tuple(rows.shape)}, expected {expected}")
+    if rows.device != query.device:
+        raise ValueError(f"{name} is on {rows.device}, expected {query.device}, where the query is")
+    if rows.shape[-1] != query.shape[-1]:
+        raise ValueError(f"{name} has rows of {rows.shape[-1]} values, expected {query.shape[-1]} as the query")
+
+
+def _is_temperature(name: str, value: Scalar, device: torch.device) -> bool:
+    number = _is_number(name, value, device)
+    if number and not 0 < value < math.inf:
+        raise ValueError(f"{name}={value}: expected a finite number > 0")
+    return number
+
+
+def _is_coefficient(value: Scalar, device: torch.device) -> bool:
+    number = _is_number("coefficient", value, device)
+    if number and not 0 <= value <= 1:
+        raise ValueError(f"coefficient={value}: expected a number in [0, 1]")
+    return number
+
+
 def _is_number(name: str, value: Scalar, device: torch.device) -> bool:
     """True for a number, False for a 0-dim tensor on the device, an error otherwise."""
+    if type(value) is float:
+        return True
     if isinstance(value, Tensor):
         if value.dim() != 0 or value.device != device:
             raise ValueError(

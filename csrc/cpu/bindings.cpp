@@ -78,19 +78,20 @@ sce_fast::Matrix matrix(const Tensor& t) {
 }
 
 void sce_forward(const Tensor& query, const Tensor& key, const Tensor& queue, const Tensor& batch_keys,
-                 const std::tuple<int64_t, int64_t, int64_t, int64_t>& sizes, int64_t row_offset, bool same_views,
+                 const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>& sizes, int64_t row_offset, bool same_views,
                  bool zero_logit, bool needs_target, float temperature, float target_temperature, float coefficient,
                  const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t>& outputs,
-                 bool brgemm, int threads) {
-  const auto [query_views, key_views, batch, dim] = sizes;
-  const sce_fast::Problem problem{matrix(query), matrix(key),  matrix(queue), matrix(batch_keys), query_views,
-                                  key_views,     batch,        dim,           row_offset,         same_views,
-                                  zero_logit,    needs_target, temperature,   target_temperature, coefficient};
+                 bool brgemm, bool bfloat16, int threads) {
+  const auto [query_views, key_views, batch_keys_views, batch, dim] = sizes;
+  const sce_fast::Problem problem{matrix(query), matrix(key),   matrix(queue),      matrix(batch_keys),
+                                  query_views,   key_views,     batch_keys_views,   batch,
+                                  dim,           row_offset,    same_views,         zero_logit,
+                                  needs_target,  temperature,   target_temperature, coefficient};
   const auto pointer = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
   const sce_fast::Solution solution{pointer(std::get<0>(outputs)), pointer(std::get<1>(outputs)),
                                     pointer(std::get<2>(outputs)), pointer(std::get<3>(outputs))};
   py::gil_scoped_release release;
-  sce_fast::sce_forward(problem, solution, brgemm, threads);
+  sce_fast::sce_forward(problem, solution, {brgemm, bfloat16}, threads);
 }
 
 }  // namespace
@@ -102,5 +103,6 @@ PYBIND11_MODULE(_cpu, m) {
         "Colour operations, blur and solarize on a list of (H, W, 3) uint8 images; a row of operations and factors "
         "(N, S), a blur_sigma (N,) in pixels with 0 for none, and a solarize (N,) for each.");
   m.def("sce_forward", &sce_forward, "Loss and gradient in one pass; called by sce_fast/native.py alone.");
-  m.def("has_brgemm", &sce_fast::has_brgemm, "Whether ATen's brgemm multiplies float32 tiles on this processor.");
+  m.def("has_brgemm", &sce_fast::has_brgemm, py::arg("bfloat16"),
+        "Whether ATen's brgemm multiplies tiles of float32 or bfloat16 on this processor.");
 }

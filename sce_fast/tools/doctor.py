@@ -34,8 +34,9 @@ def report() -> str:
     if native.MISSING:
         lines.append(f"  not built: {native.MISSING}; {native.REMEDY}")
     else:
-        product = "ATen's brgemm" if native.BRGEMM else "plain loops"
-        lines.append(f"  built; tiles are multiplied by {product}")
+        for dtype, brgemm in native.BRGEMM.items():
+            how = "by ATen's brgemm" if brgemm else "by plain loops" if dtype == torch.float32 else "widened to float32"
+            lines.append(f"  built; tiles of {str(dtype).removeprefix('torch.')} are multiplied {how}")
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for device in devices:
         lines += ["", f"Backends of the loss on {device}, fastest first ('auto' takes the first that serves)"]

@@ -1,0 +1,227 @@
+#include "sce_pass.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "clones.h"
+#include "exponentials.h"
+
+namespace sce_fast {
+namespace {
+
+// With unit rows |logit| ≤ 1/τ. As long as the whole range of 2/τ · log₂e bits is this short, the largest possible
+// logit may stand for the row's maximum: no term that matters underflows.
+constexpr float kFixedShiftBits = 115.f;
+// Rows whose logits with a tile are made, turned into weights and used while they are in the second-level cache.
+constexpr int64_t kRowBlock = 128;
+// The candidates are cut into slices, the rows into bands: a task is a slice for a band, whose tiles are loaded once.
+// Sizes alone decide about both, and so about the bits of the sums. Slices are few enough for their outputs to stay
+// within this many bytes, whatever K; tasks are many enough for many cores.
+constexpr int64_t kWorkspaceBytes = 32 << 20;
+constexpr int64_t kMostSlices = 48, kTasks = 96, kBandBlocks = 8;
+// After so many tiles what they add up to is added to the slice's total, lest small terms drown in a long sum.
+constexpr int64_t kChunkTiles = 64;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+SCE_FAST_CLONES void multiply(float* values, int64_t count, float factor) {
+  for (int64_t i = 0; i < count; ++i) values[i] *= factor;
+}
+
+SCE_FAST_CLONES void add(float* __restrict to, const float* __restrict from, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] += from[i];
+}
+
+SCE_FAST_CLONES void add_scaled(float* __restrict to, const float* __restrict from, int64_t count, float factor) {
+  for (int64_t i = 0; i < count; ++i) to[i] += factor * from[i];
+}
+
+int64_t divided_up(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+struct Block {
+  const Group* group;
+  int64_t first, count;  // rows in the group
+  int64_t row;           // of the first among all rows of the pass
+  int64_t output_row;    // and among those that need an output
+};
+
+// What a thread works with.
+struct Scratch {
+  Tile tile;
+  Buffer<float> outputs;  // (rows of a band, dim), of the current chunk
+};
+
+class Pass {
+ public:
+  Pass(const std::vector<Segment>& segments, const std::vector<Group>& groups, int64_t dim, int64_t batch,
+       Products products)
+      : segments_(segments), dim_(dim), batch_(batch), products_(products) {
+    for (const Group& group : groups) {
+      for (int64_t first = 0; first < group.count; first += kRowBlock)
+        blocks_.push_back({&group, first, std::min(kRowBlock, group.count - first), rows_ + first, output_rows_ + first});
+      rows_ += group.count;
+      output_rows_ += group.needs_output ? group.count : 0;
+    }
+    for (const Segment& segment : segments) tiles_ += divided_up(segment.candidates.rows, kTile);
+    const int64_t slice_bytes = std::max<int64_t>(output_rows_, 1) * dim * static_cast<int64_t>(sizeof(float));
+    slices_ = std::clamp<int64_t>(kWorkspaceBytes / slice_bytes, 1, std::min(kMostSlices, tiles_));
+    const int64_t blocks = static_cast<int64_t>(blocks_.size());
+    band_blocks_ = std::clamp<int64_t>(blocks * slices_ / kTasks, 1, kBandBlocks);
+    bands_ = divided_up(blocks, band_blocks_);
+  }
+
+  PassResult run(int threads) {
+    partials_.resize(static_cast<size_t>(slices_ * rows_));
+    outputs_ = allocate<float>(slices_ * output_rows_ * dim_);
+    const int64_t tasks = slices_ * bands_;
+    threads = worthwhile(rows_ * tiles_ * kTile * dim_, static_cast<int>(std::min<int64_t>(threads, tasks)));
+    const int64_t band_rows = std::min(rows_, band_blocks_ * kRowBlock);
+    std::vector<Scratch> scratch;  // made here: an exception must not leave a parallel region
+    for (int t = 0; t < threads; ++t)
+      scratch.push_back({Tile(dim_, std::min(rows_, kRowBlock), products_), allocate<float>(band_rows * dim_)});
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+      Scratch& own = scratch[static_cast<size_t>(omp_get_thread_num())];
+#pragma omp for schedule(dynamic)
+      for (int64_t task = 0; task < tasks; ++task) run_slice(task % bands_, task / bands_, own);
+      own.tile.release();
+    }
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t block = 0; block < static_cast<int64_t>(blocks_.size()); ++block)
+      sum_slices(blocks_[static_cast<size_t>(block)]);
+    partials_.resize(static_cast<size_t>(rows_));
+    return {std::move(partials_), std::move(outputs_)};
+  }
+
+ private:
+  Partial* partials(int64_t slice, const Block& block) { return partials_.data() + slice * rows_ + block.row; }
+  float* outputs(int64_t slice, const Block& block) {
+    return outputs_.get() + (slice * output_rows_ + block.output_row) * dim_;
+  }
+  static bool fixed_shift(const Group& group) { return 2.f * group.scale <= kFixedShiftBits; }
+
+  // Tile t of all segments, one behind the other.
+  void load(int64_t t, Tile& tile, int64_t& first, int64_t& count, int64_t& own_offset) const {
+    const Segment* segment = segments_.data();
+    for (; t >= divided_up(segment->candidates.rows, kTile); ++segment) t -= divided_up(segment->candidates.rows, kTile);
+    first = t * kTile;
+    count = std::min(kTile, segment->candidates.rows - first);
+    own_offset = segment->own_offset;
+    tile.load(segment->candidates, first, count);
+  }
+
+  void run_slice(int64_t band, int64_t slice, Scratch& scratch) {
+    const size_t from = static_cast<size_t>(band * band_blocks_);
+    const size_t to = std::min(blocks_.size(), from + static_cast<size_t>(band_blocks_));
+    for (size_t b = from; b < to; ++b) {
+      const Group& group = *blocks_[b].group;
+      const float shift = fixed_shift(group) ? group.scale : -kInfinity;
+      std::fill_n(partials(slice, blocks_[b]), blocks_[b].count, Partial{shift, 0., 0.});
+    }
+    const int64_t begin = tiles_ * slice / slices_, end = tiles_ * (slice + 1) / slices_;
+    for (int64_t t = begin; t < end; ++t) {
+      int64_t first, count, own_offset;
+      load(t, scratch.tile, first, count, own_offset);
+      float* chunk = scratch.outputs.get();
+      for (size_t b = from; b < to; ++b) {
+        const Block& block = blocks_[b];
+        const bool starts = (t - begin) % kChunkTiles == 0, ends = t + 1 == end || (t + 1 - begin) % kChunkTiles == 0;
+        const int64_t values = block.group->needs_output ? block.count * dim_ : 0;
+        float* total = t - begin >= kChunkTiles ? outputs(slice, block) : nullptr;
+        if (starts) std::fill_n(chunk, values, 0.f);
+        scratch.tile.multiply(static_cast<const char*>(block.group->rows) + block.first * row_bytes(), block.count);
+        if (own_offset >= 0) mask_own_keys(block, own_offset - first, count, scratch.tile);
+        weigh(block, count, scratch.tile, partials(slice, block), chunk, total);
+        if (values == 0) continue;
+        scratch.tile.accumulate(block.count, chunk);
+        if (ends && total) add(total, chunk, values);
+        if (ends && !total) std::copy_n(chunk, values, outputs(slice, block));
+        chunk += values;
+      }
+    }
+  }
+
+  int64_t row_bytes() const { return dim_ * (products_.bfloat16 ? 2 : 4); }
+
+  // `offset` is where the own key of the batch's first row stands, counted from the tile's first candidate.
+  void mask_own_keys(const Block& block, int64_t offset, int64_t count, Tile& tile) const {
+    for (int64_t i = 0; i < block.count; ++i) {
+      const int64_t own = offset + (block.first + i) % batch_;
+      if (own >= 0 && own < count) tile.logits(i)[own] = kUnseen;
+    }
+  }
+
+  // Logits of a block → weights, and their sums. `chunk` and `total` hold the outputs that a new maximum has to rescale.
+  void weigh(const Block& block, int64_t count, Tile& tile, Partial* partials, float* chunk, float* total) const {
+    const Group& group = *block.group;
+    const bool fixed = fixed_shift(group);
+    // Under a fixed shift nothing that unit rows give underflows: what does is of rows that break the contract, and
+    // must not pass for a result.
+    const float underflow = fixed ? std::numeric_limits<float>::quiet_NaN() : 0.f;
+    for (int64_t i = 0; i < block.count; ++i) {
+      float* logits = tile.logits(i);
+      Partial& partial = partials[i];
+      if (!fixed) {
+        const float maximum = largest(logits, count) * group.scale;
+        if (maximum > partial.shift && maximum > kUnseenBelow) {
+          const float factor = rescaling(partial, maximum);
+          partial = {maximum, partial.exact * factor, partial.rounded * factor};
+          if (group.needs_output) multiply(chunk + i * dim_, dim_, factor);
+          if (group.needs_output && total) multiply(total + i * dim_, dim_, factor);
+        }
+      }
+      const float shift = std::isinf(partial.shift) ? 0.f : partial.shift;  // −∞: nothing seen so far
+      const WeightSums sums = products_.bfloat16
+                                  ? exponentials(logits, tile.narrow_weights(i), count, group.scale, shift, underflow)
+                                  : exponentials(logits, count, group.scale, shift, underflow);
+      partial.exact += sums.exact;
+      partial.rounded += sums.rounded;
+    }
+  }
+
+  // Into the place of the first slice, in the order of the slices.
+  void sum_slices(const Block& block) {
+    for (int64_t i = 0; i < block.count; ++i) {
+      float shift = -kInfinity;
+      for (int64_t s = 0; s < slices_; ++s) shift = std::max(shift, partials(s, block)[i].shift);
+      Partial total{shift, 0., 0.};
+      for (int64_t s = 0; s < slices_; ++s) {
+        const Partial& part = partials(s, block)[i];
+        const float factor = rescaling(part, shift);
+        total.exact += factor * part.exact;
+        total.rounded += factor * part.rounded;
+        if (!block.group->needs_output) continue;
+        float* to = outputs(0, block) + i * dim_;
+        if (s > 0)
+          add_scaled(to, outputs(s, block) + i * dim_, dim_, factor);
+        else if (factor != 1.f)
+          multiply(to, dim_, factor);
+      }
+      partials(0, block)[i] = total;
+    }
+  }
+
+  const std::vector<Segment>& segments_;
+  int64_t dim_, batch_, rows_ = 0, output_rows_ = 0, tiles_ = 0, slices_ = 1, band_blocks_ = 1, bands_ = 1;
+  Products products_;
+  std::vector<Block> blocks_;
+  std::vector<Partial> partials_;  // (slices, rows)
+  Buffer<float> outputs_;          // (slices, output rows, dim)
+};
+
+}  // namespace
+
+float rescaling(const Partial& partial, float larger_shift) {
+  if (partial.exact == 0.) return 0.f;
+  return partial.shift == larger_shift ? 1.f : exp2_approximate(partial.shift - larger_shift, 0.f);
+}
+
+PassResult run_pass(const std::vector<Segment>& segments, const std::vector<Group>& groups, int64_t dim, int64_t batch,
+                    Products products, int threads) {
+  return Pass(segments, groups, dim, batch, products).run(threads);
+}
+
+}  // namespace sce_fast

@@ -1,0 +1,207 @@
+#include "tile.h"
+
+#include <ATen/native/CPUBlas.h>
+#include <ATen/native/cpu/utils.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <exception>
+
+#include "clones.h"
+#include "exponentials.h"
+
+namespace sce_fast {
+namespace {
+
+using at::BFloat16;
+using at::Half;
+
+int64_t bytes_of(Type type) { return type == Type::kFloat32 ? 4 : 2; }
+
+template <typename From>
+void widen(const From* from, float* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+}
+
+float value_of(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+
+// out[i] (+)= Σ_k a[i][k] · b[k]
+SCE_FAST_CLONES void plain_product(const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* out,
+                                   int64_t out_stride, int64_t rows, int64_t columns, int64_t inner, bool accumulate) {
+  for (int64_t i = 0; i < rows; ++i) {
+    float* __restrict to = out + i * out_stride;
+    if (!accumulate) std::fill_n(to, columns, 0.f);
+    for (int64_t k = 0; k < inner; ++k) {
+      const float factor = a[i * a_stride + k];
+      const float* from = b + k * b_stride;
+      for (int64_t j = 0; j < columns; ++j) to[j] += factor * from[j];
+    }
+  }
+}
+
+// The same in bfloat16, rows k and k + 1 of b lying side by side.
+void plain_product(const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride, float* out,
+                   int64_t out_stride, int64_t rows, int64_t columns, int64_t inner, bool accumulate) {
+  for (int64_t i = 0; i < rows; ++i) {
+    float* to = out + i * out_stride;
+    if (!accumulate) std::fill_n(to, columns, 0.f);
+    for (int64_t k = 0; k < inner; k += 2) {
+      const float first = value_of(a[i * a_stride + k]), second = value_of(a[i * a_stride + k + 1]);
+      const uint16_t* from = b + k * b_stride;
+      for (int64_t j = 0; j < columns; ++j) to[j] += first * value_of(from[2 * j]) + second * value_of(from[2 * j + 1]);
+    }
+  }
+}
+
+void brgemm(const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* out, int64_t out_stride,
+            int64_t rows, int64_t columns, int64_t inner, bool accumulate) {
+  at::native::cpublas::brgemm(rows, columns, inner, a_stride, b_stride, out_stride, accumulate, a, b, out);
+}
+
+void brgemm(const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride, float* out, int64_t out_stride,
+            int64_t rows, int64_t columns, int64_t inner, bool accumulate) {
+  at::native::cpublas::brgemm(rows, columns, inner, a_stride, b_stride, out_stride, accumulate,
+                              reinterpret_cast<const BFloat16*>(a), reinterpret_cast<const BFloat16*>(b), out);
+}
+
+template <typename T>
+void product(bool with_brgemm, const T* a, int64_t a_stride, const T* b, int64_t b_stride, float* out,
+             int64_t out_stride, int64_t rows, int64_t columns, int64_t inner, bool accumulate) {
+  if (with_brgemm)
+    brgemm(a, a_stride, b, b_stride, out, out_stride, rows, columns, inner, accumulate);
+  else
+    plain_product(a, a_stride, b, b_stride, out, out_stride, rows, columns, inner, accumulate);
+}
+
+// Whether brgemm agrees with the plain loops on a small product in the layouts of a tile.
+template <typename T>
+bool brgemm_agrees(const T* values) {
+  constexpr int64_t kRows = 3, kColumns = 5, kInner = 4;
+  float expected[kRows * kColumns], found[kRows * kColumns] = {};
+  plain_product(values, kInner, values, kColumns, expected, kColumns, kRows, kColumns, kInner, false);
+  try {
+    brgemm(values, kInner, values, kColumns, found, kColumns, kRows, kColumns, kInner, false);
+    at::native::cpublas::brgemm_release(sizeof(T) == 2);
+  } catch (const std::exception&) {  // ATen asks the processor and has no other way to tell
+    return false;
+  }
+  return std::equal(expected, expected + kRows * kColumns, found, [](float x, float y) { return std::abs(x - y) < 1e-3f; });
+}
+
+}  // namespace
+
+bool has_brgemm(bool bfloat16) {
+  static const bool answers[2] = {
+      [] {
+        float values[20];
+        for (int i = 0; i < 20; ++i) values[i] = 0.25f * static_cast<float>(i - 7);
+        return brgemm_agrees(values);
+      }(),
+      [] {
+        uint16_t values[20];
+        for (int i = 0; i < 20; ++i) {
+          const float value = 0.25f * static_cast<float>(i - 7);
+          round_to_bfloat16(&value, values + i, 1);
+        }
+        return brgemm_agrees(values);
+      }(),
+  };
+  return answers[bfloat16];
+}
+
+void widen_rows(const Matrix& matrix, int64_t first, int64_t count, int64_t dim, float* to) {
+  const int64_t start = first * dim, values = count * dim;
+  switch (matrix.type) {
+    case Type::kFloat32: return widen(static_cast<const float*>(matrix.data) + start, to, values);
+    case Type::kBFloat16: return widen(static_cast<const BFloat16*>(matrix.data) + start, to, values);
+    case Type::kFloat16: return widen(static_cast<const Half*>(matrix.data) + start, to, values);
+  }
+}
+
+ProductRows::ProductRows(const Matrix& matrix, int64_t dim, bool bfloat16)
+    : data_(matrix.data), row_bytes_(dim * (bfloat16 ? 2 : 4)) {
+  if (matrix.type == (bfloat16 ? Type::kBFloat16 : Type::kFloat32)) return;
+  Buffer<float> widened = allocate<float>(matrix.rows * dim);
+  widen_rows(matrix, 0, matrix.rows, dim, widened.get());
+  if (bfloat16) {
+    narrow_ = allocate<uint16_t>(matrix.rows * dim);
+    round_to_bfloat16(widened.get(), narrow_.get(), matrix.rows * dim);
+    data_ = narrow_.get();
+  } else {
+    widened_ = std::move(widened);
+    data_ = widened_.get();
+  }
+}
+
+Tile::Tile(int64_t dim, int64_t rows, Products products)
+    : dim_(dim), products_(products), logits_(allocate<float>(rows * kTile)) {
+  if (products.bfloat16) {
+    narrow_weights_ = allocate<uint16_t>(rows * kTile);
+    dimension_pairs_ = allocate<uint16_t>(dim * kTile);
+    candidate_pairs_ = allocate<uint16_t>(dim * kTile);
+  } else {
+    widened_ = allocate<float>(dim * kTile);
+    transposed_ = allocate<float>(dim * kTile);
+  }
+}
+
+void Tile::load(const Matrix& candidates, int64_t first, int64_t count) {
+  count_ = count;
+  const char* data = static_cast<const char*>(candidates.data) + first * dim_ * bytes_of(candidates.type);
+  if (products_.bfloat16) return load_pairs(reinterpret_cast<const uint16_t*>(data), count);
+  rows_ = reinterpret_cast<const float*>(data);
+  if (candidates.type != Type::kFloat32) {
+    widen_rows(candidates, first, count, dim_, widened_.get());
+    rows_ = widened_.get();
+  }
+  at::native::utils::transpose<float>(count, dim_, rows_, dim_, transposed_.get(), kTile);
+}
+
+namespace {
+
+SCE_FAST_CLONES void interleave(const uint16_t* first, const uint16_t* second, uint16_t* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    to[2 * i] = first[i];
+    to[2 * i + 1] = second[i];
+  }
+}
+
+}  // namespace
+
+void Tile::load_pairs(const uint16_t* rows, int64_t count) {
+  // a pair of dimensions is four bytes that move together, like a float of which only the bits matter
+  at::native::utils::transpose<float>(count, dim_ / 2, reinterpret_cast<const float*>(rows), dim_ / 2,
+                                      reinterpret_cast<float*>(dimension_pairs_.get()), kTile);
+  for (int64_t i = 0; i + 1 < count; i += 2)
+    interleave(rows + i * dim_, rows + (i + 1) * dim_, candidate_pairs_.get() + i * dim_, dim_);
+  if (count % 2)
+    for (int64_t j = 0; j < dim_; ++j) {
+      candidate_pairs_[(count - 1) * dim_ + 2 * j] = rows[(count - 1) * dim_ + j];
+      candidate_pairs_[(count - 1) * dim_ + 2 * j + 1] = 0;
+    }
+}
+
+void Tile::multiply(const void* rows, int64_t count) {
+  if (products_.bfloat16)
+    product(products_.brgemm, static_cast<const uint16_t*>(rows), dim_, dimension_pairs_.get(), kTile, logits_.get(), kTile, count,
+            count_, dim_, false);
+  else
+    product(products_.brgemm, static_cast<const float*>(rows), dim_, transposed_.get(), kTile, logits_.get(), kTile, count, count_,
+            dim_, false);
+}
+
+void Tile::accumulate(int64_t count, float* out) {
+  if (!products_.bfloat16)
+    return product(products_.brgemm, logits_.get(), kTile, rows_, dim_, out, dim_, count, dim_, count_, true);
+  const int64_t pairs = (count_ + 1) / 2 * 2;  // an odd last candidate is paired with a zero of weight zero
+  if (pairs > count_)
+    for (int64_t i = 0; i < count; ++i) narrow_weights(i)[count_] = 0;
+  product(products_.brgemm, narrow_weights_.get(), kTile, candidate_pairs_.get(), dim_, out, dim_, count, dim_, pairs, true);
+}
+
+void Tile::release() const {
+  if (products_.brgemm) at::native::cpublas::brgemm_release(products_.bfloat16);
+}
+
+}  // namespace sce_fast
