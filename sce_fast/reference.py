@@ -18,43 +18,48 @@ class Target:
 
 
 def solve(problem: Problem, product_dtype: torch.dtype | None = None) -> Solution:
-    """The loss per row, its gradient and its statistics, by autograd on the formulas below.
+    """The loss per row, its gradient and its statistics, by the formulas below.
 
     With product_dtype the logits are products of rows rounded to that dtype, and of that dtype themselves, as they are
     under autocast: what a faster path in that dtype is compared with.
     """
-    with torch.autocast(problem.query.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(problem.query.device.type, enabled=False):
         return _solve(problem, product_dtype or problem.compute_dtype)
 
 
 def _solve(problem: Problem, product_dtype: torch.dtype) -> Solution:
     compute = problem.compute_dtype
-    query = problem.query.to(compute).detach().requires_grad_(problem.needs_gradient)  # (V, N, D)
+    query = problem.query.to(compute)  # (V, N, D)
     key = problem.key.to(compute)  # (U, N, D)
     targets, candidates, own_columns = [], [], []
     for u in range(len(key)):
         candidate, own_column = _candidates(problem, u)
         candidates.append(candidate)
         own_columns.append(own_column)
-        targets.append(target(logits(key[u], candidate, product_dtype), own_column, problem))
+        targets.append(target(product(key[u], candidate.T, product_dtype), own_column, problem))
 
-    rows, gradient = torch.zeros_like(query[0, :, 0]), None
+    rows, gradient = torch.zeros_like(query[0, :, 0]), torch.zeros_like(query)
     positive_probability = torch.zeros_like(rows)
     terms = list(problem.terms())
-    with torch.set_grad_enabled(problem.needs_gradient):
-        for v, u in terms:
-            others = logits(query[v], candidates[u], product_dtype)
-            row, probability = cross_entropy(query[v], key[u], others, own_columns[u], targets[u], problem)
-            rows = rows + row / len(terms)
-            positive_probability += probability / len(terms)
+    for v, u in terms:
+        products = product(query[v], candidates[u].T, product_dtype)
+        row, own_probability, excess = cross_entropy(query[v], key[u], products, own_columns[u], targets[u], problem)
+        rows += row / len(terms)
+        positive_probability += own_probability / len(terms)
         if problem.needs_gradient:
-            (gradient,) = torch.autograd.grad(rows.sum(), query)
+            pull = (own_probability - targets[u].own)[:, None] * key[u] + product(excess, candidates[u], product_dtype)
+            gradient[v] += pull / (problem.temperature * len(terms))
     return Solution(
-        rows=rows.detach(),
-        gradient=None if gradient is None else gradient.to(problem.query.dtype),
+        rows=rows,
+        gradient=gradient.to(problem.query.dtype) if problem.needs_gradient else None,
         target_entropy=torch.stack([t.entropy for t in targets]),
         positive_probability=positive_probability,
     )
+
+
+def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b of matrices rounded to a dtype, and of that dtype itself."""
+    return (a.to(dtype) @ b.to(dtype)).to(a.dtype)
 
 
 def _candidates(problem: Problem, u: int) -> tuple[Tensor, Tensor | None]:
@@ -67,11 +72,6 @@ def _candidates(problem: Problem, u: int) -> tuple[Tensor, Tensor | None]:
     if problem.queue is not None:
         parts.append(problem.queue)
     return torch.cat([part.to(problem.compute_dtype) for part in parts]), own_column
-
-
-def logits(rows: Tensor, candidates: Tensor, product_dtype: torch.dtype) -> Tensor:
-    """rows (N, D), candidates (C, D) → (N, C), not yet divided by a temperature."""
-    return (rows.to(product_dtype) @ candidates.to(product_dtype).T).to(rows.dtype)
 
 
 def _without_own(logits: Tensor, own_column: Tensor | None) -> Tensor:
@@ -97,11 +97,15 @@ def target(products: Tensor, own_column: Tensor | None, problem: Problem) -> Tar
 
 def cross_entropy(
     query: Tensor, key: Tensor, products: Tensor, own_column: Tensor | None, target: Target, problem: Problem
-) -> tuple[Tensor, Tensor]:
-    """−Σ w₂ log p₁ per row (N,), p₁ with the own key in the denominator, and p₁ of the own key (N,)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """−Σ w₂ log p₁ per row (N,), p₁ of the own key (N,), and p₁ − w₂ of the others (N, C).
+
+    The own key stands in the denominator of p₁, and p₁ − w₂ is the derivative by the logits.
+    """
     own = (query * key).sum(1) / problem.temperature  # (N,)
     others = _without_own(products / problem.temperature, own_column)  # (N, C)
     log_partition = torch.cat([own[:, None], others], 1).logsumexp(1)
     # the −∞ of the own column meets a target of 0, and 0 · ∞ would be NaN
     expected = (target.others * (others if own_column is None else others.scatter(1, own_column[:, None], 0))).sum(1)
-    return log_partition - target.own * own - expected, (own - log_partition).exp().detach()
+    rows = log_partition - target.own * own - expected
+    return rows, (own - log_partition).exp(), (others - log_partition[:, None]).exp() - target.others
