@@ -132,14 +132,15 @@ def parity(arguments: list[str]) -> None:
 
 
 def bench(arguments: list[str]) -> None:
-    """bench loader | loss | coefficient: measure against named peers"""
+    """bench loss | overhead | loader | coefficient: measure against named peers"""
     import tyro
 
-    from sce_fast.benchmarks import coefficient, loader, loss
+    from sce_fast.benchmarks import coefficient, loader, loss, overhead
 
     benchmarks: dict[str, Callable[..., Any]] = {
-        "loader": loader.main,
         "loss": loss.main,
+        "overhead": overhead.main,
+        "loader": loader.main,
         "coefficient": coefficient.main,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
