@@ -1,123 +1,276 @@
-"""The loss, forward and backward, against what one would write otherwise.
+"""The loss, forward and backward, against what one would write otherwise (peers.py), in alternating turns.
 
-    sce-fast bench loss
-
-Peers: the official formulation (MoCo-style eager), torch.compile of it, and one flash-attention call over
-[q / τ; k / τ_m] with the candidates as keys and values, followed by the same epilogue as ours.
+sce-fast bench loss                                               one size; python -m benchmarks.loss is the same
+sce-fast bench loss --k 4096 65536 1048576 --threads 1            time against K
+sce-fast bench loss --n 128 --views 6 --key-views 2               multi-crop: ten terms
 """
 
 import statistics
-import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sce_fast import sce_loss
+from sce_fast.benchmarks.measure import extra_memory, free_memory, stage_seconds
+from sce_fast.benchmarks.peers import AbsentError, Case, Loss, Peer, peers
 from sce_fast.benchmarks.record import machine, write_record
 from sce_fast.log import progress_bar
+from sce_fast.names import pick
 from sce_fast.rows import unit_rows
 
-TAU, TAU_M, COEFFICIENT = 0.1, 0.05, 0.5
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+SHORTEST_TURN = 0.02  # seconds; shorter calls are repeated within a turn
+SHARE_OF_FREE_MEMORY = 0.7  # that a peer may be expected to take
+GEMM_EDGE = {"cpu": 2048, "cuda": 8192}
+MIB = 2**20
 
 
-def official(query: Tensor, key: Tensor, queue: Tensor) -> Tensor:
-    """As the authors' code computes it: the own key in column 0, a logit of 0 for it in the teacher's softmax."""
-    query_logits = torch.cat([(query * key).sum(1, keepdim=True), query @ queue.T], dim=1) / TAU
-    key_logits = torch.cat([torch.zeros(len(key), 1), key @ queue.T], dim=1) / TAU_M
-    one_hot = torch.nn.functional.one_hot(torch.zeros(len(key), dtype=torch.int64), 1 + len(queue))
-    target = COEFFICIENT * one_hot + (1 - COEFFICIENT) * key_logits.softmax(1)
-    target = torch.nn.functional.normalize(target, p=1, dim=1)
-    return -(target * query_logits.log_softmax(1)).sum(1).mean()
+@dataclass(frozen=True)
+class Result:
+    """A line of the table: a peer at one K, or why there is none."""
 
-
-class _Attention(torch.autograd.Function):
-    """Attention gives log-sums and weighted means of the candidates, and with them the gradient in closed form."""
-
-    @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, queue: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        rows, candidates = torch.cat([query / TAU, key / TAU_M])[None, None], queue[None, None]
-        outputs, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            rows, candidates, candidates, scale=1.0
-        )
-        (student, teacher), log_sum = outputs[0, 0].chunk(2), log_sums.flatten()[: len(query)]
-        own = (query * key).sum(1) / TAU
-        log_partition = torch.logaddexp(log_sum, own)
-        own_probability = (own - log_partition).exp()
-        expected = (query * teacher).sum(1) / TAU
-        gradient = (1 - own_probability)[:, None] * student - (1 - COEFFICIENT) * teacher
-        ctx.save_for_backward((gradient + (own_probability - COEFFICIENT)[:, None] * key) / (TAU * len(query)))
-        return (log_partition - COEFFICIENT * own - (1 - COEFFICIENT) * expected).mean()
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
-        return ctx.saved_tensors[0] * grad, None, None
-
-
-def ours(query: Tensor, key: Tensor, queue: Tensor) -> Tensor:
-    return sce_loss(query, key, queue, temperature=TAU, target_temperature=TAU_M, coefficient=COEFFICIENT)
+    k: int
+    peer: str
+    title: str
+    absent: str | None = None
+    loss: float | None = None
+    forward: float | None = None  # seconds, medians over the turns
+    backward: float | None = None
+    seconds: float | None = None  # both together
+    ratio: float | None = None  # seconds over those of the first sce_fast backend here
+    flops: float | None = None  # effective: 4 · rows · K · D a second, student and teacher rows counted
+    share_of_gemm: float | None = None
+    extra_bytes: int | None = None
+    turns: tuple[float, ...] = ()
 
 
 def main(
     n: int = 256,
-    k: int = 65536,
+    k: tuple[int, ...] = (65536,),
     d: int = 256,
-    rounds: int = 7,
+    views: int = 0,
+    key_views: int = 0,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    coefficient: float = 0.5,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int = 2,
-    compiled: bool = True,
+    rounds: int = 7,
+    leave_out: tuple[str, ...] = (),
     out: Path | None = None,
-) -> dict[str, float]:
-    """Seconds of forward and backward on a CPU in float32, in alternating turns of one process; medians.
+    plot: Path | None = None,
+) -> list[Result]:
+    """Loss and gradient of every backend and peer: time, effective FLOP/s, share of the GEMM rate, memory.
 
     Args:
         n: Rows.
-        k: Queue length.
+        k: Queue lengths, one or several.
         d: Dimension.
+        views: Student views V, 0 for a 2-D query.
+        key_views: Teacher views U, 0 for a 2-D key; with both there is a term for every pair of different views.
+        dtype: Of query, key and queue.
+        coefficient: λ; with 1 the InfoNCE kernels of other packages are peers too.
+        device: auto takes a GPU where there is one.
+        threads: Of torch, on a CPU.
         rounds: Turns of each peer.
-        threads: Of torch.
-        compiled: Also torch.compile of the official formulation (half a minute to compile).
+        leave_out: Short names of backends and peers, such as official, compile, chunked, attention, flex.
         out: JSON file for the record.
+        plot: PNG file for time against K, where there are several.
     """
+    here, place = machine(), ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    chosen, kind = peers(getattr(torch, dtype)), getattr(torch, dtype)
+    for name in leave_out:
+        pick("peer", name, chosen)
+    chosen = {name: peer for name, peer in chosen.items() if name not in leave_out}
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    query, key, queue = (unit_rows(torch.randn(count, d)) for count in (n, n, k))
-    peers: dict[str, Loss] = {"sce_fast": ours, "MoCo-style eager": official, "flash attention": _Attention.apply}
-    if compiled:
-        peers["torch.compile of eager"] = torch.compile(official)
-    losses = {name: loss(query, key, queue).item() for name, loss in peers.items()}
-    square = torch.randn(2048, 2048)
-    seconds: dict[str, list[float]] = {name: [] for name in [*peers, "GEMM 2048³"]}
-    with progress_bar(rounds, "Measuring", unit="round") as bar:
-        for _ in range(rounds):
-            for name, loss in peers.items():
-                seconds[name].append(_seconds(lambda loss=loss: _step(loss, query, key, queue)))
-            seconds["GEMM 2048³"].append(_seconds(lambda: square @ square))
-            bar.update()
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    rate, gemm_rate = 8 * n * k * d / medians["sce_fast"], 2 * 2048**3 / medians["GEMM 2048³"]
-    ratios = {name: medians[name] / medians["sce_fast"] for name in peers}
-    print(f"\nN {n}, K {k}, D {d}, float32, {threads} thread(s): forward and backward")
-    print(f"{'':<26}{'ms':>9}{'sce_fast is':>13}{'loss':>12}")
-    for name in peers:
-        print(f"{name:<26}{1e3 * medians[name]:>9.1f}{ratios[name]:>12.2f}×{losses[name]:>12.6f}")
-    print(
-        f"sce_fast reaches {rate / 1e9:.0f} GFLOP/s (8·N·K·D operations), {rate / gemm_rate:.0%} of a 2048³ GEMM here"
-    )
+    results: list[Result] = []
+    try:
+        for size in k:
+            case = make_case(n, size, d, views, key_views, kind, coefficient, place)
+            measured, gemm_rate = measure(case, chosen, rounds, place)
+            print("\n" + heading(case, place, threads, gemm_rate) + "\n" + table(measured))
+            results += measured
+    finally:
+        torch.set_num_threads(threads_before)
+    if len(k) > 1:
+        print("\n" + linearity(results))
     if out is not None:
-        sizes = {"n": n, "k": k, "d": d, "threads": threads}
-        write_record(out, {"machine": machine(), "sizes": sizes, "seconds": seconds, "ratios": ratios,
-                           "share_of_gemm_rate": rate / gemm_rate})  # fmt: skip
-    return ratios
+        settings = {
+            "n": n, "k": k, "d": d, "views": views, "key_views": key_views, "dtype": dtype, "coefficient": coefficient,
+            "device": place, "threads": threads, "rounds": rounds,
+        }  # fmt: skip
+        write_record(out, {"machine": here, "settings": settings, "results": [asdict(result) for result in results]})
+    if plot is not None:
+        draw(results, plot, f"N {n}, D {d}, {dtype}, λ {coefficient:g}, {here['gpu'] or here['cpu']}")
+    return results
 
 
-def _step(loss: Loss, query: Tensor, key: Tensor, queue: Tensor) -> None:
-    leaf = query.clone().requires_grad_()
-    loss(leaf, key, queue).backward()
+def make_case(
+    n: int, k: int, d: int, views: int, key_views: int, dtype: torch.dtype, coefficient: float, device: str
+) -> Case:
+    """Random unit rows, the same for every machine."""
+    generator = torch.Generator().manual_seed(0)
+
+    def rows(*shape: int) -> Tensor:
+        return unit_rows(torch.randn(*shape, d, generator=generator)).to(device, dtype)
+
+    query, key = (rows(*([count] if count else []), n) for count in (views, key_views))
+    case = Case(query, key, rows(k), coefficient=coefficient)
+    assert case.problem  # raises what is wrong with the sizes
+    return case
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def measure(case: Case, peers: dict[str, Peer], rounds: int, device: str) -> tuple[list[Result], float]:
+    """The results, in the order of the peers, and the rate of a matrix product at the same dtype in FLOP/s."""
+    size = len(case.queue)
+    results = {name: Result(size, name, peer.title) for name, peer in peers.items()}
+    steps: dict[str, Callable[[Callable[[], None]], None]] = {}
+    with progress_bar(len(peers) + rounds, f"K {size}", unit="turn") as bar:
+        for name, peer in peers.items():
+            try:
+                loss = _prepared(peer, case, device)
+                steps[name] = _step(loss, case)
+                value = loss(case.query.clone().requires_grad_()).item()  # compiles, allocates, and fails if it must
+                stage_seconds(steps[name], device)
+                memory = extra_memory(lambda step=steps[name]: step(lambda: None), device)
+                results[name] = replace(results[name], loss=value, extra_bytes=memory)
+            except AbsentError as reason:
+                results[name] = replace(results[name], absent=str(reason))
+            except Exception as error:  # a peer that cannot is a line of the table, and the others go on
+                results[name] = replace(results[name], absent=_in_one_line(error))
+                steps.pop(name, None)
+                if device == "cuda":
+                    torch.cuda.empty_cache()
+            bar.update()
+        edge = GEMM_EDGE[device]
+        first, second, product = (torch.randn(edge, edge).to(device, case.query.dtype) for _ in range(3))
+
+        def multiply(mark: Callable[[], None]) -> None:
+            mark()
+            torch.mm(first, second, out=product)
+
+        turns: dict[str, list[list[float]]] = {name: [] for name in steps}
+        gemm_turns: list[float] = []
+        for _ in range(rounds):
+            for name, step in steps.items():
+                turns[name].append(_turn(step, device))
+            gemm_turns.append(sum(_turn(multiply, device)))
+            bar.update()
+    gemm_rate = 2 * edge**3 / statistics.median(gemm_turns)
+    baseline = None
+    for name, values in turns.items():
+        forward, backward = (statistics.median(column) for column in zip(*values, strict=True))
+        seconds = statistics.median(map(sum, values))
+        baseline = baseline or seconds  # our backends come first, the fastest of them before the others
+        rate = effective_operations(case) / seconds
+        results[name] = replace(
+            results[name], forward=forward, backward=backward, seconds=seconds, ratio=seconds / baseline, flops=rate,
+            share_of_gemm=rate / gemm_rate, turns=tuple(map(sum, values)),
+        )  # fmt: skip
+    return list(results.values()), gemm_rate
+
+
+def effective_operations(case: Case) -> int:
+    """4 · rows · K · D: what one pass over the candidates needs; no teacher's rows for λ = 1."""
+    rows = case.query[..., 0].numel() + (case.key[..., 0].numel() if case.coefficient < 1 else 0)
+    return 4 * rows * case.queue.numel()
+
+
+def _prepared(peer: Peer, case: Case, device: str) -> Loss:
+    needed, free = peer.bytes_needed(case), free_memory() if device == "cpu" else None
+    if free is not None and needed > SHARE_OF_FREE_MEMORY * free:
+        raise AbsentError(f"not run: needs about {needed / 2**30:.0f} GiB of the {free / 2**30:.0f} GiB that are free")
+    return peer.prepare(case)
+
+
+def _step(loss: Loss, case: Case) -> Callable[[Callable[[], None]], None]:
+    def step(mark: Callable[[], None]) -> None:
+        leaf = case.query.clone().requires_grad_()
+        mark()
+        value = loss(leaf)
+        mark()
+        value.backward()
+
+    return step
+
+
+def _turn(step: Callable[[Callable[[], None]], None], device: str) -> list[float]:
+    """Seconds of each stage; a mean over as many calls as fill the shortest turn."""
+    first = stage_seconds(step, device)
+    repeats = int(min(100, SHORTEST_TURN / max(sum(first), 1e-7)))
+    calls = [first] + [stage_seconds(step, device) for _ in range(repeats)]
+    return [statistics.median(column) for column in zip(*calls, strict=True)]
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}{'…' if len(text) > 160 else ''}"
+
+
+def heading(case: Case, device: str, threads: int, gemm_rate: float) -> str:
+    problem = case.problem
+    views, key_views, terms = len(problem.query), len(problem.key), len(list(problem.terms()))
+    where = f"{threads} thread(s)" if device == "cpu" else torch.cuda.get_device_name()
+    crops = f", {views} student and {key_views} teacher views ({terms} terms)" if terms > 1 else ""
+    dtype = str(case.query.dtype).removeprefix("torch.")
+    return (
+        f"N {case.query.shape[-2]}, K {len(case.queue)}, D {case.queue.shape[1]}{crops}, {dtype}, "
+        f"λ {case.coefficient:g}, {where}; a matrix product runs at {gemm_rate / 1e9:.0f} GFLOP/s"
+    )
+
+
+def table(results: list[Result]) -> str:
+    """Markdown: medians in milliseconds, and below it what is not measured and why."""
+    lines = [
+        "| | forward ms | backward ms | together ms | × sce_fast | GFLOP/s | of GEMM | extra MiB | loss |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for r in results:
+        if r.seconds is None:
+            continue
+        assert None not in (r.forward, r.backward, r.flops, r.share_of_gemm, r.ratio)
+        memory = "–" if r.extra_bytes is None else f"{r.extra_bytes / MIB:.1f}"
+        lines.append(
+            f"| {r.title} | {1e3 * r.forward:.3g} | {1e3 * r.backward:.3g} | {1e3 * r.seconds:.4g} | {r.ratio:.2f} "  # type: ignore[operator]
+            f"| {r.flops / 1e9:.0f} | {r.share_of_gemm:.0%} | {memory} | {r.loss:.6f} |"  # type: ignore[operator]
+        )
+    lines += [f"{r.title}: {r.absent}" for r in results if r.absent is not None]
+    return "\n".join(lines)
+
+
+def linearity(results: list[Result]) -> str:
+    """How far time per candidate is from constant."""
+    lines = ["time per candidate, ns (the largest over the smallest: 1.00 is linear in K)"]
+    for title in dict.fromkeys(r.title for r in results if r.seconds is not None):
+        each = {r.k: r.seconds / r.k for r in results if r.title == title and r.seconds is not None}
+        cells = "  ".join(f"K {k} {1e9 * seconds:.1f}" for k, seconds in each.items())
+        lines.append(f"  {title:<26}{max(each.values()) / min(each.values()):.2f}   {cells}")
+    return "\n".join(lines)
+
+
+def draw(results: list[Result], path: Path, title: str) -> None:
+    """Time against K, both on logarithmic axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(r.title for r in results if r.seconds is not None):
+        points = [(r.k, 1e3 * r.seconds) for r in results if r.title == name and r.seconds is not None]
+        width = 2.5 if name.startswith("sce_fast") else 1.2
+        axes.plot(*zip(*points, strict=True), marker="o", linewidth=width, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="K, candidates in the queue", ylabel="forward and backward, ms")
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)

@@ -15,7 +15,7 @@ def machine() -> dict[str, Any]:
     """Hardware, versions, commit and command line of this process."""
     return {
         "date": datetime.date.today().isoformat(),
-        "command": "sce-fast " + " ".join(sys.argv[1:]),
+        "command": _command(),
         "commit": _commit(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cpu": _cpu_name(),
@@ -28,6 +28,12 @@ def machine() -> dict[str, Any]:
 def write_record(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _command() -> str:
+    program = Path(sys.argv[0])
+    start = f"python -m benchmarks.{program.stem}" if program.parent.name == "benchmarks" else "sce-fast"
+    return " ".join([start, *sys.argv[1:]])
 
 
 def _commit() -> str | None:

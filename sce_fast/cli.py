@@ -121,15 +121,26 @@ def doctor(arguments: list[str]) -> None:
     tyro.cli(run, args=arguments, prog="sce-fast doctor")
 
 
-def bench(arguments: list[str]) -> None:
-    """bench loader | loss | coefficient: measure against named peers"""
+def parity(arguments: list[str]) -> None:
+    """parity: each backend's errors against float64, beside plain PyTorch's; exit status 1 if one fails"""
     import tyro
 
-    from sce_fast.benchmarks import coefficient, loader, loss
+    from sce_fast.tools.parity import main
+
+    if not tyro.cli(main, args=arguments, prog="sce-fast parity"):
+        sys.exit(1)
+
+
+def bench(arguments: list[str]) -> None:
+    """bench loss | overhead | loader | coefficient: measure against named peers"""
+    import tyro
+
+    from sce_fast.benchmarks import coefficient, loader, loss, overhead
 
     benchmarks: dict[str, Callable[..., Any]] = {
-        "loader": loader.main,
         "loss": loss.main,
+        "overhead": overhead.main,
+        "loader": loader.main,
         "coefficient": coefficient.main,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -146,6 +157,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "embed": embed,
     "report": report,
     "doctor": doctor,
+    "parity": parity,
     "bench": bench,
 }
 

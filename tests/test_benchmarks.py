@@ -1,32 +1,199 @@
-"""The peers compute the same thing, so that their times may be compared."""
+"""The peers compute the same thing, so that their times may be compared, and what is measured is what happened."""
 
 import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
 
 import pytest
 import torch
 
-from sce_fast.benchmarks import loader, loss
+from sce_fast import reference
+from sce_fast.backends import BACKENDS
+from sce_fast.benchmarks import loader, loss, measure, overhead
+from sce_fast.benchmarks.peers import AbsentError, Case, Peer, official, peers
+from sce_fast.problem import checked_problem
 from sce_fast.rows import unit_rows
 
+QUICK = ("reference", "official", "chunked", "attention")
+COMPILED = ("compile", "flex")  # the compiler takes half a minute
 
-def test_the_losses_peers_agree():
-    query, key, queue = (unit_rows(torch.randn(n, 32)) for n in (8, 8, 4096))
-    results = {}
-    for name, peer in {"ours": loss.ours, "attention": loss._Attention.apply, "official": loss.official}.items():
-        leaf = query.clone().requires_grad_()
-        value = peer(leaf, key, queue)
-        value.backward()
-        results[name] = value.item(), leaf.grad
-    for name in ("attention", "official"):  # the latter gives the own key a teacher logit of 0: little at K = 4096
-        torch.testing.assert_close(results[name][0], results["ours"][0], rtol=1e-3, atol=0)
-        torch.testing.assert_close(results[name][1], results["ours"][1], rtol=0, atol=2e-3)
+
+def make_case(views, key_views, dtype=torch.float32, **settings):
+    def rows(*shape):
+        return unit_rows(torch.randn(*shape, 32)).to(dtype)
+
+    query, key = (rows(*([count] if count else []), 6) for count in (views, key_views))
+    return Case(query, key, rows(300), **settings)
+
+
+def loss_and_gradient(name, case):
+    leaf = case.query.clone().requires_grad_()
+    value = peers(case.query.dtype)[name].prepare(case)(leaf)
+    value.backward()
+    return value.item(), leaf.grad
+
+
+def assert_right(name, case, tolerance=1e-5):
+    value, gradient = loss_and_gradient(name, case)
+    zero_logit = name in ("official", "official-float32", "compile")
+    exact = reference.solve(
+        checked_problem(
+            case.query.double().requires_grad_(), case.key.double(), case.queue.double(),
+            positive_target="zero_logit" if zero_logit else "excluded", **case.settings,
+        )
+    )  # fmt: skip
+    assert value == pytest.approx(exact.rows.mean().item(), rel=tolerance)
+    expected = exact.gradient.view(case.query.shape) / len(exact.rows)
+    assert gradient.dtype == case.query.dtype
+    assert (gradient.double() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("settings", [{}, {"coefficient": 1.0}, {"coefficient": 0.0, "temperature": 0.3}])
+@pytest.mark.parametrize(("views", "key_views"), [(0, 0), (3, 2)])
+def test_peers_compute_the_same_loss_and_gradient(name, settings, views, key_views):
+    assert_right(name, make_case(views, key_views, **settings))
+
+
+@pytest.mark.parametrize("name", [*QUICK, "official-float32"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
+def test_peers_in_16_bits(name, dtype, tolerance):
+    assert_right(name, make_case(3, 2, dtype), tolerance)
+
+
+def test_chunks_join_to_the_whole(monkeypatch):
+    monkeypatch.setattr("sce_fast.benchmarks.peers.CHUNK_ELEMENTS", 1)
+    case = make_case(0, 0)
+    assert_right("chunked", replace(case, queue=unit_rows(torch.randn(1000, 32))))  # chunks of 256, the last ragged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_peers_compute_the_same_loss(name):
+    try:
+        assert_right(name, make_case(3, 2))
+    except Exception as error:
+        if name == "flex" and "return_lse" in str(error):
+            pytest.skip("torch's compiler has no FlexAttention with log-sums for a CPU")
+        raise
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["inf-cl", "liger"])
+def test_infonce_kernels_have_the_batchs_keys_as_further_candidates(name):
+    case = make_case(0, 0, coefficient=1.0)
+    case = replace(case, query=case.query.cuda(), key=case.key.cuda(), queue=case.queue.cuda())
+    try:
+        value, gradient = loss_and_gradient(name, case)
+    except AbsentError as reason:
+        pytest.skip(str(reason))
+    exact = reference.solve(
+        checked_problem(case.query.requires_grad_(), case.key, case.queue, batch_keys=case.key, coefficient=1.0)
+    )
+    assert value == pytest.approx(exact.rows.mean().item(), rel=1e-3)
+    torch.testing.assert_close(gradient, exact.gradient[0] / 6, rtol=0, atol=1e-2)
+
+
+def test_peers_that_cannot_run_say_why():
+    table = peers(torch.float32)
+    for name, reason in (("inf-cl", "run with --coefficient 1"), ("liger", "run with --coefficient 1")):
+        with pytest.raises(AbsentError, match=reason):
+            table[name].prepare(make_case(0, 0))
+    with pytest.raises(AbsentError, match="want a CUDA device"):
+        table["liger"].prepare(make_case(0, 0, coefficient=1.0))
 
 
 def test_bench_loss_measures_and_records(tmp_path, capsys):
-    ratios = loss.main(n=4, k=256, d=16, rounds=1, threads=1, compiled=False, out=tmp_path / "loss.json")
-    assert ratios["sce_fast"] == 1.0
-    assert "MoCo-style eager" in capsys.readouterr().out
-    assert json.loads((tmp_path / "loss.json").read_text())["sizes"]["k"] == 256
+    results = loss.main(
+        n=4, k=(64, 256), d=16, views=3, key_views=2, rounds=2, threads=1, leave_out=COMPILED,
+        out=tmp_path / "loss.json", plot=tmp_path / "loss.png",
+    )  # fmt: skip
+    text = capsys.readouterr().out
+    assert "3 student and 2 teacher views (4 terms), float32" in text
+    assert "| MoCo-style eager |" in text
+    assert "Inf-CL (InfoNCE): it computes InfoNCE alone" in text
+    assert "1.00 is linear in K" in text
+    record = json.loads((tmp_path / "loss.json").read_text())
+    assert record["settings"]["k"] == [64, 256]
+    assert len(record["results"]) == len(results)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    measured = [result for result in results if result.seconds is not None]
+    assert {result.k for result in measured} == {64, 256}
+    assert measured[0].ratio == 1.0
+    assert measured[0].title.startswith("sce_fast")
+    operations = 4 * 4 * (3 + 2) * 16
+    for result in measured:
+        assert len(result.turns) == 2
+        assert 0 < result.forward < result.seconds * 1.5
+        assert result.flops == pytest.approx(operations * result.k / result.seconds)
+    losses = [result.loss for result in measured if result.k == 256]
+    assert max(losses) - min(losses) < 0.02 * max(losses)
+
+
+def test_no_teachers_rows_are_counted_without_soft_targets():
+    assert loss.effective_operations(make_case(3, 2)) == 4 * 6 * 5 * 300 * 32
+    assert loss.effective_operations(make_case(3, 2, coefficient=1.0)) == 4 * 6 * 3 * 300 * 32
+
+
+def test_a_peer_that_raises_or_needs_too_much_is_a_line_and_the_others_go_on():
+    def broken(query):
+        raise RuntimeError("out of memory\n and a long story")
+
+    table = {
+        "broken": Peer("broken", lambda case: broken),
+        "huge": Peer("huge", official, live=1e15),
+        "fine": Peer("fine", official),
+    }
+    results, _ = loss.measure(make_case(0, 0), table, rounds=1, device="cpu")
+    assert results[0].absent == "RuntimeError: out of memory and a long story"
+    assert "huge: not run: needs about" in loss.table(results)
+    assert results[2].seconds > 0
+
+
+def test_an_unknown_peer_is_named():
+    with pytest.raises(ValueError, match=r"unknown peer 'flx'.*did you mean 'flex'"):
+        loss.main(leave_out=("flx",))
+
+
+@pytest.mark.skipif(measure.extra_memory(lambda: None, "cpu") is None, reason="the system does not tell the peak")
+def test_extra_memory_is_the_peak_of_the_call_alone():
+    def run():
+        torch.ones(20 * 2**20, dtype=torch.uint8)
+        torch.ones(60 * 2**20, dtype=torch.uint8)
+
+    held = torch.ones(200 * 2**20, dtype=torch.uint8)
+    for _ in range(2):  # the second time the allocator might have kept the blocks of the first
+        assert 59 <= measure.extra_memory(run, "cpu") / 2**20 < 75  # (Linux counts pages in batches)
+    assert measure.extra_memory(lambda: held[0].item(), "cpu") < 8 * 2**20
+
+
+def test_stages_are_timed_apart():
+    def stages(mark):
+        mark()
+        time.sleep(0.02)
+        mark()
+        time.sleep(0.05)
+
+    first, second = measure.stage_seconds(stages, "cpu")
+    assert 0.02 <= first < second
+
+
+def test_overhead_is_what_is_left_of_a_call(tmp_path, capsys):
+    result = overhead.main(calls=3, rounds=3, out=tmp_path / "overhead.json")
+    assert result["added"] == result["sce_loss"] - result["kernel"] - result["autograd engine"]
+    assert min(result["kernel"], result["autograd engine"]) > 0
+    assert "what sce_loss adds" in capsys.readouterr().out
+    assert json.loads((tmp_path / "overhead.json").read_text())["sizes"]["backend"] in BACKENDS
+
+
+def test_a_benchmark_runs_as_a_module(tmp_path):
+    out = tmp_path / "overhead.json"
+    command = [sys.executable, "-m", "benchmarks.overhead", "--calls", "1", "--rounds", "1", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert json.loads(out.read_text())["machine"]["command"].startswith("python -m benchmarks.overhead --calls 1")
 
 
 @pytest.mark.filterwarnings("ignore:the CPU kernels are not built")

@@ -26,7 +26,7 @@ def test_help_names_every_command(capsys):
         assert any(line.startswith((f"  {name}:", f"  {name} ")) for line in lines), name
 
 
-@pytest.mark.parametrize("command", ["demo", "embed", "report", "train", "bench", "doctor"])
+@pytest.mark.parametrize("command", ["demo", "embed", "report", "train", "bench", "doctor", "parity"])
 def test_every_command_has_help(capsys, command):
     assert "usage: sce-fast " + command in told(capsys, command, "--help", status=0)
 

@@ -1,5 +1,7 @@
 """The CPU kernel against float64, by the rule: at most twice the error of plain PyTorch plus a floor."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -7,10 +9,7 @@ from hypothesis import strategies as st
 
 from sce_fast import KeyQueue, native, sce_loss
 from sce_fast.rows import unit_rows
-
-# What rounding of the result itself allows, as a share of the largest logit 1/τ: of a loss row, of a gradient entry.
-LOSS_FLOOR, GRADIENT_FLOOR = 1e-6, 1e-6
-ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}  # of a gradient in the query's dtype
+from sce_fast.tools.parity import compare, make_inputs
 
 
 @pytest.fixture(params=["brgemm", "plain loops"], autouse=True)
@@ -22,54 +21,20 @@ def either_product(request, monkeypatch):
         pytest.skip("ATen has no brgemm for this processor; the plain loops are what runs here")
 
 
-def inputs(kind, query_views, key_views, n, d, k, m, dtype=torch.float32, seed=0):
-    """query, key, queue and batch keys of unit rows: independent, in few clusters, or query ≈ key."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def rows(*shape):
-        noise = torch.randn(*shape, d, generator=generator, dtype=torch.float64)
-        if kind == "clustered":
-            centers = torch.randn(3, d, generator=generator, dtype=torch.float64)
-            noise = 0.3 * noise + centers[torch.randint(3, shape, generator=generator)]
-        return unit_rows(noise)
-
-    query = rows(*([query_views] if query_views else []), n)
-    key = rows(*([key_views] if key_views else []), n)
-    if kind == "converged":
-        # every view of a sample at nearly the same place
-        base = key[0] if key_views else key
-        query, key = (unit_rows(base + 0.01 * t) for t in (query, key))
-    queue = rows(k) if k else None
-    batch_keys = rows(*([key_views] if key_views else []), m) if m else None
-    return [t if t is None else t.to(dtype) for t in (query, key, queue, batch_keys)]
+def inputs(kind, query_views, key_views, n, d, k, m, dtype=torch.float32):
+    return make_inputs(kind, n=n, d=d, k=k, query_views=query_views, key_views=key_views, m=m).to(dtype)
 
 
-def evaluate(backend, dtype, query, key, queue, batch_keys, **settings):
-    leaf = query.to(dtype, copy=True).requires_grad_()
-    others = [t if t is None else t.to(dtype) for t in (key, queue, batch_keys)]
-    rows, statistics = sce_loss(
-        leaf, others[0], others[1], batch_keys=others[2], backend=backend, reduction="none", return_statistics=True,
-        **settings,
-    )  # fmt: skip
-    rows.sum().backward()
-    return rows.detach().double(), leaf.grad.double(), statistics
+def simple_inputs(k=130):
+    """query (6, 16), key (6, 16), queue (k, 16)"""
+    six = inputs("random", 0, 0, 6, 16, k, 0)
+    return six.query, six.key, six.queue
 
 
-def assert_parity(tensors, dtype=torch.float32, **settings):
-    exact_rows, exact_gradient, exact_statistics = evaluate("reference", torch.float64, *tensors, **settings)
-    plain_rows, plain_gradient, _ = evaluate("reference", dtype, *tensors, **settings)
-    rows, gradient, statistics = evaluate("cpu", dtype, *tensors, **settings)
-    scale = 1 / min(settings.get("temperature", 0.1), settings.get("target_temperature", 0.05))
-    allowed = 2 * (plain_rows - exact_rows).abs().max() + LOSS_FLOOR * scale
-    assert (rows - exact_rows).abs().max() <= allowed
-    allowed = 2 * (plain_gradient - exact_gradient).abs().max() + GRADIENT_FLOOR * scale
-    assert (gradient - exact_gradient).abs().max() <= allowed + ROUNDING[dtype] * exact_gradient.abs().max()
-    torch.testing.assert_close(
-        statistics.target_entropy.double(), exact_statistics.target_entropy, atol=4e-6 * scale, rtol=0
-    )
-    torch.testing.assert_close(
-        statistics.positive_probability.double(), exact_statistics.positive_probability, atol=1e-6 * scale, rtol=0
-    )
+def assert_parity(tensors, **settings):
+    """Loss rows, gradient and statistics by the rule; the kernel multiplies in float32 whatever the inputs are."""
+    parity = compare("cpu", tensors, torch.float32, needs_statistics=True, **settings)
+    assert parity.holds, (parity.failures, parity)
 
 
 @given(
@@ -91,7 +56,7 @@ def test_parity(kind, n, d, k, query_views, key_views, extra_batch, tau, tau_m, 
     assume((query_views, key_views) != (1, 1) and k + max(m - 1, 0) > 0)  # a term, and a candidate
     tensors = inputs(kind, query_views, key_views, n, d, k, m, dtype)
     assert_parity(
-        tensors, dtype, temperature=tau, target_temperature=tau_m, coefficient=coefficient,
+        tensors, temperature=tau, target_temperature=tau_m, coefficient=coefficient,
         positive_target=positive_target, row_offset=extra_batch or 0,
     )  # fmt: skip
 
@@ -107,14 +72,15 @@ def test_parity_over_many_blocks_and_slices(kind, tau, tau_m):
 @pytest.mark.parametrize("tau", [0.1, 0.01])
 def test_own_keys_are_masked_in_every_block(tau):
     """The real keys stand among the batch keys, so that a mask in the wrong place shows."""
-    query, key, queue, batch_keys = inputs("converged", 2, 2, 300, 32, 500, 700)
-    batch_keys[:, 390:690] = key
-    assert_parity((query, key, queue, batch_keys), temperature=tau, target_temperature=tau, row_offset=390)
-    assert_parity((query, key, None, batch_keys), temperature=tau, target_temperature=tau, row_offset=390)
+    tensors = inputs("converged", 2, 2, 300, 32, 500, 700)
+    tensors.batch_keys[:, 390:690] = tensors.key
+    assert_parity(tensors, temperature=tau, target_temperature=tau, row_offset=390)
+    assert_parity(replace(tensors, queue=None), temperature=tau, target_temperature=tau, row_offset=390)
 
 
 def test_mixed_dtypes_and_strides():
-    query, key, queue, _ = inputs("random", 2, 2, 5, 24, 90, 0)
+    tensors = inputs("random", 2, 2, 5, 24, 90, 0)
+    query, key, queue = tensors.query, tensors.key, tensors.queue
     wide = torch.zeros(90, 48)
     wide[:, ::2] = queue
     expected = sce_loss(query, key, queue, backend="reference")
@@ -133,8 +99,10 @@ def test_same_bits_for_any_number_of_threads_and_every_time():
     results = []
     for count in (1, 2, 3, 1):
         torch.set_num_threads(count)
-        results.append(evaluate("cpu", torch.float32, *tensors))
-    for rows, gradient, _ in results[1:]:
+        leaf = tensors.query.clone().requires_grad_()
+        rows = sce_loss(leaf, tensors.key, tensors.queue, backend="cpu", reduction="none")
+        results.append((rows, *torch.autograd.grad(rows.sum(), leaf)))
+    for rows, gradient in results[1:]:
         assert torch.equal(rows, results[0][0])
         assert torch.equal(gradient, results[0][1])
 
@@ -143,7 +111,7 @@ def test_same_bits_for_any_number_of_threads_and_every_time():
 @pytest.mark.parametrize("bad", ["query", "key"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_bad_row_spoils_no_other(bad, value, tau):
-    query, key, queue, _ = inputs("random", 0, 0, 6, 16, 130, 0)
+    query, key, queue = simple_inputs()
     settings = dict(temperature=tau, target_temperature=tau, reduction="none", backend="cpu")
     clean = sce_loss(query, key, queue, **settings)
     (query if bad == "query" else key)[2, 0] = value
@@ -155,7 +123,7 @@ def test_a_bad_row_spoils_no_other(bad, value, tau):
 
 @pytest.mark.parametrize("tau", [0.1, 0.01])
 def test_a_bad_candidate_reaches_all_rows(tau):
-    query, key, queue, _ = inputs("random", 0, 0, 6, 16, 130, 0)
+    query, key, queue = simple_inputs()
     queue[77, 3] = float("nan")
     loss = sce_loss(query, key, queue, temperature=tau, target_temperature=tau, reduction="none", backend="cpu")
     assert loss.isnan().all()
@@ -165,7 +133,8 @@ def test_a_bad_candidate_reaches_all_rows(tau):
 @pytest.mark.parametrize("opposite", [False, True])
 def test_long_rows_are_right_or_not_finite(tau, opposite):
     """Rows that break the contract: never a wrong finite number."""
-    query, key, queue, _ = inputs("converged" if opposite else "random", 0, 0, 4, 16, 130, 0)
+    tensors = inputs("converged" if opposite else "random", 0, 0, 4, 16, 130, 0)
+    query, key, queue = tensors.query, tensors.key, tensors.queue
     if opposite:
         queue = unit_rows(-key[:1] + 0.01 * queue)
     settings = dict(temperature=tau, target_temperature=tau, reduction="none")
@@ -179,7 +148,7 @@ def test_long_rows_are_right_or_not_finite(tau, opposite):
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
 def test_torchs_defaults_do_not_matter(default):
-    query, key, queue, _ = inputs("random", 0, 0, 6, 16, 130, 0)
+    query, key, queue = simple_inputs()
     expected = sce_loss(query, key, queue, backend="cpu")
     torch.set_default_dtype(default)
     try:
@@ -190,14 +159,14 @@ def test_torchs_defaults_do_not_matter(default):
 
 
 def test_a_temperature_that_learns_gets_no_gradient(recwarn):
-    query, key, queue, _ = inputs("random", 0, 0, 6, 16, 130, 0)
+    query, key, queue = simple_inputs()
     temperature = torch.tensor(0.1, requires_grad=True)
     assert sce_loss(query, key, queue, temperature=temperature, backend="cpu") == sce_loss(query, key, queue)
     assert not recwarn.list
 
 
 def test_no_gradient_and_no_target_are_left_out_and_change_nothing():
-    query, key, queue, _ = inputs("random", 0, 0, 6, 16, 130, 0)
+    query, key, queue = simple_inputs()
     with_gradient = sce_loss(query.clone().requires_grad_(), key, queue, backend="cpu")
     with torch.no_grad():
         assert torch.equal(sce_loss(query, key, queue, backend="cpu"), with_gradient)
@@ -208,7 +177,7 @@ def test_no_gradient_and_no_target_are_left_out_and_change_nothing():
 
 def test_enqueue_between_loss_and_backward():
     queue = KeyQueue(70, 16)
-    query, key, _, _ = inputs("random", 0, 0, 6, 16, 1, 0)
+    query, key, _ = simple_inputs()
     query.requires_grad_()
     (expected,) = torch.autograd.grad(sce_loss(query, key, queue.keys, backend="cpu"), query)
     loss = sce_loss(query, key, queue.keys, backend="cpu")
@@ -218,7 +187,7 @@ def test_enqueue_between_loss_and_backward():
 
 
 def test_auto_takes_the_kernel_and_a_refusal_says_why(monkeypatch):
-    query, key, queue, _ = inputs("random", 0, 0, 6, 16, 20, 0)
+    query, key, queue = simple_inputs(20)
     assert sce_loss(query, key, queue, return_statistics=True)[1].backend == "cpu"
     doubles = query.double(), key.double(), queue.double()
     assert sce_loss(*doubles, return_statistics=True)[1].backend == "reference"
