@@ -8,6 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sce_fast import KeyQueue, native, sce_loss
+from sce_fast.problem import checked_problem
 from sce_fast.rows import unit_rows
 from sce_fast.tools.parity import compare, make_inputs
 
@@ -105,6 +106,93 @@ def test_same_bits_for_any_number_of_threads_and_every_time():
     for rows, gradient in results[1:]:
         assert torch.equal(rows, results[0][0])
         assert torch.equal(gradient, results[0][1])
+
+
+@given(
+    kind=st.sampled_from(["random", "clustered", "converged"]),
+    n=st.integers(1, 9),
+    d=st.integers(1, 40).map(lambda half: 2 * half),
+    k=st.integers(1, 300),
+    query_views=st.integers(0, 3),
+    extra_batch=st.one_of(st.none(), st.integers(0, 70)),
+    tau=st.sampled_from([0.01, 0.05, 0.1, 1.0]),
+    tau_m=st.sampled_from([0.01, 0.05, 0.1, 1.0]),
+)
+def test_parity_of_products_in_bfloat16(kind, n, d, k, query_views, extra_batch, tau, tau_m):
+    """The layouts of such products, multiplied by plain loops where the processor has none of its own."""
+    m = 0 if extra_batch is None else n + extra_batch
+    tensors = make_inputs(kind, n=n, d=d, k=k, query_views=query_views, m=m).to(torch.bfloat16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "BFLOAT16_PRODUCTS", True)
+        parity = compare(
+            "cpu", tensors, torch.bfloat16, temperature=tau, target_temperature=tau_m, row_offset=extra_batch or 0
+        )
+        assert parity.holds, (parity.failures, parity)
+
+
+@pytest.mark.parametrize("kind", ["random", "clustered", "converged"])
+def test_parity_of_products_in_bfloat16_with_wider_rows(kind, monkeypatch):
+    """Rows are rounded for the products. Enough of them that neither side's worst is a matter of luck."""
+    monkeypatch.setattr(native, "BFLOAT16_PRODUCTS", True)
+    tensors = make_inputs(kind, n=130, d=64, k=700, query_views=2, key_views=2).rounded(
+        torch.float32, torch.bfloat16, "cpu"
+    )
+    parity = compare("cpu", tensors, torch.bfloat16, needs_statistics=True)
+    assert parity.holds, (parity.failures, parity)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_bad_rows_and_candidates_in_bfloat16(bfloat16, monkeypatch):
+    monkeypatch.setattr(native, "BFLOAT16_PRODUCTS", bfloat16)
+    query, key, queue = (t.to(torch.bfloat16) for t in simple_inputs())
+    clean = sce_loss(query, key, queue, reduction="none", backend="cpu")
+    bad = query.clone()
+    bad[2, 0] = float("nan")
+    loss = sce_loss(bad, key, queue, reduction="none", backend="cpu")
+    assert loss[2].isnan()
+    assert torch.equal(loss[[0, 1, 3, 4, 5]], clean[[0, 1, 3, 4, 5]])
+    queue[129, 3] = float("nan")
+    assert sce_loss(query, key, queue, reduction="none", backend="cpu").isnan().all()
+
+
+def test_products_in_bfloat16_are_for_candidates_of_that_dtype(monkeypatch):
+    monkeypatch.setattr(native, "BFLOAT16_PRODUCTS", True)
+
+    def product_dtype(queue, d=16):
+        row = torch.zeros(1, d)
+        return native.product_dtype_of(checked_problem(row, row, queue))
+
+    assert product_dtype(torch.zeros(3, 16, dtype=torch.bfloat16)) == torch.bfloat16
+    assert product_dtype(torch.zeros(3, 15, dtype=torch.bfloat16), 15) == torch.float32
+    assert product_dtype(torch.zeros(3, 16, dtype=torch.float16)) == torch.float32
+    monkeypatch.setattr(native, "BFLOAT16_PRODUCTS", False)
+    assert product_dtype(torch.zeros(3, 16, dtype=torch.bfloat16)) == torch.float32
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.02])
+def test_long_sums_lose_nothing(tau):
+    """More candidates than a slice adds up at a time; all alike, so that a naive sum in float32 would drift."""
+    tensors = inputs("random", 0, 0, 3, 8, 1, 0)
+    tensors = replace(tensors, queue=tensors.queue.expand(450_001, 8).contiguous())
+    assert_parity(tensors, temperature=tau, target_temperature=tau)
+
+
+def test_a_converged_loss_keeps_its_digits():
+    """With λ = 1 and query = key far from all candidates, log A + exp(p) and p agree to the last digit of float32."""
+    key = torch.zeros(2, 16)
+    key[:, 0] = 1
+    queue = unit_rows(torch.randn(300, 16))
+    queue = unit_rows(queue - 1.3 * queue[:, :1] * key[:1])  # at less than half the similarity
+    settings = dict(temperature=0.04, coefficient=1.0, reduction="none")
+    query = key.clone().requires_grad_()
+    loss = sce_loss(query, key, queue, backend="cpu", **settings)
+    exact_query = key.double().requires_grad_()
+    exact = sce_loss(exact_query, key.double(), queue.double(), backend="reference", **settings)
+    assert exact.max() < 1e-5
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
+    loss.sum().backward()
+    exact.sum().backward()
+    torch.testing.assert_close(query.grad.double(), exact_query.grad, rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.01])

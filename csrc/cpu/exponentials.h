@@ -1,6 +1,7 @@
 // Powers of two of a row of logits, with their sums: what stands between the two products of the pass.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 namespace sce_fast {
@@ -24,6 +25,9 @@ WeightSums exponentials(float* logits, int64_t count, float scale, float shift, 
 WeightSums exponentials(float* logits, uint16_t* weights, int64_t count, float scale, float shift, float underflow);
 
 float largest(const float* values, int64_t count);
+
+// The value of a bfloat16.
+inline float widened(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
 
 // float32 → bfloat16, to the nearest, ties to even.
 void round_to_bfloat16(const float* values, uint16_t* rounded, int64_t count);

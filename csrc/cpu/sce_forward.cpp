@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "exponentials.h"
 #include "sce_pass.h"
 
 namespace sce_fast {
@@ -127,7 +128,8 @@ class Forward {
       } else {
         std::copy_n(key, d, target_mean);
       }
-      solution_.target_entropy[u * n + i] = static_cast<float>(log_target - dot(key, target_mean) / p_.target_temperature);
+      const double similarity = dot(key, target_mean) - lost_dot(key, key_.at(u * n + i), target_mean);
+      solution_.target_entropy[u * n + i] = static_cast<float>(log_target - similarity / p_.target_temperature);
       const double others = (1. - p_.coefficient) * (1 - own_share);
       for (int64_t v = 0; v < p_.query_views; ++v) {
         if (p_.same_views && u == v) continue;
@@ -136,7 +138,8 @@ class Forward {
         // Written with d = log A − p, so that nothing cancels where query ≈ key: L − p = softplus(d), 1 − p₀ = σ(d).
         const double odds = log_sum - dot(query, key) / p_.temperature;
         const double against = 1 / (1 + std::exp(-odds));
-        loss += softplus(odds) + others * dot_of_difference(query, key, target_mean) / p_.temperature;
+        const double gap = dot_of_difference(query, key, target_mean) + lost_dot(query, query_.at(v * n + i), target_mean);
+        loss += softplus(odds) + others * gap / p_.temperature;
         probability += 1 / (1 + std::exp(odds));
         if (!solution_.gradient) continue;
         const float of_student = static_cast<float>(against / (p_.temperature * double(terms)));
@@ -160,6 +163,15 @@ class Forward {
   double dot_of_difference(const float* a, const float* b, const float* c) const {
     double sum = 0;
     for (int64_t j = 0; j < p_.dim; ++j) sum += double(a[j]) * (double(b[j]) - c[j]);
+    return sum;
+  }
+
+  // (row − row as the products have rounded it) · mean: the sums of exponentials are of rounded rows, and what is
+  // subtracted from them has to be too, lest a rounding that would cancel stays.
+  double lost_dot(const float* row, const void* product_row, const float* mean) const {
+    if (!products_.bfloat16) return 0;
+    double sum = 0;
+    for (int64_t j = 0; j < p_.dim; ++j) sum += (double(row[j]) - widened(static_cast<const uint16_t*>(product_row)[j])) * mean[j];
     return sum;
   }
 

@@ -66,7 +66,7 @@ class Pass {
       output_rows_ += group.needs_output ? group.count : 0;
     }
     for (const Segment& segment : segments) tiles_ += divided_up(segment.candidates.rows, kTile);
-    const int64_t slice_bytes = std::max<int64_t>(output_rows_, 1) * dim * static_cast<int64_t>(sizeof(float));
+    const int64_t slice_bytes = rows_ * dim * static_cast<int64_t>(sizeof(float));
     slices_ = std::clamp<int64_t>(kWorkspaceBytes / slice_bytes, 1, std::min(kMostSlices, tiles_));
     const int64_t blocks = static_cast<int64_t>(blocks_.size());
     band_blocks_ = std::clamp<int64_t>(blocks * slices_ / kTasks, 1, kBandBlocks);
