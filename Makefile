@@ -1,5 +1,6 @@
 # make demo    train on real digits and show that it learned (about two minutes on two CPU cores)
 # make test    the quick tests (under five minutes)      make test-slow   the rest
+# make kernels compile every GPU kernel, without a GPU, and look at registers, shared memory and spills
 # make lint    ruff and mypy                             make venv        only the set-up
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +8,7 @@ EXTRAS := cuda130,train,evaluate,pictures,dev
 # torch first: the extension is built against it, so the build runs without isolation
 BUILD_TOOLS := pip setuptools pybind11 ninja torch numpy
 
-.PHONY: demo test test-slow lint format venv clean
+.PHONY: demo test test-slow kernels lint format venv clean
 
 demo: venv
 	$(BIN)/sce-fast demo
@@ -17,6 +18,9 @@ test: venv
 
 test-slow: venv
 	$(BIN)/python -m pytest -q -m slow
+
+kernels: venv
+	$(BIN)/python -m benchmarks.kernels
 
 lint: venv
 	$(BIN)/ruff check .

@@ -69,15 +69,23 @@ def test_chunks_join_to_the_whole(monkeypatch):
     assert_right("chunked", replace(case, queue=unit_rows(torch.randn(1000, 32))))  # chunks of 256, the last ragged
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILED)
-def test_compiled_peers_compute_the_same_loss(name):
-    try:
-        assert_right(name, make_case(3, 2))
-    except Exception as error:
-        if name == "flex" and "return_lse" in str(error):
-            pytest.skip("torch's compiler has no FlexAttention with log-sums for a CPU")
-        raise
+def test_what_the_compiler_is_given_computes_the_same_loss(name, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    assert_right(name, make_case(3, 2))
+
+
+@pytest.mark.slow
+def test_compiled_peers_run_or_say_why():
+    table = {name: peer for name, peer in peers(torch.float32).items() if name in COMPILED}
+    case = make_case(3, 2)
+    compile, flex = loss.measure(case, table, rounds=1, device="cpu")[0]
+    assert compile.seconds > 0
+    assert_right("compile", case)
+    if flex.absent is None:
+        assert_right("flex", case)
+    else:  # torch's compiler has no log-sums of FlexAttention for a CPU
+        assert "`return_lse` is not supported" in flex.absent
 
 
 @pytest.mark.gpu
@@ -161,12 +169,11 @@ def test_an_unknown_peer_is_named():
 @pytest.mark.skipif(measure.extra_memory(lambda: None, "cpu") is None, reason="the system does not tell the peak")
 def test_extra_memory_is_the_peak_of_the_call_alone():
     def run():
-        torch.ones(20 * 2**20, dtype=torch.uint8)
         torch.ones(60 * 2**20, dtype=torch.uint8)
 
     held = torch.ones(200 * 2**20, dtype=torch.uint8)
-    for _ in range(2):  # the second time the allocator might have kept the blocks of the first
-        assert 59 <= measure.extra_memory(run, "cpu") / 2**20 < 75  # (Linux counts pages in batches)
+    for _ in range(2):  # the second time the allocator might have kept the block of the first
+        assert 58 <= measure.extra_memory(run, "cpu") / 2**20 < 70  # (Linux counts pages in batches)
     assert measure.extra_memory(lambda: held[0].item(), "cpu") < 8 * 2**20
 
 
