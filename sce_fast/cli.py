@@ -132,14 +132,15 @@ def parity(arguments: list[str]) -> None:
 
 
 def bench(arguments: list[str]) -> None:
-    """bench loss | overhead | loader | coefficient: measure against named peers"""
+    """bench loss | overhead | queue | loader | coefficient: measure against named peers"""
     import tyro
 
-    from sce_fast.benchmarks import coefficient, loader, loss, overhead
+    from sce_fast.benchmarks import coefficient, loader, loss, overhead, queue
 
     benchmarks: dict[str, Callable[..., Any]] = {
         "loss": loss.main,
         "overhead": overhead.main,
+        "queue": queue.main,
         "loader": loader.main,
         "coefficient": coefficient.main,
     }

@@ -25,10 +25,13 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 MatmulPrecision = Literal["highest", "high", "medium"]
 # A fast path may be off by twice what plain PyTorch is off, plus this: what rounding of sums and of the result itself
 # allows, as a share of the largest logit 1/τ (a loss row, a gradient entry), and of the largest gradient entry.
-LOSS_FLOOR = {torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}
+# Where products are in 16 bits the weights that average the candidates are rounded too, by up to 2⁻⁸ or 2⁻¹¹, and a
+# mean logit moves by no more than that share of the logits' spread: an eighth of it is allowed for.
+LOSS_FLOOR = {torch.float32: 1e-6, torch.bfloat16: 2**-11, torch.float16: 2**-14}
 GRADIENT_FLOOR = {torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}
 # Of the statistics: an entropy is the difference of a log-sum and a mean logit, each rounded at the size of 1/τ_m.
-ENTROPY_FLOOR, PROBABILITY_FLOOR = 4e-6, 1e-6
+ENTROPY_FLOOR = {torch.float32: 4e-6, torch.bfloat16: 2**-11, torch.float16: 2**-14}
+PROBABILITY_FLOOR = 1e-6
 GRADIENT_ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
@@ -168,7 +171,9 @@ def compare(backend: str, inputs: Inputs, product_dtype: torch.dtype | None = No
             exact.positive_probability,
             PROBABILITY_FLOOR * scale,
         ),
-        target_entropy=error(solution.target_entropy, plain.target_entropy, exact.target_entropy, ENTROPY_FLOOR * scale)
+        target_entropy=error(
+            solution.target_entropy, plain.target_entropy, exact.target_entropy, ENTROPY_FLOOR[dtype] * scale
+        )
         if problem.needs_target
         else None,
     )
