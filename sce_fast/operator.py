@@ -1,4 +1,4 @@
-"""The loss as one torch.library operator over all backends: what torch.compile, export and fake tensors see.
+"""The loss and the enqueue as torch.library operators over all backends: what torch.compile and fake tensors see.
 
 Eager calls reach the same backends without the dispatcher (loss.py), which saves them its time.
 """
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from sce_fast.backends import BACKENDS
+from sce_fast.kernels import backend as triton_backend
 from sce_fast.problem import Problem, Solution, widest
+from sce_fast.rows import unit_rows
 
 SCHEMA = (
     "sce_forward(Tensor query, Tensor key, Tensor? queue, Tensor? batch_keys, Tensor? scalars, float temperature, "
@@ -21,6 +23,7 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 _library = torch.library.Library("sce_fast", "DEF")
 _library.define(SCHEMA)
+_library.define("enqueue(Tensor(a!) keys, Tensor(b!) cursor, Tensor rows, bool normalize) -> ()")
 
 
 def call(query: Tensor, problem: Problem, backend: str) -> Solution:
@@ -106,6 +109,29 @@ class _RefuseSecondDerivative(torch.autograd.Function):
     def backward(ctx: Any, *_: Tensor) -> None:
         raise RuntimeError("sce_loss has no second derivative: its gradient is computed in the forward pass")
 
+
+def _enqueue(keys: Tensor, cursor: Tensor, rows: Tensor, normalize: bool) -> None:
+    """Rows (N, D) into the ring keys (K, D) at the cursor, which moves on; plain PyTorch."""
+    if normalize:
+        rows = unit_rows(rows)
+    size = len(keys)
+    dropped = max(len(rows) - size, 0)
+    offsets = torch.arange(dropped, len(rows), device=keys.device)
+    keys.index_copy_(0, (cursor + offsets) % size, rows[dropped:].to(keys.dtype))
+    cursor.copy_((cursor + len(rows)) % size)
+
+
+def _enqueue_on_gpu(keys: Tensor, cursor: Tensor, rows: Tensor, normalize: bool) -> None:
+    if not triton_backend.INSTALLED or keys.dtype == torch.float64:
+        return _enqueue(keys, cursor, rows, normalize)
+    from sce_fast.kernels.enqueue import enqueue
+
+    return enqueue(keys, cursor, rows, normalize)
+
+
+_library.impl("enqueue", _enqueue, "CompositeExplicitAutograd")
+_library.impl("enqueue", _enqueue_on_gpu, "CUDA")
+torch.library.register_fake("sce_fast::enqueue", lambda keys, cursor, rows, normalize: None, lib=_library)
 
 _library.impl("sce_forward", _run, "CompositeExplicitAutograd")
 torch.library.register_fake("sce_fast::sce_forward", _shapes, lib=_library)

@@ -87,3 +87,20 @@ def test_all_ranks_hold_the_same_keys_in_the_same_order(tmp_path):
     assert first.tolist() == second.tolist()
     # view 0 of rank 0, of rank 1, then view 1; seventeen keys in a ring of ten
     assert first.tolist() == [110, 111, 1100, 1101, 1110, 1111, 7, 1011, 100, 101]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalises_on_request(dtype):
+    queue, keys = KeyQueue(4, 3, dtype=dtype), 5 * torch.rand(4, 3)
+    queue.enqueue(keys, normalize=True)
+    assert torch.equal(queue.keys, torch.nn.functional.normalize(keys, dim=1).to(dtype))
+
+
+def test_enqueue_is_an_operator():
+    queue = KeyQueue(4, 3)
+    torch.library.opcheck(
+        torch.ops.sce_fast.enqueue.default, (queue.keys, queue.cursor, torch.rand(6, 3), True)
+    )
+    compiled = torch.compile(queue.enqueue, fullgraph=True, backend="aot_eager")
+    compiled(torch.ones(3, 3))
+    assert queue.keys.eq(1).all(1).sum() == 3
