@@ -53,7 +53,7 @@ def refuses(problem: Problem) -> str | None:
 
 
 def solve(problem: Problem) -> Solution:
-    """Loss per row, gradient and statistics; three or four launches on the current stream, nothing read back."""
+    """Loss per row, gradient and statistics: a few launches on the current stream, nothing read back."""
     device = problem.query.device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         return _solve(problem)
@@ -169,19 +169,30 @@ def _stream(
     rows = students + teachers
     statistics = torch.empty((3, parts, config.splits, rows), dtype=torch.float32, device=query.device)
     outputs = torch.empty((parts, config.splits, rows - no_output, dim), dtype=torch.float32, device=query.device)
-    grid = (-(-students // config.block_rows) + -(-teachers // config.block_rows), config.splits, parts)
-    sce_forward_kernel[grid](
-        query, key, batch_keys, queue, statistics, outputs, problem.scalars, *settings.numbers[:2],
-        query.stride(0), key.stride(0),
-        *((0, 0) if batch_keys is None else batch_keys.stride()[:2]), 0 if queue is None else queue.stride(0),
-        batch, students, teachers, batch_count, queue_count, problem.row_offset,
-        D=dim, HEAD=config.head, TAIL=config.tail, BLOCK_ROWS=config.block_rows, BLOCK_CANDIDATES=block,
-        PRODUCT=triton_dtype(settings.product), PRECISION=settings.precision, FIXED=settings.fixed,
-        STUDENT_OUTPUT=problem.needs_gradient, HAS_BATCH=batch_keys is not None, HAS_QUEUE=queue is not None,
-        EVEN_BATCH=batch_count % block == 0, EVEN_QUEUE=queue_count % block == 0,
-        PER_VIEW=parts > 1, SKIP_OWN_VIEW=skip_own_view,
-        num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
+
+    def launch(students_here: int, teachers_here: int, output: bool) -> None:
+        blocks = -(-students_here // config.block_rows) + -(-teachers_here // config.block_rows)
+        sce_forward_kernel[(blocks, config.splits, parts)](
+            query, key, batch_keys, queue, statistics, outputs, problem.scalars, *settings.numbers[:2],
+            query.stride(0), key.stride(0),
+            *((0, 0) if batch_keys is None else batch_keys.stride()[:2]), 0 if queue is None else queue.stride(0),
+            batch, students_here, teachers_here, rows, rows - no_output, students, students - no_output,
+            batch_count, queue_count, problem.row_offset,
+            D=dim, HEAD=config.head, TAIL=config.tail, BLOCK_ROWS=config.block_rows, BLOCK_CANDIDATES=block,
+            PRODUCT=triton_dtype(settings.product), PRECISION=settings.precision, FIXED=settings.fixed, OUTPUT=output,
+            HAS_BATCH=batch_keys is not None, HAS_QUEUE=queue is not None,
+            EVEN_BATCH=batch_count % block == 0, EVEN_QUEUE=queue_count % block == 0,
+            PER_VIEW=parts > 1, SKIP_OWN_VIEW=skip_own_view,
+            num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
+
+    if problem.needs_gradient:
+        launch(students, teachers, True)
+    else:
+        # without the student's outputs the two sides are different kernels: in one, each would have the other's registers
+        launch(students, 0, False)
+        if teachers:
+            launch(0, teachers, True)
     if config.splits == 1:
         return _Stream(statistics, outputs)
     merged = torch.empty((3, parts, rows), dtype=torch.float32, device=query.device)

@@ -102,17 +102,53 @@ def _see(
     return shift, exact_sum, rounded_sum, output_head, output_tail
 
 
-@triton.jit
-def _pass(
-    head, tail, exists, slot, own, scale,
-    batch_keys, batch_stride, batch_count, queue, queue_stride, queue_count,
-    statistics, statistics_stride, outputs, output_slot,
+@triton.jit(do_not_specialize=[
+    "batch", "student_rows", "teacher_rows", "workspace_rows", "output_rows", "first_teacher", "first_teacher_output",
+    "batch_count", "queue_count", "row_offset",
+])  # fmt: skip
+def sce_forward_kernel(
+    query,  # (V · N, D)
+    key,  # (U · N, D)
+    batch_keys,  # (B, M, D)
+    queue,  # (K, D)
+    statistics,  # (3, B, splits, workspace_rows) shift, exact sum, sum of the rounded weights
+    outputs,  # (B, splits, output_rows, D) Σ weight · candidate
+    scalars,  # (3,) temperature, target temperature, coefficient; None where they are known to the host
+    temperature, target_temperature,
+    query_stride, key_stride, batch_view_stride, batch_stride, queue_stride,
+    batch,  # N
+    student_rows, teacher_rows,  # of this launch (of one view of the batch keys where PER_VIEW); 0 for none
+    workspace_rows, output_rows, first_teacher, first_teacher_output,  # where the teachers stand behind the students
+    batch_count, queue_count, row_offset,
     D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr,
     PRODUCT: tl.constexpr, PRECISION: tl.constexpr, FIXED: tl.constexpr, OUTPUT: tl.constexpr,
     HAS_BATCH: tl.constexpr, HAS_QUEUE: tl.constexpr, EVEN_BATCH: tl.constexpr, EVEN_QUEUE: tl.constexpr,
+    PER_VIEW: tl.constexpr,  # batch_keys[u] for the rows that have a term with key view u = program_id(2)
+    SKIP_OWN_VIEW: tl.constexpr,  # query view u has none
 ):  # fmt: skip
-    """One block of rows against its share of the candidates, and the partial results into the workspace."""
+    """Grid: (row blocks of the students, then of the teachers; splits; B)."""
+    student_blocks = tl.cdiv(student_rows, BLOCK_ROWS)
+    block, view = tl.program_id(0), tl.program_id(2)
+    is_student = block < student_blocks
+    first_row = (block if is_student else block - student_blocks) * BLOCK_ROWS
+    rows_here = student_rows if is_student else teacher_rows
+    skipped_from = rows_here  # the rows behind the view that has no term move up
+    if SKIP_OWN_VIEW:
+        if is_student & (view * batch < student_rows):
+            skipped_from = view * batch
+            rows_here -= batch
+            if first_row >= rows_here:
+                return
+    row = first_row + tl.arange(0, BLOCK_ROWS)
+    exists = row < rows_here
+    row += tl.where(row >= skipped_from, batch, 0)
+    own = row_offset + row % batch
+    if scalars is not None:
+        temperature = tl.load(scalars)
+        target_temperature = tl.load(scalars + 1)
+    scale = LOG2E / (temperature if is_student else target_temperature)
+
     split, splits = tl.program_id(1), tl.num_programs(1)
     batch_tiles = tl.cdiv(batch_count, BLOCK_CANDIDATES) if HAS_BATCH else 0
     queue_tiles = tl.cdiv(queue_count, BLOCK_CANDIDATES) if HAS_QUEUE else 0
@@ -120,9 +156,21 @@ def _pass(
     first_tile = (tiles * split // splits).to(tl.int32)
     last_tile = (tiles * (split + 1) // splits).to(tl.int32)
 
+    key_row = row
+    if PER_VIEW:
+        key_row += view * batch
+        batch_keys += view * tl.cast(batch_view_stride, tl.int64)
+    if is_student:
+        head = _load_rows(query, query_stride, row, exists, 0, HEAD, D, PRODUCT, PRECISION)
+    else:
+        head = _load_rows(key, key_stride, key_row, exists, 0, HEAD, D, PRODUCT, PRECISION)
     output_head = tl.zeros([BLOCK_ROWS, HEAD], tl.float32)
-    output_tail = output_head
+    tail, output_tail = head, output_head
     if TAIL > 0:
+        if is_student:
+            tail = _load_rows(query, query_stride, row, exists, HEAD, TAIL, D, PRODUCT, PRECISION)
+        else:
+            tail = _load_rows(key, key_stride, key_row, exists, HEAD, TAIL, D, PRODUCT, PRECISION)
         output_tail = tl.zeros([BLOCK_ROWS, TAIL], tl.float32)
     shift = tl.zeros([BLOCK_ROWS], tl.float32) + NOTHING_SEEN
     if FIXED:
@@ -142,96 +190,25 @@ def _pass(
             scale, shift, exact_sum, rounded_sum, output_head, output_tail,
             D, HEAD, TAIL, BLOCK_CANDIDATES, PRODUCT, PRECISION, FIXED, OUTPUT, False, EVEN_QUEUE,
         )  # fmt: skip
-    tl.store(statistics + slot, shift, mask=exists)
-    tl.store(statistics + statistics_stride + slot, exact_sum, mask=exists)
-    if OUTPUT:
-        tl.store(statistics + 2 * statistics_stride + slot, rounded_sum, mask=exists)
-        columns = tl.arange(0, HEAD)
-        pointers = outputs + output_slot[:, None] * D + columns[None, :]
-        tl.store(pointers, output_head, mask=exists[:, None] & (columns < D)[None, :])
-        if TAIL > 0:
-            columns = HEAD + tl.arange(0, TAIL)
-            pointers = outputs + output_slot[:, None] * D + columns[None, :]
-            tl.store(pointers, output_tail, mask=exists[:, None] & (columns < D)[None, :])
 
-
-@triton.jit(do_not_specialize=["row_offset"])
-def sce_forward_kernel(
-    query,  # (V · N, D)
-    key,  # (U · N, D)
-    batch_keys,  # (B, M, D)
-    queue,  # (K, D)
-    statistics,  # (3, B, splits, rows) shift, exact sum, sum of the rounded weights
-    outputs,  # (B, splits, rows with an output, D) Σ weight · candidate
-    scalars,  # (3,) temperature, target temperature, coefficient; None where they are known to the host
-    temperature, target_temperature,
-    query_stride, key_stride, batch_view_stride, batch_stride, queue_stride,
-    batch,  # N
-    student_rows, teacher_rows,  # of one view of the batch keys where PER_VIEW
-    batch_count, queue_count, row_offset,
-    D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr,
-    PRODUCT: tl.constexpr, PRECISION: tl.constexpr, FIXED: tl.constexpr, STUDENT_OUTPUT: tl.constexpr,
-    HAS_BATCH: tl.constexpr, HAS_QUEUE: tl.constexpr, EVEN_BATCH: tl.constexpr, EVEN_QUEUE: tl.constexpr,
-    PER_VIEW: tl.constexpr,  # batch_keys[u] for the rows that have a term with key view u = program_id(2)
-    SKIP_OWN_VIEW: tl.constexpr,  # query view u has none
-):  # fmt: skip
-    """Grid: (row blocks of the students, then of the teachers; splits; B)."""
-    student_blocks = tl.cdiv(student_rows, BLOCK_ROWS)
-    block, view = tl.program_id(0), tl.program_id(2)
-    is_student = block < student_blocks
-    row = (block if is_student else block - student_blocks) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    rows_here = student_rows if is_student else teacher_rows
-    if SKIP_OWN_VIEW:  # the rows behind the view that has no term move up
-        if is_student & (view * batch < student_rows):
-            rows_here -= batch
-            if block * BLOCK_ROWS >= rows_here:
-                return
+    # worked out again, so that no registers hold it during the loops
+    row = first_row + tl.arange(0, BLOCK_ROWS)
     exists = row < rows_here
-    if SKIP_OWN_VIEW:
-        row += tl.where(is_student & (row >= view * batch), batch, 0)
-    own = row_offset + row % batch
-    if scalars is not None:
-        temperature = tl.load(scalars)
-        target_temperature = tl.load(scalars + 1)
-    scale = LOG2E / (temperature if is_student else target_temperature)
+    row += tl.where(row >= skipped_from, batch, 0)
+    share = tl.cast(view * splits + split, tl.int64)
+    slot = statistics + share * workspace_rows + row + (0 if is_student else first_teacher)
+    size = tl.cast(splits * tl.num_programs(2), tl.int64) * workspace_rows
+    tl.store(slot, shift, mask=exists)
+    tl.store(slot + size, exact_sum, mask=exists)
+    if OUTPUT:
+        tl.store(slot + 2 * size, rounded_sum, mask=exists)
+        output_row = outputs + (share * output_rows + row + (0 if is_student else first_teacher_output)) * D
+        _store(output_row, output_head, exists, 0, HEAD, D)
+        if TAIL > 0:
+            _store(output_row, output_tail, exists, HEAD, TAIL, D)
 
-    rows_in_pass = student_rows + teacher_rows
-    rows_with_output = rows_in_pass if STUDENT_OUTPUT else teacher_rows
-    share = tl.cast(view * tl.num_programs(1) + tl.program_id(1), tl.int64)
-    slot = share * rows_in_pass + row + (0 if is_student else student_rows)
-    output_slot = share * rows_with_output + row
-    if STUDENT_OUTPUT:
-        output_slot += 0 if is_student else student_rows
-    statistics_stride = tl.cast(tl.num_programs(1) * tl.num_programs(2), tl.int64) * rows_in_pass
-    if PER_VIEW:
-        batch_keys += view * tl.cast(batch_view_stride, tl.int64)
 
-    if is_student:
-        head = _load_rows(query, query_stride, row, exists, 0, HEAD, D, PRODUCT, PRECISION)
-    else:
-        if PER_VIEW:
-            row += view * batch
-        head = _load_rows(key, key_stride, row, exists, 0, HEAD, D, PRODUCT, PRECISION)
-    tail = head
-    if TAIL > 0:
-        if is_student:
-            tail = _load_rows(query, query_stride, row, exists, HEAD, TAIL, D, PRODUCT, PRECISION)
-        else:
-            tail = _load_rows(key, key_stride, row, exists, HEAD, TAIL, D, PRODUCT, PRECISION)
-    if STUDENT_OUTPUT or not is_student:
-        _pass(
-            head, tail, exists, slot, own, scale,
-            batch_keys, batch_stride, batch_count, queue, queue_stride, queue_count,
-            statistics, statistics_stride, outputs, output_slot,
-            D, HEAD, TAIL, BLOCK_ROWS, BLOCK_CANDIDATES, PRODUCT, PRECISION, FIXED, True,
-            HAS_BATCH, HAS_QUEUE, EVEN_BATCH, EVEN_QUEUE,
-        )  # fmt: skip
-    else:
-        _pass(
-            head, tail, exists, slot, own, scale,
-            batch_keys, batch_stride, batch_count, queue, queue_stride, queue_count,
-            statistics, statistics_stride, outputs, output_slot,
-            D, HEAD, TAIL, BLOCK_ROWS, BLOCK_CANDIDATES, PRODUCT, PRECISION, FIXED, False,
-            HAS_BATCH, HAS_QUEUE, EVEN_BATCH, EVEN_QUEUE,
-        )  # fmt: skip
+@triton.jit
+def _store(rows, values, exists, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr):
+    columns = FIRST + tl.arange(0, WIDTH)
+    tl.store(rows[:, None] + columns[None, :], values, mask=exists[:, None] & (columns < D)[None, :])
