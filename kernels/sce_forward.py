@@ -21,17 +21,39 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def _columns(exists, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr):
+    """Columns [FIRST, FIRST + WIDTH), and the mask of those below D in rows that exist."""
+    columns = FIRST + tl.arange(0, WIDTH)
+    if FIRST + WIDTH <= D:
+        return columns[None, :], exists[:, None]
+    else:
+        return columns[None, :], exists[:, None] & (columns < D)[None, :]
+
+
+@triton.jit
 def _load_rows(
     rows, stride, index, exists, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, PRODUCT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Columns [FIRST, FIRST + WIDTH) of the rows at `index`; zeros beyond D and where a row does not exist."""
-    columns = FIRST + tl.arange(0, WIDTH)
-    pointers = rows + index[:, None] * stride + columns[None, :]
-    values = tl.load(pointers, mask=exists[:, None] & (columns < D)[None, :], other=0.0).to(tl.float32)
+    """Those columns of the rows at `index` as operands of a product, with zeros where there is nothing."""
+    columns, mask = _columns(exists, FIRST, WIDTH, D)
+    values = tl.load(rows + index[:, None] * stride + columns, mask=mask, other=0.0)
     if PRECISION == "tf32":
-        values = drop_bits(values, 13)
+        values = drop_bits(values.to(tl.float32), 13)
     return rounded(values, PRODUCT)
+
+
+@triton.jit
+def _load_side(
+    is_student, query, query_stride, row, key, key_stride, key_row, exists, FIRST: tl.constexpr, WIDTH: tl.constexpr,
+    D: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows of the query or of the key, which may differ in dtype."""
+    if is_student:
+        operand = _load_rows(query, query_stride, row, exists, FIRST, WIDTH, D, PRODUCT, PRECISION)
+    else:
+        operand = _load_rows(key, key_stride, key_row, exists, FIRST, WIDTH, D, PRODUCT, PRECISION)
+    return operand
 
 
 @triton.jit
@@ -160,17 +182,15 @@ def sce_forward_kernel(
     if PER_VIEW:
         key_row += view * batch
         batch_keys += view * tl.cast(batch_view_stride, tl.int64)
-    if is_student:
-        head = _load_rows(query, query_stride, row, exists, 0, HEAD, D, PRODUCT, PRECISION)
-    else:
-        head = _load_rows(key, key_stride, key_row, exists, 0, HEAD, D, PRODUCT, PRECISION)
+    head = _load_side(
+        is_student, query, query_stride, row, key, key_stride, key_row, exists, 0, HEAD, D, PRODUCT, PRECISION
+    )
     output_head = tl.zeros([BLOCK_ROWS, HEAD], tl.float32)
     tail, output_tail = head, output_head
     if TAIL > 0:
-        if is_student:
-            tail = _load_rows(query, query_stride, row, exists, HEAD, TAIL, D, PRODUCT, PRECISION)
-        else:
-            tail = _load_rows(key, key_stride, key_row, exists, HEAD, TAIL, D, PRODUCT, PRECISION)
+        tail = _load_side(
+            is_student, query, query_stride, row, key, key_stride, key_row, exists, HEAD, TAIL, D, PRODUCT, PRECISION
+        )
         output_tail = tl.zeros([BLOCK_ROWS, TAIL], tl.float32)
     shift = tl.zeros([BLOCK_ROWS], tl.float32) + NOTHING_SEEN
     if FIXED:
@@ -210,5 +230,5 @@ def sce_forward_kernel(
 
 @triton.jit
 def _store(rows, values, exists, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr):
-    columns = FIRST + tl.arange(0, WIDTH)
-    tl.store(rows[:, None] + columns[None, :], values, mask=exists[:, None] & (columns < D)[None, :])
+    columns, mask = _columns(exists, FIRST, WIDTH, D)
+    tl.store(rows[:, None] + columns, values, mask=mask)
