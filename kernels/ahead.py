@@ -86,8 +86,9 @@ def forward_variant(
     )  # fmt: skip
     name = [f"D={dim}", str(product).removeprefix("torch.")]
     name += [precision] if product == torch.float32 else []
-    name += ["fixed shift" if fixed else "running maximum", "queue" if queue else "", "batch keys" if batch_keys else ""]
-    name += ["per view" if per_view else "", "" if output else "no output", f"{config.block_rows} rows"]
+    words = {"queue": queue, "batch keys": batch_keys, "per view": per_view, "no output": not output}
+    name += ["fixed shift" if fixed else "running maximum", *(word for word, given in words.items() if given)]
+    name += [f"{config.block_rows} rows"]
     constants = {
         "scalars": None, "D": dim, "HEAD": config.head, "TAIL": config.tail, "BLOCK_ROWS": config.block_rows,
         "BLOCK_CANDIDATES": config.block_candidates, "PRODUCT": triton_dtype(product), "PRECISION": precision,
@@ -95,9 +96,7 @@ def forward_variant(
         "EVEN_QUEUE": True, "PER_VIEW": per_view, "SKIP_OWN_VIEW": per_view,
     }  # fmt: skip
     constants |= {name: None for name, given in (("batch_keys", batch_keys), ("queue", queue)) if not given}
-    return Variant(
-        sce_forward_kernel, ", ".join(filter(None, name)), constants, product, config.num_warps, config.num_stages
-    )
+    return Variant(sce_forward_kernel, ", ".join(name), constants, product, config.num_warps, config.num_stages)
 
 
 def row_variants(dim: int) -> Iterator[Variant]:
@@ -108,24 +107,18 @@ def row_variants(dim: int) -> Iterator[Variant]:
         num_warps=configs.warps_of_a_merge(dim),
     )  # fmt: skip
     for dtype in (torch.float32, torch.bfloat16):
-        for gradient, target, per_view in ((True, True, False), (True, True, True), (True, False, False), (False, True, False)):  # fmt: skip
-            flags = {
-                "SHARED": True, "PER_VIEW": per_view, "FIXED": True, "GRADIENT": gradient, "TARGET": target,
-                "ZERO_LOGIT": True, "SAME_VIEWS": True, "scalars": None,
+        title = f"D={dim}, {dtype}".replace("torch.", "")
+        for words in ("gradient, target", "gradient, target, per view", "gradient", "target"):
+            given = {word: word in words for word in ("gradient", "target", "per view")}
+            constants = {
+                **sizes, "SHARED": True, "PER_VIEW": given["per view"], "FIXED": True, "GRADIENT": given["gradient"],
+                "TARGET": given["target"], "ZERO_LOGIT": True, "SAME_VIEWS": True, "scalars": None,
             }  # fmt: skip
-            missing = [] if per_view else ["own_statistics", "own_outputs"]
-            missing += [] if gradient else ["gradient"]
-            name = f"D={dim}, {dtype}" + "".join(
-                f", {word}" for word, given in (("gradient", gradient), ("target", target), ("per view", per_view)) if given
-            )
-            yield Variant(
-                epilogue_kernel, name.replace("torch.", ""), {**sizes, **flags, **dict.fromkeys(missing)}, dtype,
-                num_warps=configs.warps_of_a_row(dim),
-            )  # fmt: skip
-        yield Variant(
-            enqueue_kernel, f"D={dim}, {dtype}".replace("torch.", ""), {**sizes, "NORMALIZE": True}, dtype,
-            num_warps=configs.warps_of_a_row(dim),
-        )  # fmt: skip
+            constants |= {} if given["per view"] else {"own_statistics": None, "own_outputs": None}
+            constants |= {} if given["gradient"] else {"gradient": None}
+            warps = configs.warps_of_a_row(dim)
+            yield Variant(epilogue_kernel, f"{title}, {words}", constants, dtype, num_warps=warps)
+        yield Variant(enqueue_kernel, title, {**sizes, "NORMALIZE": True}, dtype, num_warps=configs.warps_of_a_row(dim))
 
 
 FLOAT32_POINTERS = {

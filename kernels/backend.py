@@ -124,8 +124,9 @@ def product_dtype(problem: Problem) -> torch.dtype:
 def dot_precision(product: torch.dtype) -> str:
     """How tl.dot multiplies, by torch.get_float32_matmul_precision() for float32.
 
-    "highest" takes three tf32 products (about 2⁻²¹ of an operand, within the rule that plain float32 sets): Triton's
-    "ieee" would do without tensor cores, at a fraction of the speed, and spills at every useful tile size.
+    "highest" takes three tf32 products on tensor cores (about 2⁻²¹ of an operand, well within the rule that plain
+    float32 sets). Triton's "ieee" would do without tensor cores. Both fit the registers only in small tiles: whoever
+    wants speed gives the queue in 16 bits, or calls torch.set_float32_matmul_precision("high").
     """
     if product != torch.float32:
         return "ieee"
@@ -189,7 +190,7 @@ def _stream(
     if problem.needs_gradient:
         launch(students, teachers, True)
     else:
-        # without the student's outputs the two sides are different kernels: in one, each would have the other's registers
+        # without the student's outputs the sides are different kernels: in one, each would take the other's registers
         launch(students, 0, False)
         if teachers:
             launch(0, teachers, True)
@@ -223,7 +224,7 @@ def _gpu(device: torch.device) -> configs.Gpu:
     properties = torch.cuda.get_device_properties(device)
     return configs.Gpu(
         capability=(properties.major, properties.minor),
-        shared_memory=properties.shared_memory_per_block_optin,
+        shared_memory=configs.shared_memory((properties.major, properties.minor)),
         processors=properties.multi_processor_count,
     )
 

@@ -53,7 +53,6 @@ class _Entry:
 TABLE: dict[tuple[str, str], list[_Entry]] = {
     ("mma", "16-bit"): [
         _Entry(64, 128, 64, 8, 3),
-        _Entry(128, 128, 64, 8, 3),
         _Entry(256, 64, 64, 8, 3),
         _Entry(384, 32, 64, 8, 2),
         _Entry(512, 32, 32, 8, 2),
@@ -86,16 +85,13 @@ TABLE: dict[tuple[str, str], list[_Entry]] = {
         _Entry(512, 32, 16, 8, 2),
     ],
     ("mma", "exact"): [
-        _Entry(128, 32, 32, 8, 2),
-        _Entry(256, 16, 16, 8, 2),
+        _Entry(256, 16, 32, 8, 2),
         _Entry(512, 16, 16, 8, 2),
     ],
     ("wgmma", "exact"): [
-        _Entry(128, 16, 16, 8, 2),
         _Entry(512, 16, 16, 8, 2),
     ],
     ("tcgen05", "exact"): [
-        _Entry(128, 16, 16, 8, 2),
         _Entry(512, 16, 16, 8, 2),
     ],
 }
@@ -126,7 +122,7 @@ def choose(
     block_rows = entry.block_rows
     while block_rows > 64 and max(student_rows, teacher_rows) <= block_rows // 2:
         block_rows //= 2  # few rows: no block that is mostly empty
-    head, tail = split_dim(dim, halves=product.itemsize == 2)
+    head, tail = split_dim(dim, halves=kind != "tf32")
     stages = entry.num_stages
     row_bytes = (head + tail) * product.itemsize
     while stages > 2 and (block_rows + stages * entry.block_candidates) * row_bytes > gpu.shared_memory:
@@ -137,6 +133,11 @@ def choose(
     return Config(
         head, tail, block_rows, entry.block_candidates, entry.num_warps, stages, choose_splits(blocks, slots, tiles)
     )
+
+
+def shared_memory(capability: tuple[int, int]) -> int:
+    """Bytes of shared memory that one block may have; the least known for a GPU that is not in the list."""
+    return SHARED_MEMORY.get(10 * capability[0] + capability[1], min(SHARED_MEMORY.values()))
 
 
 def instruction(capability: tuple[int, int]) -> str:
@@ -160,7 +161,7 @@ def choose_splits(blocks: int, slots: int, tiles: int) -> int:
 def split_dim(dim: int, halves: bool = True) -> tuple[int, int]:
     """(head, tail) with the least padding: 192 → 128 + 64, 384 → 256 + 128.
 
-    With `halves` also 256 → 128 + 128 and 512 → 256 + 256: two narrow accumulators take fewer registers than a wide one.
+    With `halves` also 256 → 128 + 128 and 512 → 256 + 256: two narrow accumulators take fewer registers.
     """
     whole = max(16, next_power_of_2(dim))
     if whole < 64:

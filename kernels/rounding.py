@@ -23,7 +23,7 @@ def drop_bits(values, BITS: tl.constexpr):
 @triton.jit
 def rounded(values, DTYPE: tl.constexpr):
     """Values as operands of a product in DTYPE."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
+    if INTERPRETED and tl.bfloat16 == DTYPE:
         return drop_bits(values.to(tl.float32), 16)
     else:
         return values.to(DTYPE)

@@ -8,7 +8,7 @@ result, and combine.py adds those up.
 import triton
 import triton.language as tl
 
-from sce_fast.kernels.rounding import INTERPRETED, drop_bits, rounded
+from sce_fast.kernels.rounding import drop_bits, rounded
 
 # The shift of a row that has seen nothing: finite, so that −∞ minus it is −∞ and no NaN.
 NOTHING_SEEN = tl.constexpr(-1.0e30)
@@ -156,7 +156,7 @@ def sce_forward_kernel(
     first_row = (block if is_student else block - student_blocks) * BLOCK_ROWS
     rows_here = student_rows if is_student else teacher_rows
     skipped_from = rows_here  # the rows behind the view that has no term move up
-    if SKIP_OWN_VIEW:
+    if SKIP_OWN_VIEW:  # noqa: SIM102 (a constant, and a value of the kernel)
         if is_student & (view * batch < student_rows):
             skipped_from = view * batch
             rows_here -= batch

@@ -66,24 +66,23 @@ CASES = dict(
 )
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(**CASES)
 def test_parity(**case):
     check_parity(**case)
 
 
 @pytest.mark.slow
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(**CASES)
 def test_parity_of_many_cases(**case):
     check_parity(**case)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("tau", "tau_m"), [(0.1, 0.05), (0.02, 0.01)])
-def test_parity_over_many_blocks_tiles_and_splits(small_blocks, dtype, tau, tau_m):
-    inputs = make_inputs("clustered", n=21, d=48, k=107, query_views=2, key_views=2)
-    assert compare("triton", inputs.to(dtype), temperature=tau, target_temperature=tau_m).holds
+@pytest.mark.parametrize(("dtype", "tau"), [(torch.float32, 0.02), (torch.bfloat16, 0.1), (torch.float16, 0.1)])
+def test_parity_over_many_blocks_tiles_and_splits(small_blocks, dtype, tau):
+    inputs = make_inputs("clustered", n=9, d=48, k=107, query_views=2, key_views=2)
+    assert compare("triton", inputs.to(dtype), temperature=tau, target_temperature=tau / 2).holds
 
 
 @pytest.mark.slow
@@ -95,17 +94,15 @@ def test_parity_at_the_dims_of_the_table(dtype, d):
     assert compare("triton", inputs.to(dtype)).holds
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("with_queue", [True, False])
-def test_own_keys_are_masked_in_every_block(small_blocks, shared, with_queue):
+@pytest.mark.parametrize(("shared", "with_queue", "tau"), [(True, True, 0.1), (False, False, 0.01), (False, True, 0.1)])
+def test_own_keys_are_masked_in_every_block(small_blocks, shared, with_queue, tau):
     """The real keys stand among the batch keys, so that a mask in the wrong place shows; view 3 has no own view."""
-    inputs = make_inputs("converged", n=20, d=32, k=30, query_views=2, key_views=3, m=47, shared_batch_keys=shared)
-    inputs.batch_keys[..., 13:33, :] = inputs.key[0] if shared else inputs.key
+    inputs = make_inputs("converged", n=9, d=16, k=18, query_views=2, key_views=3, m=23, shared_batch_keys=shared)
+    inputs.batch_keys[..., 13:22, :] = inputs.key[0] if shared else inputs.key
     inputs = inputs.to(torch.float32)
     if not with_queue:
         inputs = dataclasses.replace(inputs, queue=None)
-    for tau in (0.1, 0.01):
-        assert compare("triton", inputs, temperature=tau, target_temperature=tau, row_offset=13).holds
+    assert compare("triton", inputs, temperature=tau, target_temperature=tau, row_offset=13).holds
 
 
 def test_mixed_dtypes_and_strides():
@@ -129,7 +126,7 @@ def test_mixed_dtypes_and_strides():
 def test_the_gradient_has_the_dtype_of_the_query():
     query, key, queue = tensors(n=4, d=16, k=20)
     for dtype in DTYPES:
-        leaf = query.to(dtype).requires_grad_()
+        leaf = query.to(dtype, copy=True).requires_grad_()
         sce_loss(leaf, key, queue, backend="triton").backward()
         assert leaf.grad.dtype == dtype
         assert sce_loss(leaf, key, queue, backend="triton").dtype == torch.float32
@@ -150,10 +147,11 @@ def test_scalars_on_the_device(which):
 
 
 def test_statistics():
-    inputs = make_inputs("clustered", n=6, d=20, k=70, query_views=2, key_views=2, m=9).to(torch.float32)
+    inputs = make_inputs("clustered", n=3, d=20, k=40, query_views=2, key_views=2, m=6).to(torch.float32)
     settings = dict(batch_keys=inputs.batch_keys, row_offset=2, positive_target="zero_logit", return_statistics=True)
     given, expected = (
-        sce_loss(inputs.query, inputs.key, inputs.queue, backend=name, **settings)[1] for name in ("triton", "reference")
+        sce_loss(inputs.query, inputs.key, inputs.queue, backend=name, **settings)[1]
+        for name in ("triton", "reference")
     )
     assert_close(given.target_entropy, expected.target_entropy)
     assert_close(given.positive_probability, expected.positive_probability)
@@ -171,7 +169,7 @@ def test_no_gradient_and_no_target_are_left_out_and_change_nothing():
 
 
 def test_same_bits_every_time(small_blocks):
-    inputs = make_inputs("random", n=19, d=32, k=90, query_views=2, key_views=2).to(torch.bfloat16)
+    inputs = make_inputs("random", n=9, d=16, k=60, query_views=2, key_views=1).to(torch.bfloat16)
     results = []
     for _ in range(2):
         leaf = inputs.query.clone().requires_grad_()
@@ -181,11 +179,21 @@ def test_same_bits_every_time(small_blocks):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coefficient", [0.5, 1.0])
 @pytest.mark.parametrize("tau", [0.1, 0.01])
 @pytest.mark.parametrize("bad", ["query", "key"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_bad_row_spoils_no_other(bad, value, tau, coefficient):
+def test_every_bad_row_spoils_no_other(bad, value, tau, coefficient):
+    check_bad_row(bad, value, tau, coefficient)
+
+
+@pytest.mark.parametrize(("bad", "value", "tau"), [("query", float("inf"), 0.1), ("key", float("nan"), 0.01)])
+def test_a_bad_row_spoils_no_other(bad, value, tau):
+    check_bad_row(bad, value, tau, 0.5)
+
+
+def check_bad_row(bad, value, tau, coefficient):
     query, key, queue = tensors(n=6, d=16, k=40)
     settings = dict(temperature=tau, target_temperature=tau, coefficient=coefficient, reduction="none")
     others = torch.tensor([0, 1, 3, 4, 5])
@@ -199,17 +207,28 @@ def test_a_bad_row_spoils_no_other(bad, value, tau, coefficient):
         assert torch.equal(loss[others], clean[others])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coefficient", [0.5, 1.0])
 @pytest.mark.parametrize("tau", [0.1, 0.01])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_every_bad_candidate_reaches_all_rows(tau, value, coefficient):
+    check_bad_candidate(tau, value, coefficient)
+
+
+@pytest.mark.parametrize(("tau", "value", "coefficient"), [(0.1, -float("inf"), 1.0), (0.01, float("nan"), 0.5)])
 def test_a_bad_candidate_reaches_all_rows(tau, value, coefficient):
-    query, key, queue = tensors(n=6, d=16, k=40)
+    check_bad_candidate(tau, value, coefficient)
+
+
+def check_bad_candidate(tau, value, coefficient):
+    query, key, queue = tensors(n=3, d=16, k=40)
     queue[17, 3] = value
     settings = dict(temperature=tau, target_temperature=tau, coefficient=coefficient, reduction="none")
     for leaf in (query, query.clone().requires_grad_()):
         assert not sce_loss(leaf, key, queue, backend="triton", **settings).isfinite().any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [0.0251, 0.1, 0.02])
 @pytest.mark.parametrize("opposite", [False, True])
 def test_long_rows_are_right_or_not_finite(tau, opposite):
