@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sce_fast import native, reference
+from sce_fast.kernels import backend as triton
 from sce_fast.names import pick
 from sce_fast.problem import Problem, Solution
 
@@ -21,6 +22,7 @@ class Backend:
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in [
+        Backend("triton", refuses=triton.refuses, solve=triton.solve),
         Backend("cpu", refuses=native.refuses, solve=native.solve),
         Backend("reference", refuses=lambda problem: None, solve=reference.solve),
     ]

@@ -1,0 +1,234 @@
+"""The one pass over the candidates: flash attention's forward with the candidates as keys and as values.
+
+A block of rows of one side (student or teacher) meets its share of the candidates, tile by tile; a tile is loaded once
+and feeds both products, logits = rows · tileᵀ and output += weights · tile. What a row has seen of a share is a partial
+result, and combine.py adds those up.
+"""
+
+import triton
+import triton.language as tl
+
+from sce_fast.kernels.rounding import drop_bits, rounded
+
+# The shift of a row that has seen nothing: finite, so that −∞ minus it is −∞ and no NaN.
+NOTHING_SEEN = tl.constexpr(-1.0e30)
+# Weights are 2^(logit − shift). A fixed shift lies this far below the largest logit that unit rows can have: with
+# 2 · log₂e / τ ≤ 115 the smallest weight is 2^-75, whose sum no underflow of other weights (2^-126) can touch.
+FIXED_LIFT = tl.constexpr(40.0)
+# A running shift lies this far below the row's maximum: float16 then holds weights down to 2^-38 of the largest.
+RUNNING_LIFT = tl.constexpr(14.0)
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _columns(exists, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr):
+    """Columns [FIRST, FIRST + WIDTH), and the mask of those below D in rows that exist."""
+    columns = FIRST + tl.arange(0, WIDTH)
+    if FIRST + WIDTH <= D:
+        return columns[None, :], exists[:, None]
+    else:
+        return columns[None, :], exists[:, None] & (columns < D)[None, :]
+
+
+@triton.jit
+def _load_rows(
+    rows, stride, index, exists, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, PRODUCT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Those columns of the rows at `index` as operands of a product, with zeros where there is nothing."""
+    columns, mask = _columns(exists, FIRST, WIDTH, D)
+    values = tl.load(rows + index[:, None] * stride + columns, mask=mask, other=0.0)
+    if PRECISION == "tf32":
+        values = drop_bits(values.to(tl.float32), 13)
+    return rounded(values, PRODUCT)
+
+
+@triton.jit
+def _load_side(
+    is_student, query, query_stride, row, key, key_stride, key_row, exists, FIRST: tl.constexpr, WIDTH: tl.constexpr,
+    D: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows of the query or of the key, which may differ in dtype."""
+    if is_student:
+        operand = _load_rows(query, query_stride, row, exists, FIRST, WIDTH, D, PRODUCT, PRECISION)
+    else:
+        operand = _load_rows(key, key_stride, key_row, exists, FIRST, WIDTH, D, PRODUCT, PRECISION)
+    return operand
+
+
+@triton.jit
+def _load_tile(
+    tile_rows, stride, left, FIRST: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
+    """The same of a tile of candidates of which `left` are left, without masks where none are needed."""
+    index = tl.arange(0, BLOCK)
+    columns = FIRST + tl.arange(0, WIDTH)
+    pointers = tile_rows + index[:, None] * stride + columns[None, :]
+    if EVEN and FIRST + WIDTH <= D:
+        return tl.load(pointers)
+    elif EVEN:
+        return tl.load(pointers, mask=(columns < D)[None, :], other=0.0)
+    else:
+        return tl.load(pointers, mask=(index < left)[:, None] & (columns < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _see(
+    head, tail, candidates, stride, count, first_tile, last_tile, own, scale,
+    shift, exact_sum, rounded_sum, output_head, output_tail,
+    D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr,
+    PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+    FIXED: tl.constexpr, OUTPUT: tl.constexpr, MASK_OWN: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Adds tiles [first_tile, last_tile) of a segment of candidates to the partial results of a block of rows."""
+    for tile in range(first_tile, last_tile):
+        first = tile * BLOCK_CANDIDATES
+        tile_rows = candidates + tl.cast(first, tl.int64) * stride
+        tile_head = rounded(_load_tile(tile_rows, stride, count - first, 0, HEAD, BLOCK_CANDIDATES, D, EVEN), PRODUCT)
+        products = tl.dot(head, tl.trans(tile_head), input_precision=PRECISION)
+        if TAIL > 0:
+            tile_tail = rounded(
+                _load_tile(tile_rows, stride, count - first, HEAD, TAIL, BLOCK_CANDIDATES, D, EVEN), PRODUCT
+            )
+            products = tl.dot(tail, tl.trans(tile_tail), products, input_precision=PRECISION)
+        if not OUTPUT:
+            # −∞ of a bad candidate must not pass for a weight of 0; with an output, 0 · ∞ is NaN there
+            products = tl.where(products == float("-inf"), float("nan"), products)
+        if MASK_OWN or not EVEN:
+            columns = first + tl.arange(0, BLOCK_CANDIDATES)
+            if not EVEN:
+                products = tl.where((columns < count)[None, :], products, float("-inf"))
+            if MASK_OWN:
+                products = tl.where(columns[None, :] == own[:, None], float("-inf"), products)
+        if not FIXED:
+            larger = tl.maximum(shift, tl.max(products, 1) * scale - RUNNING_LIFT)
+            rescaling = tl.exp2(shift - larger)
+            shift = larger
+            exact_sum *= rescaling
+            rounded_sum *= rescaling
+            if OUTPUT:
+                output_head *= rescaling[:, None]
+                if TAIL > 0:
+                    output_tail *= rescaling[:, None]
+        weights = tl.exp2(products * scale - shift[:, None])
+        exact_sum += tl.sum(weights, 1)
+        if OUTPUT:
+            if PRECISION == "tf32":
+                weights = drop_bits(weights, 13)
+            weights = rounded(weights, PRODUCT)
+            rounded_sum += tl.sum(weights.to(tl.float32), 1)
+            output_head = tl.dot(weights, tile_head, output_head, input_precision=PRECISION)
+            if TAIL > 0:
+                output_tail = tl.dot(weights, tile_tail, output_tail, input_precision=PRECISION)
+    return shift, exact_sum, rounded_sum, output_head, output_tail
+
+
+@triton.jit(do_not_specialize=[
+    "batch", "student_rows", "teacher_rows", "workspace_rows", "output_rows", "first_teacher", "first_teacher_output",
+    "batch_count", "queue_count", "row_offset",
+])  # fmt: skip
+def sce_forward_kernel(
+    query,  # (V · N, D)
+    key,  # (U · N, D)
+    batch_keys,  # (B, M, D)
+    queue,  # (K, D)
+    statistics,  # (3, B, splits, workspace_rows) shift, exact sum, sum of the rounded weights
+    outputs,  # (B, splits, output_rows, D) Σ weight · candidate
+    scalars,  # (3,) temperature, target temperature, coefficient; None where they are known to the host
+    temperature, target_temperature,
+    query_stride, key_stride, batch_view_stride, batch_stride, queue_stride,
+    batch,  # N
+    student_rows, teacher_rows,  # of this launch (of one view of the batch keys where PER_VIEW); 0 for none
+    workspace_rows, output_rows, first_teacher, first_teacher_output,  # where the teachers stand behind the students
+    batch_count, queue_count, row_offset,
+    D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr,
+    PRODUCT: tl.constexpr, PRECISION: tl.constexpr, FIXED: tl.constexpr, OUTPUT: tl.constexpr,
+    HAS_BATCH: tl.constexpr, HAS_QUEUE: tl.constexpr, EVEN_BATCH: tl.constexpr, EVEN_QUEUE: tl.constexpr,
+    PER_VIEW: tl.constexpr,  # batch_keys[u] for the rows that have a term with key view u = program_id(2)
+    SKIP_OWN_VIEW: tl.constexpr,  # query view u has none
+):  # fmt: skip
+    """Grid: (row blocks of the students, then of the teachers; splits; B)."""
+    student_blocks = tl.cdiv(student_rows, BLOCK_ROWS)
+    block, view = tl.program_id(0), tl.program_id(2)
+    is_student = block < student_blocks
+    first_row = (block if is_student else block - student_blocks) * BLOCK_ROWS
+    rows_here = student_rows if is_student else teacher_rows
+    skipped_from = rows_here  # the rows behind the view that has no term move up
+    if SKIP_OWN_VIEW:  # noqa: SIM102 (a constant, and a value of the kernel)
+        if is_student & (view * batch < student_rows):
+            skipped_from = view * batch
+            rows_here -= batch
+            if first_row >= rows_here:
+                return
+    row = first_row + tl.arange(0, BLOCK_ROWS)
+    exists = row < rows_here
+    row += tl.where(row >= skipped_from, batch, 0)
+    own = row_offset + row % batch
+    if scalars is not None:
+        temperature = tl.load(scalars)
+        target_temperature = tl.load(scalars + 1)
+    scale = LOG2E / (temperature if is_student else target_temperature)
+
+    split, splits = tl.program_id(1), tl.num_programs(1)
+    batch_tiles = tl.cdiv(batch_count, BLOCK_CANDIDATES) if HAS_BATCH else 0
+    queue_tiles = tl.cdiv(queue_count, BLOCK_CANDIDATES) if HAS_QUEUE else 0
+    tiles = tl.cast(batch_tiles + queue_tiles, tl.int64)
+    first_tile = (tiles * split // splits).to(tl.int32)
+    last_tile = (tiles * (split + 1) // splits).to(tl.int32)
+
+    key_row = row
+    if PER_VIEW:
+        key_row += view * batch
+        batch_keys += view * tl.cast(batch_view_stride, tl.int64)
+    head = _load_side(
+        is_student, query, query_stride, row, key, key_stride, key_row, exists, 0, HEAD, D, PRODUCT, PRECISION
+    )
+    output_head = tl.zeros([BLOCK_ROWS, HEAD], tl.float32)
+    tail, output_tail = head, output_head
+    if TAIL > 0:
+        tail = _load_side(
+            is_student, query, query_stride, row, key, key_stride, key_row, exists, HEAD, TAIL, D, PRODUCT, PRECISION
+        )
+        output_tail = tl.zeros([BLOCK_ROWS, TAIL], tl.float32)
+    shift = tl.zeros([BLOCK_ROWS], tl.float32) + NOTHING_SEEN
+    if FIXED:
+        shift = tl.zeros([BLOCK_ROWS], tl.float32) + (scale - FIXED_LIFT)
+    exact_sum = tl.zeros([BLOCK_ROWS], tl.float32)
+    rounded_sum = tl.zeros([BLOCK_ROWS], tl.float32)
+    if HAS_BATCH:
+        shift, exact_sum, rounded_sum, output_head, output_tail = _see(
+            head, tail, batch_keys, batch_stride, batch_count, first_tile, tl.minimum(last_tile, batch_tiles), own,
+            scale, shift, exact_sum, rounded_sum, output_head, output_tail,
+            D, HEAD, TAIL, BLOCK_CANDIDATES, PRODUCT, PRECISION, FIXED, OUTPUT, True, EVEN_BATCH,
+        )  # fmt: skip
+    if HAS_QUEUE:
+        shift, exact_sum, rounded_sum, output_head, output_tail = _see(
+            head, tail, queue, queue_stride, queue_count,
+            tl.maximum(first_tile - batch_tiles, 0), last_tile - batch_tiles, own,
+            scale, shift, exact_sum, rounded_sum, output_head, output_tail,
+            D, HEAD, TAIL, BLOCK_CANDIDATES, PRODUCT, PRECISION, FIXED, OUTPUT, False, EVEN_QUEUE,
+        )  # fmt: skip
+
+    # worked out again, so that no registers hold it during the loops
+    row = first_row + tl.arange(0, BLOCK_ROWS)
+    exists = row < rows_here
+    row += tl.where(row >= skipped_from, batch, 0)
+    share = tl.cast(view * splits + split, tl.int64)
+    slot = statistics + share * workspace_rows + row + (0 if is_student else first_teacher)
+    size = tl.cast(splits * tl.num_programs(2), tl.int64) * workspace_rows
+    tl.store(slot, shift, mask=exists)
+    tl.store(slot + size, exact_sum, mask=exists)
+    if OUTPUT:
+        tl.store(slot + 2 * size, rounded_sum, mask=exists)
+        output_row = outputs + (share * output_rows + row + (0 if is_student else first_teacher_output)) * D
+        _store(output_row, output_head, exists, 0, HEAD, D)
+        if TAIL > 0:
+            _store(output_row, output_tail, exists, HEAD, TAIL, D)
+
+
+@triton.jit
+def _store(rows, values, exists, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr):
+    columns, mask = _columns(exists, FIRST, WIDTH, D)
+    tl.store(rows[:, None] + columns, values, mask=mask)
