@@ -98,9 +98,7 @@ def test_normalises_on_request(dtype):
 
 def test_enqueue_is_an_operator():
     queue = KeyQueue(4, 3)
-    torch.library.opcheck(
-        torch.ops.sce_fast.enqueue.default, (queue.keys, queue.cursor, torch.rand(6, 3), True)
-    )
+    torch.library.opcheck(torch.ops.sce_fast.enqueue.default, (queue.keys, queue.cursor, torch.rand(6, 3), True))
     compiled = torch.compile(queue.enqueue, fullgraph=True, backend="aot_eager")
     compiled(torch.ones(3, 3))
     assert queue.keys.eq(1).all(1).sum() == 3
