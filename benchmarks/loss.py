@@ -24,6 +24,7 @@ from sce_fast.rows import unit_rows
 SHORTEST_TURN = 0.02  # seconds; shorter calls are repeated within a turn
 SHARE_OF_FREE_MEMORY = 0.7  # that a peer may be expected to take
 GEMM_EDGE = {"cpu": 2048, "cuda": 8192}
+LONGEST_GEMM = 1.0  # seconds; smaller where a processor has no instructions for the dtype
 MIB = 2**20
 
 
@@ -78,20 +79,23 @@ def main(
         out: JSON file for the record.
         plot: PNG file for time against K, where there are several.
     """
-    here, place = machine(), ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     chosen, kind = peers(getattr(torch, dtype)), getattr(torch, dtype)
     for name in leave_out:
         pick("peer", name, chosen)
     chosen = {name: peer for name, peer in chosen.items() if name not in leave_out}
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    here = machine()
     results: list[Result] = []
+    gemms: dict[int, dict[str, float]] = {}  # K → the matrix product
     try:
         for size in k:
             case = make_case(n, size, d, views, key_views, kind, coefficient, place)
-            measured, gemm_rate = measure(case, chosen, rounds, place)
-            print("\n" + heading(case, place, threads, gemm_rate) + "\n" + table(measured))
+            measured, gemm = measure(case, chosen, rounds, place)
+            print("\n" + heading(case, place, threads, gemm) + "\n" + table(measured))
             results += measured
+            gemms[size] = asdict(gemm)
     finally:
         torch.set_num_threads(threads_before)
     if len(k) > 1:
@@ -101,7 +105,8 @@ def main(
             "n": n, "k": k, "d": d, "views": views, "key_views": key_views, "dtype": dtype, "coefficient": coefficient,
             "device": place, "threads": threads, "rounds": rounds,
         }  # fmt: skip
-        write_record(out, {"machine": here, "settings": settings, "results": [asdict(result) for result in results]})
+        lines = [asdict(result) for result in results]
+        write_record(out, {"machine": here, "settings": settings, "gemm": gemms, "results": lines})
     if plot is not None:
         draw(results, plot, f"N {n}, D {d}, {dtype}, λ {coefficient:g}, {here['gpu'] or here['cpu']}")
     return results
@@ -122,8 +127,16 @@ def make_case(
     return case
 
 
-def measure(case: Case, peers: dict[str, Peer], rounds: int, device: str) -> tuple[list[Result], float]:
-    """The results, in the order of the peers, and the rate of a matrix product at the same dtype in FLOP/s."""
+@dataclass(frozen=True)
+class Gemm:
+    """The matrix product that the peers are compared with, at the same dtype and in the same turns."""
+
+    edge: int  # of three square matrices
+    flops: float  # a second
+
+
+def measure(case: Case, peers: dict[str, Peer], rounds: int, device: str) -> tuple[list[Result], Gemm]:
+    """The results, in the order of the peers, and the rate of a matrix product."""
     size = len(case.queue)
     results = {name: Result(size, name, peer.title) for name, peer in peers.items()}
     steps: dict[str, Callable[[Callable[[], None]], None]] = {}
@@ -144,7 +157,7 @@ def measure(case: Case, peers: dict[str, Peer], rounds: int, device: str) -> tup
                 if device == "cuda":
                     torch.cuda.empty_cache()
             bar.update()
-        edge = GEMM_EDGE[device]
+        edge = _gemm_edge(case.query.dtype, device)
         first, second, product = (torch.randn(edge, edge).to(device, case.query.dtype) for _ in range(3))
 
         def multiply(mark: Callable[[], None]) -> None:
@@ -158,7 +171,7 @@ def measure(case: Case, peers: dict[str, Peer], rounds: int, device: str) -> tup
                 turns[name].append(_turn(step, device))
             gemm_turns.append(sum(_turn(multiply, device)))
             bar.update()
-    gemm_rate = 2 * edge**3 / statistics.median(gemm_turns)
+    gemm = Gemm(edge, 2 * edge**3 / statistics.median(gemm_turns))
     baseline = None
     for name, values in turns.items():
         forward, backward = (statistics.median(column) for column in zip(*values, strict=True))
@@ -167,9 +180,9 @@ def measure(case: Case, peers: dict[str, Peer], rounds: int, device: str) -> tup
         rate = effective_operations(case) / seconds
         results[name] = replace(
             results[name], forward=forward, backward=backward, seconds=seconds, ratio=seconds / baseline, flops=rate,
-            share_of_gemm=rate / gemm_rate, turns=tuple(map(sum, values)),
+            share_of_gemm=rate / gemm.flops, turns=tuple(map(sum, values)),
         )  # fmt: skip
-    return list(results.values()), gemm_rate
+    return list(results.values()), gemm
 
 
 def effective_operations(case: Case) -> int:
@@ -204,12 +217,23 @@ def _turn(step: Callable[[Callable[[], None]], None], device: str) -> list[float
     return [statistics.median(column) for column in zip(*calls, strict=True)]
 
 
+def _gemm_edge(dtype: torch.dtype, device: str) -> int:
+    edge = GEMM_EDGE[device]
+    if device == "cpu":
+        square = torch.randn(256, 256).to(dtype)
+        square @ square
+        seconds = stage_seconds(lambda mark: (mark(), square @ square)[0], device)[0]
+        while edge > 256 and seconds * (edge / 256) ** 3 > LONGEST_GEMM:
+            edge //= 2
+    return edge
+
+
 def _in_one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:160]}{'…' if len(text) > 160 else ''}"
 
 
-def heading(case: Case, device: str, threads: int, gemm_rate: float) -> str:
+def heading(case: Case, device: str, threads: int, gemm: Gemm) -> str:
     problem = case.problem
     views, key_views, terms = len(problem.query), len(problem.key), len(list(problem.terms()))
     where = f"{threads} thread(s)" if device == "cpu" else torch.cuda.get_device_name()
@@ -217,7 +241,7 @@ def heading(case: Case, device: str, threads: int, gemm_rate: float) -> str:
     dtype = str(case.query.dtype).removeprefix("torch.")
     return (
         f"N {case.query.shape[-2]}, K {len(case.queue)}, D {case.queue.shape[1]}{crops}, {dtype}, "
-        f"λ {case.coefficient:g}, {where}; a matrix product runs at {gemm_rate / 1e9:.0f} GFLOP/s"
+        f"λ {case.coefficient:g}, {where}; a GEMM of {gemm.edge}³ runs at {gemm.flops / 1e9:.3g} GFLOP/s"
     )
 
 
@@ -234,7 +258,7 @@ def table(results: list[Result]) -> str:
         memory = "–" if r.extra_bytes is None else f"{r.extra_bytes / MIB:.1f}"
         lines.append(
             f"| {r.title} | {1e3 * r.forward:.3g} | {1e3 * r.backward:.3g} | {1e3 * r.seconds:.4g} | {r.ratio:.2f} "  # type: ignore[operator]
-            f"| {r.flops / 1e9:.0f} | {r.share_of_gemm:.0%} | {memory} | {r.loss:.6f} |"  # type: ignore[operator]
+            f"| {r.flops / 1e9:.3g} | {r.share_of_gemm:.0%} | {memory} | {r.loss:.6f} |"  # type: ignore[operator]
         )
     lines += [f"{r.title}: {r.absent}" for r in results if r.absent is not None]
     return "\n".join(lines)
@@ -263,6 +287,9 @@ def draw(results: list[Result], path: Path, title: str) -> None:
         width = 2.5 if name.startswith("sce_fast") else 1.2
         axes.plot(*zip(*points, strict=True), marker="o", linewidth=width, label=name)
     axes.set(xscale="log", yscale="log", xlabel="K, candidates in the queue", ylabel="forward and backward, ms")
+    sizes = sorted({r.k for r in results})
+    axes.set_xticks(sizes, [f"{k:,}" for k in sizes], fontsize=8)
+    axes.set_xticks([], minor=True)
     axes.set_title(title, fontsize=9)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)

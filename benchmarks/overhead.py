@@ -37,6 +37,7 @@ def main(
     k: int = 1,
     d: int = 128,
     backend: str = "auto",
+    threads: int = 1,
     calls: int = 200,
     rounds: int = 15,
     out: Path | None = None,
@@ -48,10 +49,13 @@ def main(
         k: Queue length.
         d: Dimension.
         backend: auto or a name that serves a CPU.
+        threads: Of torch; more than one adds the wait for the others to the kernel's time.
         calls: In a turn.
         rounds: Turns of each, alternating; medians are given.
         out: JSON file for the record.
     """
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     here = machine()
     generator = torch.Generator().manual_seed(0)
     query, key, queue = (unit_rows(torch.randn(count, d, generator=generator)) for count in (n, n, k))
@@ -74,12 +78,15 @@ def main(
         "autograd engine": engine,
     }
     turns: dict[str, list[float]] = {name: [] for name in parts}
-    for _ in range(rounds + 1):
-        for name, call in parts.items():
-            start = time.perf_counter()
-            for _ in range(calls):
-                call()
-            turns[name].append(1e6 * (time.perf_counter() - start) / calls)
+    try:
+        for _ in range(rounds + 1):
+            for name, call in parts.items():
+                start = time.perf_counter()
+                for _ in range(calls):
+                    call()
+                turns[name].append(1e6 * (time.perf_counter() - start) / calls)
+    finally:
+        torch.set_num_threads(threads_before)
     result = {name: statistics.median(values[1:]) for name, values in turns.items()}  # the first turn warms up
     result["added"] = result["sce_loss"] - result["kernel"] - result["autograd engine"]
     print(f"N {n}, K {k}, D {d}, backend {chosen.name}: forward and backward of sce_loss {result['sce_loss']:.1f} µs =")

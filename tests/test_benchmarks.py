@@ -161,6 +161,14 @@ def test_a_peer_that_raises_or_needs_too_much_is_a_line_and_the_others_go_on():
     assert results[2].seconds > 0
 
 
+def test_the_gemm_is_smaller_where_it_would_take_too_long(monkeypatch):
+    assert loss._gemm_edge(torch.float32, "cuda") == 8192
+    monkeypatch.setattr(loss, "LONGEST_GEMM", 1e9)
+    assert loss._gemm_edge(torch.float32, "cpu") == 2048
+    monkeypatch.setattr(loss, "LONGEST_GEMM", 0.0)
+    assert loss._gemm_edge(torch.float32, "cpu") == 256
+
+
 def test_an_unknown_peer_is_named():
     with pytest.raises(ValueError, match=r"unknown peer 'flx'.*did you mean 'flex'"):
         loss.main(leave_out=("flx",))
