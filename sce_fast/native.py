@@ -24,6 +24,11 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NOTHING = (0, 0, 0)
 
 
+def vector_instructions() -> str:
+    """Those that the kernel's exponentials use on this processor."""
+    return str(_cpu.vector_instructions())
+
+
 def refuses(problem: Problem) -> str | None:
     """Why the kernel cannot serve these inputs, or None."""
     if _cpu is None:

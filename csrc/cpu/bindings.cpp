@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "color_jitter.h"
+#include "exponentials.h"
 #include "gaussian_blur.h"
 #include "sce_forward.h"
 
@@ -103,6 +104,7 @@ PYBIND11_MODULE(_cpu, m) {
         "Colour operations, blur and solarize on a list of (H, W, 3) uint8 images; a row of operations and factors "
         "(N, S), a blur_sigma (N,) in pixels with 0 for none, and a solarize (N,) for each.");
   m.def("sce_forward", &sce_forward, "Loss and gradient in one pass; called by sce_fast/native.py alone.");
+  m.def("vector_instructions", &sce_fast::vector_instructions, "Those that the loss's exponentials use here.");
   m.def("has_brgemm", &sce_fast::has_brgemm, py::arg("bfloat16"),
         "Whether ATen's brgemm multiplies tiles of float32 or bfloat16 on this processor.");
 }

@@ -84,6 +84,7 @@ SCE_FAST_INLINE WeightSums exponentials_of(float* __restrict logits, uint16_t* _
 }
 
 struct Functions {
+  const char* instructions;
   WeightSums (*in_place)(float*, int64_t, float, float, float);
   WeightSums (*narrowed)(float*, uint16_t*, int64_t, float, float, float);
 };
@@ -105,13 +106,15 @@ SCE_FAST_EXPONENTIALS(avx512, SCE_FAST_AVX512, true)
 
 const Functions functions = [] {
 #if SCE_FAST_X86
-  if (__builtin_cpu_supports("x86-64-v4")) return Functions{in_place_avx512, narrowed_avx512};
-  if (__builtin_cpu_supports("x86-64-v3")) return Functions{in_place_avx2, narrowed_avx2};
+  if (__builtin_cpu_supports("x86-64-v4")) return Functions{"AVX-512", in_place_avx512, narrowed_avx512};
+  if (__builtin_cpu_supports("x86-64-v3")) return Functions{"AVX2", in_place_avx2, narrowed_avx2};
 #endif
-  return Functions{in_place_portable, narrowed_portable};
+  return Functions{"no vector instructions of its own", in_place_portable, narrowed_portable};
 }();
 
 }  // namespace
+
+const char* vector_instructions() { return functions.instructions; }
 
 float exp2_approximate(float x, float underflow) {
   if (x >= kLowest) return x <= kHighest ? exp2_in_range<false>(x) : std::numeric_limits<float>::infinity();

@@ -10,6 +10,9 @@ namespace sce_fast {
 constexpr float kUnseen = -1e30f;
 constexpr float kUnseenBelow = -1e29f;
 
+// Which vector instructions were found on this processor for what follows.
+const char* vector_instructions();
+
 // 2^x with a relative error below 1.3e-7 for x in [-126, 127.5]; infinity above, NaN for NaN and −∞, 0 for an unseen
 // candidate, and `underflow` for other small x.
 float exp2_approximate(float x, float underflow);

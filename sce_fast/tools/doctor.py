@@ -34,9 +34,10 @@ def report() -> str:
     if native.MISSING:
         lines.append(f"  not built: {native.MISSING}; {native.REMEDY}")
     else:
+        lines.append(f"  built; exponentials by {native.vector_instructions()}")
         for dtype, brgemm in native.BRGEMM.items():
             how = "by ATen's brgemm" if brgemm else "by plain loops" if dtype == torch.float32 else "widened to float32"
-            lines.append(f"  built; tiles of {str(dtype).removeprefix('torch.')} are multiplied {how}")
+            lines.append(f"  tiles of {str(dtype).removeprefix('torch.')} are multiplied {how}")
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for device in devices:
         lines += ["", f"Backends of the loss on {device}, fastest first ('auto' takes the first that serves)"]
