@@ -73,6 +73,19 @@ def test_refusals_say_why_and_what_to_do(monkeypatch):
         sce_loss(inputs.query, inputs.key, inputs.queue, backend="triton")
 
 
+def test_torch_compile_traces_through_the_refusal():
+    """The question about the GPU's age too, which a CPU only reaches here."""
+
+    def loss(query, key, queue):
+        assert backend.too_old(query.device) is None
+        return sce_loss(query, key, queue)
+
+    inputs = make_inputs("random", n=4, d=16, k=20)
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    arguments = inputs.query, inputs.key, inputs.queue
+    torch.testing.assert_close(compiled(*arguments), loss(*arguments))
+
+
 def test_the_package_imports_no_triton():
     code = "import sys, sce_fast; sys.exit('triton' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
