@@ -70,13 +70,14 @@ def variants(architecture: int) -> Iterator[Variant]:
         yield forward_variant(architecture, dim, torch.bfloat16, "ieee", True, batch_keys=True, queue=False)
         yield forward_variant(architecture, dim, torch.bfloat16, "ieee", True, batch_keys=True, per_view=True)
         yield forward_variant(architecture, dim, torch.bfloat16, "ieee", True, rows=64)
+        yield forward_variant(architecture, dim, torch.bfloat16, "ieee", False, scalars=True)
         yield from row_variants(dim)
     yield Variant(advance_kernel, "", {})
 
 
 def forward_variant(
     architecture: int, dim: int, product: torch.dtype, precision: str, fixed: bool, *, output: bool = True,
-    batch_keys: bool = False, queue: bool = True, per_view: bool = False, rows: int = 4096,
+    batch_keys: bool = False, queue: bool = True, per_view: bool = False, scalars: bool = False, rows: int = 4096,
 ) -> Variant:  # fmt: skip
     """The pass in its default configuration, with a queue of a multiple of the tile and any number of batch keys."""
     gpu = configs.Gpu(divmod(architecture, 10), configs.SHARED_MEMORY[architecture], 128)
@@ -87,15 +88,18 @@ def forward_variant(
     name = [f"D={dim}", str(product).removeprefix("torch.")]
     name += [precision] if product == torch.float32 else []
     words = {"queue": queue, "batch keys": batch_keys, "per view": per_view, "no output": not output}
+    words |= {"scalars on the device": scalars}
     name += ["fixed shift" if fixed else "running maximum", *(word for word, given in words.items() if given)]
     name += [f"{config.block_rows} rows"]
     constants = {
-        "scalars": None, "D": dim, "HEAD": config.head, "TAIL": config.tail, "BLOCK_ROWS": config.block_rows,
+        "D": dim, "HEAD": config.head, "TAIL": config.tail, "BLOCK_ROWS": config.block_rows,
         "BLOCK_CANDIDATES": config.block_candidates, "PRODUCT": triton_dtype(product), "PRECISION": precision,
         "FIXED": fixed, "OUTPUT": output, "HAS_BATCH": batch_keys, "HAS_QUEUE": queue, "EVEN_BATCH": False,
         "EVEN_QUEUE": True, "PER_VIEW": per_view, "SKIP_OWN_VIEW": per_view,
     }  # fmt: skip
-    constants |= {name: None for name, given in (("batch_keys", batch_keys), ("queue", queue)) if not given}
+    constants |= {
+        name: None for name, given in (("batch_keys", batch_keys), ("queue", queue), ("scalars", scalars)) if not given
+    }
     return Variant(sce_forward_kernel, ", ".join(name), constants, product, config.num_warps, config.num_stages)
 
 
@@ -108,12 +112,17 @@ def row_variants(dim: int) -> Iterator[Variant]:
     )  # fmt: skip
     for dtype in (torch.float32, torch.bfloat16):
         title = f"D={dim}, {dtype}".replace("torch.", "")
-        for words in ("gradient, target", "gradient, target, per view", "gradient", "target"):
-            given = {word: word in words for word in ("gradient", "target", "per view")}
+        for words in (
+            "gradient, target", "gradient, target, one view", "gradient, target, scalars on the device",
+            "gradient, target, per view", "gradient", "target",
+        ):  # fmt: skip
+            given = {word: word in words for word in ("gradient", "target", "per view", "one view", "scalars")}
             constants = {
                 **sizes, "SHARED": True, "PER_VIEW": given["per view"], "FIXED": True, "GRADIENT": given["gradient"],
-                "TARGET": given["target"], "ZERO_LOGIT": True, "SAME_VIEWS": True, "scalars": None,
+                "TARGET": given["target"], "ZERO_LOGIT": True, "SAME_VIEWS": not given["one view"],
             }  # fmt: skip
+            constants |= {"query_views": 1, "key_views": 1} if given["one view"] else {}  # as Triton specialises a 1
+            constants |= {} if given["scalars"] else {"scalars": None}
             constants |= {} if given["per view"] else {"own_statistics": None, "own_outputs": None}
             constants |= {} if given["gradient"] else {"gradient": None}
             warps = configs.warps_of_a_row(dim)
@@ -123,7 +132,7 @@ def row_variants(dim: int) -> Iterator[Variant]:
 
 FLOAT32_POINTERS = {
     "statistics", "outputs", "merged_statistics", "merged_outputs", "shared_statistics", "shared_outputs",
-    "own_statistics", "own_outputs", "loss_rows", "target_entropy", "positive_probability",
+    "own_statistics", "own_outputs", "loss_rows", "target_entropy", "positive_probability", "scalars",
 }  # fmt: skip
 INPUT_POINTERS = {"query", "key", "batch_keys", "queue", "gradient", "buffer", "rows"}
 NUMBERS = {"temperature", "target_temperature", "coefficient"}

@@ -35,21 +35,34 @@ def refuses(problem: Problem) -> str | None:
     if not INSTALLED:
         return "triton is not installed (pip install triton; it comes with PyTorch's CUDA builds)"
     device = problem.query.device
+    if interpreted():
+        if device.type != "cpu":
+            return f"TRITON_INTERPRET=1 runs on a CPU, and the inputs are on {device}"
+    elif device.type != "cuda" or torch.version.hip is not None:
+        return f"the inputs are on {device}; move them to an NVIDIA GPU or use another backend"
+    elif (reason := too_old(device)) is not None:
+        return reason
     if problem.compute_dtype == torch.float64:
         return "it computes in float32, and an input is torch.float64; use backend='reference'"
     if problem.query.shape[-1] > LARGEST_DIM:
         return f"rows have {problem.query.shape[-1]} values, and it takes up to {LARGEST_DIM}; use backend='reference'"
-    if interpreted():
-        return None if device.type == "cpu" else f"TRITON_INTERPRET=1 runs on a CPU, and the inputs are on {device}"
-    if device.type != "cuda" or torch.version.hip is not None:
-        return f"the inputs are on {device}; move them to an NVIDIA GPU or use another backend"
-    capability = _gpu(device).capability
-    if capability < OLDEST_CAPABILITY:
-        return (
-            f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, and it "
-            f"needs {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}; use backend='reference'"
-        )
     return None
+
+
+def too_old(device: torch.device) -> str | None:
+    """Why the GPU cannot run the kernels, or None."""
+    capability = _gpu(device).capability
+    if capability >= OLDEST_CAPABILITY:
+        return None
+    return (
+        f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, and it needs "
+        f"{OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}; use backend='reference'"
+    )
+
+
+# As torch.compiler.assume_constant_result does, which imports all of torch._dynamo for it: torch.compile asks while it
+# traces, and cannot look inside.
+too_old._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def solve(problem: Problem) -> Solution:

@@ -4,9 +4,11 @@ The interpreter's tests stand in triton_interpreter.py and run in a process of t
 has to be set before triton is imported.
 """
 
+import dataclasses
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,13 @@ def problem(dtype=torch.float32, d=16):
 def test_refusals_say_why_and_what_to_do(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert "the inputs are on cpu; move them to an NVIDIA GPU" in backend.refuses(problem())
+    with monkeypatch.context() as old_gpu:
+        old_gpu.setattr(backend, "_gpu", lambda device: configs.Gpu((7, 5), 64 * 1024, 40))
+        old_gpu.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+        inputs = dataclasses.replace(problem(), query=types.SimpleNamespace(device=torch.device("cuda", 0)))
+        assert "Tesla T4 has compute capability 7.5, and it needs 8.0; use" in backend.refuses(inputs)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backend.refuses(problem()) is None
     assert "torch.float64; use backend='reference'" in backend.refuses(problem(torch.float64))
     assert "rows have 528 values, and it takes up to 512" in backend.refuses(problem(d=528))
     monkeypatch.setattr(backend, "INSTALLED", False)
@@ -62,6 +71,19 @@ def test_refusals_say_why_and_what_to_do(monkeypatch):
     inputs = make_inputs("random", n=4, d=16, k=20)
     with pytest.raises(ValueError, match="backend='triton' cannot serve this call: triton is not installed"):
         sce_loss(inputs.query, inputs.key, inputs.queue, backend="triton")
+
+
+def test_torch_compile_traces_through_the_refusal():
+    """The question about the GPU's age too, which a CPU only reaches here."""
+
+    def loss(query, key, queue):
+        assert backend.too_old(query.device) is None
+        return sce_loss(query, key, queue)
+
+    inputs = make_inputs("random", n=4, d=16, k=20)
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    arguments = inputs.query, inputs.key, inputs.queue
+    torch.testing.assert_close(compiled(*arguments), loss(*arguments))
 
 
 def test_the_package_imports_no_triton():
@@ -95,7 +117,8 @@ def test_every_size_has_a_launch_that_fits():
     ("dim", "expected"),
     [
         (1, (16, 0)),
-        (33, (64, 0)),
+        (33, (32, 16)),
+        (64, (64, 0)),
         (96, (64, 32)),
         (128, (128, 0)),
         (192, (128, 64)),

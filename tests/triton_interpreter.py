@@ -66,7 +66,7 @@ CASES = dict(
 )
 
 
-@settings(max_examples=5)
+@settings(max_examples=4)
 @given(**CASES)
 def test_parity(**case):
     check_parity(**case)
@@ -79,7 +79,10 @@ def test_parity_of_many_cases(**case):
     check_parity(**case)
 
 
-@pytest.mark.parametrize(("dtype", "tau"), [(torch.float32, 0.02), (torch.bfloat16, 0.1), (torch.float16, 0.1)])
+@pytest.mark.parametrize(
+    ("dtype", "tau"),
+    [(torch.float32, 0.02), (torch.bfloat16, 0.1), pytest.param(torch.float16, 0.1, marks=pytest.mark.slow)],
+)
 def test_parity_over_many_blocks_tiles_and_splits(small_blocks, dtype, tau):
     inputs = make_inputs("clustered", n=9, d=48, k=107, query_views=2, key_views=2)
     assert compare("triton", inputs.to(dtype), temperature=tau, target_temperature=tau / 2).holds
@@ -159,7 +162,7 @@ def test_statistics():
 
 
 def test_no_gradient_and_no_target_are_left_out_and_change_nothing():
-    query, key, queue = tensors(n=6, d=16, k=130)
+    query, key, queue = tensors(n=3, d=16, k=70)
     with_gradient = sce_loss(query.clone().requires_grad_(), key, queue, backend="triton")
     with torch.no_grad():
         assert_close(sce_loss(query, key, queue, backend="triton"), with_gradient.detach())
@@ -169,7 +172,7 @@ def test_no_gradient_and_no_target_are_left_out_and_change_nothing():
 
 
 def test_same_bits_every_time(small_blocks):
-    inputs = make_inputs("random", n=9, d=16, k=60, query_views=2, key_views=1).to(torch.bfloat16)
+    inputs = make_inputs("random", n=3, d=16, k=60, query_views=2, key_views=1).to(torch.bfloat16)
     results = []
     for _ in range(2):
         leaf = inputs.query.clone().requires_grad_()
@@ -194,9 +197,9 @@ def test_a_bad_row_spoils_no_other(bad, value, tau):
 
 
 def check_bad_row(bad, value, tau, coefficient):
-    query, key, queue = tensors(n=6, d=16, k=40)
+    query, key, queue = tensors(n=4, d=16, k=40)
     settings = dict(temperature=tau, target_temperature=tau, coefficient=coefficient, reduction="none")
-    others = torch.tensor([0, 1, 3, 4, 5])
+    others = torch.tensor([0, 1, 3])
     for leaf in (query, query.clone().requires_grad_()):
         clean = sce_loss(leaf, key, queue, backend="triton", **settings).detach()
         with torch.no_grad():
