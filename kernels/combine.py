@@ -101,6 +101,13 @@ def _seen(
     return log_sum, output
 
 
+@triton.jit
+def _log1p(x):
+    """log(1 + x) for x in [0, 1]: what 1 + x rounds away of a small x comes back by the quotient."""
+    rounded_up = 1.0 + x
+    return tl.where(rounded_up == 1.0, x, tl.log(rounded_up) * x / (rounded_up - 1.0))
+
+
 @triton.jit(do_not_specialize=["terms"])
 def epilogue_kernel(
     query, key,  # (V · N, D), (U · N, D)
@@ -161,9 +168,9 @@ def epilogue_kernel(
                 )  # fmt: skip
                 own = tl.sum(q * k, 0) / temperature
                 above = log_sum - own
-                # softplus; what is not finite stays so, whatever it is multiplied with
+                # what is not finite stays so, whatever it is multiplied with
                 bad = 0.0 * own + 0.0 * log_sum
-                row_loss = tl.maximum(above, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(above))) + bad
+                row_loss = tl.maximum(above, 0.0) + _log1p(tl.exp(-tl.abs(above))) + bad
                 others = 1.0 / (1.0 + tl.exp(-above))  # 1 − p₀
                 weight = 0.0
                 if TARGET:

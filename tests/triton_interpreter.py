@@ -72,6 +72,19 @@ def test_parity(**case):
     check_parity(**case)
 
 
+def test_a_converged_loss_keeps_its_digits():
+    """log A + exp(p) and p agree to the last digit of float32 where query = key is far from all candidates."""
+    key = torch.zeros(2, 16)
+    key[:, 0] = 1
+    queue = unit_rows(torch.randn(40, 16))
+    queue = unit_rows(queue - 1.3 * queue[:, :1] * key[:1])
+    loss = sce_loss(key, key, queue, temperature=0.04, coefficient=1.0, reduction="none", backend="triton")
+    exact = sce_loss(key.double(), key.double(), queue.double(), temperature=0.04, coefficient=1.0, reduction="none",
+                     backend="reference")  # fmt: skip
+    assert exact.max() < 1e-5
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-4, atol=0)
+
+
 @pytest.mark.slow
 @settings(max_examples=100)
 @given(**CASES)
