@@ -5,7 +5,7 @@
 namespace sce_fast {
 namespace {
 
-constexpr int kWarps = 8, kWarpSize = 32;
+constexpr int kWarps = 8;
 // As torch.nn.functional.normalize: a row shorter than this is divided by it.
 constexpr float kShortest = 1e-12f;
 

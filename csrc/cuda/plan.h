@@ -54,6 +54,17 @@ inline int32_t config_index(int32_t dim, const Limits& limits) {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+constexpr int32_t kWarpSize = 32;
+
+// sce_combine has a thread for each column of the rows. It keeps the sums of so many teachers in shared memory while the
+// student views take their turns; those of further key views are summed anew.
+constexpr int32_t kKeptTeachers = 8;
+constexpr int32_t combine_threads(int32_t dim) { return (dim + kWarpSize - 1) / kWarpSize * kWarpSize; }
+// Two numbers of each warp, and two of each thread for each teacher.
+constexpr int32_t combine_shared_bytes(int32_t threads) {
+  return threads / kWarpSize * 8 + kKeptTeachers * 2 * threads * 4;
+}
+
 // Into how many parts the tiles are cut, each for a block of its own: as many as end soonest on that many
 // multiprocessors. Time is counted in tiles: a block spends about two on its rows and its results, and the sum over
 // the parts costs about an eighth for each.

@@ -12,15 +12,13 @@ using ptx::Shared;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-// Teachers whose sums are kept in shared memory while the student views take their turns; further ones are summed anew.
-constexpr int kKeptTeachers = 8;
-constexpr int kWarpSize = 32;
 
 struct Epilogue {
   Pass shared, per_view;  // splits 0: no such launch
   float temperature, target_temperature, coefficient;
   const float* scalars;  // null: the numbers before it
   bool zero_logit;
+  int32_t threads;  // of a block
   float* rows;
   void* gradient;
   float* target_entropy;
@@ -125,9 +123,6 @@ class KeptTeachers {
   uint32_t stride_;
 };
 
-__host__ __device__ constexpr int combine_threads(int dim) { return (dim + kWarpSize - 1) / kWarpSize * kWarpSize; }
-constexpr int combine_shared_bytes(int threads) { return threads / kWarpSize * 8 + kKeptTeachers * 2 * threads * 4; }
-
 SCE_FAST_DEVICE Seen merge_teacher(const Epilogue& e, int u, int i, int column) {
   const Pass &shared = e.shared, &own = e.per_view;
   return merge(source(shared, 0, teacher_place(shared, row_list(shared, 0), u, i)),
@@ -140,9 +135,9 @@ SCE_FAST_DEVICE Seen merge_student(const Epilogue& e, int v, int u, int i, int c
                source(own, u, student_place(own, row_list(own, u), v, i)), shared.dim, column, e.gradient != nullptr);
 }
 
-__global__ void __launch_bounds__(combine_threads(kLargestDim), 1) sce_combine_kernel(const __grid_constant__ Epilogue e) {
+__global__ void __launch_bounds__(kLargestDim, 1) sce_combine_kernel(const __grid_constant__ Epilogue e) {
   const Pass& p = e.shared;  // its rows and sizes hold with or without a launch
-  const int i = ptx::block_index().x, column = ptx::thread_index(), threads = combine_threads(p.dim);
+  const int i = ptx::block_index().x, column = ptx::thread_index(), threads = e.threads;
   const float temperature = e.scalars ? e.scalars[0] : e.temperature;
   const float target_temperature = e.scalars ? e.scalars[1] : e.target_temperature;
   const float coefficient = e.scalars ? e.scalars[2] : e.coefficient;
@@ -207,6 +202,7 @@ __global__ void __launch_bounds__(combine_threads(kLargestDim), 1) sce_combine_k
 
 void sce_combine(const Pass& shared, const Pass& per_view, const CudaProblem& problem, const CudaSolution& solution,
                  void* stream) {
+  const int32_t threads = combine_threads(shared.dim);
   const Epilogue epilogue{shared,
                           per_view,
                           problem.temperature,
@@ -214,11 +210,11 @@ void sce_combine(const Pass& shared, const Pass& per_view, const CudaProblem& pr
                           problem.coefficient,
                           problem.scalars,
                           problem.zero_logit,
+                          threads,
                           solution.rows,
                           solution.gradient,
                           solution.target_entropy,
                           solution.positive_probability};
-  const int threads = combine_threads(shared.dim);
   ptx::launch({"sce_combine",
                {static_cast<uint32_t>(shared.batch), 1, 1},
                static_cast<uint32_t>(threads),
