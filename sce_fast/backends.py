@@ -22,7 +22,7 @@ class Backend:
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in [
-        # Compiled and emulated, not yet run on a GPU: by name only, until it has passed its tests and been timed on one.
+        # Compiled and emulated, not yet run on a GPU: by name only until it has passed its tests and been timed there.
         Backend("cuda", refuses=native_cuda.refuses, solve=native_cuda.solve, automatic=False),
         Backend("cpu", refuses=native.refuses, solve=native.solve),
         Backend("reference", refuses=lambda problem: None, solve=reference.solve),

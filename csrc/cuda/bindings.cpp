@@ -128,6 +128,6 @@ PYBIND11_MODULE(_cuda, m) {
       .def("solve", &Call::solve);
   m.def("enqueue", &enqueue_rows, "Newest rows into the ring of past keys.");
   m.def("limits", &limits, "Multiprocessors, and bytes of shared memory that a block may ask for.");
-  m.def("choose_splits", &choose_splits, py::arg("blocks"), py::arg("tiles"), py::arg("multiprocessors"),
+  m.def("choose_splits", &choose_splits, py::arg("blocks"), py::arg("tiles"), py::arg("resident"),
         "Into how many parts the tiles of candidates are cut.");
 }

@@ -52,6 +52,13 @@ inline int32_t config_index(int32_t dim, const Limits& limits) {
                               " bytes of shared memory, too few for dim " + std::to_string(dim));
 }
 
+// Blocks of that shape that share a multiprocessor: its kernels take nearly 256 of 65536 registers for each thread, and
+// of shared memory a multiprocessor has 1 KiB more than a block may ask for and takes as much for each block.
+inline int32_t resident_blocks(const Config& config, const Limits& limits) {
+  const int32_t by_registers = 65536 / (256 * config.threads());
+  return std::max(1, std::min(by_registers, (limits.shared_bytes + 1024) / (config.shared_bytes() + 1024)));
+}
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int32_t kWarpSize = 32;
@@ -65,13 +72,13 @@ constexpr int32_t combine_shared_bytes(int32_t threads) {
   return threads / kWarpSize * 8 + kKeptTeachers * 2 * threads * 4;
 }
 
-// Into how many parts the tiles are cut, each for a block of its own: as many as end soonest on that many
-// multiprocessors. Time is counted in tiles: a block spends about two on its rows and its results, and the sum over
+// Into how many parts the tiles are cut, each for a block of its own: as many as end soonest where `resident` blocks run
+// at a time. Time is counted in tiles: a block spends about two on its rows and its results, and the sum over
 // the parts costs about an eighth for each.
-inline int32_t choose_splits(int64_t blocks, int64_t tiles, int32_t multiprocessors) {
+inline int32_t choose_splits(int64_t blocks, int64_t tiles, int64_t resident) {
   constexpr int64_t kMostSplits = 256;
   const auto cost = [&](int64_t splits) {
-    return 8 * ceil_div(blocks * splits, multiprocessors) * (ceil_div(tiles, splits) + 2) + splits;
+    return 8 * ceil_div(blocks * splits, resident) * (ceil_div(tiles, splits) + 2) + splits;
   };
   int64_t best = 1;
   for (int64_t splits = 2; splits <= std::min(tiles, kMostSplits); ++splits)

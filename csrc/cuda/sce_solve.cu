@@ -1,4 +1,4 @@
-// From the problem to its launches: what is checked, how the workspace is laid out. No CUDA here.
+// From the problem to its launches: what is checked, how the workspace is laid out. No kernel here.
 #include <limits>
 #include <string>
 
@@ -51,7 +51,8 @@ PassPlan plan_pass(const CudaProblem& p, int64_t rows, int64_t views, std::initi
   for (const int64_t candidates : segments) tiles += ceil_div(candidates, kConfigs[config].tile);
   if (tiles == 0) return {};
   if (splits == 0)
-    splits = choose_splits(ceil_div(rows, kConfigs[config].rows) * views, tiles, limits.multiprocessors);
+    splits = choose_splits(ceil_div(rows, kConfigs[config].rows) * views, tiles,
+                           limits.multiprocessors * resident_blocks(kConfigs[config], limits));
   return {config, splits, rows, views};
 }
 

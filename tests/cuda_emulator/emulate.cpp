@@ -1,5 +1,6 @@
 // emulate solve|enqueue INPUT OUTPUT SEED [SPLITS MULTIPROCESSORS SHARED_BYTES]: one call of the host interface, its
 // kernels emulated. The files are written and read by emulated.py.
+// emulate splits BLOCKS TILES RESIDENT: prints the choice.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -111,6 +112,10 @@ void enqueue_rows(Reader in, const char* to) {
 int main(int count, char** arguments) {
   if (count < 5) return 2;
   const std::string what = arguments[1];
+  if (what == "splits") {
+    printf("%d\n", choose_splits(atoll(arguments[2]), atoll(arguments[3]), atoll(arguments[4])));
+    return 0;
+  }
   emulator::set_seed(std::strtoull(arguments[4], nullptr, 10));
   try {
     if (what == "solve" && count == 8)
