@@ -95,11 +95,12 @@ def weight_rounding(problem, dtype):
     """
     loss, entropy = torch.zeros(2, problem.query.shape[1], dtype=torch.float64, device=problem.query.device)
     terms = list(problem.terms())
+    softmax_alone = dataclasses.replace(problem, coefficient=0.0, zero_logit=False)
     for v, u in terms:
         candidates, own_column = reference._candidates(problem, u)
         of_key = reference.logits(problem.key[u], candidates, torch.float64)
         others = reference.target(of_key, own_column, problem).others  # (N, C), sums to (1 − λ)(1 − s₀)
-        share = others / others.sum(1, keepdim=True).clamp(min=1e-30)
+        share = reference.target(of_key, own_column, softmax_alone).others  # (N, C), sums to 1
         of_query = reference.logits(problem.query[v], candidates, torch.float64)
 
         def spread(weights, products, temperature, share=share):
@@ -465,6 +466,65 @@ def test_auto_does_not_take_what_has_not_run_on_a_gpu(monkeypatch):
     assert sce_loss(inputs.query, inputs.key, inputs.queue, return_statistics=True)[1].backend == "cpu"
 
 
+@pytest.mark.slow
+def test_the_binding_with_its_kernels_emulated(monkeypatch):
+    """native_cuda and bindings.cpp as they are, on tensors of the CPU."""
+    module = emulated.load_module()
+    monkeypatch.setattr(native_cuda, "_cuda", module)
+    monkeypatch.setattr(native_cuda, "_limits", lambda device: module.limits(0))
+    monkeypatch.setattr(native_cuda, "_where", lambda device: (0, 0))
+    cases = [
+        (dict(n=5, d=48, k=130), {}, {}),
+        (
+            dict(n=5, d=16, k=70, query_views=3, key_views=2, m=9),
+            dict(row_offset=2, temperature=torch.tensor(0.07)),
+            {},
+        ),
+        (dict(n=4, d=16, k=0, query_views=2, key_views=2, m=9, shared_batch_keys=True), dict(coefficient=1.0), {}),
+        (dict(n=4, d=16, k=20), dict(positive_target="zero_logit"), dict(gradient=False, statistics=False)),
+    ]
+    for shape, options, wanted in cases:
+        for query_dtype in (torch.float32, *HALVES):
+            inputs = make_inputs("clustered", **shape).to(torch.bfloat16)
+            inputs = dataclasses.replace(inputs, query=inputs.query.to(query_dtype))
+            problem = problem_of(inputs, **options, **wanted)
+            assert_same_bits(native_cuda.solve(problem), emulate(inputs, **options, **wanted))
+    keys, cursor, rows = torch.zeros(4, 8).bfloat16(), torch.tensor(3), torch.rand(2, 8)
+    module.enqueue((keys.data_ptr(), 1, 4), 8, cursor.data_ptr(), (rows.data_ptr(), 0, 2), False, 0, 0)
+    assert torch.equal(keys[[3, 0]], rows.bfloat16())
+    assert cursor.item() == 1
+    # strided and unaligned inputs
+    inputs = make_inputs("random", n=5, d=48, k=130).to(torch.bfloat16)
+    expected = native_cuda.solve(problem_of(inputs))
+    wide = torch.zeros(130, 96, dtype=torch.bfloat16)
+    wide[:, ::2] = inputs.queue
+    shifted = torch.zeros(130 * 48 + 1, dtype=torch.bfloat16)[1:].view(130, 48).copy_(inputs.queue)
+    for queue in (wide[:, ::2], shifted):
+        assert_same_bits(native_cuda.solve(problem_of(dataclasses.replace(inputs, queue=queue))), expected)
+    problem = problem_of(inputs)
+    monkeypatch.setattr(native_cuda, "_rows", lambda t: None if t is None else shifted if len(t) == 130 else t[0])
+    with pytest.raises(ValueError, match="queue starts at an address that is no multiple of 16 bytes"):
+        native_cuda.solve(problem)
+
+
+def test_enqueue_names_bad_arguments(monkeypatch):
+    keys, cursor, rows = torch.zeros(4, 8), torch.zeros((), dtype=torch.int64), torch.zeros(2, 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(native_cuda, "_cuda", None)
+        with pytest.raises(RuntimeError, match="are not built"):
+            native_cuda.enqueue(keys, cursor, rows)
+    monkeypatch.setattr(native_cuda, "_cuda", object())
+    for bad, message in [
+        ((keys, cursor, rows[:, :7]), r"rows has shape \(2, 7\), expected \(R, D\)"),
+        ((keys.t(), cursor, rows[:, :4]), "keys has strides"),
+        ((keys, cursor.int(), rows), r"cursor is torch.int32 of shape \(\)"),
+        ((keys, cursor, rows.double()), "rows has dtype torch.float64"),
+        ((keys, cursor, rows), "keys is on cpu, expected one CUDA device"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            native_cuda.enqueue(*bad)
+
+
 # a mistake in a kernel, and what finds it
 MISTAKES = {
     "no wait": ("ptx::copy_async_wait<kStages - 2>();", "", "where a copy nobody has waited for will arrive"),
@@ -473,7 +533,9 @@ MISTAKES = {
         "where a copy nobody has waited for will arrive",
     ),
     "no barrier": ("ptx::barrier();  // the tile is complete", "// the tile is complete", "race|nobody has waited for"),
-    "ring too small": ("start(t + kStages - 1);", "start(t + kStages);", "race|nobody has waited for"),
+    "ring too small": (
+        "stage > 0 ? stage - 1 : kStages - 1);", "stage);", "race|nobody has waited for|a copy will arrive",
+    ),
     "transposed layout": ("load_matrices_transposed(b,", "load_matrices(b,", None),
     "swizzle forgotten": ("(chunk ^ (row & 7)) << 4", "chunk << (row % 3 ? 4 : 5) & 127", None),
     "mask forgotten": ("candidate != own)", "candidate != own + 1)", None),

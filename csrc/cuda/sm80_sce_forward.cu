@@ -101,7 +101,7 @@ SCE_FAST_DEVICE void start_tile(const Pass& pass, const Tile& tile, Shared to) {
     const int c = step * kThreads + ptx::thread_index();
     const int row = c / Layout::kChunks, chunk = c % Layout::kChunks;
     const bool wanted = row < tile.count && chunk * 8 < pass.dim;
-    const int64_t offset = wanted ? (static_cast<int64_t>(row) * pass.dim + chunk * 8) * 2 : 0;
+    const uint32_t offset = wanted ? (row * pass.dim + chunk * 8) * 2 : 0;
     ptx::copy_async(Layout::chunk(to, row, chunk), tile.data + offset, wanted);
   }
 }
@@ -120,7 +120,6 @@ struct Row {
   float scale;  // log₂e / temperature
   float shift, sum, rounded_sum;
   float lowest;  // the smallest product with a candidate
-  int own;       // number of its sample
 };
 
 // The sums of a warp: kRowTiles × 16 rows. Lane l holds rows l / 4 and l / 4 + 8 of each row tile.
@@ -134,7 +133,7 @@ class WarpSums {
     for (int r = 0; r < 2 * kRowTiles; ++r) {
       const int p = place(r);
       const float scale = kLog2e / (p < list.students ? temperature : target_temperature);
-      rows_[r] = {scale, kFixed ? scale : -kInfinity, 0.f, 0.f, kInfinity, p % pass.batch};
+      rows_[r] = {scale, kFixed ? scale : -kInfinity, 0.f, 0.f, kInfinity};
     }
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m)
@@ -144,14 +143,15 @@ class WarpSums {
         for (int e = 0; e < 4; ++e) outputs_[m][d][e] = 0.f;
   }
 
-  SCE_FAST_DEVICE void add_tile(Shared rows, Shared candidates, const Tile& tile, bool needs_output) {
+  SCE_FAST_DEVICE void add_tile(const Pass& pass, Shared rows, Shared candidates, const Tile& tile,
+                                bool needs_output) {
     float products[kRowTiles][kTile / 8][4] = {};
     multiply_rows(rows, candidates, products);
     uint32_t weights[kRowTiles][kTile / 16][4];
     if (tile.has_own || tile.count < kTile)
-      weigh<true>(products, tile, weights);
+      weigh<true>(pass, products, tile, weights);
     else
-      weigh<false>(products, tile, weights);
+      weigh<false>(pass, products, tile, weights);
     if (needs_output) multiply_weights(weights, candidates);
   }
 
@@ -209,13 +209,13 @@ class WarpSums {
 
   // Weights of the tile's candidates in the layout of a left operand, and their sums.
   template <bool kMasked>
-  SCE_FAST_DEVICE void weigh(const float (&products)[kRowTiles][kTile / 8][4], const Tile& tile,
+  SCE_FAST_DEVICE void weigh(const Pass& pass, const float (&products)[kRowTiles][kTile / 8][4], const Tile& tile,
                              uint32_t (&weights)[kRowTiles][kTile / 16][4]) {
 #pragma unroll
     for (int r = 0; r < 2 * kRowTiles; ++r) {
       const int m = r / 2, e = r % 2 * 2;
       Row& row = rows_[r];
-      const int own = tile.has_own ? tile.own + row.own : -1;
+      const int own = kMasked && tile.has_own ? tile.own + place(r) % pass.batch : -1;
       const auto visible = [&](int n, int j) {
         const int candidate = n * 8 + lane() % 4 * 2 + j;
         return !kMasked || (candidate < tile.count && candidate != own);
@@ -301,25 +301,26 @@ __global__ void __launch_bounds__(kRows / (16 * kRowTiles) * 32, 1)
   const int tiles = (pass.segments[0].rows + kTile - 1) / kTile + (pass.segments[1].rows + kTile - 1) / kTile;
   const int begin = static_cast<int>(static_cast<int64_t>(tiles) * split / pass.splits);
   const int end = static_cast<int>(static_cast<int64_t>(tiles) * (split + 1) / pass.splits);
-  const auto start = [&](int t) {
+  const auto start = [&](int t, int stage) {
     if (t < end)
-      start_tile<kDim, kTile, kThreads>(pass, find_tile<kTile>(pass, z, t), ring + (t - begin) % kStages * kTileBytes);
+      start_tile<kDim, kTile, kThreads>(pass, find_tile<kTile>(pass, z, t), ring + stage * kTileBytes);
     ptx::copy_async_commit();  // an empty group too: the number of groups under way is what is waited for
   };
-  for (int t = begin; t < begin + kStages - 1; ++t) start(t);
+#pragma unroll
+  for (int stage = 0; stage < kStages - 1; ++stage) start(begin + stage, stage);
   load_rows<T, kDim, kRows, kThreads>(pass, list, first_row, rows);
 
   const int warp_row = ptx::thread_index() / 32 * 16 * kRowTiles, first = first_row + warp_row;
   const bool active = first < list.students + list.teachers;
   const bool needs_output = pass.needs_gradient || first + 16 * kRowTiles > list.students;
   WarpSums<T, kDim, kRowTiles, kTile, kFixed> sums(pass, list, first);
-  for (int t = begin; t < end; ++t) {
+  for (int t = begin, stage = 0; t < end; ++t, stage = stage + 1 < kStages ? stage + 1 : 0) {
     ptx::copy_async_wait<kStages - 2>();
     ptx::barrier();  // the tile is complete; all have left the one before it, whose place the next takes
-    start(t + kStages - 1);
+    start(t + kStages - 1, stage > 0 ? stage - 1 : kStages - 1);
     if (active)
-      sums.add_tile(rows + warp_row * kDim * 2, ring + (t - begin) % kStages * kTileBytes,
-                    find_tile<kTile>(pass, z, t), needs_output);
+      sums.add_tile(pass, rows + warp_row * kDim * 2, ring + stage * kTileBytes, find_tile<kTile>(pass, z, t),
+                    needs_output);
   }
   ptx::copy_async_wait<0>();
   if (active) sums.store(pass, list, z, split);

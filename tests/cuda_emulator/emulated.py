@@ -1,14 +1,19 @@
 """Builds the CUDA kernels for the CPU and runs them there: `solve` as a backend of the loss, and `enqueue`."""
 
 import hashlib
+import importlib.machinery
+import importlib.util
 import os
 import struct
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import pybind11
 import torch
 from torch import Tensor
 
@@ -18,10 +23,8 @@ from sce_fast.problem import Problem, Solution
 HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "csrc" / "cuda"
 HOST_AND_KERNELS = ("sm80_sce_forward.cu", "sce_combine.cu", "sce_solve.cu", "enqueue.cu")
-FLAGS = [
-    *("-std=c++20", "-O1", "-fno-inline", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DSCE_FAST_EMULATED"),
-    *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
-]
+FLAGS = ["-std=c++20", "-O1", "-fno-inline", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DSCE_FAST_EMULATED"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 # An H100's; the larger of two shapes of a kernel is taken where shared memory allows.
 MULTIPROCESSORS, SHARED_BYTES = 132, 227 << 10
 
@@ -35,27 +38,43 @@ def build(program: str, kernels: Path = KERNELS) -> Path:
     sources = [HERE / "emulator.cpp", HERE / f"{program}.cpp"]
     if program == "emulate":
         sources[:0] = [kernels / name for name in HOST_AND_KERNELS]  # the one that takes longest first
-    compiler = os.environ.get("CXX", "g++")
-    command = [compiler, *FLAGS, f"-I{kernels}", f"-I{HERE}", "-x", "c++"]
+    return _built(program, sources, [*FLAGS, *SANITIZERS, f"-I{kernels}", f"-I{HERE}"], kernels)
+
+
+def load_module() -> Any:
+    """The extension module _cuda with its kernels emulated, not sanitized, in this process; tensors are on the CPU."""
+    sources = [*(KERNELS / name for name in HOST_AND_KERNELS), KERNELS / "bindings.cpp", HERE / "emulator.cpp"]
+    includes = [KERNELS, HERE, HERE / "runtime", pybind11.get_include(), sysconfig.get_paths()["include"]]
+    flags = [*FLAGS, "-fPIC", "-fvisibility=hidden", '-DSCE_FAST_ARCHITECTURES="emulated"', "-shared"]
+    path = _built("module", sources, [*flags, *(f"-I{folder}" for folder in includes)], KERNELS)
+    loader = importlib.machinery.ExtensionFileLoader("_cuda", str(path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("_cuda", loader))
+    loader.exec_module(module)
+    return module
+
+
+def _built(name: str, sources: list[Path], flags: list[str], kernels: Path) -> Path:
+    command = [os.environ.get("CXX", "g++"), *flags]
     digest = hashlib.sha256(" ".join(command).encode())
-    headers = [*HERE.glob("*.h"), *kernels.glob("*.h"), *kernels.glob("*.cuh"), kernels.parent / "problem.h"]
+    headers = [*HERE.glob("**/*.h"), *kernels.glob("*.h"), *kernels.glob("*.cuh"), kernels.parent / "problem.h"]
     for path in [*sorted(headers), *sources]:
         digest.update(path.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"sce_fast_emulator_{os.getuid()}"
-    target = folder / f"{program}_{digest.hexdigest()[:16]}"
+    target = folder / f"{name}_{digest.hexdigest()[:16]}"
     if target.exists():
         return target
     folder.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as objects:
-        names = [f"{objects}/{source.name}.o" for source in sources]
 
-        def compile_one(source: Path, name: str) -> None:
-            subprocess.run([*command, "-c", str(source), "-o", name], check=True)
+        def compile_one(source: Path) -> str:
+            to = f"{objects}/{source.name}.o"
+            subprocess.run([*command, "-x", "c++", "-c", str(source), "-o", to], check=True)
+            return to
 
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            list(pool.map(compile_one, sources, names))
-        linked = f"{objects}/{program}"
-        subprocess.run([compiler, *FLAGS, *names, "-o", linked], check=True)
+            names = list(pool.map(compile_one, sources))
+        linked = f"{objects}/{name}"
+        subprocess.run([*command, *names, "-o", linked], check=True)
         os.replace(linked, target)
     return target
 

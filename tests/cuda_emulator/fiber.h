@@ -2,11 +2,15 @@
 // signal mask at every switch, which takes most of a run's time), ucontext elsewhere.
 #pragma once
 
-#include <sanitizer/common_interface_defs.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#else
+inline void __sanitizer_start_switch_fiber(void**, const void*, size_t) {}
+inline void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
+#endif
 #ifndef __x86_64__
 #include <ucontext.h>
 #endif
