@@ -537,7 +537,7 @@ MISTAKES = {
         "stage > 0 ? stage - 1 : kStages - 1);", "stage);", "race|nobody has waited for|a copy will arrive",
     ),
     "transposed layout": ("load_matrices_transposed(b,", "load_matrices(b,", None),
-    "swizzle forgotten": ("(chunk ^ (row & 7)) << 4", "chunk << (row % 3 ? 4 : 5) & 127", None),
+    "candidates swapped": ("n * 16 + candidate, 2 * d, depth)", "n * 16 + (candidate ^ 1), 2 * d, depth)", None),
     "mask forgotten": ("candidate != own)", "candidate != own + 1)", None),
     "beyond the end": ("row < tile.count && chunk", "chunk", "AddressSanitizer: heap-buffer-overflow"),
 }  # fmt: skip

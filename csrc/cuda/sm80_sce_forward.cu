@@ -33,8 +33,10 @@ struct Swizzled {
   static constexpr int kChunks = kDim / 8, kRowBytes = kDim * 2;
   static_assert(kChunks % 8 == 0);
 
-  static SCE_FAST_DEVICE Shared chunk(Shared start, int row, int chunk) {
-    return start + row * kRowBytes + ((chunk ^ (row & 7)) << 4);
+  // Chunk `chunk` + `odd` of a row; `odd`, 0 or 1, goes with an even chunk. Written so that a chunk known at compile time
+  // is one of four lane-dependent addresses and a constant: the registers are full.
+  static SCE_FAST_DEVICE Shared chunk(Shared start, int row, int chunk, int odd = 0) {
+    return start + row * kRowBytes + ((chunk % 8 ^ odd ^ (row & 7)) << 4) + chunk / 8 * 128;
   }
 };
 
@@ -193,11 +195,11 @@ class WarpSums {
       uint32_t a[kRowTiles][4];
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m)
-        ptx::load_matrices(a[m], Layout::chunk(rows, m * 16 + row, 2 * k + row_depth));
+        ptx::load_matrices(a[m], Layout::chunk(rows, m * 16 + row, 2 * k, row_depth));
 #pragma unroll
       for (int n = 0; n < kTile / 16; ++n) {
         uint32_t b[4];
-        ptx::load_matrices(b, Layout::chunk(candidates, n * 16 + candidate, 2 * k + candidate_depth));
+        ptx::load_matrices(b, Layout::chunk(candidates, n * 16 + candidate, 2 * k, candidate_depth));
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
           ptx::multiply_add<T>(products[m][2 * n], a[m], b[0], b[1]);
@@ -272,7 +274,7 @@ class WarpSums {
 #pragma unroll
       for (int d = 0; d < kDim / 16; ++d) {
         uint32_t b[4];
-        ptx::load_matrices_transposed(b, Layout::chunk(candidates, n * 16 + candidate, 2 * d + depth));
+        ptx::load_matrices_transposed(b, Layout::chunk(candidates, n * 16 + candidate, 2 * d, depth));
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
           ptx::multiply_add<T>(outputs_[m][2 * d], weights[m][n], b[0], b[1]);
