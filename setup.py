@@ -1,15 +1,19 @@
 """Builds the native extension; everything else about the package stands in pyproject.toml.
 
 SCE_FAST_BUILD chooses what is compiled:
-  auto  (default) the CPU kernels when a C++ compiler and torch are at hand, otherwise nothing, and says so
+  auto  (default) the CPU kernels when a C++ compiler and torch are at hand, those of csrc/cuda when torch also sees a
+        GPU and nvcc is found; otherwise nothing, and says so
   cpu   the CPU kernels, or an error
   none  nothing: the package then runs in pure Python
-  cuda  the CPU kernels and those of csrc/cuda
+  cuda  the CPU kernels and those of csrc/cuda, or an error; needs nvcc (CUDA_HOME/bin or PATH) but no GPU
 """
 
+import json
 import os
 import shutil
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
@@ -26,6 +30,51 @@ CPU_SOURCES = (
 )
 # No -ffast-math: a NaN stays one. No contraction to fused multiply-adds: pixels are the same on every instruction set.
 CPU_FLAGS = ["-O3", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+CUDA_FOLDER = Path("csrc/cuda")
+CUDA_SOURCES = ("bindings.cpp", "enqueue.cu", "sce_combine.cu", "sce_solve.cu", "sm80_sce_forward.cu")
+
+
+def find_nvcc() -> str | None:
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    return next(filter(None, (shutil.which("nvcc", path=f"{home}/bin") for home in homes)), shutil.which("nvcc"))
+
+
+def ninja_file(nvcc: str, folder: str, target: str) -> str:
+    """How nvcc makes `target` of csrc/cuda for the architectures of architectures.json; torch has no part in it."""
+    import pybind11
+
+    wanted = json.loads((CUDA_FOLDER / "architectures.json").read_text())
+    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in wanted["machine_code"]]
+    codes += [f"-gencode=arch=compute_{a},code=compute_{a}" for a in wanted["ptx"]]
+    names = " ".join([f"sm_{a}" for a in wanted["machine_code"]] + [f"compute_{a}" for a in wanted["ptx"]])
+    includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
+    flags = ["-std=c++20", "-O3", "--threads=2", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", *codes]
+    flags += [f'-isystem="{path}"' for path in includes] + [f"-DSCE_FAST_ARCHITECTURES='\"{names}\"'"]
+
+    def path(name: object) -> str:
+        return str(name).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+    objects = {path(f"{folder}/{name}.o"): path((CUDA_FOLDER / name).resolve()) for name in CUDA_SOURCES}
+    lines = [
+        "rule compile",
+        f'  command = "{nvcc}" {" ".join(flags)} -MD -MF $out.d -c $in -o $out',
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f'  command = "{nvcc}" -shared -cudart=static $in -o $out',
+        *(f"build {to}: compile {source}" for to, source in objects.items()),
+        f"build {path(target)}: link {' '.join(objects)}",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def build_cuda(nvcc: str, folder: str, target: str) -> None:
+    """Compiles csrc/cuda by ninja into the extension module `target`."""
+    os.makedirs(folder, exist_ok=True)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    (Path(folder) / "build.ninja").write_text(ninja_file(nvcc, folder, target))
+    jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
+    subprocess.run([shutil.which("ninja") or "ninja", "-f", f"{folder}/build.ninja", *jobs], check=True)
 
 
 def what_is_missing() -> str | None:
@@ -43,9 +92,9 @@ def what_is_missing() -> str | None:
 def extensions(choice: str) -> dict:
     if choice not in CHOICES:
         sys.exit(f"SCE_FAST_BUILD={choice!r}: expected one of {', '.join(CHOICES)}")
-    if choice == "cuda" and not any(Path("csrc/cuda").glob("*.cu")):
-        sys.exit("SCE_FAST_BUILD='cuda': csrc/cuda holds no kernels yet; use 'cpu' or 'auto'")
     missing = None if choice == "none" else what_is_missing()
+    if choice == "cuda" and find_nvcc() is None:
+        missing = missing or "no nvcc (neither in CUDA_HOME/bin nor on the PATH; install the CUDA toolkit)"
     if missing is not None and choice != "auto":
         sys.exit(f"SCE_FAST_BUILD={choice!r} cannot be met: {missing}")
     if choice == "none" or missing is not None:
@@ -53,6 +102,9 @@ def extensions(choice: str) -> dict:
         return {}
 
     import pybind11
+    import torch
+    from setuptools import Extension
+    from setuptools.errors import CompileError
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     class OptionalInAuto(BuildExtension):
@@ -67,6 +119,15 @@ def extensions(choice: str) -> dict:
                 print(f"sce_fast: the CPU kernels did not build, going on without: {error}", file=sys.stderr)
                 self.extensions = []
 
+        def build_extension(self, ext: Extension) -> None:
+            if ext.name != "sce_fast._cuda":
+                return super().build_extension(ext)
+            try:
+                folder, target = (os.path.abspath(p) for p in (self.build_temp, self.get_ext_fullpath(ext.name)))
+                build_cuda(find_nvcc() or "nvcc", f"{folder}/cuda", target)
+            except (OSError, subprocess.CalledProcessError) as error:
+                raise CompileError(f"the CUDA kernels did not build: {error}") from error
+
     cpu = CppExtension(
         "sce_fast._cpu",
         list(CPU_SOURCES),
@@ -74,7 +135,9 @@ def extensions(choice: str) -> dict:
         extra_compile_args=CPU_FLAGS,
         extra_link_args=["-fopenmp"],
     )
-    return {"ext_modules": [cpu], "cmdclass": {"build_ext": OptionalInAuto}}
+    cuda = Extension("sce_fast._cuda", [str(CUDA_FOLDER / "bindings.cpp")], optional=choice == "auto")
+    with_cuda = choice == "cuda" or (choice == "auto" and find_nvcc() is not None and torch.cuda.is_available())
+    return {"ext_modules": [cpu, cuda] if with_cuda else [cpu], "cmdclass": {"build_ext": OptionalInAuto}}
 
 
 setup(**extensions(os.environ.get("SCE_FAST_BUILD", "auto")))

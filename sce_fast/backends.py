@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sce_fast import native, reference
+from sce_fast import native, native_cuda, reference
 from sce_fast.kernels import backend as triton
 from sce_fast.names import pick
 from sce_fast.problem import Problem, Solution
@@ -16,12 +16,15 @@ class Backend:
     name: str
     refuses: Callable[[Problem], str | None]  # the reason why it cannot serve these inputs
     solve: Callable[[Problem], Solution]
+    automatic: bool = True  # whether "auto" may take it
 
 
 # Fastest first: backend="auto" takes the first that does not refuse.
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in [
+        # Compiled and emulated, not yet run on a GPU: by name only until it has passed its tests and been timed there.
+        Backend("cuda", refuses=native_cuda.refuses, solve=native_cuda.solve, automatic=False),
         Backend("triton", refuses=triton.refuses, solve=triton.solve),
         Backend("cpu", refuses=native.refuses, solve=native.solve),
         Backend("reference", refuses=lambda problem: None, solve=reference.solve),
@@ -35,7 +38,7 @@ def choose(name: str, problem: Problem) -> Backend:
     Raises ValueError for a name that is not in the table or a backend that refuses the inputs.
     """
     if name == "auto":
-        return next(backend for backend in BACKENDS.values() if backend.refuses(problem) is None)
+        return next(b for b in BACKENDS.values() if b.automatic and b.refuses(problem) is None)
     backend = pick("backend", name, BACKENDS, also="auto")
     reason = backend.refuses(problem)
     if reason is not None:

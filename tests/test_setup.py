@@ -40,10 +40,12 @@ def test_without_a_compiler_auto_goes_on_and_cpu_does_not():
 
 
 @pytest.mark.parametrize(
-    ("build", "message"), [("gpu", "expected one of auto, cpu, cuda, none"), ("cuda", "holds no kernels yet")]
+    ("build", "message"),
+    [("gpu", "expected one of auto, cpu, cuda, none"), ("cuda", "'cuda' cannot be met: no nvcc (neither in CUDA_HOME")],
 )
-def test_builds_that_cannot_be_are_refused(build, message):
-    result = ask_setup(build)
+def test_builds_that_cannot_be_are_refused(build, message, tmp_path):
+    (tmp_path / "c++").symlink_to(shutil.which("c++"))  # and no nvcc
+    result = ask_setup(build, PATH=str(tmp_path), CUDA_HOME="", CUDA_PATH="")
     assert result.returncode != 0
     assert message in result.stderr
 

@@ -1,0 +1,31 @@
+// list_kernels SHARED_KIB: the dynamic shared memory, which ptxas does not report, of the kernels that serve a GPU whose
+// blocks may ask for so many KiB; a line of JSON each. Needs no CUDA: g++ -std=c++20 list_kernels.cpp
+#include <cstdio>
+#include <cstdlib>
+
+#include "plan.h"
+
+int main(int count, char** arguments) {
+  using namespace sce_fast;
+  if (count != 2) {
+    fprintf(stderr, "usage: list_kernels SHARED_KIB\n");
+    return 2;
+  }
+  const Limits limits{1, atoi(arguments[1]) << 10};
+  try {
+    for (int32_t dim = 64; dim <= kLargestDim; dim += 64) {
+      const Config& c = kConfigs[config_index(dim, limits)];
+      // the template arguments, as they stand at the end of the demangled name
+      printf("{\"kernel\": \"sm80_sce_forward\", \"dim\": %d, \"rows\": %d, \"row_tiles\": %d, \"tile\": %d, "
+             "\"stages\": %d, \"threads\": %d, \"shared_bytes\": %d}\n",
+             c.dim, c.rows, c.row_tiles, c.tile, c.stages, c.threads(), c.shared_bytes());
+    }
+    printf("{\"kernel\": \"sce_combine_kernel\", \"dim\": %d, \"threads\": %d, \"shared_bytes\": %d}\n", kLargestDim,
+           combine_threads(kLargestDim), combine_shared_bytes(combine_threads(kLargestDim)));
+    for (const char* kernel : {"enqueue_rows", "advance_cursor"})
+      printf("{\"kernel\": \"%s\", \"shared_bytes\": 0}\n", kernel);
+  } catch (const std::exception& error) {
+    fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}

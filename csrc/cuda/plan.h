@@ -1,0 +1,89 @@
+// How the pass is cut into blocks: pure functions of sizes and of what the GPU has, free of CUDA.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace sce_fast {
+
+// A compiled shape of sm80_sce_forward.
+struct Config {
+  int32_t dim;        // D, smaller ones padded with zeros
+  int32_t rows;       // of a block
+  int32_t row_tiles;  // of 16 rows, of a warp
+  int32_t tile;       // candidates in a tile
+  int32_t stages;     // tiles in the ring
+
+  constexpr int32_t threads() const { return rows / (16 * row_tiles) * 32; }
+  // The rows, and the ring of tiles.
+  constexpr int32_t shared_bytes() const { return 2 * dim * (rows + stages * tile); }
+};
+
+// For each D, the fastest first. All but the larger one of D = 256 fit the 99 KiB of sm_86, sm_89 and sm_120. A warp
+// with 32 rows reads each tile half as often from shared memory; its sums fit the registers up to D = 128.
+constexpr Config kConfigs[] = {
+    {64, 128, 2, 64, 4}, {128, 128, 2, 32, 4}, {192, 128, 1, 64, 2}, {256, 128, 1, 64, 3}, {256, 128, 1, 32, 2},
+};
+constexpr int32_t kLargestDim = 256;
+// D is a multiple of what one tensor core instruction multiplies.
+constexpr int32_t kDimStep = 16;
+
+// With unit rows |logit| ≤ 1/τ. As long as the whole range of 2/τ · log₂e bits is this short, the largest possible
+// logit may stand for the row's maximum: no term that matters underflows.
+constexpr float kFixedShiftBits = 115.f;
+
+// What the choices depend on, of a GPU.
+struct Limits {
+  int32_t multiprocessors;
+  int32_t shared_bytes;  // that a block may ask for
+};
+
+inline int32_t config_index(int32_t dim, const Limits& limits) {
+  if (dim < 1 || dim > kLargestDim || dim % kDimStep != 0)
+    throw std::invalid_argument("dim is " + std::to_string(dim) + ", expected a multiple of 16 up to 256");
+  int32_t index = 0;
+  for (const Config& config : kConfigs) {
+    if (config.dim >= dim && config.shared_bytes() <= limits.shared_bytes) return index;
+    ++index;
+  }
+  throw std::invalid_argument("a block of this GPU has " + std::to_string(limits.shared_bytes) +
+                              " bytes of shared memory, too few for dim " + std::to_string(dim));
+}
+
+// Blocks of that shape that share a multiprocessor: its kernels take nearly 256 of 65536 registers for each thread, and
+// of shared memory a multiprocessor has 1 KiB more than a block may ask for and takes as much for each block.
+inline int32_t resident_blocks(const Config& config, const Limits& limits) {
+  const int32_t by_registers = 65536 / (256 * config.threads());
+  return std::max(1, std::min(by_registers, (limits.shared_bytes + 1024) / (config.shared_bytes() + 1024)));
+}
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+constexpr int32_t kWarpSize = 32;
+
+// sce_combine has a thread for each column of the rows. It keeps the sums of so many teachers in shared memory while the
+// student views take their turns; those of further key views are summed anew.
+constexpr int32_t kKeptTeachers = 8;
+constexpr int32_t combine_threads(int32_t dim) { return (dim + kWarpSize - 1) / kWarpSize * kWarpSize; }
+// Two numbers of each warp, and two of each thread for each teacher.
+constexpr int32_t combine_shared_bytes(int32_t threads) {
+  return threads / kWarpSize * 8 + kKeptTeachers * 2 * threads * 4;
+}
+
+// Into how many parts the tiles are cut, each for a block of its own: as many as end soonest where `resident` blocks run
+// at a time. Time is counted in tiles: a block spends about two on its rows and its results, and the sum over
+// the parts costs about an eighth for each.
+inline int32_t choose_splits(int64_t blocks, int64_t tiles, int64_t resident) {
+  constexpr int64_t kMostSplits = 256;
+  const auto cost = [&](int64_t splits) {
+    return 8 * ceil_div(blocks * splits, resident) * (ceil_div(tiles, splits) + 2) + splits;
+  };
+  int64_t best = 1;
+  for (int64_t splits = 2; splits <= std::min(tiles, kMostSplits); ++splits)
+    if (cost(splits) < cost(best)) best = splits;
+  return static_cast<int32_t>(best);
+}
+
+}  // namespace sce_fast

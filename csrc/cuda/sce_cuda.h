@@ -1,0 +1,65 @@
+// Loss and gradient in one pass over the candidates, and the enqueue, on a GPU: pointers, sizes and a stream.
+#pragma once
+
+#include "../problem.h"
+#include "plan.h"
+
+namespace sce_fast {
+
+// Pointers of the problem are on the device, aligned to 16 bytes; candidates are all bf16 or all fp16.
+struct CudaProblem : Problem {
+  int64_t batch_key_views;  // 1 where all key views share the batch keys, else U; 0 without
+  const float* scalars;     // (3,) temperatures and coefficient on the device, or null: those of Problem
+};
+
+struct CudaSolution {
+  float* rows;                  // (N,) loss
+  void* gradient;               // (V, N, D) in the query's type, or null where it is not wanted
+  float* target_entropy;        // (U, N); NaN without needs_target
+  float* positive_probability;  // (N,)
+};
+
+// One launch of the forward pass.
+struct PassPlan {
+  int32_t config = 0;  // of kConfigs
+  int32_t splits = 0;  // 0: no launch
+  int64_t rows = 0;    // of a split
+  int64_t views = 0;   // grid z
+};
+
+struct Plan {
+  PassPlan shared, per_view;  // candidates that all views share; batch keys of their own for each key view
+  bool fixed_shift = false;   // the largest possible logit stands for the running maximum
+  int64_t workspace_bytes = 0;
+};
+
+// How the problem is cut. Looks at sizes, types and temperatures, never at the device. With `splits` > 0 that many
+// parts instead of the chosen number. Throws std::invalid_argument for what the kernels do not serve.
+Plan make_plan(const CudaProblem& problem, const Limits& limits, int32_t splits = 0);
+
+// Starts the kernels; `workspace` has plan.workspace_bytes, aligned to 16 bytes. An error in a launch is thrown as
+// std::runtime_error with the kernel's name.
+void sce_solve(const CudaProblem& problem, const CudaSolution& solution, const Plan& plan, void* workspace,
+               void* stream);
+
+// The ring of past keys: `keys` (K, D), `cursor` () the row that is overwritten next.
+struct Ring {
+  void* keys;
+  Type type;
+  int64_t size, dim;
+  int64_t* cursor;
+};
+
+// Overwrites the oldest keys with `rows` (R, D), normalised where asked for, and advances the cursor; of more than K
+// rows the newest K stay.
+void enqueue(const Ring& ring, const Matrix& rows, bool normalize, void* stream);
+
+// ---- the kernels' own entries, called by sce_solve
+
+struct Pass;
+
+void sm80_sce_forward_pass(const Pass& pass, Type product, bool fixed_shift, int32_t config, void* stream);
+void sce_combine(const Pass& shared, const Pass& per_view, const CudaProblem& problem, const CudaSolution& solution,
+                 void* stream);
+
+}  // namespace sce_fast

@@ -1,0 +1,366 @@
+// The one pass over the candidates on tensor cores: FlashAttention's forward pass with keys = values = candidates, over
+// student and teacher rows together. cp.async fills a ring of candidate tiles; each tile is read once as the right
+// operand of rows · candidatesᵀ and once, transposed by ldmatrix, as that of weights · candidates.
+#include <limits>
+
+#include "pass.h"
+#include "sce_cuda.h"
+
+namespace sce_fast {
+namespace {
+
+using ptx::Shared;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+// Weights are 2^(logit − shift). Under a running maximum the shift follows lazily: it stays as long as no weight would
+// exceed 2^kMost, and is then set such that the largest is 2^kSet. fp16 has 2^-24 as its smallest number, so its
+// weights lie as high as its largest number, 65504, allows.
+template <class T>
+struct Headroom {
+  static constexpr float kSet = 0.f, kMost = 8.f;
+};
+template <>
+struct Headroom<Float16> {
+  static constexpr float kSet = 8.f, kMost = 15.f;
+};
+
+// A matrix of 16-bit numbers in shared memory in rows of kDim; the 16-byte chunks of a row are permuted by its number,
+// so that ldmatrix finds eight rows of a column of chunks in different banks.
+template <int kDim>
+struct Swizzled {
+  static constexpr int kChunks = kDim / 8, kRowBytes = kDim * 2;
+  static_assert(kChunks % 8 == 0);
+
+  // Chunk `chunk` + `odd` of a row; `odd`, 0 or 1, goes with an even chunk. Written so that a chunk known at compile time
+  // is one of four lane-dependent addresses and a constant: the registers are full.
+  static SCE_FAST_DEVICE Shared chunk(Shared start, int row, int chunk, int odd = 0) {
+    return start + row * kRowBytes + ((chunk % 8 ^ odd ^ (row & 7)) << 4) + chunk / 8 * 128;
+  }
+};
+
+// Eight numbers of a row in T, rounded where the row is wider or of the other type.
+template <class T>
+SCE_FAST_DEVICE ptx::Chunk load_rounded(const void* rows, Type type, int64_t index) {
+  constexpr Type kOwn = std::is_same_v<T, BFloat16> ? Type::kBFloat16 : Type::kFloat16;
+  if (type == kOwn) return *reinterpret_cast<const ptx::Chunk*>(static_cast<const T*>(rows) + index);
+  ptx::Chunk result;
+#pragma unroll
+  for (int w = 0; w < 4; ++w)
+    result.words[w] =
+        ptx::pack<T>(load_number(rows, type, index + 2 * w), load_number(rows, type, index + 2 * w + 1));
+  return result;
+}
+
+// Copies the block's rows to shared memory; zeros stand beyond the last row and beyond D.
+template <class T, int kDim, int kRows, int kThreads>
+SCE_FAST_DEVICE void load_rows(const Pass& pass, const RowList& list, int first, Shared to) {
+  using Layout = Swizzled<kDim>;
+  for (int c = ptx::thread_index(); c < kRows * Layout::kChunks; c += kThreads) {
+    const int row = c / Layout::kChunks, chunk = c % Layout::kChunks, place = first + row;
+    ptx::Chunk value{};
+    if (chunk * 8 < pass.dim && place < list.students + list.teachers) {
+      const bool student = place < list.students;
+      int64_t source = place;
+      if (!student)
+        source = place - list.students + static_cast<int64_t>(list.first_key_view) * pass.batch;
+      else if (list.skipped_view >= 0 && place >= list.skipped_view * pass.batch)
+        source = place + pass.batch;
+      value = load_rounded<T>(student ? pass.query : pass.key, student ? pass.query_type : pass.key_type,
+                              source * pass.dim + chunk * 8);
+    }
+    ptx::store_shared(Layout::chunk(to, row, chunk), value);
+  }
+}
+
+// A tile of candidates, and what of it a row must not see.
+struct Tile {
+  const char* data;  // of its first candidate
+  int32_t count;
+  int32_t own;  // the candidate that sample 0 must not see; sample i: the i-th after it
+  bool has_own;
+};
+
+template <int kTile>
+SCE_FAST_DEVICE Tile find_tile(const Pass& pass, int z, int t) {
+  const int in_first = (pass.segments[0].rows + kTile - 1) / kTile;
+  const Segment& segment = pass.segments[t < in_first ? 0 : 1];
+  const int first = (t < in_first ? t : t - in_first) * kTile;
+  const int64_t part = pass.per_key_view ? static_cast<int64_t>(z) * segment.rows : 0;
+  return {static_cast<const char*>(segment.data) + (part + first) * pass.dim * 2,
+          segment.rows - first < kTile ? segment.rows - first : kTile, segment.own_offset - first,
+          segment.own_offset >= 0 && segment.own_offset < first + kTile && segment.own_offset + pass.batch > first};
+}
+
+// Starts the copy of a tile; zeros stand beyond its last candidate and beyond D.
+template <int kDim, int kTile, int kThreads>
+SCE_FAST_DEVICE void start_tile(const Pass& pass, const Tile& tile, Shared to) {
+  using Layout = Swizzled<kDim>;
+  static_assert(kTile * Layout::kChunks % kThreads == 0);
+#pragma unroll
+  for (int step = 0; step < kTile * Layout::kChunks / kThreads; ++step) {
+    const int c = step * kThreads + ptx::thread_index();
+    const int row = c / Layout::kChunks, chunk = c % Layout::kChunks;
+    const bool wanted = row < tile.count && chunk * 8 < pass.dim;
+    const uint32_t offset = wanted ? (row * pass.dim + chunk * 8) * 2 : 0;
+    ptx::copy_async(Layout::chunk(to, row, chunk), tile.data + offset, wanted);
+  }
+}
+
+SCE_FAST_DEVICE float quad_sum(float x) {
+  x += ptx::shuffle_xor(x, 1);
+  return x + ptx::shuffle_xor(x, 2);
+}
+SCE_FAST_DEVICE float quad_max(float x) {
+  x = fmaxf(x, ptx::shuffle_xor(x, 1));
+  return fmaxf(x, ptx::shuffle_xor(x, 2));
+}
+
+// A row as one of the four lanes that share it sees it.
+struct Row {
+  float scale;  // log₂e / temperature
+  float shift, sum, rounded_sum;
+  float lowest;  // the smallest product with a candidate
+};
+
+// The sums of a warp: kRowTiles × 16 rows. Lane l holds rows l / 4 and l / 4 + 8 of each row tile.
+template <class T, int kDim, int kRowTiles, int kTile, bool kFixed>
+class WarpSums {
+ public:
+  SCE_FAST_DEVICE WarpSums(const Pass& pass, const RowList& list, int first) : first_(first) {
+    const float temperature = pass.scalars ? pass.scalars[0] : pass.temperature;
+    const float target_temperature = pass.scalars ? pass.scalars[1] : pass.target_temperature;
+#pragma unroll
+    for (int r = 0; r < 2 * kRowTiles; ++r) {
+      const int p = place(r);
+      const float scale = kLog2e / (p < list.students ? temperature : target_temperature);
+      rows_[r] = {scale, kFixed ? scale : -kInfinity, 0.f, 0.f, kInfinity};
+    }
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+      for (int d = 0; d < kDim / 8; ++d)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) outputs_[m][d][e] = 0.f;
+  }
+
+  SCE_FAST_DEVICE void add_tile(const Pass& pass, Shared rows, Shared candidates, const Tile& tile,
+                                bool needs_output) {
+    float products[kRowTiles][kTile / 8][4] = {};
+    multiply_rows(rows, candidates, products);
+    uint32_t weights[kRowTiles][kTile / 16][4];
+    if (tile.has_own || tile.count < kTile)
+      weigh<true>(pass, products, tile, weights);
+    else
+      weigh<false>(pass, products, tile, weights);
+    if (needs_output) multiply_weights(weights, candidates);
+  }
+
+  SCE_FAST_DEVICE void store(const Pass& pass, const RowList& list, int z, int split) {
+#pragma unroll
+    for (int r = 0; r < 2 * kRowTiles; ++r) {
+      const float sum = quad_sum(rows_[r].sum), rounded_sum = quad_sum(rows_[r].rounded_sum);
+      const float lowest = -quad_max(-rows_[r].lowest);
+      const int p = place(r);
+      if (p >= list.students + list.teachers) continue;
+      const int64_t index = partial_index(pass, z, split, p);
+      // Nothing that unit rows give lies below: a row or a candidate breaks the contract (or is −∞), and what it lost
+      // must not pass for a result.
+      const bool lost = kFixed ? lowest * rows_[r].scale - rows_[r].shift < -126.f : lowest == -kInfinity;
+      if (lane() % 4 == 0)
+        pass.partials[index] = {rows_[r].shift, lost ? kNaN : sum, rounded_sum};
+      if (p < list.students && !pass.needs_gradient) continue;
+#pragma unroll
+      for (int d = 0; d < kDim / 8; ++d)
+        if (d * 8 < pass.dim)
+          *reinterpret_cast<ptx::FloatPair*>(pass.outputs + index * pass.dim + d * 8 + lane() % 4 * 2) = {
+              outputs_[r / 2][d][r % 2 * 2], outputs_[r / 2][d][r % 2 * 2 + 1]};
+    }
+  }
+
+ private:
+  static SCE_FAST_DEVICE int lane() { return ptx::thread_index() % 32; }
+  SCE_FAST_DEVICE int place(int r) const { return first_ + r * 8 + lane() / 4; }
+
+  // products = rows · candidatesᵀ
+  SCE_FAST_DEVICE void multiply_rows(Shared rows, Shared candidates, float (&products)[kRowTiles][kTile / 8][4]) {
+    using Layout = Swizzled<kDim>;
+    // ldmatrix: lanes 0–15 point to 16 rows at depths 0–7, lanes 16–31 to the same at 8–15; of the candidates, lanes
+    // 0–7 and 8–15 to 8 candidates at both depths, lanes 16–31 to the next 8.
+    const int row = lane() % 16, row_depth = lane() / 16;
+    const int candidate = lane() / 16 * 8 + lane() % 8, candidate_depth = lane() / 8 % 2;
+#pragma unroll
+    for (int k = 0; k < kDim / 16; ++k) {
+      uint32_t a[kRowTiles][4];
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m)
+        ptx::load_matrices(a[m], Layout::chunk(rows, m * 16 + row, 2 * k, row_depth));
+#pragma unroll
+      for (int n = 0; n < kTile / 16; ++n) {
+        uint32_t b[4];
+        ptx::load_matrices(b, Layout::chunk(candidates, n * 16 + candidate, 2 * k, candidate_depth));
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m) {
+          ptx::multiply_add<T>(products[m][2 * n], a[m], b[0], b[1]);
+          ptx::multiply_add<T>(products[m][2 * n + 1], a[m], b[2], b[3]);
+        }
+      }
+    }
+  }
+
+  // Weights of the tile's candidates in the layout of a left operand, and their sums.
+  template <bool kMasked>
+  SCE_FAST_DEVICE void weigh(const Pass& pass, const float (&products)[kRowTiles][kTile / 8][4], const Tile& tile,
+                             uint32_t (&weights)[kRowTiles][kTile / 16][4]) {
+#pragma unroll
+    for (int r = 0; r < 2 * kRowTiles; ++r) {
+      const int m = r / 2, e = r % 2 * 2;
+      Row& row = rows_[r];
+      const int own = kMasked && tile.has_own ? tile.own + place(r) % pass.batch : -1;
+      const auto visible = [&](int n, int j) {
+        const int candidate = n * 8 + lane() % 4 * 2 + j;
+        return !kMasked || (candidate < tile.count && candidate != own);
+      };
+      float highest = -kInfinity;
+#pragma unroll
+      for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          if (!kFixed) highest = fmaxf(highest, visible(n, j) ? products[m][n][e + j] : -kInfinity);
+          row.lowest = fminf(row.lowest, visible(n, j) ? products[m][n][e + j] : kInfinity);
+        }
+      if (!kFixed) raise_shift(r, quad_max(highest) * row.scale);
+      const float shift = row.shift == -kInfinity ? 0.f : row.shift;  // −∞: nothing seen so far
+#pragma unroll
+      for (int n = 0; n < kTile / 8; ++n) {
+        float weight[2];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          weight[j] = ptx::exp2(fmaf(products[m][n][e + j], row.scale, -shift));
+          if (!visible(n, j)) weight[j] = 0.f;
+          row.sum += weight[j];
+        }
+        const uint32_t word = ptx::pack<T>(weight[0], weight[1]);
+        row.rounded_sum += ptx::to_float(T{static_cast<uint16_t>(word)}) +
+                           ptx::to_float(T{static_cast<uint16_t>(word >> 16)});
+        weights[m][n / 2][n % 2 * 2 + r % 2] = word;
+      }
+    }
+  }
+
+  SCE_FAST_DEVICE void raise_shift(int r, float highest) {
+    using Room = Headroom<T>;
+    Row& row = rows_[r];
+    if (!(highest > row.shift + Room::kMost)) return;
+    const float shift = highest - Room::kSet;
+    const float factor = ptx::exp2(row.shift - shift);
+    row.shift = shift;
+    row.sum *= factor;
+    row.rounded_sum *= factor;
+#pragma unroll
+    for (int d = 0; d < kDim / 8; ++d)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) outputs_[r / 2][d][r % 2 * 2 + j] *= factor;
+  }
+
+  // outputs += weights · candidates
+  SCE_FAST_DEVICE void multiply_weights(const uint32_t (&weights)[kRowTiles][kTile / 16][4], Shared candidates) {
+    using Layout = Swizzled<kDim>;
+    // ldmatrix: lanes 0–15 point to 16 candidates at depths 0–7, lanes 16–31 to the same at 8–15.
+    const int candidate = lane() % 16, depth = lane() / 16;
+#pragma unroll
+    for (int n = 0; n < kTile / 16; ++n)
+#pragma unroll
+      for (int d = 0; d < kDim / 16; ++d) {
+        uint32_t b[4];
+        ptx::load_matrices_transposed(b, Layout::chunk(candidates, n * 16 + candidate, 2 * d, depth));
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m) {
+          ptx::multiply_add<T>(outputs_[m][2 * d], weights[m][n], b[0], b[1]);
+          ptx::multiply_add<T>(outputs_[m][2 * d + 1], weights[m][n], b[2], b[3]);
+        }
+      }
+  }
+
+  int first_;
+  Row rows_[2 * kRowTiles];
+  float outputs_[kRowTiles][kDim / 8][4];
+};
+
+// Grid: blocks of rows, splits of the tiles, key views.
+template <class T, bool kFixed, int kDim, int kRows, int kRowTiles, int kTile, int kStages>
+__global__ void __launch_bounds__(kRows / (16 * kRowTiles) * 32, 1)
+    sm80_sce_forward(const __grid_constant__ Pass pass) {
+  constexpr int kThreads = kRows / (16 * kRowTiles) * 32;
+  constexpr int kTileBytes = kTile * kDim * 2;
+  const int z = ptx::block_index().z, split = ptx::block_index().y;
+  const RowList list = row_list(pass, z);
+  const int first_row = ptx::block_index().x * kRows;
+  if (first_row >= list.students + list.teachers) return;  // the lists of key views differ in length
+
+  const Shared rows = ptx::shared_memory(), ring = rows + kRows * kDim * 2;
+  const int tiles = (pass.segments[0].rows + kTile - 1) / kTile + (pass.segments[1].rows + kTile - 1) / kTile;
+  const int begin = static_cast<int>(static_cast<int64_t>(tiles) * split / pass.splits);
+  const int end = static_cast<int>(static_cast<int64_t>(tiles) * (split + 1) / pass.splits);
+  const auto start = [&](int t, int stage) {
+    if (t < end)
+      start_tile<kDim, kTile, kThreads>(pass, find_tile<kTile>(pass, z, t), ring + stage * kTileBytes);
+    ptx::copy_async_commit();  // an empty group too: the number of groups under way is what is waited for
+  };
+#pragma unroll
+  for (int stage = 0; stage < kStages - 1; ++stage) start(begin + stage, stage);
+  load_rows<T, kDim, kRows, kThreads>(pass, list, first_row, rows);
+
+  const int warp_row = ptx::thread_index() / 32 * 16 * kRowTiles, first = first_row + warp_row;
+  const bool active = first < list.students + list.teachers;
+  const bool needs_output = pass.needs_gradient || first + 16 * kRowTiles > list.students;
+  WarpSums<T, kDim, kRowTiles, kTile, kFixed> sums(pass, list, first);
+  for (int t = begin, stage = 0; t < end; ++t, stage = stage + 1 < kStages ? stage + 1 : 0) {
+    ptx::copy_async_wait<kStages - 2>();
+    ptx::barrier();  // the tile is complete; all have left the one before it, whose place the next takes
+    start(t + kStages - 1, stage > 0 ? stage - 1 : kStages - 1);
+    if (active)
+      sums.add_tile(pass, rows + warp_row * kDim * 2, ring + stage * kTileBytes, find_tile<kTile>(pass, z, t),
+                    needs_output);
+  }
+  ptx::copy_async_wait<0>();
+  if (active) sums.store(pass, list, z, split);
+}
+
+template <class T, bool kFixed, int kConfig>
+void launch_config(const Pass& pass, const Config&, void* stream) {
+  constexpr Config c = kConfigs[kConfig];
+  const uint32_t blocks = static_cast<uint32_t>(ceil_div(pass.rows, c.rows));
+  const uint32_t depth = static_cast<uint32_t>(pass.per_key_view ? pass.key_views : 1);
+  ptx::launch({"sm80_sce_forward",
+               {blocks, static_cast<uint32_t>(pass.splits), depth},
+               static_cast<uint32_t>(c.threads()),
+               static_cast<uint32_t>(c.shared_bytes()),
+               stream},
+              sm80_sce_forward<T, kFixed, c.dim, c.rows, c.row_tiles, c.tile, c.stages>, pass);
+}
+
+template <class T, bool kFixed>
+void launch_type(const Pass& pass, int config, void* stream) {
+  switch (config) {
+    case 0: return launch_config<T, kFixed, 0>(pass, kConfigs[0], stream);
+    case 1: return launch_config<T, kFixed, 1>(pass, kConfigs[1], stream);
+    case 2: return launch_config<T, kFixed, 2>(pass, kConfigs[2], stream);
+    case 3: return launch_config<T, kFixed, 3>(pass, kConfigs[3], stream);
+    case 4: return launch_config<T, kFixed, 4>(pass, kConfigs[4], stream);
+  }
+}
+
+}  // namespace
+
+void sm80_sce_forward_pass(const Pass& pass, Type product, bool fixed_shift, int32_t config, void* stream) {
+  if (product == Type::kFloat16)
+    launch_type<Float16, false>(pass, config, stream);
+  else if (fixed_shift)
+    launch_type<BFloat16, true>(pass, config, stream);
+  else
+    launch_type<BFloat16, false>(pass, config, stream);
+}
+
+}  // namespace sce_fast

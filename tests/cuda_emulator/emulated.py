@@ -1,0 +1,168 @@
+"""Builds the CUDA kernels for the CPU and runs them there: `solve` as a backend of the loss, and `enqueue`."""
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import os
+import struct
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pybind11
+import torch
+from torch import Tensor
+
+from sce_fast import native_cuda
+from sce_fast.problem import Problem, Solution
+
+HERE = Path(__file__).parent
+KERNELS = HERE.parent.parent / "csrc" / "cuda"
+HOST_AND_KERNELS = ("sm80_sce_forward.cu", "sce_combine.cu", "sce_solve.cu", "enqueue.cu")
+FLAGS = ["-std=c++20", "-O1", "-fno-inline", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DSCE_FAST_EMULATED"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+# An H100's; the larger of two shapes of a kernel is taken where shared memory allows.
+MULTIPROCESSORS, SHARED_BYTES = 132, 227 << 10
+
+
+class EmulationError(Exception):
+    """What the emulator or a sanitizer has found."""
+
+
+def build(program: str, kernels: Path = KERNELS) -> Path:
+    """The executable of emulate.cpp or checks.cpp, kept from run to run as long as no source changes."""
+    sources = [HERE / "emulator.cpp", HERE / f"{program}.cpp"]
+    if program == "emulate":
+        sources[:0] = [kernels / name for name in HOST_AND_KERNELS]  # the one that takes longest first
+    return _built(program, sources, [*FLAGS, *SANITIZERS, f"-I{kernels}", f"-I{HERE}"], kernels)
+
+
+def load_module() -> Any:
+    """The extension module _cuda with its kernels emulated, not sanitized, in this process; tensors are on the CPU."""
+    sources = [*(KERNELS / name for name in HOST_AND_KERNELS), KERNELS / "bindings.cpp", HERE / "emulator.cpp"]
+    includes = [KERNELS, HERE, HERE / "runtime", pybind11.get_include(), sysconfig.get_paths()["include"]]
+    flags = [*FLAGS, "-fPIC", "-fvisibility=hidden", '-DSCE_FAST_ARCHITECTURES="emulated"', "-shared"]
+    path = _built("module", sources, [*flags, *(f"-I{folder}" for folder in includes)], KERNELS)
+    loader = importlib.machinery.ExtensionFileLoader("_cuda", str(path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("_cuda", loader))
+    loader.exec_module(module)
+    return module
+
+
+def _built(name: str, sources: list[Path], flags: list[str], kernels: Path) -> Path:
+    command = [os.environ.get("CXX", "g++"), *flags]
+    digest = hashlib.sha256(" ".join(command).encode())
+    headers = [*HERE.glob("**/*.h"), *kernels.glob("*.h"), *kernels.glob("*.cuh"), kernels.parent / "problem.h"]
+    for path in [*sorted(headers), *sources]:
+        digest.update(path.read_bytes())
+    folder = Path(tempfile.gettempdir()) / f"sce_fast_emulator_{os.getuid()}"
+    target = folder / f"{name}_{digest.hexdigest()[:16]}"
+    if target.exists():
+        return target
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as objects:
+
+        def compile_one(source: Path) -> str:
+            to = f"{objects}/{source.name}.o"
+            subprocess.run([*command, "-x", "c++", "-c", str(source), "-o", to], check=True)
+            return to
+
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            names = list(pool.map(compile_one, sources))
+        linked = f"{objects}/{name}"
+        subprocess.run([*command, *names, "-o", linked], check=True)
+        os.replace(linked, target)
+    return target
+
+
+def run(executable: Path, *arguments: object) -> str:
+    """What it prints; raises EmulationError with what it says when it fails."""
+    command = [executable, *map(str, arguments)]
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if result.returncode != 0:
+        raise EmulationError(f"{result.stderr.strip()[:4000]} (status {result.returncode})")
+    return result.stdout
+
+
+def _exchange(executable: Path, what: str, content: bytes, *arguments: object) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        given, result = Path(folder) / "input", Path(folder) / "output"
+        given.write_bytes(content)
+        run(executable, what, given, result, *arguments)
+        return result.read_bytes()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return bytes(tensor.contiguous().view(torch.uint8).numpy().tobytes()) if tensor.numel() else b""
+
+
+def _rows(tensor: Tensor | None) -> bytes:
+    """Type, number of rows, rows."""
+    if tensor is None:
+        return struct.pack("<qq", 0, 0)
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    return struct.pack("<qq", native_cuda.TYPES[tensor.dtype], len(rows)) + _bytes(rows)
+
+
+def _take(content: bytes, dtype: torch.dtype, *shape: int) -> tuple[Tensor, bytes]:
+    count = torch.Size(shape).numel() * dtype.itemsize
+    return torch.frombuffer(bytearray(content[:count]), dtype=dtype).view(shape), content[count:]
+
+
+def refuses(problem: Problem) -> str | None:
+    return native_cuda.refuses_inputs(problem)
+
+
+def solver(
+    seed: int = 0,
+    splits: int = 0,
+    multiprocessors: int = MULTIPROCESSORS,
+    shared_bytes: int = SHARED_BYTES,
+    executable: Path | None = None,
+) -> Callable[[Problem], Solution]:
+    """A backend's `solve`: blocks and threads run in the order of the seed, candidates are cut into `splits` parts.
+
+    With splits 0 the number is chosen as on a GPU of that many multiprocessors.
+    """
+
+    def solve(problem: Problem) -> Solution:
+        reason = refuses(problem)
+        assert reason is None, reason
+        views, batch, dim = problem.query.shape
+        key_views = len(problem.key)
+        scalars = (
+            (problem.temperature, problem.target_temperature, problem.coefficient)
+            if problem.scalars is None
+            else problem.scalars.tolist()
+        )
+        content = struct.pack(
+            "<11q3f", views, key_views, batch, dim, problem.row_offset,
+            0 if problem.batch_keys is None else len(problem.batch_keys), problem.same_views, problem.zero_logit,
+            problem.needs_target, problem.needs_gradient, problem.scalars is not None, *map(float, scalars),
+        )  # fmt: skip
+        content += b"".join(map(_rows, (problem.query, problem.key, problem.queue, problem.batch_keys)))
+        program = executable or build("emulate")
+        result = _exchange(program, "solve", content, seed, splits, multiprocessors, shared_bytes)
+        rows, result = _take(result, torch.float32, batch)
+        gradient = None
+        if problem.needs_gradient:
+            gradient, result = _take(result, problem.query.dtype, views, batch, dim)
+        entropy, result = _take(result, torch.float32, key_views, batch)
+        probability, result = _take(result, torch.float32, batch)
+        assert result == b""
+        return Solution(rows, gradient, entropy, probability)
+
+    return solve
+
+
+def enqueue(keys: Tensor, cursor: int, rows: Tensor, normalize: bool = False, seed: int = 0) -> tuple[Tensor, int]:
+    """The ring `keys` (K, D) and its cursor after `rows` (R, D)."""
+    content = struct.pack("<3q", keys.shape[1], normalize, cursor) + _rows(keys) + _rows(rows)
+    result = _exchange(build("emulate"), "enqueue", content, seed)
+    ring, rest = _take(result, keys.dtype, *keys.shape)
+    return ring, struct.unpack("<q", rest)[0]

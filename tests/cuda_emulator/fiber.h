@@ -1,0 +1,92 @@
+// A stack to run on, and the switch from one to another: a few instructions on x86-64 (ucontext asks the kernel for the
+// signal mask at every switch, which takes most of a run's time), ucontext elsewhere.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#else
+inline void __sanitizer_start_switch_fiber(void**, const void*, size_t) {}
+inline void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
+#endif
+#ifndef __x86_64__
+#include <ucontext.h>
+#endif
+
+#ifdef __x86_64__
+// Pushes what a function call must preserve, exchanges the stacks, pops.
+extern "C" void sce_fast_switch_stack(void** save, void* stack);
+asm(R"(
+.text
+.globl sce_fast_switch_stack
+.type sce_fast_switch_stack, @function
+sce_fast_switch_stack:
+  pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp
+  ret
+.size sce_fast_switch_stack, .-sce_fast_switch_stack
+)");
+#endif
+
+namespace sce_fast::emulator {
+
+class Fiber {
+ public:
+  Fiber() = default;  // the stack of whoever starts the others
+
+  // A fiber that runs `entry`, which never returns, once it is switched to.
+  explicit Fiber(void (*entry)()) : memory_(new char[kStackBytes]), bottom_(memory_.get()), size_(kStackBytes) {
+#ifdef __x86_64__
+    auto* top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(bottom_) + size_) & ~uintptr_t{15});
+    *--top = nullptr;  // where `entry` would return to; leaves the alignment of a call
+    *--top = reinterpret_cast<void*>(entry);
+    for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
+    stack_ = top;
+#else
+    getcontext(&context_);
+    context_.uc_stack.ss_sp = memory_.get();
+    context_.uc_stack.ss_size = size_;
+    makecontext(&context_, entry, 0);
+#endif
+  }
+
+  // Continues `to`; returns when someone switches back.
+  void switch_to(Fiber& to) {
+    __sanitizer_start_switch_fiber(&fake_stack_, to.bottom_, to.size_);
+    origin_ = this;
+#ifdef __x86_64__
+    sce_fast_switch_stack(&stack_, to.stack_);
+#else
+    swapcontext(&context_, &to.context_);
+#endif
+    arrived(fake_stack_);
+  }
+
+  // To be called first in `entry`.
+  static void entered() { arrived(nullptr); }
+
+ private:
+  static constexpr size_t kStackBytes = 256 << 10;
+
+  // Tells the sanitizer where it is now, and learns from it the bounds of the stack it came from.
+  static void arrived(void* fake_stack) {
+    __sanitizer_finish_switch_fiber(fake_stack, &origin_->bottom_, &origin_->size_);
+  }
+
+  static inline Fiber* origin_ = nullptr;
+  std::unique_ptr<char[]> memory_;
+  const void* bottom_ = nullptr;
+  size_t size_ = 0;
+  void* fake_stack_ = nullptr;
+#ifdef __x86_64__
+  void* stack_ = nullptr;
+#else
+  ucontext_t context_{};
+#endif
+};
+
+}  // namespace sce_fast::emulator

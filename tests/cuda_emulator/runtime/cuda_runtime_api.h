@@ -1,0 +1,21 @@
+// What csrc/cuda/bindings.cpp asks the CUDA runtime, answered for the emulator: one device, an H100 in sizes.
+#pragma once
+
+#define CUDART_VERSION 13000
+
+using cudaError_t = int;
+constexpr cudaError_t cudaSuccess = 0;
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+
+inline int& emulated_device() {
+  static int device = 0;
+  return device;
+}
+inline cudaError_t cudaGetDevice(int* device) { return *device = emulated_device(), cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) { return emulated_device() = device, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 132 : 227 << 10;
+  return cudaSuccess;
+}
+inline const char* cudaGetErrorName(cudaError_t) { return "none"; }
+inline const char* cudaGetErrorString(cudaError_t) { return "none"; }
