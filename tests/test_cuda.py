@@ -99,10 +99,10 @@ def weight_rounding(problem, dtype):
     softmax_alone = dataclasses.replace(problem, coefficient=0.0, zero_logit=False)
     for v, u in terms:
         candidates, own_column = reference._candidates(problem, u)
-        of_key = reference.logits(problem.key[u], candidates, torch.float64)
+        of_key = reference.product(problem.key[u], candidates.T, torch.float64)
         others = reference.target(of_key, own_column, problem).others  # (N, C), sums to (1 − λ)(1 − s₀)
         share = reference.target(of_key, own_column, softmax_alone).others  # (N, C), sums to 1
-        of_query = reference.logits(problem.query[v], candidates, torch.float64)
+        of_query = reference.product(problem.query[v], candidates.T, torch.float64)
 
         def spread(weights, products, temperature, share=share):
             logits = products / temperature
