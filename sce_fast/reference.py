@@ -33,7 +33,7 @@ def _solve(problem: Problem, product_dtype: torch.dtype) -> Solution:
     key = problem.key.to(compute)  # (U, N, D)
     targets, candidates, own_columns = [], [], []
     for u in range(len(key)):
-        candidate, own_column = _candidates(problem, u)
+        candidate, own_column = candidates_of(problem, u)
         candidates.append(candidate)
         own_columns.append(own_column)
         targets.append(target(product(key[u], candidate.T, product_dtype), own_column, problem))
@@ -62,7 +62,7 @@ def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     return (a.to(dtype) @ b.to(dtype)).to(a.dtype)
 
 
-def _candidates(problem: Problem, u: int) -> tuple[Tensor, Tensor | None]:
+def candidates_of(problem: Problem, u: int) -> tuple[Tensor, Tensor | None]:
     """The candidates (C, D) of key view u, and the column (N,) at which a row must not see itself."""
     parts, own_column = [], None
     if problem.batch_keys is not None:
@@ -74,14 +74,14 @@ def _candidates(problem: Problem, u: int) -> tuple[Tensor, Tensor | None]:
     return torch.cat([part.to(problem.compute_dtype) for part in parts]), own_column
 
 
-def _without_own(logits: Tensor, own_column: Tensor | None) -> Tensor:
+def without_own(logits: Tensor, own_column: Tensor | None) -> Tensor:
     """The logits (N, C) with −∞ where a row meets its own key again."""
     return logits if own_column is None else logits.scatter(1, own_column[:, None], float("-inf"))
 
 
 def target(products: Tensor, own_column: Tensor | None, problem: Problem) -> Target:
     """λ on the own key, 1 − λ spread over the candidates: w₂ of the paper (WACV 2023, section 3.2)."""
-    logits = _without_own(products / problem.target_temperature, own_column)  # (N, C)
+    logits = without_own(products / problem.target_temperature, own_column)  # (N, C)
     similarity = logits.softmax(1)
     entropy = logits.logsumexp(1) - (similarity * logits.where(similarity > 0, 0)).sum(1)
     if problem.zero_logit:
@@ -103,7 +103,7 @@ def cross_entropy(
     The own key stands in the denominator of p₁, and p₁ − w₂ is the derivative by the logits.
     """
     own = (query * key).sum(1) / problem.temperature  # (N,)
-    others = _without_own(products / problem.temperature, own_column)  # (N, C)
+    others = without_own(products / problem.temperature, own_column)  # (N, C)
     log_partition = torch.cat([own[:, None], others], 1).logsumexp(1)
     # the −∞ of the own column meets a target of 0, and 0 · ∞ would be NaN
     expected = (target.others * (others if own_column is None else others.scatter(1, own_column[:, None], 0))).sum(1)

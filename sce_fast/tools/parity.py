@@ -18,19 +18,18 @@ from sce_fast.benchmarks.record import machine, write_record
 from sce_fast.log import progress_bar
 from sce_fast.problem import Problem, Solution, check_choice, checked_problem
 from sce_fast.rows import unit_rows
+from sce_fast.tools.weight_rounding import weight_rounding
 
 Kind = Literal["random", "clustered", "converged"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Dtype = Literal["float32", "bfloat16", "float16"]
 MatmulPrecision = Literal["highest", "high", "medium"]
-# A fast path may be off by twice what plain PyTorch is off, plus this: what rounding of sums and of the result itself
-# allows, as a share of the largest logit 1/τ (a loss row, a gradient entry), and of the largest gradient entry.
-# Where products are in 16 bits the weights that average the candidates are rounded too, by up to 2⁻⁸ or 2⁻¹¹, and a
-# mean logit moves by no more than that share of the logits' spread: an eighth of it is allowed for.
-LOSS_FLOOR = {torch.float32: 1e-6, torch.bfloat16: 2**-11, torch.float16: 2**-14}
-GRADIENT_FLOOR = {torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}
+# A fast path may be off by twice what plain PyTorch is off, plus what rounded weights do (weight_rounding.py), plus
+# this: what rounding of sums and of the result itself allows, as a share of the largest logit 1/τ (a loss row, a
+# gradient entry), and of the largest gradient entry.
+LOSS_FLOOR = GRADIENT_FLOOR = 1e-6
 # Of the statistics: an entropy is the difference of a log-sum and a mean logit, each rounded at the size of 1/τ_m.
-ENTROPY_FLOOR = {torch.float32: 4e-6, torch.bfloat16: 2**-11, torch.float16: 2**-14}
+ENTROPY_FLOOR = 4e-6
 PROBABILITY_FLOOR = 1e-6
 GRADIENT_ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
@@ -149,21 +148,25 @@ def compare(backend: str, inputs: Inputs, product_dtype: torch.dtype | None = No
     candidates = inputs.queue if inputs.queue is not None else inputs.batch_keys
     assert candidates is not None
     dtype = product_dtype or candidates.dtype
-    exact = reference.solve(_problem(inputs.to(torch.float64, inputs.query.device), settings))
+    exact_problem = _problem(inputs.to(torch.float64, inputs.query.device), settings)
+    exact, weights = reference.solve(exact_problem), weight_rounding(exact_problem, dtype)
     problem = _problem(inputs, settings)
     plain = reference.solve(problem, dtype)
     solution = BACKENDS[backend].solve(problem)
     scale = 1 / min(float(problem.temperature), float(problem.target_temperature))
-    rounding = GRADIENT_ROUNDING[problem.query.dtype] * float(_gradient(exact).abs().max())
+    floor = GRADIENT_FLOOR * scale + GRADIENT_ROUNDING[problem.query.dtype] * float(_gradient(exact).abs().max())
 
     def error(values: Tensor, plain: Tensor, exact: Tensor, floor: float) -> Error:
         plain_error = _largest(plain, exact)
         return Error(_largest(values, exact), plain_error, 2 * plain_error + floor)
 
     return Parity(
-        loss=error(solution.rows, plain.rows, exact.rows, LOSS_FLOOR[dtype] * scale),
+        loss=error(solution.rows, plain.rows, exact.rows, LOSS_FLOOR * scale + weights.loss),
         gradient=error(
-            _gradient(solution), _gradient(plain), _gradient(exact), GRADIENT_FLOOR[dtype] * scale + rounding
+            _gradient(solution),
+            _gradient(plain),
+            _gradient(exact),
+            GRADIENT_FLOOR * scale + rounding + weights.gradient,
         ),
         positive_probability=error(
             solution.positive_probability,
@@ -172,7 +175,7 @@ def compare(backend: str, inputs: Inputs, product_dtype: torch.dtype | None = No
             PROBABILITY_FLOOR * scale,
         ),
         target_entropy=error(
-            solution.target_entropy, plain.target_entropy, exact.target_entropy, ENTROPY_FLOOR[dtype] * scale
+            solution.target_entropy, plain.target_entropy, exact.target_entropy, ENTROPY_FLOOR * scale + weights.entropy
         )
         if problem.needs_target
         else None,
