@@ -56,6 +56,7 @@ def ninja_file(nvcc: str, folder: str, target: str) -> str:
 
     objects = {path(f"{folder}/{name}.o"): path((CUDA_FOLDER / name).resolve()) for name in CUDA_SOURCES}
     lines = [
+        f"builddir = {path(folder)}",
         "rule compile",
         f'  command = "{nvcc}" {" ".join(flags)} -MD -MF $out.d -c $in -o $out',
         "  depfile = $out.d",
