@@ -154,7 +154,8 @@ def compare(backend: str, inputs: Inputs, product_dtype: torch.dtype | None = No
     plain = reference.solve(problem, dtype)
     solution = BACKENDS[backend].solve(problem)
     scale = 1 / min(float(problem.temperature), float(problem.target_temperature))
-    floor = GRADIENT_FLOOR * scale + GRADIENT_ROUNDING[problem.query.dtype] * float(_gradient(exact).abs().max())
+    result_rounding = GRADIENT_ROUNDING[problem.query.dtype] * float(_gradient(exact).abs().max())
+    gradient_floor = GRADIENT_FLOOR * scale + result_rounding
 
     def error(values: Tensor, plain: Tensor, exact: Tensor, floor: float) -> Error:
         plain_error = _largest(plain, exact)
@@ -166,7 +167,7 @@ def compare(backend: str, inputs: Inputs, product_dtype: torch.dtype | None = No
             _gradient(solution),
             _gradient(plain),
             _gradient(exact),
-            GRADIENT_FLOOR * scale + rounding + weights.gradient,
+            gradient_floor + weights.gradient,
         ),
         positive_probability=error(
             solution.positive_probability,
