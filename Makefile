@@ -43,4 +43,4 @@ venv: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info sce_fast/_cpu*.so
+	rm -rf .venv build *.egg-info sce_fast/_cpu*.so sce_fast/_cuda*.so

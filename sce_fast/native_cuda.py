@@ -23,6 +23,11 @@ LARGEST_DIM, DIM_STEP = 256, 16
 ALIGNMENT = 16  # bytes, of what one asynchronous copy moves
 
 
+def architectures() -> str:
+    """What the built kernels are compiled for."""
+    return str(_cuda.architectures)
+
+
 def refuses(problem: Problem) -> str | None:
     """Why the kernels cannot serve these inputs, or None."""
     if _cuda is None:

@@ -5,7 +5,7 @@ import platform
 
 import torch
 
-from sce_fast import native
+from sce_fast import native, native_cuda
 from sce_fast.backends import BACKENDS
 from sce_fast.problem import DTYPES, Problem
 
@@ -16,7 +16,7 @@ PACKAGES = {
     "safetensors": "checkpoints and feature files",
     "scikit-learn": "the demo and the linear probe",
     "matplotlib": "pictures",
-    "triton": "kernels on a GPU, which are to come",
+    "triton": "kernels on a GPU",
 }
 
 
@@ -38,10 +38,15 @@ def report() -> str:
         for dtype, brgemm in native.BRGEMM.items():
             how = "by ATen's brgemm" if brgemm else "by plain loops" if dtype == torch.float32 else "widened to float32"
             lines.append(f"  tiles of {str(dtype).removeprefix('torch.')} are multiplied {how}")
+    lines += ["", "GPU kernels (loss and enqueue)"]
+    lines.append("  Triton: compiled at the first call for compute capability 8.0 and later")
+    lines.append(f"  CUDA C++: {_cuda_build()}")
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for device in devices:
         lines += ["", f"Backends of the loss on {device}, fastest first ('auto' takes the first that serves)"]
         lines += [f"  {name:<12}{_service(name, device)}" for name in BACKENDS]
+        by_name = [name for name, backend in BACKENDS.items() if not backend.automatic]
+        lines.append(f"  by name only, until run on a GPU: {', '.join(by_name)}")
     return "\n".join(lines)
 
 
@@ -50,6 +55,12 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _cuda_build() -> str:
+    if native_cuda.MISSING:
+        return f"not built: {native_cuda.MISSING}; {native_cuda.REMEDY}"
+    return f"built for {native_cuda.architectures()} (compute_: PTX for later GPUs)"
 
 
 def _service(name: str, device: str) -> str:
