@@ -21,7 +21,7 @@ constexpr int64_t kRowBlock = 128;
 // Sizes alone decide about both, and so about the bits of the sums. Slices are few enough for their outputs to stay
 // within this many bytes, whatever K; tasks are many enough for many cores.
 constexpr int64_t kWorkspaceBytes = 32 << 20;
-constexpr int64_t kMostSlices = 48, kTasks = 96, kBandBlocks = 8;
+constexpr int64_t kMostSlices = 16, kTasks = 64, kBandBlocks = 8;
 // After so many tiles what they add up to is added to the slice's total, lest small terms drown in a long sum.
 constexpr int64_t kChunkTiles = 64;
 
