@@ -59,7 +59,7 @@ class ModelConfig:
     backbone: str = "resnet50"
     """resnet18, resnet34, resnet50, or timm:NAME."""
     width: int = 64
-    """Channels of a ResNet's first stage."""
+    """Channels of a ResNet's first stage, a multiple of 8."""
     small_input: bool = False
     """3×3 stem without pooling, for images of about 32 pixels."""
     projector_hidden: tuple[int, ...] = (4096, 4096)
@@ -81,7 +81,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(self.dim >= 1, "model.dim", self.dim, "at least 1")
-        _require(self.width >= 1, "model.width", self.width, "at least 1")
+        # oneDNN's 1×1 convolutions for AVX2 never return from a backward pass over fewer channels, stored channels-last
+        _require(self.width >= 8 and self.width % 8 == 0, "model.width", self.width, "a positive multiple of 8")
         _require(self.predictor_hidden >= 0, "model.predictor_hidden", self.predictor_hidden, "at least 0")
         _require(0 <= self.momentum <= 1, "model.momentum", self.momentum, "a number in [0, 1]")
         _require(not self.symmetric or self.key_views >= 2, "model.key_views", self.key_views, "at least 2")

@@ -88,7 +88,7 @@ def test_a_missing_extra_is_named(capsys, monkeypatch):
 def test_train_and_embed_a_folder(capsys, tmp_path, photo_folder):
     settings = {
         "--data": photo_folder, "--out": tmp_path / "run", "--epochs": 1, "--batch-size": 8, "--device": "cpu",
-        "--views.sizes": 32, "--model.backbone": "resnet18", "--model.width": 4, "--model.projector-hidden": 16,
+        "--views.sizes": 32, "--model.backbone": "resnet18", "--model.width": 8, "--model.projector-hidden": 16,
         "--model.dim": 8, "--model.predictor-hidden": 16, "--loss.queue": 64, "--optimizer.warmup-epochs": 0,
     }  # fmt: skip
     main(["train", "folder", *(str(word) for pair in settings.items() for word in pair)])

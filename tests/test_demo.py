@@ -59,10 +59,10 @@ def test_a_short_demo_writes_everything(digits, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "after SCE pretraining" in printed
     assert f"{summary['knn_top1']:.3f}" in printed
-    # The trainer's own evaluations agree with the table's.
+    # The trainer's own evaluations agree with the table's, up to images at a tie: the one network is channels-last.
     knn = [json.loads(line)["top1"] for line in (run / "log.jsonl").open() if '"knn"' in line]
-    assert knn[0] == summary["knn_top1_untrained"]
-    assert knn[-1] == summary["knn_top1"]
+    assert knn[0] == pytest.approx(summary["knn_top1_untrained"], abs=2 / 359)
+    assert knn[-1] == pytest.approx(summary["knn_top1"], abs=2 / 359)
 
     # Without its summary the demo counts as interrupted and is completed, with the same result.
     (run / "summary.json").unlink()

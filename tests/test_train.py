@@ -41,7 +41,7 @@ def small_config(data: Path, out: Path, **changes) -> TrainConfig:
         log_every=1,
         views=ViewsConfig(names=("alpha", "beta"), sizes=(32,)),
         model=ModelConfig(
-            backbone="resnet18", width=4, small_input=True, projector_hidden=(16,), dim=8, predictor_hidden=16
+            backbone="resnet18", width=8, small_input=True, projector_hidden=(16,), dim=8, predictor_hidden=16
         ),
         loss=LossConfig(queue=40),
         optimizer=OptimizerConfig(warmup_epochs=1),
@@ -123,7 +123,7 @@ def test_sgd_and_asymmetric_views_resume_too(photo_folder, tmp_path):
     changes = dict(
         optimizer=OptimizerConfig(name="sgd", warmup_epochs=0, weight_decay=5e-4),
         model=ModelConfig(
-            backbone="resnet18", width=4, projector_hidden=(16,), dim=8, projector_norm="hidden", symmetric=False,
+            backbone="resnet18", width=8, projector_hidden=(16,), dim=8, projector_norm="hidden", symmetric=False,
             predictor_hidden=0, momentum_schedule="constant",
         ),
         checkpoint_every=4,
@@ -218,7 +218,7 @@ def test_labels_never_reach_training(photo_folder, tmp_path):
 def test_embed_writes_features_with_names(undisturbed, photo_folder):
     path = embed(undisturbed, photo_folder)
     saved = load_features(path)
-    assert saved.features.shape == (24, 32)
+    assert saved.features.shape == (24, 64)
     assert saved.names[0] == "flower/001.jpg"
     assert saved.labels.tolist() == [0] * 12 + [1] * 12
     assert saved.classes == ["flower", "temple"]
@@ -230,7 +230,7 @@ def test_embed_writes_features_with_names(undisturbed, photo_folder):
 
 def test_backbone_of_a_run_loads_alone(undisturbed):
     backbone, config = load_backbone(undisturbed)
-    assert config.model.width == 4
+    assert config.model.width == 8
     tensors = final_tensors(undisturbed)
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, tensors[f"model.backbone.{name}"])
@@ -287,6 +287,7 @@ def test_recipes_are_valid_and_survive_json(name, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda c: dataclasses.replace(c.model, width=4), "model.width=4: expected a positive multiple of 8"),
         (lambda c: dataclasses.replace(c, batch_size=0), "batch_size=0: expected at least 1"),
         (lambda c: dataclasses.replace(c, loss=LossConfig(queue=15)), "loss.queue=15: expected at least the 16 keys"),
         (lambda c: dataclasses.replace(c, epochs=1, optimizer=OptimizerConfig(warmup_epochs=2)), "warmup_epochs=2"),
