@@ -211,6 +211,7 @@ def test_a_benchmark_runs_as_a_module(tmp_path):
     assert json.loads(out.read_text())["machine"]["command"].startswith("python -m benchmarks.overhead --calls 1")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the CPU kernels are not built")
 def test_bench_loader_measures_and_records(tmp_path, capsys):
     ratios = loader.main(images=16, batch_size=4, batches=1, rounds=1, out=tmp_path / "loader.json")

@@ -44,6 +44,7 @@ def test_digits_are_written_once_and_always_the_same(digits, tmp_path):
         assert path.read_bytes() == (tmp_path / "digits" / path.relative_to(digits)).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_short_demo_writes_everything(digits, tmp_path, capsys):
     run = tmp_path / "run"
     summary = run_demo(data=digits, out=run, epochs=2)

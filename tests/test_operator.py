@@ -165,6 +165,7 @@ def _step_on_rank(rank, ranks, store, results):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_compute_the_gradient_of_one(tmp_path):
     for ranks in (1, 2):
         mp.spawn(_step_on_rank, args=(ranks, tmp_path / f"store{ranks}", tmp_path), nprocs=ranks)

@@ -110,6 +110,7 @@ def test_parity_at_the_dims_of_the_table(dtype, d):
     assert compare("triton", inputs.to(dtype)).holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shared", "with_queue", "tau"), [(True, True, 0.1), (False, False, 0.01), (False, True, 0.1)])
 def test_own_keys_are_masked_in_every_block(small_blocks, shared, with_queue, tau):
     """The real keys stand among the batch keys, so that a mask in the wrong place shows; view 3 has no own view."""
