@@ -4,15 +4,17 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sce_fast.files import flush
+from sce_fast.files import flush, printable
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
@@ -36,18 +38,42 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     """
     final = folder / f"step_{step:08d}"
     temporary = folder / f".writing_{step:08d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / TENSORS)
-    (temporary / STATE).write_text(json.dumps({**state, "step": step}, indent=1))
-    for path in (temporary / TENSORS, temporary / STATE, temporary):
-        flush(path)
-    _remove(final)  # of an earlier try at this step; there are older ones should this be the moment of a kill
-    os.replace(temporary, final)
-    flush(folder)
+    try:
+        remove_unfinished(folder)
+        temporary.mkdir(parents=True)
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / TENSORS)
+        (temporary / STATE).write_text(json.dumps({**state, "step": step}, indent=1))
+        for path in (temporary / TENSORS, temporary / STATE, temporary):
+            flush(path)
+        _remove(final)  # of an earlier try at this step; there are older ones should this be the moment of a kill
+        os.replace(temporary, final)
+        flush(folder)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):  # half a checkpoint would only take the room that is wanting
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(_what_is_left(folder, step, error)) from error
     for old in checkpoints(folder)[:-keep]:
         _remove(old)
     return final
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a killed process was still writing, or removing."""
+    for pattern in (".writing_*", ".removing_*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _what_is_left(folder: Path, step: int, error: Exception) -> str:
+    try:
+        whole = checkpoints(folder)
+    except OSError:
+        whole = []
+    left = f"the last whole checkpoint is {whole[-1].name}" if whole else "there is no earlier checkpoint"
+    return (
+        f"the checkpoint of step {step} could not be written to {printable(folder)}: {error}; {left}; make room or "
+        "mend the folder, then go on with --resume"
+    )
 
 
 def _remove(checkpoint: Path) -> None:
@@ -79,7 +105,6 @@ def collect(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) 
         for key, t in entries.items():
             if isinstance(t, Tensor):
                 tensors[f"optimizer.{parameter}.{key}"] = t
-    tensors["random.cpu"] = torch.get_rng_state()
     return tensors
 
 
@@ -96,7 +121,20 @@ def restore(checkpoint: Checkpoint, modules: Mapping[str, nn.Module], optimizer:
         parameter, entry = key.split(".", 1)
         entries.setdefault(int(parameter), {})[entry] = t
     optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
-    torch.set_rng_state(checkpoint.tensors["random.cpu"])
+
+
+def random_state(device: torch.device) -> Tensor:
+    """(n,) uint8 on the CPU: torch's random numbers on the CPU, and behind them those of a GPU."""
+    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+    return torch.cat(states)
+
+
+def restore_random_state(state: Tensor, device: torch.device) -> None:
+    """Puts back what `random_state` gave on the same kind of device."""
+    length = len(torch.get_rng_state())
+    torch.set_rng_state(state[:length])
+    if device.type == "cuda" and len(state) > length:
+        torch.cuda.set_rng_state(state[length:], device)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

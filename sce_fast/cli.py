@@ -48,6 +48,8 @@ def train(arguments: list[str]) -> None:
     from sce_fast.train import train
 
     summary = train(config)
+    if int(os.environ.get("RANK", 0)) > 0:
+        return
     print(f"{summary.steps} steps at {summary.images_per_second} images/s, final loss {summary.final_loss:.4f}")
     out = printable(config.out)
     print(f"In {out}: next, sce-fast embed {out} DIR or sce-fast report {out}")

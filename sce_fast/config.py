@@ -78,6 +78,11 @@ class ModelConfig:
     """m of the momentum encoder's update, at the first step."""
     momentum_schedule: Literal["constant", "cosine"] = "cosine"
     """cosine raises m to 1 at the last step."""
+    batch_norm: Literal["local", "sync", "shuffle"] = "local"
+    """Rows that a statistic is made of: this rank's, all ranks' (the papers' ImageNet), or, for the momentum encoder's
+    convolutions, groups of shuffled rows (their CIFAR10)."""
+    batch_norm_groups: int = 8
+    """Groups of the global batch with shuffle: what the published batch had GPUs."""
 
     def __post_init__(self) -> None:
         _require(self.dim >= 1, "model.dim", self.dim, "at least 1")
@@ -86,6 +91,7 @@ class ModelConfig:
         _require(self.predictor_hidden >= 0, "model.predictor_hidden", self.predictor_hidden, "at least 0")
         _require(0 <= self.momentum <= 1, "model.momentum", self.momentum, "a number in [0, 1]")
         _require(not self.symmetric or self.key_views >= 2, "model.key_views", self.key_views, "at least 2")
+        _require(self.batch_norm_groups >= 1, "model.batch_norm_groups", self.batch_norm_groups, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +108,8 @@ class LossConfig:
     """excluded is the paper's target, zero_logit what the official code computes."""
     queue: int = 65536
     """K, the number of past keys."""
+    queue_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the stored keys; 16 bits halve the queue's memory and the loss's traffic."""
     backend: str = "auto"
     """Implementation of the loss; auto takes the fastest there is."""
 
@@ -128,9 +136,11 @@ class OptimizerConfig:
     """L2 penalty."""
     warmup_epochs: float = 10
     """Epochs of linear warm-up from 0; the cosine to 0 follows."""
+    clip_norm: float = 0
+    """Largest norm of all gradients together; 0 for no clipping."""
 
     def __post_init__(self) -> None:
-        for name in ("base_learning_rate", "momentum", "weight_decay", "warmup_epochs"):
+        for name in ("base_learning_rate", "momentum", "weight_decay", "warmup_epochs", "clip_norm"):
             _require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "at least 0")
 
 
@@ -169,13 +179,19 @@ class TrainConfig:
     epochs: int = 100
     """Passes over the images."""
     batch_size: int = 256
-    """Images of a step."""
+    """Images of an optimizer step, over all ranks."""
+    accumulation: int = 1
+    """Parts of a batch that go through the networks one after another, where the whole needs too much memory."""
+    precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Of the networks: 16 bits by autocast, float16 with a loss scale; float64 throughout, to check numbers."""
+    compile: bool = False
+    """torch.compile the networks."""
     seed: int = 42
     """Of weights, order and augmentations."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU when there is one."""
-    loader_threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """CPU threads that decode and augment, by default one for each core; pixels do not depend on it."""
+    loader_threads: int = field(default_factory=lambda: default_loader_threads())
+    """CPU threads of a rank that decode and augment, by default one for each core; pixels do not depend on it."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder."""
     checkpoint_every: int = 1000
@@ -191,8 +207,10 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "loader_threads", "checkpoint_every", "keep_checkpoints", "log_every"):
+        counts = ("epochs", "batch_size", "accumulation", "loader_threads")
+        for name in (*counts, "checkpoint_every", "keep_checkpoints", "log_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        self.rank_batch(1)
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
         keys = self.batch_size * (self.model.key_views if self.model.symmetric else 1)
         _require(self.loss.queue >= keys, "loss.queue", self.loss.queue, f"at least the {keys} keys of one step")
@@ -207,11 +225,27 @@ class TrainConfig:
         """The peak rate: the base rate times batch / 256."""
         return self.optimizer.base_learning_rate * self.batch_size / 256
 
+    def rank_batch(self, ranks: int) -> int:
+        """Images that go through the networks of one rank at a time.
+
+        Raises:
+            ValueError: the batch cannot be cut into that many equal parts.
+        """
+        parts = ranks * self.accumulation
+        expected = f"a multiple of ranks={ranks} · accumulation={self.accumulation}"
+        _require(self.batch_size % parts == 0, "batch_size", self.batch_size, expected)
+        return self.batch_size // parts
+
     def evaluation_view(self) -> EvaluationView:
         """What features are made of: by default the size of the largest view."""
         crop = self.evaluation.crop or max(self.views.sizes)
         resize = self.evaluation.resize or round(crop * 8 / 7)
         return EvaluationView(resize=resize, crop=crop, mean=self.views.mean, std=self.views.std)
+
+
+def default_loader_threads() -> int:
+    """This rank's share of the machine's cores."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def to_json(config: Any) -> Any:

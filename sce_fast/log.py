@@ -2,24 +2,33 @@
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from sce_fast.files import write_atomically
+from sce_fast.files import printable, write_atomically
 
+LOG = "log.jsonl"
 PLAIN_LINE_SECONDS = 10.0
 
 
-def progress_bar(total: int, description: str, *, initial: int = 0, unit: str = "step") -> tqdm:
-    """A bar on a terminal; elsewhere (files, CI) a plain line every few seconds."""
+def progress_bar(total: int, description: str, *, initial: int = 0, unit: str = "step", silent: bool = False) -> tqdm:
+    """A bar on a terminal; elsewhere (files, CI) a plain line every few seconds; nothing when silent."""
+    if silent:
+        return tqdm(total=total, initial=initial, disable=True)
     if sys.stderr.isatty():
         return tqdm(total=total, initial=initial, desc=description, unit=unit, dynamic_ncols=True, mininterval=0.5)
     line = f"{{desc}}: {unit} {{n_fmt}}/{{total_fmt}} [{{elapsed}}<{{remaining}}{{postfix}}]"
     return tqdm(
         total=total, initial=initial, desc=description, mininterval=PLAIN_LINE_SECONDS, file=_Lines(), bar_format=line
     )
+
+
+def say(text: str) -> None:
+    """A line on standard error, above a bar that is drawn there."""
+    tqdm.write(text, file=sys.stderr)
 
 
 class _Lines:
@@ -38,26 +47,62 @@ class _Lines:
         sys.stderr.flush()
 
 
-class JsonLog:
-    """Appends events to a file, one JSON object a line.
+class RunLog:
+    """Events of a run: one JSON object a line in FOLDER/log.jsonl, and curves where TensorBoard is installed.
 
     Args:
-        path: the file.
-        until_step: on resuming, lines of later steps are dropped, so that the log reads as if never interrupted.
+        folder: run folder.
+        resumed_at: step of the checkpoint that the run goes on from; what was written behind it is dropped, so that the
+            log reads as if never interrupted.
+        silent: writes nothing: all ranks but the first.
+
+    Raises:
+        OSError: the folder cannot be written, on making it and on every event; the file is named.
     """
 
-    def __init__(self, path: Path, until_step: int | None = None) -> None:
+    def __init__(self, folder: Path, *, resumed_at: int | None = None, silent: bool = False) -> None:
+        self._path = folder / LOG
+        self._file: TextIO | None = None
+        self._curves: Any = None
+        if silent:
+            return
         kept = []
-        if until_step is not None and path.exists():
-            kept = [line for line in read_log(path) if line["step"] <= until_step]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a", buffering=1)
+        if resumed_at is not None and self._path.exists():
+            kept = [line for line in read_log(self._path) if _is_before(line, resumed_at)]
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self._path.open("a", buffering=1)
+        self._curves = _tensorboard(folder, resumed_at)
 
     def write(self, event: str, step: int, **values: Any) -> None:
-        self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+        except OSError as error:
+            raise OSError(f"{printable(self._path)} could not be written: {error}; go on with --resume") from error
+        if self._curves is not None:
+            for name, value in values.items():
+                self._curves.add_scalar(f"{event}/{name}", value, step)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what a full disk did not take has been told of by write
+            if self._file is not None:
+                self._file.close()
+            if self._curves is not None:
+                self._curves.close()
+
+
+def _is_before(line: dict[str, Any], resumed_at: int) -> bool:
+    """An evaluation follows the checkpoint of its step, and is done again."""
+    return line["step"] < resumed_at or (line["step"] == resumed_at and line["event"] == "train")
+
+
+def _tensorboard(folder: Path, resumed_at: int | None) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(folder / "tensorboard", purge_step=None if resumed_at is None else resumed_at + 1)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from sce_fast.backbones import build_backbone
+from sce_fast.batch_norm import grouped, synchronized
 from sce_fast.config import ModelConfig
+from sce_fast.distributed import gather_rows, own_rows
 from sce_fast.heads import predictor, projector
+from sce_fast.optim import unless
 from sce_fast.rows import unit_rows
 
 
@@ -55,17 +58,22 @@ class SCE(nn.Module):
         self.symmetric = symmetric
         self.key_views = key_views if symmetric else 1
 
-    def forward(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, views: list[Tensor], shuffles: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Views, each (N, C, H, W) and of any size, → query and key with unit rows in float32 or wider.
 
         Symmetric: query (V, N, D), key (U, N, D) with U = key_views, view v of both being the same images.
         Asymmetric: query (V−1, N, D) from all views but the first, key (N, D) from the first.
+
+        Args:
+            shuffles: for each key view an order (W·N,) of all ranks' rows, in which the momentum encoder sees them; the
+                same on all ranks.
         """
         needed = max(self.key_views, 2)
         if len(views) < needed:
             raise ValueError(f"{len(views)} views, expected at least {needed}")
         # One pass a view, so that each has batch statistics of its own.
-        key = torch.stack([self.encode_key(view) for view in views[: self.key_views]])
+        key_seen = views[: self.key_views]
+        key = torch.stack([self.encode_key(v, shuffles[u] if shuffles else None) for u, v in enumerate(key_seen)])
         query = torch.stack([self.encode_query(view) for view in (views if self.symmetric else views[1:])])
         return query, key if self.symmetric else key[0]
 
@@ -75,25 +83,51 @@ class SCE(nn.Module):
         return unit_rows(projection if self.predictor is None else self.predictor(projection))
 
     @torch.no_grad()
-    def encode_key(self, view: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, D): the momentum encoder."""
-        return unit_rows(self.momentum_projector(self.momentum_backbone(view)))
+    def encode_key(self, view: Tensor, shuffle: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) → (N, D): the momentum encoder; with shuffle (W·N,) on rows that changed places over all ranks.
+
+        So a key's batch statistics come from other rows than its query's (He et al., CVPR 2020, section 3.3).
+        """
+        if shuffle is None:
+            return unit_rows(self.momentum_projector(self.momentum_backbone(view)))
+        key = self.encode_key(own_rows(gather_rows(view)[shuffle]))
+        return own_rows(gather_rows(key)[shuffle.argsort()])
 
     @torch.no_grad()
-    def update_momentum(self, momentum: float) -> None:
-        """θ_m ← m · θ_m + (1 − m) · θ for every parameter; buffers stay."""
+    def update_momentum(self, momentum: float, *, skip: Tensor | None = None) -> None:
+        """θ_m ← m · θ_m + (1 − m) · θ for every parameter; buffers stay. With skip () bool true nothing changes."""
         student: list[Tensor] = [*self.backbone.parameters(), *self.projector.parameters()]
         teacher: list[Tensor] = [*self.momentum_backbone.parameters(), *self.momentum_projector.parameters()]
-        torch._foreach_lerp_(teacher, student, 1 - momentum)
+        skip = teacher[0].new_zeros((), dtype=torch.bool) if skip is None else skip
+        torch._foreach_mul_(teacher, unless(skip, momentum, 1.0, teacher[0]))
+        torch._foreach_add_(teacher, torch._foreach_mul(student, unless(skip, 1 - momentum, 0.0, teacher[0])))
 
 
-def build_model(config: ModelConfig) -> SCE:
-    """The model of a config, with fresh weights from torch's current random state."""
+def build_model(config: ModelConfig, *, ranks: int = 1, device: torch.device | None = None) -> SCE:
+    """The model of a config, with fresh weights from torch's current random state.
+
+    Args:
+        ranks: that share a batch.
+        device: where it goes; by default it stays on the CPU.
+
+    Raises:
+        ValueError: the groups of the config's batch normalisation cannot be shared equally among the ranks.
+    """
+    device = device or torch.device("cpu")
     backbone = build_backbone(config.backbone, width=config.width, small_input=config.small_input)
-    return SCE(
+    model = SCE(
         backbone,
         projector(cast(int, backbone.dim), config.projector_hidden, config.dim, norm=config.projector_norm),
         predictor(config.dim, config.predictor_hidden) if config.predictor_hidden else None,
         symmetric=config.symmetric,
         key_views=config.key_views,
     )
+    if config.batch_norm == "sync" and ranks > 1:
+        synchronized(model, device)
+    if config.batch_norm == "shuffle":
+        groups = config.batch_norm_groups
+        if groups % ranks:
+            raise ValueError(f"model.batch_norm_groups={groups}: expected a multiple of the {ranks} ranks")
+        if groups > ranks:
+            grouped(model.momentum_backbone, groups // ranks)
+    return model.to(device)

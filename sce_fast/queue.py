@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from sce_fast import operator  # noqa: F401  (registers torch.ops.sce_fast)
 from sce_fast.distributed import gather_keys
+from sce_fast.rows import unit_rows
 
 
 class KeyQueue(nn.Module):
@@ -38,7 +39,9 @@ class KeyQueue(nn.Module):
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def enqueue(self, keys: Tensor, *, gather: bool = True, normalize: bool = False) -> None:
+    def enqueue(
+        self, keys: Tensor, *, gather: bool = True, normalize: bool = False, skip: Tensor | None = None
+    ) -> None:
         """Overwrites the oldest rows with the keys of this step; of more than K rows the newest K stay.
 
         On a GPU with Triton this is one fused launch and a tiny one for the cursor; nothing is read by the host.
@@ -48,6 +51,7 @@ class KeyQueue(nn.Module):
             gather: first collect the keys of all ranks when torch.distributed runs; False for keys that are already
                 those of all ranks.
             normalize: L2-normalise them first, in float32 at least.
+            skip: () bool on the device; where it is true, keys and cursor stay as they are.
 
         Raises:
             ValueError: the rows are not of length D or the rank is neither 2 nor 3.
@@ -57,7 +61,16 @@ class KeyQueue(nn.Module):
             raise ValueError(f"keys has shape {tuple(keys.shape)}, expected (N, {dim}) or (views, N, {dim})")
         if gather:
             keys = gather_keys(keys)
-        torch.ops.sce_fast.enqueue(self.keys, self.cursor, keys.reshape(-1, dim), normalize)
+        rows = keys.reshape(-1, dim)
+        if skip is None:
+            torch.ops.sce_fast.enqueue(self.keys, self.cursor, rows, normalize)
+            return
+        # What stands there takes the place of the new rows, and the cursor comes back.
+        before = self.cursor.clone()
+        present = self.keys[(before + torch.arange(len(rows), device=before.device)) % len(self.keys)]
+        rows = torch.where(skip, present, unit_rows(rows) if normalize else rows)
+        torch.ops.sce_fast.enqueue(self.keys, self.cursor, rows, False)
+        self.cursor.copy_(torch.where(skip, before, self.cursor))
 
     def extra_repr(self) -> str:
         return f"size={self.keys.shape[0]}, dim={self.keys.shape[1]}, dtype={self.keys.dtype}"

@@ -1,6 +1,8 @@
 """The run folder: config, log, checkpoints, summary. What a user has made there is never overwritten."""
 
+import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ from torch import nn
 from sce_fast.backbones import build_backbone
 from sce_fast.checkpoint import checkpoints, load_checkpoint
 from sce_fast.config import TrainConfig, from_json, to_json
+from sce_fast.data.index import ImageIndex
 from sce_fast.files import printable, write_atomically
 
-CONFIG, LOG, CHECKPOINTS = "config.json", "log.jsonl", "checkpoints"
-SUMMARY, BAD_FILES = "summary.json", "bad_files.txt"
+CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+SUMMARY, BAD_FILES, IMAGES = "summary.json", "bad_files.txt", "images.json.gz"
 # What may differ between a run and its continuation: none of it changes a number. The folder may have moved; that it
 # holds the same images is checked by their fingerprint.
 FREE_TO_CHANGE = frozenset(("resume", "out", "data", "loader_threads", "checkpoint_every", "keep_checkpoints"))
@@ -40,6 +43,40 @@ def open_run(config: TrainConfig) -> Path | None:
         )
     found = checkpoints(config.out / CHECKPOINTS)
     return found[-1] if found else None
+
+
+def keep_image_list(run: Path, index: ImageIndex) -> None:
+    """Writes the names and sizes of the images that a run began with, or compares them with those of now.
+
+    An image that has become unreadable since, of size 0 now, is no difference: training replaces it.
+
+    Raises:
+        ValueError: images are missing, new or changed; it says which.
+    """
+    path = run / IMAGES
+    now = dict(zip(index.listing.names, index.sizes.tolist(), strict=True))
+    if not path.exists():
+        content = gzip.compress(json.dumps(list(now.items())).encode(), compresslevel=4, mtime=0)
+        write_atomically(path, content)
+        return
+    before = {name: size for name, size in json.loads(gzip.decompress(path.read_bytes()))}
+    changed = [name for name in before.keys() & now.keys() if before[name] != now[name] and now[name] != [0, 0]]
+    differences = [
+        f"{len(names)} {what}: " + ", ".join(map(printable, sorted(names)[:5])) + (", …" if len(names) > 5 else "")
+        for what, names in (
+            ("missing", before.keys() - now.keys()),
+            ("new", now.keys() - before.keys()),
+            ("of another size", changed),
+        )
+        if names
+    ]
+    if not differences and list(before) != list(now):
+        differences = ["the same images in another order"]
+    if differences:
+        raise ValueError(
+            f"data={printable(index.listing.root)} is not what the run in {printable(run)} began with; restore it, or "
+            "start in another --out:\n  " + "\n  ".join(differences)
+        )
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -81,14 +118,18 @@ def write_summary(run: Path, values: dict[str, Any]) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a config's "auto", "cpu" or "cuda".
+    """The device of a config's "auto", "cpu" or "cuda"; under torchrun each process of a machine has a GPU of its own.
 
     Raises:
         ValueError: cuda is asked for and there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device='cuda': torch sees no CUDA device; use --device cpu, or check the driver")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

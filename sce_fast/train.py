@@ -1,28 +1,36 @@
-"""The training loop: batch, two networks, loss, step, momentum, queue."""
+"""The training loop: batches, steps, what is written down, and how a run ends and goes on."""
 
 import time
+import warnings
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sce_fast.checkpoint import collect, load_checkpoint, restore, save_checkpoint
+from sce_fast.checkpoint import collect, load_checkpoint, random_state, restore, restore_random_state, save_checkpoint
 from sce_fast.config import EvaluationConfig, TrainConfig
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.loader import TrainingLoader
+from sce_fast.distributed import Ranks, Vote, current_ranks, process_group
+from sce_fast.estimate import estimate
 from sce_fast.evaluate import extract_features, knn_top1
 from sce_fast.files import printable, write_atomically
-from sce_fast.log import JsonLog, progress_bar
-from sce_fast.loss import sce_loss
-from sce_fast.model import build_model
-from sce_fast.optim import build_optimizer
-from sce_fast.queue import KeyQueue
-from sce_fast.run import BAD_FILES, CHECKPOINTS, LOG, choose_device, open_run, write_summary
+from sce_fast.log import RunLog, progress_bar, say
+from sce_fast.run import BAD_FILES, CHECKPOINTS, choose_device, keep_image_list, open_run, write_summary
 from sce_fast.schedules import learning_rate, momentum
+from sce_fast.step import TrainingStep
+from sce_fast.stop import Stopped, StopRequest
 
 # What a resumed run reports as if it had never stopped.
-CARRIED_OVER = ("seconds", "data_seconds", "final_loss", "knn_top1", "backend")
+CARRIED_OVER = ("seconds", "data_seconds", "final_loss", "knn_top1")
+ESTIMATE_FROM = 50  # steps still to go; of a shorter run the trial would be too large a part
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class Summary:
     images: int
     epochs: int
     steps: int
+    ranks: int
     seconds: float  # of training, evaluation left out
     images_per_second: float
     data_wait_share: float  # of that time, spent waiting for the loader
@@ -42,102 +51,115 @@ class Summary:
 
 
 class Trainer:
-    """One run from its config: builds everything and restores a checkpoint when resuming; `train()` does the rest."""
+    """One run from its config: builds everything and restores a checkpoint when resuming; `train()` does the rest.
 
-    def __init__(self, config: TrainConfig) -> None:
+    Args:
+        config: of the run.
+        ranks: the processes that share it; by default those of torch.distributed, or this one alone.
+
+    Raises:
+        ValueError, FileNotFoundError: what the data, the run folder or the config's parts refuse.
+    """
+
+    def __init__(self, config: TrainConfig, ranks: Ranks | None = None) -> None:
         self.config = config
+        self.ranks = ranks or current_ranks()
         self.device = choose_device(config.device)
-        self.index = index_images(config.data, threads=config.loader_threads)
+        part_size = config.rank_batch(self.ranks.size)
+        self.ranks.first(lambda: len(self._index()))  # which fills the cache for the others
+        self.index = self._index()
         self.loader = TrainingLoader(
             self.index,
             config.views.augmentations(),
-            batch_size=config.batch_size,
+            batch_size=part_size,
+            batches_per_step=config.accumulation,
             seed=config.seed,
+            rank=self.ranks.rank,
+            ranks=self.ranks.size,
             threads=config.loader_threads,
             device="gpu" if self.device.type == "cuda" else "cpu",
         )
+        self.steps_per_epoch = self.loader.steps_per_epoch // config.accumulation
+        self.total_steps = config.epochs * self.steps_per_epoch
         self.evaluation_indices = labelled_indices(config.evaluation, config.loader_threads)
         torch.manual_seed(config.seed)
-        self.model = build_model(config.model).to(self.device)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
-        self.queue = KeyQueue(config.loss.queue, config.model.dim).to(self.device)
-        self.modules = {"model": self.model, "queue": self.queue}
-        self.optimizer = build_optimizer(
-            self.model,
-            config.optimizer.name,
-            lr=config.learning_rate,
-            momentum=config.optimizer.momentum,
-            weight_decay=config.optimizer.weight_decay,
-        )
-        self.total_steps = config.epochs * self.loader.steps_per_epoch
+        self.training_step = TrainingStep(config, self.device, self.ranks)
+        self.model = self.training_step.model
         self.step = 0
         self.seconds = self.data_seconds = 0.0
         self.final_loss: float | None = None  # the loss last logged
         self.knn_top1: float | None = None  # of the last evaluation
         self.noted_bad_files = 0
-        self.backend = config.loss.backend  # the one that ran, from the first step on
-        newest = open_run(config)
+        self._since_read: deque[tuple[int, list[NDArray[np.int64]]]] = deque()  # samples of steps not yet looked at
+        newest = self.ranks.first(self._open)
         if newest is not None:
-            self._restore(newest)
-        self.log = JsonLog(config.out / LOG, until_step=self.step if newest else None)
+            self._restore(Path(newest))
+        self.log = RunLog(config.out, resumed_at=self.step if newest else None, silent=not self.ranks.is_first)
 
     def train(self) -> Summary:
-        """Runs to the last step; writes log and checkpoints."""
-        config = self.config
-        if self.step == 0:
-            self.evaluate()
-        with progress_bar(self.total_steps, "Training", initial=self.step) as bar:
-            while self.step < self.total_steps:
-                started = time.perf_counter()
-                batch = next(self.loader)
-                self.data_seconds += time.perf_counter() - started
-                self._note_bad_files()
-                measures = self.training_step([view.to(self.device, non_blocking=True) for view in batch.views])
-                self.step += 1
-                last = self.step == self.total_steps
-                if self.step % config.log_every == 0 or last:
-                    self._log(batch.epoch, measures)
-                    bar.set_postfix(
-                        loss=f"{self.final_loss:.3f}", **self._rates(self.seconds + time.perf_counter() - started)
-                    )
-                self.seconds += time.perf_counter() - started
-                epoch_ends = batch.step == self.loader.steps_per_epoch - 1
-                if epoch_ends and ((batch.epoch + 1) % config.evaluation.every == 0 or last):
-                    self.evaluate()
-                if self.step % config.checkpoint_every == 0 or last:
-                    self.save()
-                bar.update()
-        self.log.close()
+        """Runs to the last step; writes log and checkpoints.
+
+        Raises:
+            Stopped: a signal asked the run to end; it is saved.
+            RuntimeError: a loss or gradient is not finite, or too many files cannot be decoded.
+            OSError: a checkpoint or the log cannot be written; the last checkpoint is whole.
+        """
+        left, silent = self.total_steps - self.step, not self.ranks.is_first
+        if left >= ESTIMATE_FROM:
+            expected = estimate(self.training_step)
+            if not silent:
+                say(expected.describe(left))
+        try:
+            with (
+                StopRequest() as request,
+                progress_bar(self.total_steps, "Training", initial=self.step, silent=silent) as bar,
+            ):
+                self._run(request, bar)
+        except KeyboardInterrupt:
+            if not silent:
+                say(f"Stopped at once: what came after the newest checkpoint is lost. {self._how_to_resume()}")
+            raise
+        finally:
+            self.log.close()
         return self._summarize()
 
-    def training_step(self, views: list[Tensor]) -> dict[str, Tensor]:
-        """One optimizer step; returns what the log reads, still on the device."""
-        c = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
-        query, key = self.model([view.contiguous(memory_format=torch.channels_last) for view in views])
-        loss, statistics = sce_loss(
-            query,
-            key,
-            self.queue.keys,
-            temperature=c.loss.temperature,
-            target_temperature=c.loss.target_temperature,
-            coefficient=c.loss.coefficient,
-            positive_target=c.loss.positive_target,
-            backend=c.loss.backend,
-            return_statistics=True,
-        )
-        self.backend = statistics.backend
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        self.model.update_momentum(self._momentum())
-        self.queue.enqueue(key)  # the loss has seen the queue as it was before this step
-        return {
-            "loss": loss.detach(),
-            "target_entropy": statistics.target_entropy.mean(),
-            "positive_probability": statistics.positive_probability.mean(),
-        }
+    def _run(self, request: StopRequest, bar: Any) -> None:
+        vote = Vote(self.ranks)
+        self._evaluate_if_due(request)
+        while self.step < self.total_steps:
+            started = time.perf_counter()
+            parts: list[NDArray[np.int64]] = []
+            self._since_read.append((self.step, parts))
+            measures = self.training_step(
+                self._batches(parts),
+                number=self.step,
+                learning_rate=self._learning_rate(),
+                momentum=self._momentum(),
+            )
+            self.step += 1
+            last, stops = self.step == self.total_steps, vote(request.name is not None)
+            if self.step % self.config.log_every == 0 or last:
+                self._log(measures)
+                bar.set_postfix(
+                    loss=f"{self.final_loss:.3f}", **self._rates(self.seconds + time.perf_counter() - started)
+                )
+            self.seconds += time.perf_counter() - started
+            if self.step % self.config.checkpoint_every == 0 or last or stops or self._evaluation_is_due():
+                self.save()
+            if stops:
+                self._say_stopped(request.name)
+                raise Stopped
+            self._evaluate_if_due(request)
+            bar.update()
+
+    def _batches(self, samples: list[NDArray[np.int64]]) -> Iterator[list[Tensor]]:
+        """The parts of the next step's batch; notes their samples and how long they were waited for."""
+        for _ in range(self.config.accumulation):
+            started = time.perf_counter()
+            batch = next(self.loader)
+            self.data_seconds += time.perf_counter() - started
+            samples.append(batch.samples)
+            yield batch.views
 
     def evaluate(self) -> None:
         """kNN of the student's backbone on the labelled folders of the config, if it has any, into the log."""
@@ -147,52 +169,129 @@ class Trainer:
             (self.features(index), torch.as_tensor(index.labels)) for index in self.evaluation_indices
         )
         k = self.config.evaluation.neighbours
-        self.knn_top1 = knn_top1(train, train_labels, test, test_labels, neighbours=k)
-        self.log.write("knn", self.step, epoch=self.step // self.loader.steps_per_epoch, top1=self.knn_top1)
+        self.knn_top1 = self.ranks.first(lambda: knn_top1(train, train_labels, test, test_labels, neighbours=k))
+        self.log.write("knn", self.step, epoch=self.step // self.steps_per_epoch, top1=self.knn_top1)
 
     def features(self, index: ImageIndex, backbone: nn.Module | None = None) -> Tensor:
-        """Features (n, F) of the student's backbone, or of another."""
-        return extract_features(
-            backbone or self.model.backbone,
-            index,
+        """Features (n, F) of the student's backbone, or of another; the ranks share the work."""
+        backbone = backbone or self.model.backbone
+        samples = np.arange(len(index))
+        if self.ranks.size > 1:
+            for buffer in backbone.buffers():  # running statistics: those of the first rank, which are saved
+                dist.broadcast(buffer, 0)
+            share = -(-len(index) // self.ranks.size)
+            samples = (np.arange(share) + self.ranks.rank * share) % len(index)
+        features = extract_features(
+            backbone,
+            index.subset(samples),
             self.config.evaluation_view(),
             device=self.device,
             threads=self.config.loader_threads,
         )
+        return torch.cat(self.ranks.gather_tensors(features))[: len(index)]
 
-    def save(self) -> Path:
+    def save(self) -> None:
+        """Writes a checkpoint; every rank has to call it."""
+        self._stop_if_not_finite()
+        self._note_bad_files()
+        tensors = collect(self.training_step.modules, self.training_step.optimizer)
+        states = self.ranks.gather_tensors(random_state(self.device))
+        tensors |= {f"random.{rank}": state for rank, state in enumerate(states)}
         state = {
             "loader": self.loader.state_dict(),
             **{name: getattr(self, name) for name in CARRIED_OVER},
+            "backend": self.training_step.backend,
             "data_fingerprint": self.index.fingerprint,
-            "torch": torch.__version__,
+            "circumstances": self._circumstances(),
         }
         folder = self.config.out / CHECKPOINTS
-        tensors = collect(self.modules, self.optimizer)
-        return save_checkpoint(folder, self.step, tensors, state, keep=self.config.keep_checkpoints)
+        self.ranks.first(
+            lambda: str(save_checkpoint(folder, self.step, tensors, state, keep=self.config.keep_checkpoints))
+        )
+
+    def _index(self) -> ImageIndex:
+        return index_images(self.config.data, threads=self.config.loader_threads)
+
+    def _open(self) -> str | None:
+        newest = open_run(self.config)
+        keep_image_list(self.config.out, self.index)
+        return None if newest is None else str(newest)
 
     def _restore(self, path: Path) -> None:
         checkpoint = load_checkpoint(path)
-        before, now = checkpoint.state["data_fingerprint"], self.index.fingerprint
-        if before != now:
-            raise ValueError(
-                f"data={printable(self.config.data)}: its list of files is not the one of the run (fingerprint "
-                f"{before} then, {now} now); restore the files, or start in another --out"
-            )
-        restore(checkpoint, self.modules, self.optimizer)
+        restore(checkpoint, self.training_step.modules, self.training_step.optimizer)
+        if (state := checkpoint.tensors.get(f"random.{self.ranks.rank}")) is not None:
+            restore_random_state(state, self.device)
         self.loader.load_state_dict(checkpoint.state["loader"])
         self.step = checkpoint.state["step"]
+        self.training_step.backend = checkpoint.state["backend"]
         for name in CARRIED_OVER:
             setattr(self, name, checkpoint.state[name])
+        before, now = checkpoint.state["circumstances"], self._circumstances()
+        changed = [f"{name} {before.get(name)} then, {now[name]} now" for name in now if before.get(name) != now[name]]
+        if changed and self.ranks.is_first:
+            warnings.warn(f"the run goes on, but not with the same bits: {'; '.join(changed)}", stacklevel=2)
+
+    def _circumstances(self) -> dict[str, Any]:
+        """What the bits of a run depend on, beside its config."""
+        return {
+            "torch": torch.__version__,
+            "ranks": self.ranks.size,
+            "device": self._device_name(),
+            "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
+        }
+
+    def _evaluation_is_due(self) -> bool:
+        epoch, rest = divmod(self.step, self.steps_per_epoch)
+        return rest == 0 and (epoch % self.config.evaluation.every == 0 or self.step == self.total_steps)
+
+    def _evaluate_if_due(self, request: StopRequest) -> None:
+        """The step is saved, so a request to stop ends the evaluation; a resumed run begins with it."""
+        if self._evaluation_is_due() and self.evaluation_indices:
+            try:
+                with request.at_once():
+                    self.evaluate()
+            except Stopped:
+                self._say_stopped(request.name)
+                raise
+
+    def _stop_if_not_finite(self) -> None:
+        """Reads the guard, for which the host waits; names the step, the ranks and the images that spoiled it."""
+        guard, since_read = self.training_step.guard, list(self._since_read)
+        self._since_read.clear()
+        failed = int(guard.failed_step)
+        if failed < 0:
+            return
+        samples = next((parts for number, parts in since_read if number == failed), [])
+        names = [self.index.listing.names[i] for part in samples for i in part]
+        ranks = self.ranks.gather({"loss": bool(guard.local_failure), "images": [printable(name) for name in names]})
+        culprits = [rank for rank, report in enumerate(ranks) if report["loss"]]
+        what = (
+            f"the loss of rank {', '.join(map(str, culprits))} is not finite" if culprits
+            else f"the loss scale fell to {float(guard.scale):g}: gradients overflow at any scale" if guard.scales
+            else "the gradients are not finite, though every rank's loss is"
+        )  # fmt: skip
+        path = self.config.out / f"not_finite_step_{failed + 1:08d}.txt"
+        lines = [f"rank {rank}\t{name}\n" for rank, report in enumerate(ranks) for name in report["images"]]
+        self.ranks.first(lambda: write_atomically(path, "".join(lines)))
+        raise RuntimeError(
+            f"step {failed + 1}: {what}. This step and those after it were masked: weights, momentum encoder and queue "
+            f"are as after step {failed}. Its {len(lines)} images are named in {printable(path)}. "
+            "A smaller learning rate, a longer warm-up or --optimizer.clip-norm may help, in another --out"
+        )
 
     def _note_bad_files(self) -> None:
-        if len(self.loader.bad_files) > self.noted_bad_files:
-            self.noted_bad_files = len(self.loader.bad_files)
-            names = "".join(f"{printable(path)}\n" for path in self.loader.bad_files)
-            write_atomically(self.config.out / BAD_FILES, names)
+        names = sorted({name for rank in self.ranks.gather(self._printable_bad_files()) for name in rank})
+        if len(names) > self.noted_bad_files:
+            self.noted_bad_files = len(names)
+            text = "".join(f"{name}\n" for name in names)
+            self.ranks.first(lambda: write_atomically(self.config.out / BAD_FILES, text))
+
+    def _printable_bad_files(self) -> list[str]:
+        return [printable(path) for path in self.loader.bad_files]
 
     def _learning_rate(self) -> float:
-        warmup = round(self.config.optimizer.warmup_epochs * self.loader.steps_per_epoch)
+        warmup = round(self.config.optimizer.warmup_epochs * self.steps_per_epoch)
         return learning_rate(
             self.step, base=self.config.learning_rate, warmup_steps=warmup, total_steps=self.total_steps
         )
@@ -201,25 +300,41 @@ class Trainer:
         m = self.config.model
         return momentum(self.step, base=m.momentum, schedule=m.momentum_schedule, total_steps=self.total_steps)
 
-    def _log(self, epoch: int, measures: dict[str, Tensor]) -> None:
-        values = {name: value.item() for name, value in measures.items()}
-        self.log.write("train", self.step, epoch=epoch, **values, learning_rate=self.optimizer.param_groups[0]["lr"])
+    def _log(self, measures: dict[str, Tensor]) -> None:
+        self._stop_if_not_finite()
+        self._note_bad_files()
+        ranks = self.ranks.gather({name: value.item() for name, value in measures.items()})
+        values = {name: sum(rank[name] for rank in ranks) / len(ranks) for name in measures}
+        rate = self.training_step.optimizer.param_groups[0]["lr"]
+        self.log.write("train", self.step, epoch=(self.step - 1) // self.steps_per_epoch, **values, learning_rate=rate)
         self.final_loss = values["loss"]
 
     def _rates(self, seconds: float) -> dict[str, str]:
         images_per_second = self.step * self.config.batch_size / seconds
         return {"images/s": f"{images_per_second:.0f}", "data_wait": f"{self.data_seconds / seconds:.0%}"}
 
+    def _say_stopped(self, signal_name: str | None) -> None:
+        if self.ranks.is_first:
+            asked = signal_name or "another rank"
+            say(f"Stopped by {asked} after step {self.step} of {self.total_steps}, saved. {self._how_to_resume()}")
+
+    def _how_to_resume(self) -> str:
+        return f"The same command with --resume goes on in {printable(self.config.out)}"
+
+    def _device_name(self) -> str:
+        return str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
+
     def _summarize(self) -> Summary:
         return Summary(
             images=len(self.index),
             epochs=self.config.epochs,
             steps=self.total_steps,
+            ranks=self.ranks.size,
             seconds=round(self.seconds, 2),
             images_per_second=round(self.total_steps * self.config.batch_size / max(self.seconds, 1e-9), 1),
             data_wait_share=round(self.data_seconds / max(self.seconds, 1e-9), 4),
-            device=str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
-            backend=self.backend,
+            device=self._device_name(),
+            backend=self.training_step.backend,
             final_loss=self.final_loss,
             knn_top1=self.knn_top1,
         )
@@ -228,14 +343,18 @@ class Trainer:
 def train(config: TrainConfig) -> Summary:
     """Runs a config to its end, or from its newest checkpoint when it says `resume`, and writes summary.json.
 
+    Under torchrun the ranks share each batch.
+
     Raises:
         ValueError, FileNotFoundError: what the data, the run folder or the config's parts refuse.
+        Stopped: a signal asked the run to end; it is saved, and the program's exit code says so.
 
     Example:
         >>> train(folder(data=Path("photos"), out=Path("runs/photos"))).images_per_second
     """
-    summary = Trainer(config).train()
-    write_summary(config.out, asdict(summary))
+    with process_group(choose_device(config.device)) as ranks:
+        summary = Trainer(config, ranks).train()
+        ranks.first(lambda: write_summary(config.out, asdict(summary)))
     return summary
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sce_fast.optim import LARS, build_optimizer
+from sce_fast.optim import LARS, SGD, build_optimizer
 from sce_fast.schedules import learning_rate, momentum
 
 
@@ -39,6 +39,65 @@ def test_lars_follows_the_official_order():
             torch.testing.assert_close(p.detach(), w, rtol=1e-12, atol=1e-12)
 
 
+def layered(memory_format):
+    """Weights and gradients of a convolution with unequal strides, and of vectors and matrices."""
+    weights = [torch.randn(8, 4, 3, 3).to(memory_format=memory_format), torch.randn(8), torch.randn(6, 5)]
+    return [nn.Parameter(w) for w in weights], [torch.randn(w.shape) for w in weights]
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_sgd_is_that_of_torch(memory_format):
+    parameters, gradients = layered(memory_format)
+    others = [nn.Parameter(p.detach().clone()) for p in parameters]
+    ours = SGD(parameters, lr=0.2, momentum=0.9, weight_decay=0.01)
+    theirs = torch.optim.SGD(others, lr=0.2, momentum=0.9, weight_decay=0.01, foreach=False)
+    for _ in range(3):
+        for p, other, g in zip(parameters, others, gradients, strict=True):
+            p.grad, other.grad = g.clone(), g.clone()
+        ours.step(skip=torch.tensor(False))
+        theirs.step()
+    torch.testing.assert_close(parameters, others, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_a_masked_step_changes_no_bit(name):
+    parameters, gradients = layered(torch.channels_last)
+    optimizer = build_optimizer(nn.ParameterList(parameters), name, lr=0.2, momentum=0.9, weight_decay=0.01)
+
+    def step(skip, spoil=None):
+        for p, g in zip(parameters, gradients, strict=True):
+            p.grad = g.clone()
+            if spoil is not None:
+                p.grad.view(-1)[0] = spoil
+        optimizer.step(skip=skip)
+
+    def everything():
+        return [t.clone() for p in parameters for t in (p.detach(), optimizer.state[p]["momentum_buffer"])]
+
+    step(torch.tensor(False))
+    before = everything()
+    step(torch.tensor(True), spoil=math.nan)
+    step(torch.tensor(True), spoil=math.inf)
+    assert all(torch.equal(t, b) for t, b in zip(everything(), before, strict=True))
+    step(torch.tensor(False))
+    assert not any(torch.equal(t, b) for t, b in zip(everything(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_a_step_that_is_not_masked_is_the_plain_one(name):
+    parameters, gradients = layered(torch.contiguous_format)
+    parameters = [nn.Parameter(p.detach().double()) for p in parameters]
+    others = [nn.Parameter(p.detach().clone()) for p in parameters]
+    settings = dict(lr=0.1, momentum=0.9, weight_decay=0.01)
+    optimizers = [build_optimizer(nn.ParameterList(ps), name, **settings) for ps in (parameters, others)]
+    for _ in range(3):
+        for p, other, g in zip(parameters, others, gradients, strict=True):
+            p.grad, other.grad = g.double(), g.double()
+        optimizers[0].step(skip=torch.tensor(False))
+        optimizers[1].step()
+    torch.testing.assert_close(parameters, others, rtol=1e-14, atol=1e-14)
+
+
 def test_lars_passes_over_parameters_without_gradient():
     parameter = nn.Parameter(torch.ones(2, 2))
     LARS([parameter], lr=1.0).step()
@@ -47,7 +106,7 @@ def test_lars_passes_over_parameters_without_gradient():
 
 def test_optimizer_takes_only_what_is_trainable():
     model = nn.ModuleDict({"student": nn.Linear(2, 2), "teacher": nn.Linear(2, 2).requires_grad_(False)})
-    for name, kind in (("sgd", torch.optim.SGD), ("lars", LARS)):
+    for name, kind in (("sgd", SGD), ("lars", LARS)):
         optimizer = build_optimizer(model, name, lr=0.1, momentum=0.9, weight_decay=0.0)
         assert isinstance(optimizer, kind)
         assert len(optimizer.param_groups[0]["params"]) == 2

@@ -50,6 +50,7 @@ class TrainingLoader:
         index: the images.
         augmentations: one for each view.
         batch_size: N of this rank.
+        batches_per_step: batches of one optimizer step; an epoch ends with a whole one.
         seed: in [0, 2³²).
         rank, ranks: this rank takes the contiguous slice `rank` of each global batch.
         threads: that decode and augment.
@@ -72,6 +73,7 @@ class TrainingLoader:
         *,
         batch_size: int,
         seed: int,
+        batches_per_step: int = 1,
         rank: int = 0,
         ranks: int = 1,
         threads: int = 2,
@@ -83,15 +85,16 @@ class TrainingLoader:
             raise ValueError(f"rank={rank}: expected 0 to {ranks - 1}")
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed={seed}: expected 0 to 2**32 - 1")
-        if len(index) < batch_size * ranks:
+        if len(index) < batch_size * batches_per_step * ranks:
             raise ValueError(
-                f"batch_size={batch_size} on {ranks} rank(s) is larger than the data set of {len(index)} images in "
-                f"{printable(index.listing.root)}"
+                f"batch_size={batch_size * batches_per_step} on {ranks} rank(s) is larger than the data set of "
+                f"{len(index)} images in {printable(index.listing.root)}"
             )
         self.index = index
         self.augmentations = augmentations
         self.batch_size = batch_size
         self.seed = seed
+        self.batches_per_step = batches_per_step
         self.rank, self.ranks = rank, ranks
         self.threads = threads
         self.device = device
@@ -103,7 +106,8 @@ class TrainingLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.index) // (self.batch_size * self.ranks)
+        """Batches of an epoch."""
+        return len(self.index) // (self.batch_size * self.batches_per_step * self.ranks) * self.batches_per_step
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "step": self.step}

@@ -37,6 +37,7 @@ class Draw(enum.IntEnum):
     BLUR_SIGMA = 14
     SOLARIZE = 15
     REPLACEMENT = 16
+    SHUFFLE = 17
 
 
 class ColorOperation(enum.IntEnum):
@@ -90,6 +91,12 @@ def uniform(
 def epoch_order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
     """A random permutation of range(samples): the samples sorted by a random key each."""
     keys = random_words(seed, epoch, np.arange(samples), Draw.ORDER, view=0, blocks=1)[:, 0]
+    return np.argsort(keys, kind="stable")
+
+
+def row_order(seed: int, step: int, rows: int, view: int) -> NDArray[np.int64]:
+    """A random permutation of the rows of a batch, for batch normalisation over shuffled rows."""
+    keys = random_words(seed, step, np.arange(rows), Draw.SHUFFLE, view, blocks=1)[:, 0]
     return np.argsort(keys, kind="stable")
 
 

@@ -1,0 +1,149 @@
+"""Batch normalisation over all ranks, and over groups of rows.
+
+A published recipe says whose rows a statistic is made of: those of a rank, of all ranks (ImageNet, Kinetics), or, for
+the momentum encoder, of groups of shuffled rows (CIFAR10), so that no key shares its statistics with its own query.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sce_fast.distributed import world_size
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Batch normalisation with the statistics of all ranks' rows, (N, C) or (N, C, …), on any device.
+
+    torch's own of that name refuses a CPU; on a GPU it is the faster one. In eval mode, and on one rank, this is plain
+    batch normalisation. Statistics are made in float32 at least. Every rank must have the same number of rows.
+
+    Raises:
+        ValueError: the input has fewer than two dimensions.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        y, mean, variance, count = _Normalize.apply(x, self.weight, self.bias, self.eps)
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                assert self.num_batches_tracked is not None
+                self.num_batches_tracked.add_(1)
+                momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+                unbiased = variance * (count / max(count - 1, 1))
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        return y
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2:
+            raise ValueError(f"input has shape {tuple(x.shape)}, expected (N, C) or (N, C, …)")
+
+
+class _Normalize(torch.autograd.Function):
+    """(x − mean) / √(variance + eps) · weight + bias, the sums over rows and ranks taken by collectives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+        dims, shape = [d for d in range(x.dim()) if d != 1], [1, -1] + [1] * (x.dim() - 2)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        count = x.numel() // x.shape[1] * world_size()
+        mean = _summed(wide.sum(dims)) / count
+        # Of the deviations, in a second collective: the mean of squares less the squared mean would cancel.
+        variance = _summed((wide - mean.view(shape)).square().sum(dims)) / count
+        inverse = (variance + eps).rsqrt()
+        y = (wide - mean.view(shape)) * inverse.view(shape)
+        if weight is not None and bias is not None:
+            y = y * weight.view(shape) + bias.view(shape)
+        ctx.save_for_backward(x, weight, mean, inverse)
+        ctx.count = count
+        ctx.mark_non_differentiable(mean, variance)
+        return y.to(x.dtype), mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> Any:
+        x, weight, mean, inverse = ctx.saved_tensors
+        dims, shape = [d for d in range(x.dim()) if d != 1], [1, -1] + [1] * (x.dim() - 2)
+        wide = gradient.to(mean.dtype)
+        normalized = (x.to(mean.dtype) - mean.view(shape)) * inverse.view(shape)
+        grad_bias, grad_weight = wide.sum(dims), (wide * normalized).sum(dims)
+        # The statistics belong to all ranks' rows, so what they pass back comes from all ranks' gradients. Those of
+        # weight and bias stay this rank's: DDP averages them.
+        from_mean, from_variance = _summed(torch.stack([grad_bias, grad_weight])) / ctx.count
+        grad_x = wide - from_mean.view(shape) - normalized * from_variance.view(shape)
+        grad_x = grad_x * (inverse if weight is None else inverse * weight).view(shape)
+        affine = weight is not None
+        return grad_x.to(x.dtype), grad_weight if affine else None, grad_bias if affine else None, None
+
+
+def _summed(values: Tensor) -> Tensor:
+    values = values.contiguous()
+    dist.all_reduce(values)
+    return values
+
+
+class GroupedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation (N, C, H, W) with statistics of each of `groups` equal parts of the rows.
+
+    As if each part were on a GPU of its own; the running statistics move by the mean over the parts. In eval mode this
+    is plain batch normalisation. The "split BN" of the papers' CIFAR10 recipe.
+
+    Raises:
+        ValueError: N is no multiple of groups.
+    """
+
+    def __init__(self, channels: int, groups: int, **settings: Any) -> None:
+        super().__init__(channels, **settings)
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        if len(x) % self.groups:
+            raise ValueError(f"{len(x)} rows: expected a multiple of the {self.groups} groups of batch normalisation")
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        means, variances = (t.repeat(self.groups, 1) for t in (self.running_mean, self.running_var))  # (groups, C)
+        parts = [
+            nn.functional.batch_norm(part, mean, variance, self.weight, self.bias, True, self.momentum or 0.0, self.eps)
+            for part, mean, variance in zip(x.chunk(self.groups), means, variances, strict=True)
+        ]
+        self.running_mean.copy_(means.mean(0))
+        self.running_var.copy_(variances.mean(0))
+        self.num_batches_tracked.add_(1)
+        return torch.cat(parts)
+
+
+def synchronized(module: nn.Module, device: torch.device) -> nn.Module:
+    """The same module with batch normalisation over all ranks: torch's on a GPU, ours elsewhere."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    return _replaced(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _synchronized)
+
+
+def grouped(module: nn.Module, groups: int) -> nn.Module:
+    """The same module with BatchNorm2d over groups of rows; other normalisation stays, as in the official code."""
+    return _replaced(module, (nn.BatchNorm2d,), lambda old: GroupedBatchNorm2d(old.num_features, groups, eps=old.eps,
+                     momentum=old.momentum, affine=old.affine))  # fmt: skip
+
+
+def _synchronized(old: Any) -> _BatchNorm:
+    return SyncBatchNorm(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
+
+
+def _replaced(module: nn.Module, kinds: tuple[type[nn.Module], ...], make: Any) -> nn.Module:
+    """The module with each layer of these kinds made anew, its parameters and buffers kept."""
+    if isinstance(module, kinds):
+        new = make(module)
+        new.to(next(iter(module.state_dict().values())).device)
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            setattr(new, name, tensor)
+        return new.train(module.training)
+    for name, child in module.named_children():
+        setattr(module, name, _replaced(child, kinds, make))
+    return module
