@@ -1,5 +1,6 @@
 """One optimizer step: networks, loss, gradients, optimizer, momentum encoder, queue. The host waits for none of it."""
 
+import inspect
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -61,8 +62,10 @@ class TrainingStep:
         self.network: nn.Module = self.model
         if self.ranks.size > 1:
             devices = [device] if device.type == "cuda" else None
-            # Running statistics are each rank's own, the queue is the same everywhere: nothing to broadcast.
-            self.network = DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
+            # Running statistics are each rank's own: nothing to broadcast. (torch has renamed the switch.)
+            names = inspect.signature(DistributedDataParallel).parameters
+            switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+            self.network = DistributedDataParallel(self.model, device_ids=devices, **{switch: False})
 
     @property
     def modules(self) -> dict[str, nn.Module]:

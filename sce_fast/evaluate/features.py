@@ -28,14 +28,14 @@ def extract_features(
     threads: int = 2,
 ) -> Tensor:
     """Features (n, F) float32 on the CPU, in the order of the index; the backbone is in eval mode meanwhile."""
-    was_training = backbone.training
+    was_training, dtype = backbone.training, next(backbone.parameters()).dtype
     backbone.eval()
     batches = evaluation_batches(
         index, view, batch_size=batch_size, threads=threads, device="gpu" if device.type == "cuda" else "cpu"
     )
     features, done = torch.empty(0), 0
     for images in batches:
-        batch = backbone(images.to(device)).float()
+        batch = backbone(images.to(device, dtype)).float()
         if done == 0:  # once, instead of a list that is held twice while it is joined
             features = torch.empty(len(index), batch.shape[1])
         features[done : done + len(batch)] = batch
