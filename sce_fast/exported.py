@@ -126,7 +126,7 @@ def _read_description(values: dict[str, Any], path: Path) -> Description:
     wrong = {f.name for f in fields(Description)} ^ values.keys()
     if wrong:
         raise ValueError(f"{printable(path)}: unknown or missing entries {sorted(wrong)} in its metadata")
-    return Description(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    return Description(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
 
 def _loaded(description: Description, tensors: dict[str, Tensor]) -> Backbone:

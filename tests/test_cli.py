@@ -1,5 +1,7 @@
 """What a user who types something wrong is told."""
 
+import re
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import torch
 
 from sce_fast import native
 from sce_fast.cli import COMMANDS, main
+from sce_fast.data.probe import Probe
 
 
 def told(capsys, *arguments, status=2):
@@ -26,7 +29,9 @@ def test_help_names_every_command(capsys):
         assert any(line.startswith((f"  {name}:", f"  {name} ")) for line in lines), name
 
 
-@pytest.mark.parametrize("command", ["demo", "embed", "report", "train", "bench", "doctor", "parity"])
+@pytest.mark.parametrize(
+    "command", ["demo", "embed", "report", "train", "bench", "doctor", "parity", "scan", "evaluate", "export"]
+)
 def test_every_command_has_help(capsys, command):
     assert "usage: sce-fast " + command in told(capsys, command, "--help", status=0)
 
@@ -66,6 +71,60 @@ def test_bad_input_ends_in_one_line(capsys, tmp_path, photo_folder, monkeypatch)
     image = next(photo_folder.rglob("*.jpg"))
     assert "is one image; expected a folder" in told(capsys, "train", "folder", "--data", image)
     assert not (tmp_path / "runs").exists()  # nothing was left behind
+
+
+def test_many_bad_files_stop_a_run_before_it_starts(capsys, tmp_path, photo_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photo_folder, tmp_path / "data")
+    for path in list((tmp_path / "data" / "temple").iterdir())[:4]:
+        path.write_bytes(b"")
+    text = told(capsys, "train", "folder", "--data", tmp_path / "data", "--batch-size", "8")
+    assert "more than 10% bad files: 4 of 24 files cannot be used (4 empty): " in text
+    assert re.search(r"temple/\d+.jpg: empty", text)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_scan_names_bad_files_and_tells_of_the_data(capsys, tmp_path, photo_folder):
+    main(["scan", str(photo_folder)])
+    text = capsys.readouterr().out
+    assert re.search(r"24 image files in \S+\n2 classes of 12 to 12 files\nwidth × height: smallest ", text)
+    assert re.search(r"24 files decoded in \d+\.\d s, \d+ images/s\n\nno bad files\n$", text)
+
+    shutil.copytree(photo_folder, tmp_path / "data")
+    temple = tmp_path / "data" / "temple"
+    (temple / "010.jpg").write_bytes((temple / "010.jpg").read_bytes()[:-2])
+    (temple / "empty\n.jpg").write_bytes(b"")
+    (temple / "page.jpg").write_text("no image")
+    listed = tmp_path / "bad.txt"
+    text = told(capsys, "scan", tmp_path / "data", "--out", listed, status=1)
+    assert "3 bad files" in text
+    assert "truncated or damaged: 1 temple/010.jpg" in text
+    assert "empty: 1 temple/empty\\x0a.jpg not an image: 1 temple/page.jpg" in text
+    assert listed.read_text().splitlines() == [
+        f"{temple}/010.jpg\ttruncated or damaged",
+        f"{temple}/empty\\x0a.jpg\tempty",
+        f"{temple}/page.jpg\tnot an image",
+    ]
+    assert "exists already" in told(capsys, "scan", tmp_path / "data", "--out", listed)
+    text = told(capsys, "scan", tmp_path / "data", "--quick", status=1)
+    assert "2 bad files" in text
+    assert "nothing decoded" in text
+    (tmp_path / "list.txt").write_text(f"{photo_folder}/temple/000.jpg\tx\ngone.jpg\ty\n")
+    assert "missing: 1 gone.jpg" in told(capsys, "scan", tmp_path / "list.txt", status=1)
+    assert "threads=0" in told(capsys, "scan", photo_folder, "--threads", "0")
+    assert "no such folder or list file" in told(capsys, "scan", tmp_path / "nowhere")
+
+
+def test_a_scan_can_be_interrupted(capsys, tmp_path, photo_folder, monkeypatch):
+    def interrupted(self, paths):
+        raise KeyboardInterrupt
+
+    main(["scan", str(photo_folder), "--quick"])
+    monkeypatch.setattr(Probe, "sizes", interrupted)
+    text = told(capsys, "scan", photo_folder, "--out", tmp_path / "bad.txt", status=130)
+    assert "sce-fast: interrupted" in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "bad.txt").exists()
 
 
 def test_doctor_says_what_runs_and_what_does_not(capsys, monkeypatch):

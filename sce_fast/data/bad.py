@@ -57,9 +57,18 @@ def fault_of_undecoded(path: bytes) -> str:
     return DAMAGED if start.startswith(_SUPPORTED) else NO_IMAGE
 
 
-def has_too_many(bad: Mapping[str, str], total: int) -> bool:
-    """Whether so many of a data set's files are bad that a run must not go on."""
-    return len(bad) > MAX_BAD_SHARE * total
+def require_few(bad: Mapping[str, str], total: int) -> None:
+    """Makes sure that a run can go on without these files.
+
+    Args:
+        bad: path → reason; of several ranks, all they have found together.
+        total: files of the data set.
+
+    Raises:
+        RuntimeError: they are more than MAX_BAD_SHARE of it; they are counted and named.
+    """
+    if len(bad) > MAX_BAD_SHARE * total:
+        raise RuntimeError(f"more than {MAX_BAD_SHARE:.0%} bad files: {describe(bad, total)}")
 
 
 def describe(bad: Mapping[str, str], total: int) -> str:

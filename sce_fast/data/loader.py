@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sce_fast.data.augment import Augmentation, EvaluationView
-from sce_fast.data.bad import CHANGED, MAX_BAD_SHARE, describe, fault_of_undecoded, has_too_many, regular_file
+from sce_fast.data.bad import CHANGED, describe, fault_of_undecoded, regular_file, require_few
 from sce_fast.data.graph import (
     Feed,
     evaluation_feed,
@@ -119,16 +120,24 @@ class TrainingLoader:
         return len(self.index) // (self.batch_size * self.batches_per_step * self.ranks) * self.batches_per_step
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "step": self.step}
+        """The position, and a checksum of the images' sizes. Bad files need not be in it: they are found again."""
+        return {"epoch": self.epoch, "step": self.step, "sizes": crc32(self.index.sizes.tobytes())}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on with the batch that would have come next.
+        """Goes on with the batch that would have come next; warns if images have other sizes than at the saving.
 
         Raises:
             ValueError: the position does not exist in this data set.
         """
         if not (state["epoch"] >= 0 and 0 <= state["step"] < self.steps_per_epoch):
             raise ValueError(f"loader position {state}: expected a step in [0, {self.steps_per_epoch})")
+        now = self.state_dict()["sizes"]
+        if state.get("sizes", now) != now:
+            warnings.warn(
+                f"{printable(self.index.listing.root)}: some images have other sizes than when the loader's state was "
+                "saved (changed, broken or repaired meanwhile); going on with them as they are",
+                stacklevel=2,
+            )
         self.epoch, self.step = state["epoch"], state["step"]
         self._pipeline = None
         self._in_flight.clear()
@@ -189,8 +198,7 @@ class TrainingLoader:
         self._bad |= bad
         self._is_bad[list(bad)] = True
         self.bad_files = self.index.by_path(self._bad)
-        if has_too_many(self._bad, len(self.index)):
-            raise RuntimeError(f"more than {MAX_BAD_SHARE:.0%} bad files: {describe(self.bad_files, len(self.index))}")
+        require_few(self.bad_files, len(self.index))
 
     def _feeds(self, epoch: int, step: int) -> Iterator[Feed]:
         while True:

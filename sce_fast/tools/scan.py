@@ -69,7 +69,9 @@ def scan(data: Path, *, quick: bool = False, threads: int | None = None, out: Pa
         FileNotFoundError, ValueError: as list_images; ValueError also where out exists.
     """
     require_new(out)
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    if threads < 1:
+        raise ValueError(f"threads={threads}: expected at least 1")
     index = index_images(data, threads=threads)
     started = time.perf_counter()
     bad = dict(index.bad) if quick else index.bad | undecodable(index, threads)
