@@ -153,8 +153,30 @@ def test_train_and_embed_a_folder(capsys, tmp_path, photo_folder):
     main(["train", "folder", *(str(word) for pair in settings.items() for word in pair)])
     assert "3 steps at" in capsys.readouterr().out
     main(["embed", str(tmp_path / "run"), str(photo_folder)])
-    assert "features_" in capsys.readouterr().out
-    assert list((tmp_path / "run").glob("features_*.safetensors"))
+    (features,) = (tmp_path / "run").glob("features_*.safetensors")
+    assert capsys.readouterr().out == f"{features}\n"
+
+    folders = ["--train", str(photo_folder), "--test", str(photo_folder)]
+    main(["evaluate", "knn", str(tmp_path / "run"), *folders, "--neighbours", "1", "3", "--device", "cpu"])
+    text = capsys.readouterr().out
+    assert text.startswith("24 train and 24 test images, 2 classes, features of 64 numbers\n")
+    assert re.search(r"\n1 neighbours +1\.0000\n3 neighbours +[01]\.\d{4}\n$", text)  # each image finds itself
+    main(["evaluate", "knn", "--train", str(features), "--test", str(features), "--neighbours", "1", "3"])
+    assert capsys.readouterr().out == text
+    main(["evaluate", "linear", "--train", str(features), "--test", str(features)])
+    assert "chosen on a held-out fifth of train, top-1 there: C 0.001: " in capsys.readouterr().out
+
+    exported = tmp_path / "backbone.safetensors"
+    main(["export", str(tmp_path / "run"), "--out", str(exported), "--momentum"])
+    assert capsys.readouterr().out == f"{exported}\n"
+    assert "exists already" in told(capsys, "export", tmp_path / "run", "--out", exported)
+    main(["embed", str(exported), str(photo_folder)])
+    assert capsys.readouterr().out == f"{tmp_path}/{features.name}\n"
+    text = told(capsys, "evaluate", "knn", tmp_path / "run")
+    assert "names no evaluation folders: give --train and --test" in text
+    assert "unknown evaluation 'knm': expected one of knn, linear; did you mean 'knn'?" in told(
+        capsys, "evaluate", "knm"
+    )
 
 
 def test_importing_the_package_loads_nothing_heavy():
