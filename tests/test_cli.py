@@ -84,9 +84,9 @@ def test_many_bad_files_stop_a_run_before_it_starts(capsys, tmp_path, photo_fold
     assert not (tmp_path / "runs").exists()
 
 
-def test_scan_names_bad_files_and_tells_of_the_data(capsys, tmp_path, photo_folder):
+def test_scan_names_bad_files_and_tells_of_the_data(capfd, tmp_path, photo_folder):
     main(["scan", str(photo_folder)])
-    text = capsys.readouterr().out
+    text = capfd.readouterr().out
     assert re.search(r"24 image files in \S+\n2 classes of 12 to 12 files\nwidth × height: smallest ", text)
     assert re.search(r"24 files decoded in \d+\.\d s, \d+ images/s\n\nno bad files\n$", text)
 
@@ -96,8 +96,9 @@ def test_scan_names_bad_files_and_tells_of_the_data(capsys, tmp_path, photo_fold
     (temple / "empty\n.jpg").write_bytes(b"")
     (temple / "page.jpg").write_text("no image")
     listed = tmp_path / "bad.txt"
-    text = told(capsys, "scan", tmp_path / "data", "--out", listed, status=1)
+    text = told(capfd, "scan", tmp_path / "data", "--out", listed, status=1)
     assert "3 bad files" in text
+    assert "ERROR" not in text  # what the decoders say of each file
     assert "truncated or damaged: 1 temple/010.jpg" in text
     assert "empty: 1 temple/empty\\x0a.jpg not an image: 1 temple/page.jpg" in text
     assert listed.read_text().splitlines() == [
@@ -105,14 +106,14 @@ def test_scan_names_bad_files_and_tells_of_the_data(capsys, tmp_path, photo_fold
         f"{temple}/empty\\x0a.jpg\tempty",
         f"{temple}/page.jpg\tnot an image",
     ]
-    assert "exists already" in told(capsys, "scan", tmp_path / "data", "--out", listed)
-    text = told(capsys, "scan", tmp_path / "data", "--quick", status=1)
+    assert "exists already" in told(capfd, "scan", tmp_path / "data", "--out", listed)
+    text = told(capfd, "scan", tmp_path / "data", "--quick", status=1)
     assert "2 bad files" in text
     assert "nothing decoded" in text
     (tmp_path / "list.txt").write_text(f"{photo_folder}/temple/000.jpg\tx\ngone.jpg\ty\n")
-    assert "missing: 1 gone.jpg" in told(capsys, "scan", tmp_path / "list.txt", status=1)
-    assert "threads=0" in told(capsys, "scan", photo_folder, "--threads", "0")
-    assert "no such folder or list file" in told(capsys, "scan", tmp_path / "nowhere")
+    assert "missing: 1 gone.jpg" in told(capfd, "scan", tmp_path / "list.txt", status=1)
+    assert "threads=0" in told(capfd, "scan", photo_folder, "--threads", "0")
+    assert "no such folder or list file" in told(capfd, "scan", tmp_path / "nowhere")
 
 
 def test_a_scan_can_be_interrupted(capsys, tmp_path, photo_folder, monkeypatch):

@@ -262,10 +262,9 @@ def require_whole(index: ImageIndex) -> None:
 
 
 def _refusal(index: ImageIndex, bad: dict[int, str]) -> str:
-    root = printable(index.listing.root)
     return (
-        f"{describe(index.by_path(bad), len(index))}\nAn evaluation leaves no image out: repair or remove them "
-        f"(sce-fast scan {root} decodes all files and names the bad ones)"
+        f"{describe(index.by_path(bad), len(index))}\nAn evaluation leaves no image out: repair or remove them; "
+        "sce-fast scan decodes every file and names all bad ones"
     )
 
 

@@ -1,8 +1,11 @@
 """Looks through a data set before a run: which files are bad, how many images there are, and how large."""
 
 import os
+import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,11 +92,26 @@ def undecodable(index: ImageIndex, threads: int) -> dict[int, str]:
     bad: dict[int, str] = {}
     with progress_bar(len(samples), "Decoding", unit="image") as bar:
         for chunk in _chunks(samples, index.sizes):
-            sizes = probe.sizes([index.paths[i] for i in chunk])
+            with _silent_decoders():
+                sizes = probe.sizes([index.paths[i] for i in chunk])
             for i in chunk[sizes[:, 0] == 0].tolist():
                 bad[i] = fault_of_undecoded(index.paths[i])
             bar.update(len(chunk))
     return bad
+
+
+@contextmanager
+def _silent_decoders() -> Iterator[None]:
+    """Drops what native code writes to standard error: several lines a bad file, with no way to turn them off."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _chunks(samples: NDArray[np.int64], sizes: NDArray[np.int32]) -> list[NDArray[np.int64]]:
