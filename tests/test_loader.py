@@ -269,6 +269,26 @@ def test_a_batch_that_fails_without_a_bad_file_is_tried_once_more(copied, photos
     assert_same(batches, take(loader(photos), 3))
 
 
+def test_a_gpu_that_fails_makes_no_file_bad(copied, monkeypatch):
+    """Files decode on the CPU and none does on the GPU: the error is the GPU's. (The GPU is made up.)"""
+
+    def broken(pipeline, device):
+        pipeline()
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    def sizes(paths, *, threads, device):
+        known = np.array([copied.sizes[copied.paths.index(path)] for path in paths])
+        return known if device == "cpu" else np.zeros_like(known)
+
+    monkeypatch.setattr(loader_module, "training_pipeline", lambda source, *rest, **settings: source)
+    monkeypatch.setattr(loader_module, "run", broken)
+    monkeypatch.setattr(loader_module, "decoded_sizes", sizes)
+    source = loader(copied, device="gpu")
+    with pytest.raises(RuntimeError, match="illegal memory access"), pytest.warns(UserWarning, match="trying it again"):
+        next(source)
+    assert source.bad_files == {}
+
+
 def test_many_bad_files_stop_the_run(copied):
     damage_all(copied.listing.root, copied.listing.names[:4])
     with (

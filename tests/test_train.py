@@ -270,6 +270,7 @@ def test_a_run_over_bad_headers_resumes_with_the_same_bits(photo_folder, tmp_pat
     for config in (whole, part):
         with pytest.warns(UserWarning, match="1 of 24 files cannot be used"):
             assert train(config).images == 24
+        assert (config.out / "bad_files.txt").read_text().startswith(f"{tmp_path}/data/temple/010.jpg")
     shutil.rmtree(checkpoints(part.out / "checkpoints")[-1])
     with pytest.warns(UserWarning, match="1 of 24 files cannot be used"):
         train(dataclasses.replace(part, resume=True))

@@ -170,21 +170,23 @@ class TrainingLoader:
         batches = [samples for _, _, samples in self._in_flight]
         self._pipeline = None
         self._in_flight.clear()
-        for samples in batches:  # the failed one, then those handed over in advance
-            bad = self._bad_among(np.unique(samples))
-            if bad:
-                self._replace_from_now_on(bad)
-                _warn_of(self.index, bad, stacklevel=4)
-                return
+        for device in dict.fromkeys(("cpu", self.device)):
+            for samples in batches:  # the failed one, then those handed over in advance
+                bad = self._bad_among(np.unique(samples), device)
+                if bad and (device == "cpu" or len(bad) < len(np.unique(samples))):  # not a GPU that fails them all
+                    self._replace_from_now_on(bad)
+                    _warn_of(self.index, bad, stacklevel=4)
+                    return
         if self._tried_again == (self.epoch, self.step):
             raise error
         # All can be decoded now: a file server that was away for a moment, for example.
         self._tried_again = (self.epoch, self.step)
         warnings.warn(f"a batch failed though all its files can be decoded; trying it again: {error}", stacklevel=3)
 
-    def _bad_among(self, samples: NDArray[np.int64]) -> dict[int, str]:
+    def _bad_among(self, samples: NDArray[np.int64], device: str) -> dict[int, str]:
+        """Sample → reason, of those that do not decode, or not to the size that their crops were planned for."""
         paths = [self.index.paths[i] for i in samples]
-        sizes = decoded_sizes(paths, threads=self.threads, device=self.device)
+        sizes = decoded_sizes(paths, threads=self.threads, device=device)
         changed = (sizes != self.index.sizes[samples]).any(axis=1)
         reasons = [CHANGED if size[0] else fault_of_undecoded(path) for size, path in zip(sizes, paths, strict=True)]
         return {int(samples[i]): reasons[i] for i in np.flatnonzero(changed)}

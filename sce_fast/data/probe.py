@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from sce_fast.data.graph import Feed, feed_paths, shape_pipeline
 
+FILES_AT_ONCE = 64  # few, since all those of a failed batch are decoded again
+
 
 class Probe:
     """What DALI makes of image files. It fails a whole batch for one bad file and does not always name it.
@@ -17,12 +19,12 @@ class Probe:
 
     Args:
         decode: decode everything; otherwise headers alone are read.
-        batch_size: files at a time; few, since all those of a failed batch are decoded again.
+        batch_size: files at a time.
         threads: that read or decode.
         device: "cpu", or "gpu" for the decoder of the current CUDA device.
     """
 
-    def __init__(self, *, decode: bool, batch_size: int = 64, threads: int = 2, device: str = "cpu") -> None:
+    def __init__(self, *, decode: bool, batch_size: int = FILES_AT_ONCE, threads: int = 2, device: str = "cpu") -> None:
         self._settings: dict[str, Any] = {
             "decode": decode,
             "batch_size": batch_size,

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from sce_fast.data.bad import as_text, fault_of_undecoded
 from sce_fast.data.index import ImageIndex, index_images
-from sce_fast.data.probe import Probe
+from sce_fast.data.probe import FILES_AT_ONCE, Probe
 from sce_fast.files import printable, require_new, write_atomically
 from sce_fast.log import progress_bar
 
-FILES_AT_ONCE = 64  # a batch of the probe
 PIXELS_AT_ONCE = 2**27  # bounds the memory: 384 MiB of decoded images
 
 
