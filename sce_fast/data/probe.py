@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sce_fast.data.bad import DAMAGED, fault_of_undecoded
 from sce_fast.data.graph import Feed, feed_paths, shape_pipeline
 
 FILES_AT_ONCE = 64  # few, since all those of a failed batch are decoded again
@@ -51,7 +52,13 @@ class Probe:
             self._pipeline = None  # DALI says that it is no longer valid
         else:
             return np.stack([np.asarray(shapes[i])[:2] for i in range(len(paths))]).astype(np.int32)
+        sizes = np.zeros((len(paths), 2), dtype=np.int32)
         if len(paths) == 1:
-            return np.zeros((1, 2), dtype=np.int32)
+            return sizes
+        plausible = [i for i, path in enumerate(paths) if fault_of_undecoded(path) == DAMAGED]
+        if len(plausible) < len(paths):  # pages and empty files need no decoder to be known
+            if plausible:
+                sizes[plausible] = self._sizes([paths[i] for i in plausible])
+            return sizes
         half = len(paths) // 2
         return np.concatenate([self._sizes(paths[:half]), self._sizes(paths[half:])])
