@@ -167,7 +167,6 @@ def test_a_file_that_breaks_is_replaced_and_nothing_else_changes(copied, photos,
 def test_a_file_known_to_be_bad_from_its_header_changes_no_more_than_one_found_later(copied, damage):
     """So a run that is resumed, and reads all headers anew, gives the same bits as one that found the file itself."""
     path = copied.listing.root / "temple" / "010.jpg"
-    state = loader(copied).state_dict()
     damage(path)
     found_later = loader(copied)
     with pytest.warns(UserWarning, match="cannot be used"):
@@ -180,8 +179,7 @@ def test_a_file_known_to_be_bad_from_its_header_changes_no_more_than_one_found_l
     assert_same(take(known, 6), batches)
     with pytest.warns(UserWarning, match="cannot be used"):
         resumed = loader(reindexed)
-    with pytest.warns(UserWarning, match="have other sizes than when the loader's state was saved"):
-        resumed.load_state_dict({**state, "step": 2})
+    resumed.load_state_dict({"epoch": 0, "step": 2})
     assert_same(take(resumed, 4), batches[2:])
 
 

@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -120,24 +119,17 @@ class TrainingLoader:
         return len(self.index) // (self.batch_size * self.batches_per_step * self.ranks) * self.batches_per_step
 
     def state_dict(self) -> dict[str, int]:
-        """The position, and a checksum of the images' sizes. Bad files need not be in it: they are found again."""
-        return {"epoch": self.epoch, "step": self.step, "sizes": crc32(self.index.sizes.tobytes())}
+        """The position of the next batch. Bad files need not be in it: they are found again, and replaced the same."""
+        return {"epoch": self.epoch, "step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on with the batch that would have come next; warns if images have other sizes than at the saving.
+        """Goes on with the batch that would have come next.
 
         Raises:
             ValueError: the position does not exist in this data set.
         """
         if not (state["epoch"] >= 0 and 0 <= state["step"] < self.steps_per_epoch):
             raise ValueError(f"loader position {state}: expected a step in [0, {self.steps_per_epoch})")
-        now = self.state_dict()["sizes"]
-        if state.get("sizes", now) != now:
-            warnings.warn(
-                f"{printable(self.index.listing.root)}: some images have other sizes than when the loader's state was "
-                "saved (changed, broken or repaired meanwhile); going on with them as they are",
-                stacklevel=2,
-            )
         self.epoch, self.step = state["epoch"], state["step"]
         self._pipeline = None
         self._in_flight.clear()
