@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -232,6 +234,47 @@ def test_a_file_that_breaks_between_batches_spoils_none(copied, photos):
         for view, original in zip(batch.views, other.views, strict=True):
             assert torch.equal(view[torch.from_numpy(same)], original[torch.from_numpy(same)])
     assert bad not in np.concatenate([batch.samples for batch in batches[4:]])
+
+
+def test_a_file_that_shrinks_while_it_is_read_ends_no_process(tmp_path):
+    """In a process of its own: were the file mapped, pages that are gone would end it with SIGBUS within the second."""
+    code = f"""
+import os, time
+from nvidia.dali import fn, pipeline_def, types
+from sce_fast.data.graph import feed_paths, file_content
+
+path, content = {str(tmp_path / "file")!r}, bytes(20_000_000)
+
+@pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+def graph():
+    return file_content(fn.external_source(source=lambda: feed_paths([path.encode()]), dtype=types.UINT8))
+
+def write():
+    with open(path, "wb") as file:
+        file.write(content)
+
+write()
+ends, whole, pipeline = time.monotonic() + 1.0, 0, None
+if os.fork() == 0:
+    while time.monotonic() < ends:
+        os.truncate(path, 0)
+        time.sleep(0.002)
+        write()
+    os._exit(0)
+while time.monotonic() < ends:
+    if pipeline is None:
+        pipeline = graph()
+        pipeline.build()
+    try:
+        pipeline.run()
+        whole += 1
+    except RuntimeError:
+        pipeline = None
+os.wait()
+print("survived", whole > 0)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "survived True\n"), result.stderr
 
 
 def test_a_larger_image_under_the_same_name_is_used(copied, photos):

@@ -91,7 +91,12 @@ def evaluation_feed(view: EvaluationView, paths: list[bytes], sizes: NDArray[np.
 
 def decoded(path: Any, device: str) -> Any:
     decoder = "cpu" if device == "cpu" else "mixed"
-    return fn.decoders.image(fn.io.file.read(path), device=decoder, output_type=types.RGB)
+    return fn.decoders.image(file_content(path), device=decoder, output_type=types.RGB)
+
+
+def file_content(path: Any) -> Any:
+    """The bytes of a file, read and not mapped: pages of a mapped file that are gone end the process with SIGBUS."""
+    return fn.io.file.read(path, dont_use_mmap=True)
 
 
 def cropped(image: Any, box: Any) -> Any:
