@@ -5,16 +5,18 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from sce_fast.files import printable
 from sce_fast.names import pick
 
+Device = Literal["auto", "cpu", "cuda"]
 EXTRA_OF = {
     "nvidia": "cuda130",
     "tyro": "train",
     "tqdm": "train",
     "safetensors": "train",
+    "numpy": "train",
     "sklearn": "evaluate",
     "matplotlib": "pictures",
     "PIL": "pictures",
@@ -64,16 +66,16 @@ def embed(arguments: list[str]) -> None:
         data: Annotated[Path, tyro.conf.Positional],
         /,
         out: Path | None = None,
-        device: str = "auto",
+        device: Device = "auto",
         batch_size: int = 256,
     ) -> None:
         """Features of all images under DATA from the backbone of RUN.
 
         Args:
-            run: Run folder.
+            run: Run folder, or a file that sce-fast export has written.
             data: Folder or list file of images.
-            out: The file; by default features_NAME.safetensors in the run folder.
-            device: auto, cpu or cuda.
+            out: The file; by default features_NAME.safetensors in the run folder, or beside the exported file.
+            device: auto takes the GPU when there is one.
             batch_size: Images at a time.
         """
         from sce_fast.tools.embed import embed
@@ -81,6 +83,165 @@ def embed(arguments: list[str]) -> None:
         print(printable(embed(run, data, out=out, device=device, batch_size=batch_size)))
 
     tyro.cli(run, args=arguments, prog="sce-fast embed")
+
+
+def export(arguments: list[str]) -> None:
+    """export RUN --out FILE: the backbone as safetensors with torchvision's parameter names"""
+    import tyro
+
+    def run(run: Annotated[Path, tyro.conf.Positional], /, out: Path, momentum: bool = False) -> None:
+        """Writes the backbone of RUN's newest checkpoint, with its architecture and normalisation as metadata.
+
+        Args:
+            run: Run folder.
+            out: The file, which must not exist.
+            momentum: The momentum encoder's backbone instead of the student's.
+        """
+        from sce_fast.tools.export import export
+
+        print(printable(export(run, out=out, momentum=momentum)))
+
+    tyro.cli(run, args=arguments, prog="sce-fast export")
+
+
+def evaluate(arguments: list[str]) -> None:
+    """evaluate knn | linear: what frozen features are worth on labelled images"""
+    methods = {"knn": _evaluate_knn, "linear": _evaluate_linear}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = "\n".join(f"  {name:<8}{_first_line(method)}" for name, method in methods.items())
+        print(
+            f"usage: sce-fast evaluate METHOD …     sce-fast evaluate METHOD --help for its options\n\n{lines}\n\n"
+            "The published linear protocol (SGD on augmented images) and transfer are not there yet."
+        )
+        sys.exit(0 if arguments else 2)
+    name, *rest = arguments
+    pick("evaluation", name, methods)(rest)
+
+
+def _evaluate_knn(arguments: list[str]) -> None:
+    """the vote of the nearest train images, weighted by similarity"""
+    import tyro
+
+    def run(
+        run: Annotated[Path | None, tyro.conf.Positional] = None,
+        /,
+        train: Path | None = None,
+        test: Path | None = None,
+        neighbours: tuple[int, ...] = (10, 20, 100, 200),
+        temperature: float = 0.07,
+        batch_size: int = 256,
+        device: Device = "auto",
+        out: Path | None = None,
+    ) -> None:
+        """Weighted kNN on frozen features.
+
+        Args:
+            run: Run folder, or a file that sce-fast export has written; none for feature files.
+            train: Labelled images (class folders or a list file), or a feature file of sce-fast embed; by default
+                the run's own evaluation folder.
+            test: The same, of what is classified.
+            neighbours: How many vote; several are evaluated at once.
+            temperature: A neighbour votes with exp(cosine / temperature).
+            batch_size: Images at a time.
+            device: auto takes the GPU when there is one.
+            out: JSON file for the results, which must not exist.
+        """
+        from sce_fast.tools.evaluate import knn
+
+        print(
+            knn(
+                run,
+                train=train,
+                test=test,
+                neighbours=neighbours,
+                temperature=temperature,
+                batch_size=batch_size,
+                device=device,
+                out=out,
+            )
+        )
+
+    tyro.cli(run, args=arguments, prog="sce-fast evaluate knn")
+
+
+def _evaluate_linear(arguments: list[str]) -> None:
+    """logistic regression on frozen features"""
+    import tyro
+
+    from sce_fast.evaluate.linear import REGULARIZATIONS
+
+    def run(
+        run: Annotated[Path | None, tyro.conf.Positional] = None,
+        /,
+        train: Path | None = None,
+        test: Path | None = None,
+        regularization: tuple[float, ...] = REGULARIZATIONS,
+        max_iterations: int = 1000,
+        batch_size: int = 256,
+        device: Device = "auto",
+        out: Path | None = None,
+    ) -> None:
+        """Logistic regression (L-BFGS, L2) on frozen, standardised features of centre crops.
+
+        This is not the papers' linear evaluation, which trains by SGD on augmented images.
+
+        Args:
+            run: Run folder, or a file that sce-fast export has written; none for feature files.
+            train: Labelled images (class folders or a list file), or a feature file of sce-fast embed; by default
+                the run's own evaluation folder.
+            test: The same, of what is classified.
+            regularization: C, the inverse strength of the penalty. Of several the best on a held-out fifth of each
+                class of train is taken and fitted again to all of train.
+            max_iterations: Of L-BFGS.
+            batch_size: Images at a time.
+            device: Of the backbone; auto takes the GPU when there is one. The regression runs on the CPU.
+            out: JSON file for the results, which must not exist.
+        """
+        from sce_fast.tools.evaluate import linear
+
+        print(
+            linear(
+                run,
+                train=train,
+                test=test,
+                regularization=regularization,
+                max_iterations=max_iterations,
+                batch_size=batch_size,
+                device=device,
+                out=out,
+            )
+        )
+
+    tyro.cli(run, args=arguments, prog="sce-fast evaluate linear")
+
+
+def scan(arguments: list[str]) -> None:
+    """scan DIR: decode every image and name the bad ones; exit status 1 if there are any"""
+    import tyro
+
+    def run(
+        data: Annotated[Path, tyro.conf.Positional],
+        /,
+        quick: bool = False,
+        threads: int | None = None,
+        out: Path | None = None,
+    ) -> bool:
+        """Looks for files that training would have to replace: missing, empty, damaged, no images.
+
+        Args:
+            data: Folder or list file of images.
+            quick: Read headers alone; a truncated file may look good.
+            threads: That decode; by default one for each core.
+            out: File for the bad ones, which must not exist: a line each of path, tab, reason.
+        """
+        from sce_fast.tools.scan import scan
+
+        found = scan(data, quick=quick, threads=threads, out=out)
+        print(found.table())
+        return not found.bad
+
+    if not tyro.cli(run, args=arguments, prog="sce-fast scan"):
+        sys.exit(1)
 
 
 def demo(arguments: list[str]) -> None:
@@ -156,8 +317,11 @@ def bench(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
+    "scan": scan,
     "train": train,
+    "evaluate": evaluate,
     "embed": embed,
+    "export": export,
     "report": report,
     "doctor": doctor,
     "parity": parity,

@@ -2,6 +2,10 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -11,6 +15,28 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     flush(temporary)
     os.replace(temporary, path)
     flush(path.parent)
+
+
+def save_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str]) -> None:
+    """Writes a safetensors file under another name, flushes it to the disk and renames it."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    save_file(tensors, temporary, metadata=metadata)
+    flush(temporary)
+    os.replace(temporary, path)
+    flush(path.parent)
+
+
+def require_new(path: Path | None) -> None:
+    """Makes sure that nothing will be overwritten, before any work for it is done.
+
+    Raises:
+        ValueError: the file exists.
+    """
+    if path is not None and path.exists():
+        raise ValueError(f"out={printable(path)} exists already; name another file with --out")
 
 
 def flush(path: Path) -> None:
@@ -23,5 +49,8 @@ def flush(path: Path) -> None:
 
 
 def printable(path: str | Path) -> str:
-    """A file name for messages: bytes that are not UTF-8 shown as escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A file name for messages: bytes that are not UTF-8 and control characters (a line's end, a tab) as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace").translate(_CONTROLS)
+
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}

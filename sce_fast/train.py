@@ -4,7 +4,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sce_fast.checkpoint import collect, load_checkpoint, random_state, restore, restore_random_state, save_checkpoint
-from sce_fast.config import EvaluationConfig, TrainConfig
+from sce_fast.config import TrainConfig
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.distributed import Ranks, Vote, current_ranks, process_group
 from sce_fast.estimate import estimate
-from sce_fast.evaluate import extract_features, knn_top1
+from sce_fast.evaluate import extract_features, knn_top1, labelled_indices
 from sce_fast.files import printable, write_atomically
 from sce_fast.log import RunLog, progress_bar, say
 from sce_fast.run import BAD_FILES, CHECKPOINTS, choose_device, keep_image_list, open_run, write_summary
@@ -356,28 +356,3 @@ def train(config: TrainConfig) -> Summary:
         summary = Trainer(config, ranks).train()
         ranks.first(lambda: write_summary(config.out, asdict(summary)))
     return summary
-
-
-def labelled_indices(evaluation: EvaluationConfig, threads: int) -> tuple[ImageIndex, ...]:
-    """The train and test index of an evaluation, with the same number for the same class; none without folders.
-
-    Raises:
-        ValueError: one has no classes, or test has a class that train lacks.
-    """
-    if evaluation.train is None or evaluation.test is None:
-        return ()
-    train, test = (index_images(path, threads=threads) for path in (evaluation.train, evaluation.test))
-    for index in (train, test):
-        if index.labels is None:
-            raise ValueError(
-                f"{printable(index.listing.root)}: evaluation needs labels; expected one folder a class, or a list "
-                "file with classes"
-            )
-    classes = train.listing.classes
-    unknown = sorted(set(test.listing.classes) - set(classes))
-    if unknown:
-        raise ValueError(f"{printable(test.listing.root)} has classes that {printable(train.listing.root)} lacks: "
-                         f"{', '.join(map(printable, unknown[:10]))}")  # fmt: skip
-    number = {name: i for i, name in enumerate(classes)}
-    labels = [number[test.listing.classes[label]] for label in test.listing.labels or []]
-    return train, replace(test, listing=replace(test.listing, labels=labels, classes=classes))

@@ -1,5 +1,7 @@
 """What a user who types something wrong is told."""
 
+import re
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import torch
 
 from sce_fast import native
 from sce_fast.cli import COMMANDS, main
+from sce_fast.data.probe import Probe
 
 
 def told(capsys, *arguments, status=2):
@@ -26,7 +29,9 @@ def test_help_names_every_command(capsys):
         assert any(line.startswith((f"  {name}:", f"  {name} ")) for line in lines), name
 
 
-@pytest.mark.parametrize("command", ["demo", "embed", "report", "train", "bench", "doctor", "parity"])
+@pytest.mark.parametrize(
+    "command", ["demo", "embed", "report", "train", "bench", "doctor", "parity", "scan", "evaluate", "export"]
+)
 def test_every_command_has_help(capsys, command):
     assert "usage: sce-fast " + command in told(capsys, command, "--help", status=0)
 
@@ -68,6 +73,61 @@ def test_bad_input_ends_in_one_line(capsys, tmp_path, photo_folder, monkeypatch)
     assert not (tmp_path / "runs").exists()  # nothing was left behind
 
 
+def test_many_bad_files_stop_a_run_before_it_starts(capsys, tmp_path, photo_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photo_folder, tmp_path / "data")
+    for path in list((tmp_path / "data" / "temple").iterdir())[:4]:
+        path.write_bytes(b"")
+    text = told(capsys, "train", "folder", "--data", tmp_path / "data", "--batch-size", "8")
+    assert "more than 10% bad files: 4 of 24 files cannot be used (4 empty): " in text
+    assert re.search(r"temple/\d+.jpg: empty", text)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_scan_names_bad_files_and_tells_of_the_data(capfd, tmp_path, photo_folder):
+    main(["scan", str(photo_folder)])
+    text = capfd.readouterr().out
+    assert re.search(r"24 image files in \S+\n2 classes of 12 to 12 files\nwidth × height: smallest ", text)
+    assert re.search(r"24 files decoded in \d+\.\d s, \d+ images/s\n\nno bad files\n$", text)
+
+    shutil.copytree(photo_folder, tmp_path / "data")
+    temple = tmp_path / "data" / "temple"
+    (temple / "010.jpg").write_bytes((temple / "010.jpg").read_bytes()[:-2])
+    (temple / "empty\n.jpg").write_bytes(b"")
+    (temple / "page.jpg").write_text("no image")
+    listed = tmp_path / "bad.txt"
+    text = told(capfd, "scan", tmp_path / "data", "--out", listed, status=1)
+    assert "3 bad files" in text
+    assert "ERROR" not in text  # what the decoders say of each file
+    assert "truncated or damaged: 1 temple/010.jpg" in text
+    assert "empty: 1 temple/empty\\x0a.jpg not an image: 1 temple/page.jpg" in text
+    assert listed.read_text().splitlines() == [
+        f"{temple}/010.jpg\ttruncated or damaged",
+        f"{temple}/empty\\x0a.jpg\tempty",
+        f"{temple}/page.jpg\tnot an image",
+    ]
+    assert "exists already" in told(capfd, "scan", tmp_path / "data", "--out", listed)
+    text = told(capfd, "scan", tmp_path / "data", "--quick", status=1)
+    assert "2 bad files" in text
+    assert "nothing decoded" in text
+    (tmp_path / "list.txt").write_text(f"{photo_folder}/temple/000.jpg\tx\ngone.jpg\ty\n")
+    assert "missing: 1 gone.jpg" in told(capfd, "scan", tmp_path / "list.txt", status=1)
+    assert "threads=0" in told(capfd, "scan", photo_folder, "--threads", "0")
+    assert "no such folder or list file" in told(capfd, "scan", tmp_path / "nowhere")
+
+
+def test_a_scan_can_be_interrupted(capsys, tmp_path, photo_folder, monkeypatch):
+    def interrupted(self, paths):
+        raise KeyboardInterrupt
+
+    main(["scan", str(photo_folder), "--quick"])
+    monkeypatch.setattr(Probe, "sizes", interrupted)
+    text = told(capsys, "scan", photo_folder, "--out", tmp_path / "bad.txt", status=130)
+    assert "sce-fast: interrupted" in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "bad.txt").exists()
+
+
 def test_doctor_says_what_runs_and_what_does_not(capsys, monkeypatch):
     main(["doctor"])
     text = capsys.readouterr().out
@@ -94,8 +154,30 @@ def test_train_and_embed_a_folder(capsys, tmp_path, photo_folder):
     main(["train", "folder", *(str(word) for pair in settings.items() for word in pair)])
     assert "3 steps at" in capsys.readouterr().out
     main(["embed", str(tmp_path / "run"), str(photo_folder)])
-    assert "features_" in capsys.readouterr().out
-    assert list((tmp_path / "run").glob("features_*.safetensors"))
+    (features,) = (tmp_path / "run").glob("features_*.safetensors")
+    assert capsys.readouterr().out == f"{features}\n"
+
+    folders = ["--train", str(photo_folder), "--test", str(photo_folder)]
+    main(["evaluate", "knn", str(tmp_path / "run"), *folders, "--neighbours", "1", "3", "--device", "cpu"])
+    text = capsys.readouterr().out
+    assert text.startswith("24 train and 24 test images, 2 classes, features of 64 numbers\n")
+    assert re.search(r"\n1 neighbours +1\.0000\n3 neighbours +[01]\.\d{4}\n$", text)  # each image finds itself
+    main(["evaluate", "knn", "--train", str(features), "--test", str(features), "--neighbours", "1", "3"])
+    assert capsys.readouterr().out == text
+    main(["evaluate", "linear", "--train", str(features), "--test", str(features)])
+    assert "chosen on a held-out fifth of train, top-1 there: C 0.001: " in capsys.readouterr().out
+
+    exported = tmp_path / "backbone.safetensors"
+    main(["export", str(tmp_path / "run"), "--out", str(exported), "--momentum"])
+    assert capsys.readouterr().out == f"{exported}\n"
+    assert "exists already" in told(capsys, "export", tmp_path / "run", "--out", exported)
+    main(["embed", str(exported), str(photo_folder)])
+    assert capsys.readouterr().out == f"{tmp_path}/{features.name}\n"
+    text = told(capsys, "evaluate", "knn", tmp_path / "run")
+    assert "names no evaluation folders: give --train and --test" in text
+    assert "unknown evaluation 'knm': expected one of knn, linear; did you mean 'knn'?" in told(
+        capsys, "evaluate", "knm"
+    )
 
 
 def test_importing_the_package_loads_nothing_heavy():

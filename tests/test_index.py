@@ -1,7 +1,6 @@
 """What is found, in which order, how large, and what is said of bad input."""
 
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +8,9 @@ from conftest import write_png
 from PIL import Image
 
 from sce_fast.data import index
+from sce_fast.data.bad import as_text, describe, fault_of_undecoded, regular_file
 from sce_fast.data.index import index_images
+from sce_fast.data.probe import Probe
 
 GREY = np.full((9, 13, 3), 128, dtype=np.uint8)
 
@@ -62,8 +63,7 @@ def test_list_file(tmp_path):
     with pytest.raises(ValueError, match=r"mixed.txt, line 2: either every line"):
         index_images(tmp_path / "mixed.txt")
     (tmp_path / "missing.txt").write_text("x/2.png\nx/9.png\n")
-    with pytest.raises(ValueError, match=r"x/9.png: listed, but there is no such file"):
-        index_images(tmp_path / "missing.txt")
+    assert index_images(tmp_path / "missing.txt").bad == {1: "missing"}
 
 
 def test_names_that_are_not_utf8(tmp_path):
@@ -75,8 +75,8 @@ def test_names_that_are_not_utf8(tmp_path):
     assert np.array_equal(index_images(tmp_path).sizes, found.sizes)  # from the cache
     with open(folder + b"/broken\xff.png", "wb") as file:
         file.write(b"not an image")
-    with pytest.raises(ValueError, match=r"caf\\xe9/broken\\xff.png"):
-        index_images(tmp_path)
+    found = index_images(tmp_path)
+    assert found.by_path(found.bad) == {os.fsdecode(folder + b"/broken\xff.png"): "not an image"}
 
 
 def test_sizes_come_from_the_cache_until_a_file_changes(tmp_path, monkeypatch):
@@ -96,6 +96,8 @@ def test_sizes_come_from_the_cache_until_a_file_changes(tmp_path, monkeypatch):
     assert read == [2, 2]
     assert changed.sizes.tolist() == [[9, 13], [9, 13], [5, 6]]
     assert changed.fingerprint != first.fingerprint
+    (data / "1.png").write_bytes(b"")
+    assert index_images(data).fingerprint == changed.fingerprint  # a file that breaks leaves the list what it is
 
 
 def test_a_damaged_or_unwritable_cache_is_passed_over(tmp_path):
@@ -109,13 +111,134 @@ def test_a_damaged_or_unwritable_cache_is_passed_over(tmp_path):
     assert len(index_images(tmp_path / "data", cache=tmp_path / "blocked" / "cache")) == 1
 
 
-def test_bad_files_are_named(tmp_path, photo_folder):
-    shutil.copytree(photo_folder, tmp_path / "data")
-    flowers = tmp_path / "data" / "flower"
-    (flowers / "empty.jpg").write_bytes(b"")
-    (flowers / "text.png").write_text("hello")
-    with pytest.raises(ValueError, match=r"(?s)2 files cannot be read.*flower/empty.jpg.*flower/text.png"):
-        index_images(tmp_path / "data")
+def with_bad_files(folder):
+    """Writes one file of each kind that is no use; returns name → reason."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_png(folder / "good.png", GREY)
+    (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:30])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "page.jpg").write_text("<html>404</html>")
+    (folder / "sound.webp").write_bytes(b"RIFF\0\0\0\0WAVEfmt ")
+    Image.fromarray(GREY).save(folder / "film.gif")
+    (folder / "film.gif").rename(folder / "film.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    os.symlink("nowhere.jpg", folder / "link.jpg")
+    return {
+        "cut.png": "truncated or damaged",
+        "empty.jpg": "empty",
+        "film.jpg": "unsupported format",
+        "link.jpg": "missing",
+        "page.jpg": "not an image",
+        "pipe.jpg": "not a file",
+        "sound.webp": "not an image",
+    }
+
+
+def test_bad_files_are_in_the_index_with_their_reasons(tmp_path):
+    """A pipe would be waited for and a broken link passed over: both are named."""
+    reasons = with_bad_files(tmp_path / "data")
+    for _ in range(2):  # read, then from the cache
+        found = index_images(tmp_path / "data")
+        assert {found.listing.names[i]: reason for i, reason in found.bad.items()} == reasons
+        assert [found.listing.names[i] for i in np.flatnonzero(found.sizes[:, 0])] == ["good.png"]
+    part = found.subset(np.array([found.listing.names.index(name) for name in ("good.png", "page.jpg")]))
+    assert part.bad == {1: "not an image"}
+
+
+def test_bad_entries_of_a_list_file_keep_their_places(tmp_path):
+    write_png(tmp_path / "a.png", GREY)
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "list.txt").write_text("gone.png\tx\na.png\tx\nfolder.jpg\ty\na.png/b.png\ty\n")
+    found = index_images(tmp_path / "list.txt")
+    assert found.bad == {0: "missing", 2: "not a file", 3: "missing"}
+    assert found.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_what_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
+    """Root may read everything, so the refusal is made."""
+    write_png(tmp_path / "a.png", GREY)
+
+    def refuse(path, *rest, **more):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("sce_fast.data.bad.os.stat", refuse)
+    assert regular_file(b"a.png") == "unreadable"
+    monkeypatch.undo()
+    monkeypatch.setattr("builtins.open", refuse)
+    assert fault_of_undecoded(os.fsencode(tmp_path / "a.png")) == "unreadable"
+
+
+def test_a_folder_with_an_images_name_is_a_class(tmp_path):
+    write_png(tmp_path / "a" / "1.png", GREY)
+    write_png(tmp_path / "b.png" / "2.png", GREY)  # a folder with an image's name is a folder
+    assert index_images(tmp_path).listing.classes == ["a", "b.png"]
+
+
+def test_names_with_line_ends_print_in_one_line(tmp_path):
+    assert as_text({f"{tmp_path}/a\nb\t.jpg": "empty"}) == f"{tmp_path}/a\\x0ab\\x09.jpg\tempty\n"
+
+
+def test_long_lists_of_bad_files_are_cut(tmp_path):
+    text = describe({f"{i:03d}.jpg": "empty" if i % 3 else "missing" for i in range(50)}, 1000)
+    assert text.startswith("50 of 1000 files cannot be used (33 empty, 17 missing):\n  000.jpg: missing\n")
+    assert text.endswith("  019.jpg: empty\n  and 30 more; sce-fast scan names all")
+
+
+@pytest.mark.parametrize("cut", [0.02, 0.5, 0.99, "end marker"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_cut_off_anywhere_is_found_by_decoding_alone(tmp_path, photographs, progressive, cut):
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(photographs[0]).save(path, progressive=progressive)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2] if cut == "end marker" else whole[: int(cut * len(whole))])
+    assert Probe(decode=False).sizes([os.fsencode(path)]).tolist() == [[427, 640]]
+    assert Probe(decode=True).sizes([os.fsencode(path)]).tolist() == [[0, 0]]
+
+
+def unusual_images(folder, photograph):
+    image, turned = Image.fromarray(photograph), Image.Exif()
+    turned[0x0112] = 6
+    grey16 = Image.fromarray(photograph[:, :, 0].astype(np.uint16) * 257)
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    image.convert("L").save(folder / "grey.jpg")
+    image.convert("P").save(folder / "palette.png")
+    image.convert("RGBA").save(folder / "alpha.png")
+    image.convert("LA").save(folder / "grey_alpha.png")
+    image.save(folder / "animated.webp", save_all=True, append_images=[image])
+    image.save(folder / "animated.png", save_all=True, append_images=[image])
+    image.save(folder / "pages.tif", save_all=True, append_images=[image])
+    image.convert("CMYK").save(folder / "cmyk.tif")
+    image.save(folder / "turned.png", exif=turned)
+    grey16.save(folder / "sixteen.png")
+    grey16.save(folder / "sixteen.tif")
+    for name in ("image.jpg", "image.bmp", "image.ppm", "image.webp", "image.jp2", "image.tif"):
+        image.save(folder / name)
+    image.convert("1").save(folder / "bits.pbm")
+    image.convert("L").save(folder / "grey.pgm")
+
+
+def test_unusual_images_decode_to_the_size_of_their_header(tmp_path, photographs):
+    """A size that the decoder does not keep to would put crops outside the image."""
+    unusual_images(tmp_path, photographs[0][:60, :90])
+    paths = [os.fsencode(path) for path in sorted(tmp_path.iterdir())]
+    sizes = Probe(decode=False).sizes(paths)
+    assert np.array_equal(Probe(decode=True).sizes(paths), sizes)
+    assert sizes.tolist() == [[90, 60] if b"turned" in path else [60, 90] for path in paths]
+    # In a batch that fails, files that do not begin like an image are not asked about again: these must.
+    broken = tmp_path / "broken.png"
+    broken.write_text("no image")
+    together = Probe(decode=True).sizes([os.fsencode(broken), *paths])
+    assert np.array_equal(together[1:], sizes)
+
+
+def test_a_probe_finds_the_bad_ones_in_any_mixture(tmp_path):
+    write_png(tmp_path / "good.png", GREY)
+    (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:-20])
+    good, bad = (os.fsencode(tmp_path / f"{name}.png") for name in ("good", "bad"))
+    probe = Probe(decode=True, batch_size=8, threads=2)
+    for pattern in ("g", "b", "gggggggggggg", "bbbbbbbbbbbb", "gbggggbbg", "bgbgbgbgbgbgbgbgb", ""):
+        sizes = probe.sizes([good if letter == "g" else bad for letter in pattern])
+        assert sizes.tolist() == [[9, 13] if letter == "g" else [0, 0] for letter in pattern]
 
 
 def test_missing_and_empty_folders_are_named(tmp_path):

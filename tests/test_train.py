@@ -20,13 +20,13 @@ from sce_fast.config import (
     from_json,
     to_json,
 )
-from sce_fast.evaluate import load_features
+from sce_fast.evaluate import labelled_indices, load_features
 from sce_fast.log import read_log
 from sce_fast.recipes import RECIPES
 from sce_fast.run import choose_device, load_backbone, open_run
 from sce_fast.step import TrainingStep
 from sce_fast.tools.embed import embed
-from sce_fast.train import Trainer, labelled_indices, train
+from sce_fast.train import Trainer, train
 
 
 @pytest.fixture(scope="module")
@@ -224,9 +224,35 @@ def test_a_bad_file_is_noted_and_the_run_goes_on(photo_folder, tmp_path):
     trainer = Trainer(config)
     bad = tmp_path / "data" / "temple" / "010.jpg"
     bad.write_bytes(bad.read_bytes()[:3000])
-    with pytest.warns(UserWarning, match="cannot be decoded"):
+    with pytest.warns(UserWarning, match="cannot be used"):
         assert trainer.train().steps == 9
     assert (config.out / "bad_files.txt").read_text() == f"{bad}\n"
+
+
+def test_a_run_over_bad_headers_resumes_with_the_same_bits(photo_folder, tmp_path):
+    shutil.copytree(photo_folder, tmp_path / "data")
+    (tmp_path / "data" / "temple" / "010.jpg").write_bytes(b"")
+    whole = small_config(tmp_path / "data", tmp_path / "whole", evaluation=EvaluationConfig())
+    part = dataclasses.replace(whole, out=tmp_path / "part")
+    for config in (whole, part):
+        with pytest.warns(UserWarning, match="1 of 24 files cannot be used"):
+            assert train(config).images == 24
+        assert (config.out / "bad_files.txt").read_text().startswith(f"{tmp_path}/data/temple/010.jpg")
+    shutil.rmtree(checkpoints(part.out / "checkpoints")[-1])
+    with pytest.warns(UserWarning, match="1 of 24 files cannot be used"):
+        train(dataclasses.replace(part, resume=True))
+    assert_same_run(part.out, whole.out)
+
+
+def test_a_bad_file_among_the_evaluated_stops_before_the_run(photo_folder, tmp_path):
+    shutil.copytree(photo_folder, tmp_path / "data")
+    (tmp_path / "data" / "temple" / "010.jpg").write_bytes(b"")
+    config = small_config(
+        photo_folder, tmp_path / "run", evaluation=EvaluationConfig(train=photo_folder, test=tmp_path / "data")
+    )
+    with pytest.raises(ValueError, match=r"(?s)temple/010.jpg: empty.*An evaluation leaves no image out"):
+        Trainer(config)
+    assert not config.out.exists()
 
 
 def test_evaluation_needs_labels(photo_folder, tmp_path):

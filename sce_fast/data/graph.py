@@ -71,15 +71,17 @@ def evaluation_pipeline(
     return _built(graph, batch_size, threads, device)
 
 
-def size_pipeline(source: Callable[[], Feed], *, batch_size: int, threads: int) -> Pipeline:
-    """Paths → the shape of each image as the decoder will give it, from the headers alone."""
+def shape_pipeline(source: Callable[[], Feed], *, decode: bool, batch_size: int, threads: int, device: str) -> Pipeline:
+    """Paths → the shape of each image: from the header as the decoder will give it, or of what it does give."""
 
     @pipeline_def
     def graph() -> Any:
         path = fn.external_source(source=source, num_outputs=1, batch=True, dtype=types.UINT8)
+        if decode:
+            return decoded(path[0], device).shape(device="cpu")
         return fn.peek_image_shape(fn.io.file.read(path[0]))
 
-    return _built(graph, batch_size, threads, "cpu")
+    return _built(graph, batch_size, threads, device, prefetch=1)
 
 
 def evaluation_feed(view: EvaluationView, paths: list[bytes], sizes: NDArray[np.int32]) -> Feed:
@@ -89,7 +91,12 @@ def evaluation_feed(view: EvaluationView, paths: list[bytes], sizes: NDArray[np.
 
 def decoded(path: Any, device: str) -> Any:
     decoder = "cpu" if device == "cpu" else "mixed"
-    return fn.decoders.image(fn.io.file.read(path), device=decoder, output_type=types.RGB)
+    return fn.decoders.image(file_content(path), device=decoder, output_type=types.RGB)
+
+
+def file_content(path: Any) -> Any:
+    """The bytes of a file, read and not mapped: pages of a mapped file that are gone end the process with SIGBUS."""
+    return fn.io.file.read(path, dont_use_mmap=True)
 
 
 def cropped(image: Any, box: Any) -> Any:
@@ -124,14 +131,14 @@ def random_view(image: Any, parameters: Any, augmentation: Augmentation, photome
     return normalized(view, augmentation.mean, augmentation.std, mirror=mirror)
 
 
-def _built(graph: Callable[..., Pipeline], batch_size: int, threads: int, device: str) -> Pipeline:
+def _built(graph: Callable[..., Pipeline], batch_size: int, threads: int, device: str, prefetch: int = 2) -> Pipeline:
     import torch
 
     pipeline = graph(
         batch_size=batch_size,
         num_threads=threads,
         device_id=None if device == "cpu" else torch.cuda.current_device(),
-        prefetch_queue_depth=2,
+        prefetch_queue_depth=prefetch,
     )
     pipeline.build()
     return pipeline

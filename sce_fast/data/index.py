@@ -3,7 +3,7 @@
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sce_fast.data.bad import fault_of_undecoded, regular_file
 from sce_fast.data.sources import Listing, list_images
-from sce_fast.files import printable
 from sce_fast.log import progress_bar
 
 CACHE_VERSION = 1
@@ -25,7 +25,8 @@ class ImageIndex:
     """The images of a data set, with their sizes as the decoder gives them (after EXIF rotation)."""
 
     listing: Listing
-    sizes: NDArray[np.int32]  # (n, 2) height, width
+    sizes: NDArray[np.int32]  # (n, 2) height, width; 0 for bad files
+    bad: dict[int, str]  # sample → reason, of the files whose header cannot be read
 
     def __len__(self) -> int:
         return len(self.listing.names)
@@ -35,7 +36,8 @@ class ImageIndex:
         listing = self.listing
         names = [listing.names[i] for i in samples]
         labels = None if listing.labels is None else [listing.labels[i] for i in samples]
-        return ImageIndex(replace(listing, names=names, labels=labels), self.sizes[samples])
+        bad = {new: self.bad[old] for new, old in enumerate(samples.tolist()) if old in self.bad}
+        return ImageIndex(replace(listing, names=names, labels=labels), self.sizes[samples], bad)
 
     @cached_property
     def paths(self) -> list[bytes]:
@@ -48,15 +50,24 @@ class ImageIndex:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of names, order and sizes: two runs with the same one saw the same list."""
-        digest = hashlib.sha256(self.sizes.tobytes())
+        """A hash of names and order: two runs with the same one saw the same list.
+
+        Sizes are left out: a file that breaks while a run is interrupted must not keep it from going on.
+        """
+        digest = hashlib.sha256()
         for name in self.listing.names:
             digest.update(os.fsencode(name) + b"\0")
         return digest.hexdigest()[:16]
 
+    def by_path(self, bad: Mapping[int, str]) -> dict[str, str]:
+        """Samples with reasons → paths with reasons, in the order of the index."""
+        return {os.fsdecode(self.paths[i]): bad[i] for i in sorted(bad)}
+
 
 def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = None) -> ImageIndex:
     """The index of a folder or list file; the sizes of files that did not change come from the cache.
+
+    Files that are missing, empty or whose header cannot be read are in the index too, with the reason in its `bad`.
 
     Args:
         path: what list_images takes.
@@ -65,62 +76,49 @@ def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = Non
             that cannot be written is passed over.
 
     Raises:
-        FileNotFoundError, ValueError: as list_images; ValueError also names files whose header cannot be read.
+        FileNotFoundError, ValueError: as list_images.
     """
     listing = list_images(path)
-    stamps = _stamps(listing)
+    paths = [os.fsencode(path) for path in listing.paths()]
+    stamps, bad = _stamps(paths)
     cache_file = (
         cache or _cache_folder()
     ) / f"{hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:24]}.npz"
     sizes = _cached_sizes(cache_file, listing, stamps)
-    unknown = np.flatnonzero(sizes[:, 0] == 0)
-    if len(unknown):
-        paths = listing.paths()
-        sizes[unknown] = read_sizes([os.fsencode(paths[i]) for i in unknown], threads=threads)
-        _write_cache(cache_file, listing, stamps, sizes)  # before any complaint: what is read need not be read again
-        bad = [printable(paths[i]) for i in np.flatnonzero(sizes[:, 0] == 0)]
-        if bad:
-            shown = "\n  ".join(bad[:20]) + (f"\n  and {len(bad) - 20} more" if len(bad) > 20 else "")
-            raise ValueError(f"{len(bad)} files cannot be read as images; remove or repair them:\n  {shown}")
-    return ImageIndex(listing, sizes)
+    unknown = [i for i in np.flatnonzero(sizes[:, 0] == 0).tolist() if i not in bad]
+    if unknown:
+        sizes[unknown] = read_sizes([paths[i] for i in unknown], threads=threads)
+        _write_cache(cache_file, listing, stamps, sizes)
+        bad |= {i: fault_of_undecoded(paths[i]) for i in unknown if sizes[i, 0] == 0}
+    return ImageIndex(listing, sizes, bad)
 
 
 def read_sizes(paths: list[bytes], *, threads: int = 2) -> NDArray[np.int32]:
     """Height and width (n, 2) of each image as decoded, from the headers; (0, 0) for what is no image."""
+    from sce_fast.data.probe import Probe
+
+    probe = Probe(decode=False, batch_size=SIZE_BATCH, threads=threads)
     sizes = np.zeros((len(paths), 2), dtype=np.int32)
     with progress_bar(len(paths), "Reading image sizes", unit="image") as bar:
         for start in range(0, len(paths), SIZE_BATCH):
             batch = paths[start : start + SIZE_BATCH]
-            try:
-                sizes[start : start + len(batch)] = _peek(batch, threads)
-            except RuntimeError:  # DALI fails the whole batch and does not always name the file
-                for i, path in enumerate(batch, start):
-                    with suppress(RuntimeError):
-                        sizes[i] = _peek([path], threads=1)
+            sizes[start : start + len(batch)] = probe.sizes(batch)
             bar.update(len(batch))
+    sizes[sizes.min(axis=1) == 0] = 0
     return sizes
 
 
-def _peek(batch: list[bytes], threads: int) -> NDArray[np.int32]:
-    from sce_fast.data.graph import feed_paths, run_once, size_pipeline
-
-    pipeline = size_pipeline(run_once(iter([(feed_paths(batch),)])), batch_size=len(batch), threads=threads)
-    (shapes,) = pipeline.run()
-    return np.stack([np.array(shapes[i])[:2] for i in range(len(batch))]).astype(np.int32)
-
-
-def _stamps(listing: Listing) -> NDArray[np.int64]:
-    """(n, 2) modification time and length of each file: what tells that it changed."""
-
-    def stamps() -> Iterator[tuple[int, int]]:
-        for path in listing.paths():
-            try:
-                status = os.stat(path)
-            except FileNotFoundError:
-                raise ValueError(f"{printable(path)}: listed, but there is no such file") from None
-            yield status.st_mtime_ns, status.st_size
-
-    return np.array(list(stamps()), dtype=np.int64)
+def _stamps(paths: list[bytes]) -> tuple[NDArray[np.int64], dict[int, str]]:
+    """(n, 2) modification time and length of each file, which tell that it changed; and what is no file to decode."""
+    stamps = np.zeros((len(paths), 2), dtype=np.int64)
+    bad: dict[int, str] = {}
+    for i, path in enumerate(paths):
+        status = regular_file(path)
+        if isinstance(status, str):
+            bad[i] = status
+        else:
+            stamps[i] = status.st_mtime_ns, status.st_size
+    return stamps, bad
 
 
 def _cache_folder() -> Path:

@@ -1,6 +1,5 @@
 """Batches of views as torch tensors, and the state that makes a run go on at the very next sample."""
 
-import os
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sce_fast.data.augment import Augmentation, EvaluationView
+from sce_fast.data.bad import CHANGED, describe, fault_of_undecoded, regular_file, require_few
 from sce_fast.data.graph import (
     Feed,
     evaluation_feed,
@@ -24,9 +24,8 @@ from sce_fast.data.graph import (
 )
 from sce_fast.data.index import ImageIndex
 from sce_fast.data.plan import batch_of_rank, epoch_order, plan_view, without
+from sce_fast.data.probe import Probe
 from sce_fast.files import printable
-
-MAX_BAD_SHARE = 0.1  # of the files, before a run stops: so many say that something else is wrong
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,12 @@ class TrainingLoader:
     """An endless iterator over training batches, epoch after epoch.
 
     The global batch and its pixels depend on seed, epoch and step alone: not on the number of ranks or threads, nor
-    on where the run was interrupted. The last incomplete batch of an epoch is dropped. A file that cannot be decoded
-    is warned of, kept in `bad_files`, and replaced by another image of the data set from then on.
+    on where the run was interrupted. The last incomplete batch of an epoch is dropped.
+
+    A file that cannot be read or decoded is warned of, kept with its reason in `bad_files`, and replaced by another
+    image of the data set: the same one whenever and by whichever rank it is found, so nothing of this needs saving
+    or telling to other ranks. One that decodes to another size than it had when listed counts as bad where the
+    planned crop lies outside.
 
     Args:
         index: the images.
@@ -58,7 +61,7 @@ class TrainingLoader:
 
     Raises:
         ValueError: the data set is smaller than a global batch, or an argument is out of range.
-        RuntimeError: more than MAX_BAD_SHARE of the files cannot be decoded; the last ones are named.
+        RuntimeError: more than MAX_BAD_SHARE of the files are bad, at the start or later; they are counted and named.
 
     Example:
         >>> loader = TrainingLoader(index_images("photos"), (Augmentation(), Augmentation()), batch_size=64, seed=0)
@@ -99,8 +102,14 @@ class TrainingLoader:
         self.threads = threads
         self.device = device
         self.epoch, self.step = 0, 0
-        self.bad_files: list[str] = []  # paths of those that could not be decoded so far
-        self._bad: set[int] = set()
+        self.bad_files: dict[str, str] = {}  # path → reason of those that this rank has found so far
+        self._bad: dict[int, str] = {}
+        self._is_bad = np.zeros(len(index), dtype=np.bool_)
+        self._tried_again: tuple[int, int] | None = None  # position of a failed batch without a bad file
+        if index.bad:
+            self._replace_from_now_on(index.bad)
+            if rank == 0:  # the others know the same
+                _warn_of(index, index.bad, stacklevel=3)
         self._pipeline: Any = None
         self._in_flight: deque[tuple[int, int, NDArray[np.int64]]] = deque()  # handed to DALI, not yet returned
 
@@ -110,6 +119,7 @@ class TrainingLoader:
         return len(self.index) // (self.batch_size * self.batches_per_step * self.ranks) * self.batches_per_step
 
     def state_dict(self) -> dict[str, int]:
+        """The position of the next batch. Bad files need not be in it: they are found again, and replaced the same."""
         return {"epoch": self.epoch, "step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -149,28 +159,47 @@ class TrainingLoader:
 
     def _set_aside_bad_files(self, error: RuntimeError) -> None:
         """After a failed batch: notes its bad files; the next pipeline begins with the same batch, without them."""
-        samples = self._in_flight[0][2]
+        batches = [samples for _, _, samples in self._in_flight]
         self._pipeline = None
         self._in_flight.clear()
-        bad = {int(i) for i in samples if not decodes(self.index.paths[i])}
-        if not bad:
+        for device in dict.fromkeys(("cpu", self.device)):
+            for samples in batches:  # the failed one, then those handed over in advance
+                bad = self._bad_among(np.unique(samples), device)
+                if bad and (device == "cpu" or len(bad) < len(np.unique(samples))):  # not a GPU that fails them all
+                    self._replace_from_now_on(bad)
+                    _warn_of(self.index, bad, stacklevel=4)
+                    return
+        if self._tried_again == (self.epoch, self.step):
             raise error
-        names = ", ".join(printable(os.fsdecode(self.index.paths[i])) for i in sorted(bad))
+        # All can be decoded now: a file server that was away for a moment, for example.
+        self._tried_again = (self.epoch, self.step)
+        warnings.warn(f"a batch failed though all its files can be decoded; trying it again: {error}", stacklevel=3)
+
+    def _bad_among(self, samples: NDArray[np.int64], device: str) -> dict[int, str]:
+        """Sample → reason, of those that do not decode, or not to the size that their crops were planned for."""
+        paths = [self.index.paths[i] for i in samples]
+        sizes = decoded_sizes(paths, threads=self.threads, device=device)
+        changed = (sizes != self.index.sizes[samples]).any(axis=1)
+        reasons = [CHANGED if size[0] else fault_of_undecoded(path) for size, path in zip(sizes, paths, strict=True)]
+        return {int(samples[i]): reasons[i] for i in np.flatnonzero(changed)}
+
+    def _replace_from_now_on(self, bad: dict[int, str]) -> None:
+        """Sets these samples aside.
+
+        Raises:
+            RuntimeError: with them, too many are bad.
+        """
         self._bad |= bad
-        self.bad_files = [os.fsdecode(self.index.paths[i]) for i in sorted(self._bad)]
-        if len(self._bad) > MAX_BAD_SHARE * len(self.index):
-            raise RuntimeError(
-                f"{len(self._bad)} of {len(self.index)} files cannot be decoded, more than {MAX_BAD_SHARE:.0%}; "
-                f"the last: {names}"
-            ) from error
-        warnings.warn(f"cannot be decoded, replaced by other images: {names}", stacklevel=3)
+        self._is_bad[list(bad)] = True
+        self.bad_files = self.index.by_path(self._bad)
+        require_few(self.bad_files, len(self.index))
 
     def _feeds(self, epoch: int, step: int) -> Iterator[Feed]:
         while True:
             order = epoch_order(self.seed, epoch, len(self.index))
             for s in range(step, self.steps_per_epoch):
                 slots = batch_of_rank(order, s, self.batch_size, self.rank, self.ranks)
-                samples = without(self._bad, slots, seed=self.seed, epoch=epoch, total=len(self.index))
+                samples = without(self._is_bad, slots, seed=self.seed, epoch=epoch)
                 self._in_flight.append((epoch, s, samples))
                 yield self._feed(epoch, samples)
             epoch, step = epoch + 1, 0
@@ -191,11 +220,12 @@ def evaluation_batches(
     """All images in the order of the index, (N, 3, crop, crop) float32; the last batch may be smaller.
 
     Raises:
-        ValueError: batch_size is below 1.
+        ValueError: batch_size is below 1, or a file has no readable header; no image is left out.
         RuntimeError: on a file that cannot be decoded; it is named.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    require_whole(index)
     starts = range(0, len(index), batch_size)
     feeds = (evaluation_feed(view, index.paths[i : i + batch_size], index.sizes[i : i + batch_size]) for i in starts)
     pipeline = evaluation_pipeline(run_once(feeds), view, batch_size=batch_size, threads=threads, device=device)
@@ -203,10 +233,33 @@ def evaluation_batches(
         try:
             (images,) = run(pipeline, device)
         except RuntimeError as error:
-            bad = [path for path in index.paths[start : start + batch_size] if not decodes(path)]
-            names = ", ".join(printable(os.fsdecode(path)) for path in bad)
-            raise RuntimeError(f"cannot be decoded: {names}") if bad else error from error
+            paths = index.paths[start : start + batch_size]
+            sizes = decoded_sizes(paths, threads=threads, device=device)
+            bad = {start + i: fault_of_undecoded(paths[i]) for i in np.flatnonzero(sizes[:, 0] == 0).tolist()}
+            raise RuntimeError(_refusal(index, bad)) if bad else error from error
         yield images
+
+
+def _warn_of(index: ImageIndex, bad: dict[int, str], stacklevel: int) -> None:
+    found = describe(index.by_path(bad), len(index))
+    warnings.warn(f"{found}\nOther images take their places.", stacklevel=stacklevel)
+
+
+def require_whole(index: ImageIndex) -> None:
+    """Makes sure that nothing is known to be wrong with any file.
+
+    Raises:
+        ValueError: headers cannot be read; the files are named.
+    """
+    if index.bad:
+        raise ValueError(_refusal(index, index.bad))
+
+
+def _refusal(index: ImageIndex, bad: dict[int, str]) -> str:
+    return (
+        f"{describe(index.by_path(bad), len(index))}\nAn evaluation leaves no image out: repair or remove them; "
+        "sce-fast scan decodes every file and names all bad ones"
+    )
 
 
 def run(pipeline: Any, device: str) -> list[Tensor]:
@@ -215,19 +268,9 @@ def run(pipeline: Any, device: str) -> list[Tensor]:
     return [torch.from_dlpack(output.as_tensor()) for output in outputs]
 
 
-def decodes(path: bytes) -> bool:
-    """Whether DALI decodes the whole file; a broken header, a truncated body and a missing file all answer no."""
-    from nvidia.dali import fn, pipeline_def, types
-
-    @pipeline_def(batch_size=1, num_threads=1, device_id=None)
-    def graph() -> Any:
-        name = types.Constant(np.frombuffer(path, dtype=np.uint8), device="cpu")
-        return fn.decoders.image(fn.io.file.read(name), device="cpu", output_type=types.RGB)
-
-    pipeline = graph()
-    pipeline.build()
-    try:
-        pipeline.run()
-    except RuntimeError:
-        return False
-    return True
+def decoded_sizes(paths: list[bytes], *, threads: int, device: str) -> NDArray[np.int32]:
+    """Height and width (n, 2) of what DALI decodes, (0, 0) for what it does not; no pipe or folder is handed to it."""
+    sizes = np.zeros((len(paths), 2), dtype=np.int32)
+    files = [i for i, path in enumerate(paths) if not isinstance(regular_file(path), str)]
+    sizes[files] = Probe(decode=True, threads=threads, device=device).sizes([paths[i] for i in files])
+    return sizes

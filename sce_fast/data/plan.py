@@ -6,7 +6,6 @@ with the batch size, the number of ranks or the order in which this code asks fo
 
 import enum
 import itertools
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,19 +107,17 @@ def batch_of_rank(
     return order[start : start + batch_size]
 
 
-def without(
-    bad: AbstractSet[int], samples: NDArray[np.int64], *, seed: int, epoch: int, total: int
-) -> NDArray[np.int64]:
-    """The samples (N,) with each bad one replaced by another of the data set.
+def without(bad: NDArray[np.bool_], samples: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The samples (N,) with each that is marked in `bad` (one entry an image) replaced by another of the data set.
 
     The replacement is a function of seed, epoch, sample and attempt: order, other samples and other ranks stay as
     they were.
     """
     replaced = samples.copy()
     attempt = 0
-    while len(still_bad := np.flatnonzero(np.isin(replaced, list(bad)))):
+    while len(still_bad := np.flatnonzero(bad[replaced])):
         numbers = uniform(seed, epoch, samples[still_bad], Draw.REPLACEMENT, view=attempt)
-        replaced[still_bad] = (numbers * total).astype(np.int64)
+        replaced[still_bad] = (numbers * len(bad)).astype(np.int64)
         attempt += 1
     return replaced
 

@@ -1,13 +1,20 @@
 """What frozen features are worth."""
 
+from sce_fast.evaluate.accuracy import Accuracy
 from sce_fast.evaluate.features import FeatureFile, extract_features, load_features, pixel_features, save_features
-from sce_fast.evaluate.knn import knn_top1
-from sce_fast.evaluate.linear import linear_top1
+from sce_fast.evaluate.knn import knn_accuracy, knn_top1
+from sce_fast.evaluate.labels import labelled_indices
+from sce_fast.evaluate.linear import LinearResult, linear_accuracy, linear_top1
 
 __all__ = [
+    "Accuracy",
     "FeatureFile",
+    "LinearResult",
     "extract_features",
+    "knn_accuracy",
     "knn_top1",
+    "labelled_indices",
+    "linear_accuracy",
     "linear_top1",
     "load_features",
     "pixel_features",

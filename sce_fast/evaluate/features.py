@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sce_fast.data.augment import EvaluationView
 from sce_fast.data.index import ImageIndex
 from sce_fast.data.loader import evaluation_batches
+from sce_fast.files import printable, save_tensors
 
 
 @torch.no_grad()
@@ -72,11 +72,8 @@ def save_features(path: Path, features: Tensor, index: ImageIndex) -> None:
     }
     if index.labels is not None:
         tensors["labels"] = torch.from_numpy(index.labels)
-    temporary = path.with_name(f".{path.name}.writing")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    classes = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in index.listing.classes]
-    save_file(tensors, temporary, metadata={"classes": json.dumps(classes)})
-    os.replace(temporary, path)
+    classes = [printable(name) for name in index.listing.classes]
+    save_tensors(path, tensors, {"classes": json.dumps(classes)})
 
 
 def load_features(path: str | Path) -> FeatureFile:
@@ -84,10 +81,17 @@ def load_features(path: str | Path) -> FeatureFile:
 
     Raises:
         FileNotFoundError: no such file.
+        ValueError: it is no safetensors file, or one without features.
     """
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        classes = json.loads((file.metadata() or {}).get("classes", "[]"))
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            classes = json.loads((file.metadata() or {}).get("classes", "[]"))
+    except SafetensorError as error:
+        raise ValueError(f"{printable(path)} is no feature file: {error}") from error
+    lacking = {"features", "names", "name_ends"} - tensors.keys()
+    if lacking:
+        raise ValueError(f"{printable(path)} is no feature file as sce-fast embed writes it: it has no 'features'")
     ends = [0, *tensors["name_ends"].tolist()]
     joined = tensors["names"].numpy().tobytes()
     names = [os.fsdecode(joined[start:end]) for start, end in itertools.pairwise(ends)]

@@ -1,8 +1,11 @@
 """Weighted nearest-neighbour classification of frozen features."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from sce_fast.evaluate.accuracy import Accuracy, check_sets, ranks_of_truth
 from sce_fast.rows import unit_rows
 
 QUERY_BLOCK = 256
@@ -10,6 +13,50 @@ TRAIN_BLOCK = 65536
 
 
 @torch.no_grad()
+def knn_accuracy(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    *,
+    neighbours: Sequence[int] = (20,),
+    temperature: float = 0.07,
+) -> list[Accuracy]:
+    """How often the class of a test row wins the vote of its nearest train rows, for each number of neighbours.
+
+    A neighbour votes with exp(cosine / temperature) (Wu et al., CVPR 2018). Similarities are made block by block, so
+    the memory beside the features does not grow with their number. Of equal votes the lowest class wins; a class
+    without a vote is not among the five.
+
+    Args:
+        train_features, test_features: (n, F) and (m, F), normalised here.
+        train_labels, test_labels: (n,) and (m,) class numbers.
+        neighbours: every k; at most n are used.
+
+    Raises:
+        ValueError: lengths or widths do not agree, there are no rows, or neighbours or temperature is not positive.
+
+    Example:
+        >>> knn_accuracy(train, train_labels, test, test_labels, neighbours=(10, 20))[0].top1
+        0.73
+    """
+    check_sets(train_features, train_labels, test_features, test_labels)
+    if not neighbours or min(neighbours) < 1 or not temperature > 0:
+        raise ValueError(f"neighbours={neighbours}, temperature={temperature}: expected all to be positive")
+    classes = int(max(train_labels.max(), test_labels.max())) + 1
+    ranks: list[list[Tensor]] = [[] for _ in neighbours]
+    for start in range(0, len(test_features), QUERY_BLOCK):
+        similarity, nearest = nearest_rows(test_features[start : start + QUERY_BLOCK], train_features, max(neighbours))
+        # The nearest one's vote is 1: at a low temperature a fixed shift would let all votes vanish.
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()
+        for k, found in zip(neighbours, ranks, strict=True):
+            votes = torch.zeros(len(similarity), classes, dtype=similarity.dtype, device=similarity.device)
+            votes.scatter_add_(1, train_labels[nearest[:, :k]], weights[:, :k])
+            votes[votes == 0] = -torch.inf
+            found.append(ranks_of_truth(votes, test_labels[start : start + QUERY_BLOCK]))
+    return [Accuracy.of_ranks(torch.cat(found), train_labels) for found in ranks]
+
+
 def knn_top1(
     train_features: Tensor,
     train_labels: Tensor,
@@ -19,38 +66,9 @@ def knn_top1(
     neighbours: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Share of test rows whose class wins the vote of their nearest train rows.
-
-    A neighbour votes with exp(cosine / temperature) (Wu et al., CVPR 2018). Similarities are made block by block, so
-    the memory beside the features does not grow with their number. Of equal votes the lowest class wins.
-
-    Args:
-        train_features, test_features: (n, F) and (m, F), normalised here.
-        train_labels, test_labels: (n,) and (m,) class numbers.
-        neighbours: k; at most n are used.
-
-    Raises:
-        ValueError: lengths do not agree, or neighbours or temperature is not positive.
-
-    Example:
-        >>> knn_top1(train, train_labels, test, test_labels)
-        0.73
-    """
-    if len(train_features) != len(train_labels) or len(test_features) != len(test_labels):
-        raise ValueError(
-            f"{len(train_features)} train and {len(test_features)} test features, expected as many labels, "
-            f"not {len(train_labels)} and {len(test_labels)}"
-        )
-    if neighbours < 1 or temperature <= 0:
-        raise ValueError(f"neighbours={neighbours}, temperature={temperature}: expected both to be positive")
-    classes = int(max(train_labels.max(), test_labels.max())) + 1
-    correct = 0
-    for start in range(0, len(test_features), QUERY_BLOCK):
-        similarity, nearest = nearest_rows(test_features[start : start + QUERY_BLOCK], train_features, neighbours)
-        votes = torch.zeros(len(similarity), classes, dtype=similarity.dtype, device=similarity.device)
-        votes.scatter_add_(1, train_labels[nearest], ((similarity - 1) / temperature).exp())
-        correct += int((votes.argmax(1) == test_labels[start : start + QUERY_BLOCK]).sum())
-    return correct / len(test_features)
+    """The top-1 share of knn_accuracy for one number of neighbours."""
+    sets = (train_features, train_labels, test_features, test_labels)
+    return knn_accuracy(*sets, neighbours=(neighbours,), temperature=temperature)[0].top1
 
 
 def nearest_rows(test: Tensor, train: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:

@@ -1,39 +1,42 @@
-"""Features of anyone's images from a trained run."""
+"""Features of anyone's images from a trained run or an exported backbone."""
 
+import os
 from pathlib import Path
 
 from sce_fast.data.index import index_images
 from sce_fast.evaluate import extract_features, save_features
-from sce_fast.files import printable
-from sce_fast.run import choose_device, load_backbone
+from sce_fast.exported import open_backbone
+from sce_fast.files import printable, require_new
+from sce_fast.run import choose_device
 
 
-def embed(run: Path, data: Path, *, out: Path | None = None, device: str = "auto", batch_size: int = 256) -> Path:
+def embed(source: Path, data: Path, *, out: Path | None = None, device: str = "auto", batch_size: int = 256) -> Path:
     """Writes the features of all images as safetensors, with their file names; returns the file.
 
     Args:
-        run: run folder with a checkpoint.
+        source: run folder with a checkpoint, or a file that sce-fast export has written.
         data: folder or list file of images.
-        out: the file; by default features_NAME.safetensors in the run folder, NAME being that of data.
+        out: the file; by default features_NAME.safetensors in the run folder or beside the file, NAME being that of
+            data.
 
     Raises:
-        FileNotFoundError: no run, checkpoint or data.
-        ValueError: the file exists already, or data holds no images.
+        FileNotFoundError: no run, checkpoint, file or data.
+        ValueError: out exists already, or data holds no images or bad files.
+        RuntimeError: an image cannot be decoded; it is named.
     """
     name = printable(data.resolve().name).replace("\\", "_")
-    out = out or run / f"features_{name}.safetensors"
-    if out.exists():
-        raise ValueError(f"out={printable(out)} exists already; name another file with --out")
-    backbone, config = load_backbone(run)
-    index = index_images(data, threads=config.loader_threads)
+    out = out or (source if source.is_dir() else source.parent) / f"features_{name}.safetensors"
+    require_new(out)
+    backbone, threads = open_backbone(source), len(os.sched_getaffinity(0))
+    index = index_images(data, threads=threads)
     target = choose_device(device)
     features = extract_features(
-        backbone.to(target),
+        backbone.network.to(target),
         index,
-        config.evaluation_view(),
+        backbone.description.view(),
         device=target,
         batch_size=batch_size,
-        threads=config.loader_threads,
+        threads=threads,
     )
     save_features(out, features, index)
     return out

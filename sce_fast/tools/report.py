@@ -9,11 +9,10 @@ from torch import Tensor
 from sce_fast.config import TrainConfig
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.loader import TrainingLoader, evaluation_batches
-from sce_fast.evaluate import extract_features
+from sce_fast.evaluate import extract_features, labelled_indices
 from sce_fast.evaluate.knn import nearest_rows
 from sce_fast.log import LOG, read_log
 from sce_fast.run import choose_device, load_backbone, read_config
-from sce_fast.train import labelled_indices
 
 PAIRS = 10
 QUERIES, NEIGHBOURS = 10, 5

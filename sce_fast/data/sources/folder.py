@@ -49,7 +49,7 @@ def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return is_image_name(entry.name) and entry.is_file()
+    return is_image_name(entry.name) and not entry.is_dir()  # a broken link is one too, so that it will be named
 
 
 def _sort_key(entry: os.DirEntry[str]) -> bytes:

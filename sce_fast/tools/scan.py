@@ -1,0 +1,126 @@
+"""Looks through a data set before a run: which files are bad, how many images there are, and how large."""
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sce_fast.data.bad import as_text, fault_of_undecoded
+from sce_fast.data.index import ImageIndex, index_images
+from sce_fast.data.probe import FILES_AT_ONCE, Probe
+from sce_fast.files import printable, require_new, write_atomically
+from sce_fast.log import progress_bar
+
+PIXELS_AT_ONCE = 2**27  # bounds the memory: 384 MiB of decoded images
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What was found."""
+
+    index: ImageIndex
+    bad: dict[int, str]  # sample → reason
+    decoded: bool  # or headers alone
+    seconds: float  # of decoding
+
+    def bad_files(self) -> dict[str, str]:
+        """Path → reason."""
+        return self.index.by_path(self.bad)
+
+    def table(self) -> str:
+        """For people: the data set, then the bad files by reason."""
+        names, labels = self.index.listing.names, self.index.labels
+        lines = [f"{len(names)} image files in {printable(self.index.listing.root)}"]
+        if labels is not None:
+            counts = np.bincount(labels, minlength=len(self.index.listing.classes))
+            lines.append(f"{len(counts)} classes of {counts.min()} to {counts.max()} files")
+        sizes = self.index.sizes[[i for i in range(len(names)) if i not in self.bad]]
+        if len(sizes):
+            by_area = sizes[np.argsort(sizes.prod(axis=1, dtype=np.int64), kind="stable")]
+            smallest, median, largest = (f"{w} × {h}" for h, w in by_area[[0, len(by_area) // 2, -1]])
+            lines.append(f"width × height: smallest {smallest}, median {median}, largest {largest}")
+        if self.decoded:
+            done = len(names) - len(self.index.bad)
+            lines.append(f"{done} files decoded in {self.seconds:.1f} s, {done / max(self.seconds, 1e-9):.0f} images/s")
+        else:
+            lines.append("headers read, nothing decoded: a truncated file may look good")
+        lines.append(f"\n{len(self.bad)} bad files" if self.bad else "\nno bad files")
+        for reason, count in Counter(self.bad.values()).most_common():
+            lines.append(f"{reason}: {count}")
+            lines += [f"  {printable(names[i])}" for i in sorted(self.bad) if self.bad[i] == reason]
+        return "\n".join(lines)
+
+
+def scan(data: Path, *, quick: bool = False, threads: int | None = None, out: Path | None = None) -> Scan:
+    """Decodes every image of a folder or list file and notes which cannot be.
+
+    Args:
+        data: what list_images takes.
+        quick: read headers alone.
+        threads: that decode; by default one for each core.
+        out: file for the bad ones, a line each: path, tab, reason.
+
+    Raises:
+        FileNotFoundError, ValueError: as list_images; ValueError also where out exists.
+    """
+    require_new(out)
+    threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    if threads < 1:
+        raise ValueError(f"threads={threads}: expected at least 1")
+    index = index_images(data, threads=threads)
+    started = time.perf_counter()
+    bad = dict(index.bad) if quick else index.bad | undecodable(index, threads)
+    found = Scan(index, bad, not quick, time.perf_counter() - started)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, as_text(found.bad_files()))
+    return found
+
+
+def undecodable(index: ImageIndex, threads: int) -> dict[int, str]:
+    """Sample → reason, of the files with a good header that do not decode."""
+    samples = np.array([i for i in range(len(index)) if i not in index.bad], dtype=np.int64)
+    probe = Probe(decode=True, threads=threads)
+    bad: dict[int, str] = {}
+    with progress_bar(len(samples), "Decoding", unit="image") as bar:
+        for chunk in _chunks(samples, index.sizes):
+            with _silent_decoders():
+                sizes = probe.sizes([index.paths[i] for i in chunk])
+            for i in chunk[sizes[:, 0] == 0].tolist():
+                bad[i] = fault_of_undecoded(index.paths[i])
+            bar.update(len(chunk))
+    return bad
+
+
+@contextmanager
+def _silent_decoders() -> Iterator[None]:
+    """Drops what native code writes to standard error: several lines a bad file, with no way to turn them off."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def _chunks(samples: NDArray[np.int64], sizes: NDArray[np.int32]) -> list[NDArray[np.int64]]:
+    """Runs of samples that are decoded together: few enough files, few enough pixels, at least one."""
+    pixels = np.cumsum(sizes[samples].prod(axis=1, dtype=np.int64))
+    chunks, start = [], 0
+    while start < len(samples):
+        before = pixels[start - 1] if start else 0
+        end = int(np.searchsorted(pixels, before + PIXELS_AT_ONCE, side="right"))
+        end = max(start + 1, min(end, start + FILES_AT_ONCE))
+        chunks.append(samples[start:end])
+        start = end
+    return chunks
