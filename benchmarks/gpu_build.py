@@ -1,0 +1,82 @@
+"""Builds the package in place for the GPU at hand: `python -m benchmarks.gpu_build --events FILE --capability 9.0`.
+
+No registry is reached: torch, pybind11, ninja and setuptools must be there, and so must nvcc for the CUDA kernels.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from .supervise import Events, NotRun, last_words
+
+ROOT = Path(__file__).resolve().parents[1]
+INSTALL = ["-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "--verbose", "--editable", "."]
+CHECK = """
+import sce_fast.benchmarks, sce_fast.kernels
+from sce_fast import native, native_cuda
+assert not native.MISSING, native.MISSING
+assert not native_cuda.MISSING, native_cuda.MISSING
+print("built for", native_cuda.architectures())
+"""
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--events", type=Path, required=True)
+    options.add_argument("--capability", required=True, help="compute capability of the GPU, as 9.0")
+    given = options.parse_args()
+    major, minor = map(int, given.capability.split("."))
+    Events(given.events).run({"extension": lambda: build(major, minor), "import": imported})
+
+
+def build(major: int, minor: int) -> dict[str, object]:
+    """The editable installation, compiled for one architecture, as many files at a time as there are processors."""
+    if find_nvcc() is None:
+        install({"SCE_FAST_BUILD": "auto"})
+        raise NotRun("there is no nvcc, neither in CUDA_HOME/bin nor on the PATH: the package is without CUDA kernels")
+    wanted = json.loads((ROOT / "csrc" / "cuda" / "architectures.json").read_text())["machine_code"]
+    mine = architectures(wanted, major, minor)
+    chosen = {"SCE_FAST_CUDA_ARCHITECTURES": ",".join(mine)} if mine else {}
+    failed, output = install({"SCE_FAST_BUILD": "cuda", "MAX_JOBS": str(len(os.sched_getaffinity(0))), **chosen})
+    if failed:
+        install({"SCE_FAST_BUILD": "none"})  # Triton and the other parts can still be looked at
+        raise RuntimeError(last_words(output))
+    return {"architectures": mine or wanted}
+
+
+def install(environment: dict[str, str]) -> tuple[bool, str]:
+    """(whether it failed, what it said)"""
+    command, environment = [sys.executable, *INSTALL], {**os.environ, **environment}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    print(done.stdout, flush=True)
+    return done.returncode != 0, done.stdout
+
+
+def architectures(wanted: list[str], major: int, minor: int) -> list[str]:
+    """Those of the list whose machine code a GPU runs best: of its major version, the nearest minor one."""
+    number = {name: int(name.rstrip("af")) for name in wanted}
+    runs = [n for n in number.values() if n // 10 == major and n % 10 <= minor]
+    return [name for name in wanted if runs and number[name] == max(runs)]
+
+
+def imported() -> dict[str, str]:
+    """A new process finds the package, the kernels and both extensions."""
+    done = subprocess.run([sys.executable, "-c", CHECK], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(last_words(done.stderr))
+    return {"told": done.stdout.strip()}
+
+
+def find_nvcc() -> str | None:
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    return next(filter(None, (shutil.which("nvcc", path=f"{home}/bin") for home in homes)), shutil.which("nvcc"))
+
+
+if __name__ == "__main__":
+    main()

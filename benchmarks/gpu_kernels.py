@@ -1,0 +1,66 @@
+"""The kernels of the loss that are to be right on a GPU: tests, acceptance run and sanitizer go by this table."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sce_fast.backends import BACKENDS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class GpuKernel:
+    """One implementation, and how a call comes to it."""
+
+    title: str
+    backend: str  # of sce_loss
+    source: str  # its pass over the candidates
+    function: str  # that file's kernel, as a profiler names it
+    sanitized: tuple[str, ...]  # parts of the names of all its kernels
+    environment: dict[str, str] = field(default_factory=dict)  # where the backend would take another one by itself
+    major: int | None = None  # compute capability that it is for, where it runs on no other
+
+    def missing(self) -> str | None:
+        """Why it cannot run here, or None."""
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA device"
+        if not (ROOT / self.source).exists():
+            return f"{self.source} is not there"
+        major, minor = torch.cuda.get_device_capability()
+        if self.major is not None and major != self.major:
+            return f"it is for compute capability {self.major}.x, and this GPU has {major}.{minor}"
+        return None
+
+
+TRITON_KERNELS = ("sce_forward_kernel", "merge_splits_kernel", "epilogue_kernel", "enqueue_kernel", "advance_kernel")
+# A further kernel is one further line.
+KERNELS = {
+    "triton": GpuKernel("Triton", "triton", "kernels/sce_forward.py", "sce_forward_kernel", TRITON_KERNELS),
+    "sm80": GpuKernel(
+        "CUDA sm_80", "cuda", "csrc/cuda/sm80_sce_forward.cu", "sm80_sce_forward", ("sce_fast",),
+        environment={"SCE_FAST_CUDA_KERNEL": "sm80"},
+    ),
+    "sm90": GpuKernel(
+        "CUDA sm_90", "cuda", "csrc/cuda/sm90_sce_forward.cu", "sm90_sce_forward", ("sce_fast",), major=9
+    ),
+}  # fmt: skip
+
+
+def functions_run(call: Callable[[], Any]) -> list[str]:
+    """The names of the GPU's functions that a call launches, by torch's profiler; none where it sees nothing."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        call()
+        torch.cuda.synchronize()
+    return sorted({event.name for event in seen.events() if event.device_type == torch.autograd.DeviceType.CUDA})
+
+
+def backends_on(device: str) -> list[str]:
+    """The backends of a device, fastest first: on a CPU for trying out what is meant for a GPU."""
+    others = ("cpu",) if device == "cuda" else ("cuda", "triton")
+    return [name for name in BACKENDS if name not in others]
