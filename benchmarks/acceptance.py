@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .acceptance_report import page
+from .acceptance_report import judged, page
 from .supervise import Outcome, Work, supervise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,8 +155,8 @@ class Run:
         with self.lock:
             part = self.record["parts"].setdefault(name, {"title": PARTS[name].title, "outcomes": []})
             now = time.monotonic() - self.began
-            part |= {"state": state, "reason": reason, "began": part.get("began", round(now, 1))}
-            part["seconds"] = round(now - part["began"], 1)
+            began = part.setdefault("began", now)
+            part |= {"state": state, "reason": reason, "seconds": round(now - began, 1)}
             self.write()
         print(f"{now:6.0f} s  {name:<10}{state}{': ' + reason if reason else ''}", flush=True)
 
@@ -177,6 +177,7 @@ class Run:
     def write(self) -> None:
         with self.lock:
             self.record["seconds"] = round(time.monotonic() - self.began, 1)
+            self.record["targets"] = judged(self.record)
             for name, text in (("acceptance.json", json.dumps(self.record, indent=1)), ("acceptance.md", self.page())):
                 part_written = self.out / f".{name}"
                 part_written.write_text(text + "\n")
@@ -188,9 +189,9 @@ class Run:
 
 def look_at_machine(commit: str | None) -> dict[str, Any]:
     """gpu_machine.py in a process of its own: a broken driver must not take this one along."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_machine.py")]
+    command = [sys.executable, "-m", "benchmarks.gpu_machine"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
         machine = json.loads(done.stdout)
     except (subprocess.SubprocessError, ValueError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
@@ -201,7 +202,6 @@ def look_at_machine(commit: str | None) -> dict[str, Any]:
 def run_part(run: Run, name: str, context: Context, until: float, folder: Path) -> None:
     """All processes of a part, some at a time."""
     part, tell = PARTS[name], run.tell(name)
-    run.part(name, "running")
     if run.stopped.is_set():
         return run.part(name, "not run", "the run was ended from outside")
     if context.device == "none":
@@ -212,6 +212,7 @@ def run_part(run: Run, name: str, context: Context, until: float, folder: Path) 
         return run.part(name, "not run", str(error))
     if isinstance(works, str):
         return run.part(name, "not run", works)
+    run.part(name, "running")
     with ThreadPoolExecutor(part.at_a_time(context)) as pool:
         files = (folder / f"{name}_{i}.jsonl" for i in range(len(works)))
         tasks = [

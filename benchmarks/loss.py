@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from sce_fast.backends import BACKENDS
-from sce_fast.benchmarks.measure import context_is_spoilt, extra_memory, free_memory, graph_seconds, host_seconds, stage_seconds
+from sce_fast.benchmarks.measure import (
+    context_is_spoilt,
+    extra_memory,
+    free_memory,
+    graph_seconds,
+    host_seconds,
+    stage_seconds,
+)
 from sce_fast.benchmarks.peers import AbsentError, Case, Loss, Peer, peers
 from sce_fast.benchmarks.record import machine, write_record
 from sce_fast.log import progress_bar
@@ -159,6 +166,7 @@ def measure(case: Case, peers: dict[str, Peer], rounds: int, device: str) -> tup
                 losses[name] = loss
             except AbsentError as reason:
                 results[name] = replace(results[name], absent=str(reason))
+                steps.pop(name, None)
             except Exception as error:  # a peer that cannot is a line of the table, and the others go on
                 results[name] = replace(results[name], absent=_in_one_line(error))
                 steps.pop(name, None)

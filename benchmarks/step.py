@@ -1,8 +1,8 @@
 """The training step: two views, both networks, loss, backward pass, optimizer, momentum update, queue.
 
-    sce-fast bench step                                                  ResNet-50, batch 256, 224 pixels, on a GPU
-    sce-fast bench step --images DIR                                     with the loader and its JPEG files before it
-    sce-fast bench step --model.backbone resnet18 --batch-size 8 --size 64 --loss.queue 1024        on a CPU
+sce-fast bench step                                                  ResNet-50, batch 256, 224 pixels, on a GPU
+sce-fast bench step --images DIR                                     with the loader and its JPEG files before it
+sce-fast bench step --model.backbone resnet18 --batch-size 8 --size 64 --loss.queue 1024        on a CPU
 """
 
 import statistics
@@ -83,7 +83,9 @@ def main(
         torch.set_num_threads(threads)
     torch.manual_seed(0)
     try:
-        views = synthetic(batch_size, size, place) if images is None else loaded(images, batch_size, size, place, threads)
+        views = (
+            synthetic(batch_size, size, place) if images is None else loaded(images, batch_size, size, place, threads)
+        )
         step = Step(model, loss, precision, queue_dtype, optimizer, place)
         speed = measure(step, views, batch_size, warmup, steps, place)
     finally:
@@ -145,9 +147,7 @@ class Step:
         return nullcontext() if self.precision == "float32" else torch.autocast(self.device, dtype=torch.bfloat16)
 
 
-def measure(
-    step: Step, views: Iterator[list[Tensor]], batch_size: int, warmup: int, steps: int, device: str
-) -> Speed:
+def measure(step: Step, views: Iterator[list[Tensor]], batch_size: int, warmup: int, steps: int, device: str) -> Speed:
     """The same steps twice: without a look at the clock in between, and stage by stage."""
     with progress_bar(warmup + 2 * steps, "Measuring", unit="step") as bar:
 

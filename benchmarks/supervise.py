@@ -1,4 +1,4 @@
-"""Items of work in processes of their own: one that crashes, hangs or spoils the GPU's context costs no other its answer.
+"""Items of work in processes of their own: one that crashes, hangs or spoils the GPU's context costs itself alone.
 
 A process tells what it does in a file, a JSON object a line:
 
@@ -39,11 +39,11 @@ class Outcome:
     data: Any = None  # what was measured, as JSON
 
 
-class NotRun(Exception):  # noqa: N818  (no error: an answer)
+class NotRun(Exception):
     """Raised by an item that has nothing to run on; the message is the reason."""
 
 
-class Failure(Exception):  # noqa: N818
+class Failure(Exception):
     """Raised by an item that has measured something and failed."""
 
     def __init__(self, reason: str, data: Any = None) -> None:

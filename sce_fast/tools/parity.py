@@ -317,7 +317,7 @@ def main(
     }  # fmt: skip
     comparisons: list[Comparison] = []
     with (
-        _matmul_precision(matmul_precision) as precision,
+        float32_precision(matmul_precision) as precision,
         progress_bar(len(dtypes) * len(kinds) * len(seeds), "Comparing", unit="input") as bar,
     ):
         for dtype in dtypes:
@@ -390,7 +390,7 @@ def _cells(comparison: Comparison) -> str:
 
 
 @contextmanager
-def _matmul_precision(precision: MatmulPrecision | None) -> Iterator[str]:
+def float32_precision(precision: MatmulPrecision | None) -> Iterator[str]:
     """torch's precision of float32 products as asked for, and as it was afterwards."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision or before)
