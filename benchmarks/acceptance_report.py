@@ -165,7 +165,7 @@ def loss_table(record: Record) -> str:
         f"{first['gemm']['flops'] / 1e12:.3g} TFLOP/s and a copy at {first['copy'] / 1e12:.3g} TB/s here. × : a peer's "
         "time in times of ours, both without a graph.",
         "",
-        "| N, K, D | ours | µs | in a graph | TFLOP/s in it | of GEMM | of copy | host µs | × eager | × best attention |",
+        "| N, K, D | ours | µs | in a graph | TFLOP/s | of GEMM | of copy | host µs | × eager | × best attention |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     return "\n".join([*lines, *(row for shape in shapes for row in loss_rows(shape))])
