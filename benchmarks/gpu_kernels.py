@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sce_fast import native_cuda
 from sce_fast.backends import BACKENDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +34,8 @@ class GpuKernel:
         major, minor = torch.cuda.get_device_capability()
         if self.major is not None and major != self.major:
             return f"it is for compute capability {self.major}.x, and this GPU has {major}.{minor}"
+        if self.backend == "cuda" and native_cuda.MISSING:
+            return f"the CUDA kernels are not built ({native_cuda.MISSING})"
         return None
 
 

@@ -7,6 +7,7 @@ cannot be used any more after a failed test ends at once.
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def reason_of(report: pytest.TestReport) -> str:
 
 
 def _spoilt() -> bool:
+    if "torch" not in sys.modules:
+        return False
     from sce_fast.benchmarks.measure import context_is_spoilt
 
     return context_is_spoilt()

@@ -103,10 +103,7 @@ def enqueue_of(kernel: GpuKernel) -> Callable[..., None]:
 def sanitized(name: str, tool: str) -> dict[str, Any]:
     """Runs the cases under the tool; raises with the first thing that it found."""
     kernel = KERNELS[name]
-    reason = kernel.missing()
-    if reason is None and kernel.backend == "cuda" and native_cuda.MISSING:
-        reason = f"the CUDA kernels are not built ({native_cuda.MISSING})"
-    if reason is not None:
+    if (reason := kernel.missing()) is not None:
         raise NotRun(reason)
     command = ["compute-sanitizer", "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9"]
     command += ["--target-processes", "application-only"]
