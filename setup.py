@@ -72,7 +72,7 @@ def ninja_file(nvcc: str, folder: str, target: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def chosen_architectures() -> dict[str, list[str]]:
+def chosen_architectures() -> dict:
     """Those of architectures.json, or what SCE_FAST_CUDA_ARCHITECTURES leaves of them."""
     wanted = json.loads((CUDA_FOLDER / "architectures.json").read_text())
     asked = os.environ.get("SCE_FAST_CUDA_ARCHITECTURES", "")
@@ -83,7 +83,7 @@ def chosen_architectures() -> dict[str, list[str]]:
         if name not in wanted["machine_code"]:
             known = ", ".join(wanted["machine_code"])
             sys.exit(f"SCE_FAST_CUDA_ARCHITECTURES={asked!r}: {name!r} is not one of {known}")
-    return {"machine_code": names, "ptx": []}
+    return {**wanted, "machine_code": names, "ptx": []}
 
 
 def build_cuda(nvcc: str, folder: str, target: str) -> None:

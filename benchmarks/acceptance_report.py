@@ -12,7 +12,7 @@ MAIN_SHAPE, SMALL_SHAPE = (
     {"n": 256, "k": 65536, "d": 256, "dtype": "bfloat16"},
 )
 JUDGED_ON = ("H100", "H200")
-OURS = ("cuda", "triton")
+NOT_OURS = ("reference",)  # of the backends: the yardstick
 EAGER = "official"
 ATTENTION = ("attention", "attention-efficient", "attention-cudnn", "attention-math", "flex", "flash-attn")
 LONGEST_LIST = 12  # of failures, and of reasons why something was not run
@@ -42,8 +42,8 @@ def _figures(record: Record) -> Iterator[Target]:
         shape_of(record, SMALL_SHAPE),
         data_of(record, "step", "synthetic"),
     )
-    ours, graph = fastest(main, OURS, "seconds"), fastest(main, OURS, "graph")
-    of_small = fastest(small, OURS, "graph")
+    ours, graph = fastest(main, ours_of(main), "seconds"), fastest(main, ours_of(main), "graph")
+    of_small = fastest(small, ours_of(small), "graph")
     rate = None if graph is None else main["operations"] / graph["graph"] / 1e12  # type: ignore[index]
     eager, attention = fastest(main, (EAGER,), "seconds"), fastest(main, ATTENTION, "seconds")
     added = None if of_small is None else 1e6 * (of_small["seconds"] - of_small["graph"])
@@ -172,11 +172,9 @@ def loss_table(record: Record) -> str:
 
 
 def loss_rows(shape: dict[str, Any]) -> Iterator[str]:
-    """A line for each of our backends on a GPU; on a CPU for the fastest."""
+    """A line for each of our backends."""
     sizes, gemm, copy = shape["shape"], shape["gemm"]["flops"], shape["copy"]
-    ours = [
-        r for r in shape["results"] if r["seconds"] and (r["peer"] in OURS or (r["host"] is None and r["ratio"] == 1))
-    ]
+    ours = [r for r in shape["results"] if r["peer"] in ours_of(shape) and r["seconds"]]
     eager, best = fastest(shape, (EAGER,), "seconds"), fastest(shape, ATTENTION, "seconds")
     for r in ours:
         seconds = r["graph"] or r["seconds"]
@@ -282,6 +280,12 @@ def data_of(record: Record, part: str, item: str) -> dict[str, Any] | None:
 
 def shape_of(record: Record, shape: dict[str, Any]) -> dict[str, Any] | None:
     return next((o["data"] for o in outcomes_of(record, "loss") if o["data"] and o["data"]["shape"] == shape), None)
+
+
+def ours_of(shape: dict[str, Any] | None) -> tuple[str, ...]:
+    """Our backends among the peers."""
+    peers = ((r["peer"], r["title"]) for r in (shape or {}).get("results", []))
+    return tuple(peer for peer, title in peers if title.startswith("sce_fast") and peer not in NOT_OURS)
 
 
 def fastest(shape: dict[str, Any] | None, peers: tuple[str, ...], by: str) -> dict[str, Any] | None:

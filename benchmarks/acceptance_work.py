@@ -86,7 +86,8 @@ LOSS_SHAPES = {
     ],
     "cpu": [(8, 256, 32, "float32"), (8, 256, 32, "bfloat16")],
 }
-COMPILED = ("compile", "flex")  # half a minute of compiling each: at the first two shapes alone
+# At the first two shapes alone: half a minute of compiling each, and what takes long and is nobody's choice.
+SLOW = ("compile", "flex", "reference", "official-float32")
 NO_SOFT_TARGETS = ("inf-cl", "liger")
 
 
@@ -200,7 +201,7 @@ def loss_items(device: str, events: Events) -> Items:
     items: Items = {}
     for number, (n, k, d, dtype) in enumerate(LOSS_SHAPES[device]):
         name = f"N {n}, K {k}, D {d}, {dtype}"
-        left_out = {*NO_SOFT_TARGETS, *culprits, *(COMPILED if number >= 2 or device == "cpu" else ())}
+        left_out = {*NO_SOFT_TARGETS, *culprits, *(SLOW if number >= 2 or device == "cpu" else ())}
 
         def item(name: str, shape: tuple[int, int, int, str] = (n, k, d, dtype), out: set[str] = left_out) -> Any:
             return measured(name, shape, out, device, events)

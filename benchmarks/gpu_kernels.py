@@ -1,7 +1,7 @@
 """The kernels of the loss that are to be right on a GPU: tests, acceptance run and sanitizer go by this table."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ class GpuKernel:
     source: str  # its pass over the candidates
     function: str  # that file's kernel, as a profiler names it
     sanitized: tuple[str, ...]  # parts of the names of all its kernels
-    environment: dict[str, str] = field(default_factory=dict)  # where the backend would take another one by itself
     major: int | None = None  # compute capability that it is for, where it runs on no other
 
     def missing(self) -> str | None:
@@ -40,17 +39,13 @@ class GpuKernel:
 
 
 TRITON_KERNELS = ("sce_forward_kernel", "merge_splits_kernel", "epilogue_kernel", "enqueue_kernel", "advance_kernel")
-# A further kernel is one further line.
+SM80, SM90 = "csrc/cuda/sm80_sce_forward.cu", "csrc/cuda/sm90_sce_forward.cu"
+# A further kernel is one further line. backend="cuda" takes the one of the GPU's own architecture.
 KERNELS = {
     "triton": GpuKernel("Triton", "triton", "kernels/sce_forward.py", "sce_forward_kernel", TRITON_KERNELS),
-    "sm80": GpuKernel(
-        "CUDA sm_80", "cuda", "csrc/cuda/sm80_sce_forward.cu", "sm80_sce_forward", ("sce_fast",),
-        environment={"SCE_FAST_CUDA_KERNEL": "sm80"},
-    ),
-    "sm90": GpuKernel(
-        "CUDA sm_90", "cuda", "csrc/cuda/sm90_sce_forward.cu", "sm90_sce_forward", ("sce_fast",), major=9
-    ),
-}  # fmt: skip
+    "sm80": GpuKernel("CUDA sm_80", "cuda", SM80, "sm80_sce_forward", ("sce_fast",)),
+    "sm90": GpuKernel("CUDA sm_90", "cuda", SM90, "sm90_sce_forward", ("sce_fast",), major=9),
+}
 
 
 def functions_run(call: Callable[[], Any]) -> list[str]:

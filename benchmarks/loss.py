@@ -176,7 +176,7 @@ def measure(case: Case, peers: dict[str, Peer], rounds: int, device: str) -> tup
                     torch.cuda.empty_cache()
             bar.update()
         edge = _gemm_edge(case.query.dtype, device)
-        first, second, product = (torch.randn(edge, edge).to(device, case.query.dtype) for _ in range(3))
+        first, second, product = (torch.randn(edge, edge, device=device).to(case.query.dtype) for _ in range(3))
 
         def multiply(mark: Callable[[], None]) -> None:
             mark()
@@ -191,7 +191,7 @@ def measure(case: Case, peers: dict[str, Peer], rounds: int, device: str) -> tup
             bar.update()
     if device == "cuda":
         for name, loss in losses.items():
-            results[name] = _on_the_gpu(results[name], loss, case, name in GRAPHED)
+            results[name] = _on_the_gpu(results[name], loss, case, name in GRAPHED, sum(turns[name][0]))
     gemm = Gemm(edge, 2 * edge**3 / statistics.median(gemm_turns))
     baseline = None
     for name, values in turns.items():
@@ -230,18 +230,19 @@ def _step(loss: Loss, case: Case) -> Callable[[Callable[[], None]], None]:
     return step
 
 
-def _on_the_gpu(result: Result, loss: Loss, case: Case, captured: bool) -> Result:
+def _on_the_gpu(result: Result, loss: Loss, case: Case, captured: bool, seconds: float) -> Result:
     """With the host's time for a call and the GPU's alone."""
     leaf = case.query.clone().requires_grad_()
+    calls = int(min(20, max(1, SHORTEST_TURN / seconds)))
 
     def run() -> None:
         torch.autograd.grad(loss(leaf), leaf)
 
-    result = replace(result, host=host_seconds(run))
+    result = replace(result, host=host_seconds(run, calls))
     if not captured:
         return replace(result, no_graph="not tried")
     try:
-        return replace(result, graph=graph_seconds(run))
+        return replace(result, graph=graph_seconds(run, calls))
     except RuntimeError as error:
         return replace(result, no_graph=_in_one_line(error))
 

@@ -63,7 +63,6 @@ def main() -> None:
 
 def run_cases(kernel: GpuKernel) -> None:
     """Calls the kernel at each case and the enqueue of its language; ends with a line that says how many there were."""
-    os.environ.update(kernel.environment)
     device = torch.device("cuda", torch.cuda.current_device())
     solve, run = BACKENDS[kernel.backend].solve, 0
     for size, dtype, settings, gradient in CASES + (FLOAT32_CASES if kernel.backend == "triton" else []):
@@ -110,7 +109,7 @@ def sanitized(name: str, tool: str) -> dict[str, Any]:
     for part in kernel.sanitized:  # torch's own kernels are not ours to look at, and would take minutes
         command += ["--kernel-name", f"kernel_substring={part}"]
     command += [sys.executable, "-m", "benchmarks.sanitize", "--kernel", name]
-    environment = {**os.environ, **kernel.environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )

@@ -63,12 +63,10 @@ def write_png(path: Path | str, array: np.ndarray) -> None:
 
 
 @pytest.fixture(params=list(KERNELS))
-def gpu_backend(request, monkeypatch) -> str:
+def gpu_backend(request) -> str:
     """The name to call each kernel by that is meant for this GPU, in turn."""
     kernel = KERNELS[request.param]
     reason = kernel.missing()
     if reason is not None:
         pytest.skip(reason)
-    for name, value in kernel.environment.items():
-        monkeypatch.setenv(name, value)
     return kernel.backend
