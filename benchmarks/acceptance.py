@@ -12,6 +12,7 @@ checkout and needs nothing but Python to start: the package is installed by its 
 import argparse
 import datetime
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def sanitizer(context: Context) -> list[Work] | str:
     if context.device == "cpu":
         return NOT_FOR_A_CPU
     if context.machine.get("compute_sanitizer") is None:
-        return "compute-sanitizer is not on the PATH; it comes with the CUDA toolkit"
+        return "there is no compute-sanitizer; it comes with the CUDA toolkit"
     return [
         module("sanitize", "--kernel", name, "--tool", tool, patience=200, title=f"{tool} {name}")
         for name in kernels(context)
@@ -269,8 +270,16 @@ def main(
         run.write()
         for sign, handler in before.items():
             signal.signal(sign, handler)
-    print("\n" + run.page() + f"\nIn {out}: acceptance.json, acceptance.md, output.log", flush=True)
+    print(f"\n{run.page()}\n\nIn {out}: acceptance.json, acceptance.md, output.log", flush=True)
+    if machine["gpu"]:
+        print(f"To keep it, commit the first two in {place_of_results(machine['gpu'])}", flush=True)
     return all(part["state"] != "failed" for part in run.record["parts"].values())
+
+
+def place_of_results(gpu: str) -> Path:
+    """Where the records of a GPU's run are committed."""
+    name = re.sub(r"[^a-z0-9]+", "_", gpu.lower().removeprefix("nvidia")).strip("_")
+    return Path("benchmarks", "results", name, datetime.date.today().isoformat())
 
 
 def command_line() -> None:

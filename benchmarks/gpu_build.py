@@ -6,11 +6,11 @@ No registry is reached: torch, pybind11, ninja and setuptools must be there, and
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from .gpu_machine import find_tool
 from .supervise import Events, NotRun, last_words
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,13 +35,17 @@ def main() -> None:
 
 def build(major: int, minor: int) -> dict[str, object]:
     """The editable installation, compiled for one architecture, as many files at a time as there are processors."""
-    if find_nvcc() is None:
+    nvcc = find_tool("nvcc")
+    if nvcc is None:
         install({"SCE_FAST_BUILD": "auto"})
-        raise NotRun("there is no nvcc, neither in CUDA_HOME/bin nor on the PATH: the package is without CUDA kernels")
+        raise NotRun("there is no nvcc in CUDA_HOME/bin, on the PATH or in /usr/local/cuda/bin: no CUDA kernels")
     wanted = json.loads((ROOT / "csrc" / "cuda" / "architectures.json").read_text())["machine_code"]
     mine = architectures(wanted, major, minor)
-    chosen = {"SCE_FAST_CUDA_ARCHITECTURES": ",".join(mine)} if mine else {}
-    failed, output = install({"SCE_FAST_BUILD": "cuda", "MAX_JOBS": str(len(os.sched_getaffinity(0))), **chosen})
+    environment = {"SCE_FAST_BUILD": "cuda", "MAX_JOBS": str(len(os.sched_getaffinity(0)))}
+    environment["CUDA_HOME"] = str(Path(nvcc).resolve().parents[1])
+    if mine:
+        environment["SCE_FAST_CUDA_ARCHITECTURES"] = ",".join(mine)
+    failed, output = install(environment)
     if failed:
         install({"SCE_FAST_BUILD": "none"})  # Triton and the other parts can still be looked at
         raise RuntimeError(last_words(output))
@@ -51,6 +55,7 @@ def build(major: int, minor: int) -> dict[str, object]:
 def install(environment: dict[str, str]) -> tuple[bool, str]:
     """(whether it failed, what it said)"""
     command, environment = [sys.executable, *INSTALL], {**os.environ, **environment}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"  # for ninja
     done = subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
@@ -71,11 +76,6 @@ def imported() -> dict[str, str]:
     if done.returncode != 0:
         raise RuntimeError(last_words(done.stderr))
     return {"told": done.stdout.strip()}
-
-
-def find_nvcc() -> str | None:
-    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
-    return next(filter(None, (shutil.which("nvcc", path=f"{home}/bin") for home in homes)), shutil.which("nvcc"))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ def machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "processors": len(os.sched_getaffinity(0)),
         "packages": {name: version for name in PACKAGES if (version := version_of(name)) is not None},
-        "nvcc": last_line(["nvcc", "--version"]),
-        "compute_sanitizer": shutil.which("compute-sanitizer"),
+        "nvcc": last_line([find_tool("nvcc") or "nvcc", "--version"]),
+        "compute_sanitizer": find_tool("compute-sanitizer"),
         "commit": said(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]),
         "driver": said(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
         "gpu": None,
@@ -48,6 +48,13 @@ def machine() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
     }
+
+
+def find_tool(name: str) -> str | None:
+    """A program of the CUDA toolkit: in CUDA_HOME or CUDA_PATH, on the PATH, or where the toolkit is usually put."""
+    homes = [os.environ[variable] for variable in ("CUDA_HOME", "CUDA_PATH") if variable in os.environ]
+    places = [f"{home}/bin" for home in homes] + [os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
+    return next(filter(None, (shutil.which(name, path=place) for place in places)), None)
 
 
 def version_of(package: str) -> str | None:

@@ -21,6 +21,7 @@ import torch
 from sce_fast import native_cuda
 from sce_fast.backends import BACKENDS
 from sce_fast.benchmarks.gpu_kernels import KERNELS, ROOT, GpuKernel
+from sce_fast.benchmarks.gpu_machine import find_tool
 from sce_fast.benchmarks.supervise import Events, NotRun, first_lines
 from sce_fast.problem import checked_problem
 from sce_fast.tools.parity import make_inputs
@@ -104,7 +105,10 @@ def sanitized(name: str, tool: str) -> dict[str, Any]:
     kernel = KERNELS[name]
     if (reason := kernel.missing()) is not None:
         raise NotRun(reason)
-    command = ["compute-sanitizer", "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9"]
+    program = find_tool("compute-sanitizer")
+    if program is None:
+        raise NotRun("there is no compute-sanitizer")
+    command = [program, "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9"]
     command += ["--target-processes", "application-only"]
     for part in kernel.sanitized:  # torch's own kernels are not ours to look at, and would take minutes
         command += ["--kernel-name", f"kernel_substring={part}"]

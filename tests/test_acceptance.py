@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sce_fast.benchmarks import acceptance, acceptance_work, gpu_build, gpu_kernels, sanitize
+from sce_fast.benchmarks import acceptance, acceptance_work, gpu_build, gpu_kernels, gpu_machine, sanitize
 from sce_fast.benchmarks.acceptance_report import page, targets
 from sce_fast.benchmarks.supervise import Events, NotRun, Work
 
@@ -65,6 +65,20 @@ def test_the_parts_that_measure_run_on_a_cpu(tmp_path):
     assert re.search(r"8, 256, 32 bfloat16 \| cpu \|", text)
     assert "Training step, synthetic images, resnet18, batch 4" in text
     assert "DALI, pixels from PNG files: views differ by 0.00 of 255" in text
+
+
+def test_records_of_a_gpu_have_a_place_of_their_own():
+    place = acceptance.place_of_results("NVIDIA H100 80GB HBM3")
+    assert re.fullmatch(r"benchmarks/results/h100_80gb_hbm3/\d{4}-\d\d-\d\d", str(place))
+
+
+def test_tools_of_the_cuda_toolkit_are_looked_for(tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "compute-sanitizer"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert gpu_machine.find_tool("compute-sanitizer") == str(program)
+    assert gpu_machine.find_tool("no-such-tool") is None
 
 
 def test_wrong_options_are_named(tmp_path):
