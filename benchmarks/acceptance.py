@@ -12,6 +12,7 @@ checkout and needs nothing but Python to start: the package is installed by its 
 import argparse
 import datetime
 import json
+import os
 import re
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from .acceptance_report import judged, page
+from .gpu_build import with_site
 from .supervise import Outcome, Work, supervise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,13 +58,13 @@ class Part:
     at_a_time: Callable[[Context], int] = lambda context: 1
 
 
-def module(name: str, *arguments: str, patience: float, title: str = "", **environment: str) -> Work:
+def module(name: str, *arguments: str, patience: float, title: str = "") -> Work:
     """A module of this folder as a process."""
 
     def command(events: Path) -> list[str]:
         return [sys.executable, "-m", f"benchmarks.{name}", *arguments, "--events", str(events)]
 
-    return Work(title or name, command, patience, ROOT, environment)
+    return Work(title or name, command, patience, ROOT, with_site())
 
 
 def build(context: Context) -> list[Work] | str:
@@ -82,7 +84,7 @@ def tests(context: Context) -> list[Work] | str:
         mine = ["-p", "benchmarks.gpu_tests", "--shard", f"{shard}/{count}"]
         return lambda events: [sys.executable, "-m", "pytest", *options, *mine, "--events", str(events), "tests"]
 
-    return [Work(f"tests {shard + 1} of {count}", command(shard), 120, ROOT) for shard in range(count)]
+    return [Work(f"tests {shard + 1} of {count}", command(shard), 120, ROOT, with_site()) for shard in range(count)]
 
 
 def parity(context: Context) -> list[Work] | str:
@@ -96,7 +98,8 @@ def kernels(context: Context) -> list[str]:
     """Of gpu_kernels.py, by a process: its table imports the package."""
     code = "from sce_fast.benchmarks.gpu_kernels import KERNELS, backends_on; import sys; device = sys.argv[1];"
     code += "print(*(KERNELS if device == 'cuda' else backends_on(device)))"
-    done = subprocess.run([sys.executable, "-c", code, context.device], cwd=ROOT, capture_output=True, text=True)
+    command, environment = [sys.executable, "-c", code, context.device], {**os.environ, **with_site()}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"the package cannot be imported: {done.stderr.strip().splitlines()[-1]}")
     return done.stdout.split()

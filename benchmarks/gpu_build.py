@@ -1,6 +1,7 @@
 """Builds the package in place for the GPU at hand: `python -m benchmarks.gpu_build --events FILE --capability 9.0`.
 
-No registry is reached: torch, pybind11, ninja and setuptools must be there, and so must nvcc for the CUDA kernels.
+No registry is reached: torch, pybind11, ninja and setuptools must be there, and so must nvcc for the CUDA kernels. The
+environment's own packages stay as they are: what leads to the checkout stands in build/site, a folder for PYTHONPATH.
 """
 
 import argparse
@@ -14,7 +15,9 @@ from .gpu_machine import find_tool
 from .supervise import Events, NotRun, last_words
 
 ROOT = Path(__file__).resolve().parents[1]
-INSTALL = ["-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "--verbose", "--editable", "."]
+SITE = ROOT / "build" / "site"
+INSTALL = ["-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "--verbose", "--upgrade"]
+INSTALL += ["--target", str(SITE), "--editable", "."]
 CHECK = """
 import sce_fast.benchmarks, sce_fast.kernels
 from sce_fast import native, native_cuda
@@ -60,7 +63,15 @@ def install(environment: dict[str, str]) -> tuple[bool, str]:
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     print(done.stdout, flush=True)
+    SITE.mkdir(parents=True, exist_ok=True)
+    # Python reads .pth files of its own folders alone, but imports this one from any.
+    (SITE / "sitecustomize.py").write_text("import os, site\n\nsite.addsitedir(os.path.dirname(__file__))\n")
     return done.returncode != 0, done.stdout
+
+
+def with_site() -> dict[str, str]:
+    """The environment in which the package is found."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(SITE), os.environ.get("PYTHONPATH"))))}
 
 
 def architectures(wanted: list[str], major: int, minor: int) -> list[str]:
@@ -72,7 +83,10 @@ def architectures(wanted: list[str], major: int, minor: int) -> list[str]:
 
 def imported() -> dict[str, str]:
     """A new process finds the package, the kernels and both extensions."""
-    done = subprocess.run([sys.executable, "-c", CHECK], cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **with_site()}
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         raise RuntimeError(last_words(done.stderr))
     return {"told": done.stdout.strip()}
