@@ -96,9 +96,9 @@ def parity(context: Context) -> list[Work] | str:
 
 def kernels(context: Context) -> list[str]:
     """Of gpu_kernels.py, by a process: its table imports the package."""
-    code = "from sce_fast.benchmarks.gpu_kernels import KERNELS, backends_on; import sys; device = sys.argv[1];"
-    code += "print(*(KERNELS if device == 'cuda' else backends_on(device)))"
-    command, environment = [sys.executable, "-c", code, context.device], {**os.environ, **with_site()}
+    names = "KERNELS" if context.device == "cuda" else "backends_of_a_cpu()"
+    code = f"from sce_fast.benchmarks.gpu_kernels import KERNELS, backends_of_a_cpu; print(*{names})"
+    command, environment = [sys.executable, "-c", code], {**os.environ, **with_site()}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"the package cannot be imported: {done.stderr.strip().splitlines()[-1]}")

@@ -9,6 +9,7 @@ import torch
 
 from sce_fast import native_cuda
 from sce_fast.backends import BACKENDS
+from sce_fast.problem import checked_problem
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,7 +34,7 @@ class GpuKernel:
         major, minor = torch.cuda.get_device_capability()
         if self.major is not None and major != self.major:
             return f"it is for compute capability {self.major}.x, and this GPU has {major}.{minor}"
-        if self.backend == "cuda" and native_cuda.MISSING:
+        if self.backend.startswith("cuda") and native_cuda.MISSING:
             return f"the CUDA kernels are not built ({native_cuda.MISSING})"
         return None
 
@@ -58,7 +59,8 @@ def functions_run(call: Callable[[], Any]) -> list[str]:
     return sorted({event.name for event in seen.events() if event.device_type == torch.autograd.DeviceType.CUDA})
 
 
-def backends_on(device: str) -> list[str]:
-    """The backends of a device, fastest first: on a CPU for trying out what is meant for a GPU."""
-    others = ("cpu",) if device == "cuda" else ("cuda", "triton")
-    return [name for name in BACKENDS if name not in others]
+def backends_of_a_cpu() -> list[str]:
+    """Those that serve one, for trying out there what is meant for a GPU."""
+    row = torch.ones(1, 16)
+    problem = checked_problem(row, row, row)
+    return [name for name, backend in BACKENDS.items() if backend.refuses(problem) is None]

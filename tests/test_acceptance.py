@@ -55,7 +55,7 @@ def test_the_parts_that_measure_run_on_a_cpu(tmp_path):
         "sanitizer": "not run", "loader": "passed",
     }  # fmt: skip
     parity = record["parts"]["parity"]["outcomes"]
-    assert {outcome["item"].split(":")[0] for outcome in parity} == set(gpu_kernels.backends_on("cpu"))
+    assert {outcome["item"].split(":")[0] for outcome in parity} == set(gpu_kernels.backends_of_a_cpu())
     assert all(0 < outcome["data"]["worst"] <= 1 for outcome in parity)
     loss = record["parts"]["loss"]["outcomes"][0]["data"]
     measured = {result["peer"] for result in loss["results"] if result["seconds"]}
