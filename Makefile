@@ -1,6 +1,7 @@
 # make demo    train on real digits and show that it learned (about two minutes on two CPU cores)
 # make test    the quick tests (under five minutes)      make test-slow   the rest
 # make kernels compile every GPU kernel, without a GPU, and look at registers, shared memory and spills
+# make gpu     on a GPU, in ten minutes: build for it, all its tests, parity, benchmarks; two pages in runs/gpu
 # make lint    ruff and mypy                             make venv        only the set-up
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +9,7 @@ EXTRAS := cuda130,train,evaluate,pictures,dev
 # torch first: the extension is built against it, so the build runs without isolation
 BUILD_TOOLS := pip setuptools pybind11 ninja torch numpy
 
-.PHONY: demo test test-slow kernels lint format venv clean
+.PHONY: demo test test-slow kernels gpu lint format venv clean
 
 demo: venv
 	$(BIN)/sce-fast demo
@@ -21,6 +22,11 @@ test-slow: venv
 
 kernels: venv
 	$(BIN)/python -m benchmarks.kernels
+
+# the run's first part builds the CUDA kernels, for the GPU at hand alone
+gpu: export SCE_FAST_BUILD = cpu
+gpu: venv
+	$(BIN)/python -m benchmarks.acceptance --out runs/gpu
 
 lint: venv
 	$(BIN)/ruff check .

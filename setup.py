@@ -6,6 +6,9 @@ SCE_FAST_BUILD chooses what is compiled:
   cpu   the CPU kernels, or an error
   none  nothing: the package then runs in pure Python
   cuda  the CPU kernels and those of csrc/cuda, or an error; needs nvcc (CUDA_HOME/bin or PATH) but no GPU
+
+SCE_FAST_CUDA_ARCHITECTURES, as in 80,90, leaves the machine code of all others of csrc/cuda/architectures.json out, and
+the PTX for later GPUs: for one GPU at hand, in a fraction of the time.
 """
 
 import json
@@ -43,7 +46,7 @@ def ninja_file(nvcc: str, folder: str, target: str) -> str:
     """How nvcc makes `target` of csrc/cuda for the architectures of architectures.json; torch has no part in it."""
     import pybind11
 
-    wanted = json.loads((CUDA_FOLDER / "architectures.json").read_text())
+    wanted = chosen_architectures()
     codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in wanted["machine_code"]]
     codes += [f"-gencode=arch=compute_{a},code=compute_{a}" for a in wanted["ptx"]]
     names = " ".join([f"sm_{a}" for a in wanted["machine_code"]] + [f"compute_{a}" for a in wanted["ptx"]])
@@ -67,6 +70,20 @@ def ninja_file(nvcc: str, folder: str, target: str) -> str:
         f"build {path(target)}: link {' '.join(objects)}",
     ]
     return "\n".join([*lines, ""])
+
+
+def chosen_architectures() -> dict:
+    """Those of architectures.json, or what SCE_FAST_CUDA_ARCHITECTURES leaves of them."""
+    wanted = json.loads((CUDA_FOLDER / "architectures.json").read_text())
+    asked = os.environ.get("SCE_FAST_CUDA_ARCHITECTURES", "")
+    if not asked:
+        return wanted
+    names = asked.split(",")
+    for name in names:
+        if name not in wanted["machine_code"]:
+            known = ", ".join(wanted["machine_code"])
+            sys.exit(f"SCE_FAST_CUDA_ARCHITECTURES={asked!r}: {name!r} is not one of {known}")
+    return {**wanted, "machine_code": names, "ptx": []}
 
 
 def build_cuda(nvcc: str, folder: str, target: str) -> None:

@@ -85,8 +85,8 @@ def _rate(batches: Iterator[Any], count: int, batch_size: int) -> float:
     return count * batch_size / (time.perf_counter() - start)
 
 
-def write_photographs(folder: Path, count: int) -> ImageIndex:
-    """500 × 375 cuts of scikit-learn's two photographs as JPEG files of quality 90."""
+def write_photographs(folder: Path, count: int, kind: str = "jpg") -> ImageIndex:
+    """500 × 375 cuts of scikit-learn's two photographs as JPEG files of quality 90, or as PNG files."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -96,7 +96,7 @@ def write_photographs(folder: Path, count: int) -> ImageIndex:
     for i in range(count):
         photograph = photographs[i % len(photographs)]
         left, top = generator.integers(0, photograph.width - 500), generator.integers(0, photograph.height - 375)
-        photograph.crop((left, top, left + 500, top + 375)).save(folder / f"{i:05d}.jpg", quality=90)
+        photograph.crop((left, top, left + 500, top + 375)).save(folder / f"{i:05d}.{kind}", quality=90)
     return index_images(folder, cache=folder.parent / "cache")
 
 

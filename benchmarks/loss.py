@@ -14,7 +14,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sce_fast.benchmarks.measure import extra_memory, free_memory, stage_seconds
+from sce_fast.backends import BACKENDS
+from sce_fast.benchmarks.measure import (
+    context_is_spoilt,
+    extra_memory,
+    free_memory,
+    graph_seconds,
+    host_seconds,
+    stage_seconds,
+)
 from sce_fast.benchmarks.peers import AbsentError, Case, Loss, Peer, peers
 from sce_fast.benchmarks.record import machine, write_record
 from sce_fast.log import progress_bar
@@ -25,6 +33,8 @@ SHORTEST_TURN = 0.02  # seconds; shorter calls are repeated within a turn
 SHARE_OF_FREE_MEMORY = 0.7  # that a peer may be expected to take
 GEMM_EDGE = {"cpu": 2048, "cuda": 8192}
 LONGEST_GEMM = 1.0  # seconds; smaller where a processor has no instructions for the dtype
+# Captured in a CUDA graph on a GPU; a capture that fails may leave the allocator in disorder, so no compiler's work.
+GRAPHED = (*BACKENDS, "official", "attention", "attention-efficient", "attention-cudnn", "flash-attn")
 MIB = 2**20
 
 
@@ -44,6 +54,9 @@ class Result:
     flops: float | None = None  # effective: 4 · rows · K · D a second, student and teacher rows counted
     share_of_gemm: float | None = None
     extra_bytes: int | None = None
+    graph: float | None = None  # seconds on the GPU, both together, replayed from a CUDA graph
+    no_graph: str | None = None  # why not
+    host: float | None = None  # seconds for which the host is busy with a call
     turns: tuple[float, ...] = ()
 
 
@@ -139,6 +152,7 @@ def measure(case: Case, peers: dict[str, Peer], rounds: int, device: str) -> tup
     """The results, in the order of the peers, and the rate of a matrix product."""
     size = len(case.queue)
     results = {name: Result(size, name, peer.title) for name, peer in peers.items()}
+    losses: dict[str, Loss] = {}
     steps: dict[str, Callable[[Callable[[], None]], None]] = {}
     with progress_bar(len(peers) + rounds, f"K {size}", unit="turn") as bar:
         for name, peer in peers.items():
@@ -149,16 +163,20 @@ def measure(case: Case, peers: dict[str, Peer], rounds: int, device: str) -> tup
                 stage_seconds(steps[name], device)
                 memory = extra_memory(lambda step=steps[name]: step(lambda: None), device)
                 results[name] = replace(results[name], loss=value, extra_bytes=memory)
+                losses[name] = loss
             except AbsentError as reason:
                 results[name] = replace(results[name], absent=str(reason))
+                steps.pop(name, None)
             except Exception as error:  # a peer that cannot is a line of the table, and the others go on
                 results[name] = replace(results[name], absent=_in_one_line(error))
                 steps.pop(name, None)
                 if device == "cuda":
+                    if context_is_spoilt():
+                        raise
                     torch.cuda.empty_cache()
             bar.update()
         edge = _gemm_edge(case.query.dtype, device)
-        first, second, product = (torch.randn(edge, edge).to(device, case.query.dtype) for _ in range(3))
+        first, second, product = (torch.randn(edge, edge, device=device).to(case.query.dtype) for _ in range(3))
 
         def multiply(mark: Callable[[], None]) -> None:
             mark()
@@ -171,6 +189,9 @@ def measure(case: Case, peers: dict[str, Peer], rounds: int, device: str) -> tup
                 turns[name].append(_turn(step, device))
             gemm_turns.append(sum(_turn(multiply, device)))
             bar.update()
+    if device == "cuda":
+        for name, loss in losses.items():
+            results[name] = _on_the_gpu(results[name], loss, case, name in GRAPHED, sum(turns[name][0]))
     gemm = Gemm(edge, 2 * edge**3 / statistics.median(gemm_turns))
     baseline = None
     for name, values in turns.items():
@@ -207,6 +228,23 @@ def _step(loss: Loss, case: Case) -> Callable[[Callable[[], None]], None]:
         value.backward()
 
     return step
+
+
+def _on_the_gpu(result: Result, loss: Loss, case: Case, captured: bool, seconds: float) -> Result:
+    """With the host's time for a call and the GPU's alone."""
+    leaf = case.query.clone().requires_grad_()
+    calls = int(min(20, max(1, SHORTEST_TURN / seconds)))
+
+    def run() -> None:
+        torch.autograd.grad(loss(leaf), leaf)
+
+    result = replace(result, host=host_seconds(run, calls))
+    if not captured:
+        return replace(result, no_graph="not tried")
+    try:
+        return replace(result, graph=graph_seconds(run, calls))
+    except RuntimeError as error:
+        return replace(result, no_graph=_in_one_line(error))
 
 
 def _turn(step: Callable[[Callable[[], None]], None], device: str) -> list[float]:
@@ -247,9 +285,11 @@ def heading(case: Case, device: str, threads: int, gemm: Gemm) -> str:
 
 def table(results: list[Result]) -> str:
     """Markdown: medians in milliseconds, and below it what is not measured and why."""
+    on_gpu = any(r.host is not None for r in results)
+    more, rule = (" in a graph µs | host µs |", "--:|--:|") if on_gpu else ("", "")
     lines = [
-        "| | forward ms | backward ms | together ms | × sce_fast | GFLOP/s | of GEMM | extra MiB | loss |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        f"| | forward ms | backward ms | together ms | × sce_fast | GFLOP/s | of GEMM | extra MiB | loss |{more}",
+        f"|---|--:|--:|--:|--:|--:|--:|--:|--:|{rule}",
     ]
     for r in results:
         if r.seconds is None:
@@ -259,9 +299,14 @@ def table(results: list[Result]) -> str:
         lines.append(
             f"| {r.title} | {1e3 * r.forward:.3g} | {1e3 * r.backward:.3g} | {1e3 * r.seconds:.4g} | {r.ratio:.2f} "  # type: ignore[operator]
             f"| {r.flops / 1e9:.3g} | {r.share_of_gemm:.0%} | {memory} | {r.loss:.6f} |"  # type: ignore[operator]
+            + (f" {_microseconds(r.graph)} | {_microseconds(r.host)} |" if on_gpu else "")
         )
     lines += [f"{r.title}: {r.absent}" for r in results if r.absent is not None]
     return "\n".join(lines)
+
+
+def _microseconds(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{1e6 * seconds:.1f}"
 
 
 def linearity(results: list[Result]) -> str:

@@ -3,6 +3,7 @@
 import ctypes
 import ctypes.util
 import gc
+import statistics
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -32,6 +33,76 @@ def stage_seconds(stages: Callable[[Callable[[], None]], None], device: str) -> 
     mark()
     torch.cuda.synchronize()
     return [earlier.elapsed_time(later) / 1e3 for earlier, later in pairwise(events)]
+
+
+def graph_seconds(run: Callable[[], object], replays: int = 20, rounds: int = 7) -> float:
+    """GPU seconds of a call that is captured in a CUDA graph and replayed again and again: the median round's mean.
+
+    What the call reads must stay where it is. Raises RuntimeError where it cannot be captured.
+    """
+    before = torch.cuda.current_stream()
+    side = torch.cuda.Stream()
+    side.wait_stream(before)
+    with torch.cuda.stream(side):
+        for _ in range(3):  # whatever is compiled, allocated or asked of the device once
+            run()
+    before.wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except Exception:
+        torch.cuda.set_stream(before)  # a failed capture may leave its own behind
+        raise
+    graph.replay()
+
+    def replay(mark: Callable[[], None]) -> None:
+        mark()
+        for _ in range(replays):
+            graph.replay()
+
+    return statistics.median(stage_seconds(replay, "cuda")[0] for _ in range(rounds)) / replays
+
+
+def host_seconds(run: Callable[[], object], calls: int = 20, rounds: int = 7) -> float:
+    """Seconds for which a call holds the host while the GPU has other work: the median round's mean."""
+    times = []
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        times.append((time.perf_counter() - start) / calls)
+    torch.cuda.synchronize()
+    return statistics.median(times)
+
+
+def context_is_spoilt() -> bool:
+    """Whether an illegal access or the like has ended this process's use of its GPU: every further call would fail."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+        torch.zeros(1, device="cuda").add_(1).item()
+    except torch.cuda.OutOfMemoryError:
+        return False
+    except RuntimeError:
+        return True
+    return False
+
+
+def copy_rate(device: str, size: int = 2**30, rounds: int = 7) -> float:
+    """Bytes a second, read and written together, of a copy on the device that no cache holds."""
+    source = torch.empty(size, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+
+    def copy(mark: Callable[[], None]) -> None:
+        mark()
+        target.copy_(source)
+
+    stage_seconds(copy, device)
+    return 2 * size / statistics.median(stage_seconds(copy, device)[0] for _ in range(rounds))
 
 
 def extra_memory(run: Callable[[], object], device: str) -> int | None:

@@ -3,7 +3,9 @@
 official   MoCo-style eager, as the authors' code has it: N × K matrices, a loop over the terms of multi-crop
 compile    torch.compile of it
 chunked    the closed-form gradient, by hand, over chunks of the queue with a running maximum
-attention  one flash-attention call with the candidates as keys and values, and the closed form after it
+attention  one attention call with the candidates as keys and values, and the closed form after it: the flash kernel
+           behind scaled_dot_product_attention, and with -efficient, -cudnn and -math its other backends
+flash-attn the same by the package of that name
 flex       the same by FlexAttention
 inf-cl, liger   InfoNCE kernels of other packages, where λ = 1
 """
@@ -195,16 +197,64 @@ def chunked(rows: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
     return means / total, (shift + total.log())[:, 0]
 
 
-def attention(rows: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
-    """The kernels behind scaled_dot_product_attention, called directly since they alone give the log-sums."""
-    rows, queue, aten = rows[None, None], queue[None, None], torch.ops.aten
+def attention(kernel: str) -> Streams:
+    """A kernel behind scaled_dot_product_attention, called directly since it alone gives the log-sums."""
+
+    def streams(rows: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
+        if rows.device.type == "cpu" and kernel not in ("flash", "math"):
+            raise AbsentError("its kernel wants a CUDA device")
+        if rows.device.type == "cuda" and rows.dtype == torch.float32 and kernel in ("flash", "cudnn"):
+            raise AbsentError("on a GPU its kernel takes 16 bits alone")
+        means, log_sums = ATTENTION[kernel](rows[None, None], queue[None, None])
+        return means[0, 0], log_sums.flatten()[: len(rows)].float()  # (padded to whole blocks by one of them)
+
+    return streams
+
+
+def _flash(rows: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
+    aten = torch.ops.aten
     if rows.device.type == "cpu":
-        means, log_sums = aten._scaled_dot_product_flash_attention_for_cpu(rows, queue, queue, scale=1.0)
-    elif rows.dtype == torch.float32:  # the flash kernel of a GPU takes 16 bits alone
-        means, log_sums, *_ = aten._scaled_dot_product_efficient_attention(rows, queue, queue, None, True, scale=1.0)
-    else:
-        means, log_sums, *_ = aten._scaled_dot_product_flash_attention(rows, queue, queue, scale=1.0)
-    return means[0, 0], log_sums.flatten()[: rows.shape[2]].float()  # (padded to whole blocks by one of them)
+        return aten._scaled_dot_product_flash_attention_for_cpu(rows, queue, queue, scale=1.0)
+    return aten._scaled_dot_product_flash_attention(rows, queue, queue, scale=1.0)[:2]
+
+
+def _efficient(rows: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten._scaled_dot_product_efficient_attention(rows, queue, queue, None, True, scale=1.0)[:2]
+
+
+def _cudnn(rows: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten._scaled_dot_product_cudnn_attention(rows, queue, queue, None, True, scale=1.0)[:2]
+
+
+def _math(rows: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
+    """It holds the N × K matrix and returns weights, no log-sums: these follow from the largest weight of a row."""
+    means, weights = torch.ops.aten._scaled_dot_product_attention_math(rows, queue, queue, scale=1.0)
+    largest, place = weights[0, 0].float().max(1)
+    logits = (rows[0, 0].float() * queue[0, 0, place].float()).sum(1)
+    return means, logits - largest.log()
+
+
+ATTENTION = {"flash": _flash, "efficient": _efficient, "cudnn": _cudnn, "math": _math}
+
+
+def flash_attn(case: Case) -> Loss:
+    """FlashAttention's own packages, the one for Hopper first."""
+    if case.query.device.type != "cuda":
+        raise AbsentError("its kernels want a CUDA device")
+    if case.query.dtype == torch.float32:
+        raise AbsentError("its kernels take 16 bits alone")
+    installed = [name for name in ("flash_attn_interface", "flash_attn") if importlib.util.find_spec(name)]
+    if not installed:
+        raise AbsentError("not installed; pip install flash-attn")
+    call = importlib.import_module(installed[0]).flash_attn_func
+    splits = {"num_splits": 0} if installed[0] == "flash_attn_interface" else {}  # the other one chooses by itself
+
+    def streams(rows: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
+        candidates = queue[None, :, None]  # (1, K, 1, D)
+        result = call(rows[None, :, None], candidates, candidates, softmax_scale=1.0, return_attn_probs=True, **splits)
+        return result[0][0, :, 0], result[1][0, 0]
+
+    return closed_form(streams)(case)
 
 
 def flex(case: Case) -> Loss:
@@ -276,7 +326,11 @@ def peers(dtype: torch.dtype) -> dict[str, Peer]:
         table["official-float32"] = Peer("MoCo-style eager float32", official_in_float32, live=12, saved=4)
     table["compile"] = Peer("torch.compile of eager", compiled, live=6, saved=2)
     table["chunked"] = Peer("chunked eager", closed_form(chunked))
-    table["attention"] = Peer("SDPA flash + closed form", closed_form(attention))
+    table["attention"] = Peer("SDPA flash + closed form", closed_form(attention("flash")))
+    table["attention-efficient"] = Peer("SDPA efficient + closed form", closed_form(attention("efficient")))
+    table["attention-cudnn"] = Peer("SDPA cuDNN + closed form", closed_form(attention("cudnn")))
+    table["attention-math"] = Peer("SDPA math + closed form", closed_form(attention("math")), live=8, saved=2)
+    table["flash-attn"] = Peer("flash-attn + closed form", flash_attn)
     table["flex"] = Peer("FlexAttention + closed form", flex)
     table["inf-cl"] = Peer("Inf-CL (InfoNCE)", inf_cl)
     table["liger"] = Peer("Liger (InfoNCE)", liger)

@@ -295,24 +295,28 @@ def parity(arguments: list[str]) -> None:
 
 
 def bench(arguments: list[str]) -> None:
-    """bench loss | overhead | queue | loader | coefficient: measure against named peers"""
+    """bench loss | step | overhead | queue | loader | coefficient | acceptance: measure against named peers"""
     import tyro
 
-    from sce_fast.benchmarks import coefficient, loader, loss, overhead, queue
+    from sce_fast.benchmarks import acceptance, coefficient, loader, loss, overhead, queue, step
 
     benchmarks: dict[str, Callable[..., Any]] = {
         "loss": loss.main,
+        "step": step.main,
         "overhead": overhead.main,
         "queue": queue.main,
         "loader": loader.main,
         "coefficient": coefficient.main,
+        "acceptance": acceptance.main,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = "\n".join(f"  {name:<13}{_first_line(main)}" for name, main in benchmarks.items())
         print(f"usage: sce-fast bench NAME …     sce-fast bench NAME --help for its options\n\n{lines}")
         sys.exit(0 if arguments else 2)
     name, *rest = arguments
-    tyro.cli(pick("benchmark", name, benchmarks), args=rest, prog=f"sce-fast bench {name}")
+    result = tyro.cli(pick("benchmark", name, benchmarks), args=rest, prog=f"sce-fast bench {name}")
+    if result is False:
+        sys.exit(1)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -10,6 +10,8 @@ from hypothesis import settings
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from sce_fast.benchmarks.gpu_kernels import KERNELS
+
 # Shapes drawn at random take different times on a busy machine: no deadline, and the same examples every time.
 settings.register_profile("tests", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("tests")
@@ -58,3 +60,13 @@ def write_png(path: Path | str, array: np.ndarray) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "wb") as file:
         Image.fromarray(array).save(file, format="png")
+
+
+@pytest.fixture(params=list(KERNELS))
+def gpu_backend(request) -> str:
+    """The name to call each kernel by that is meant for this GPU, in turn."""
+    kernel = KERNELS[request.param]
+    reason = kernel.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    return kernel.backend

@@ -11,12 +11,13 @@ import torch
 
 from sce_fast import reference
 from sce_fast.backends import BACKENDS
-from sce_fast.benchmarks import loader, loss, measure, overhead
+from sce_fast.benchmarks import loss, measure, overhead, step
 from sce_fast.benchmarks.peers import AbsentError, Case, Peer, official, peers
+from sce_fast.config import LossConfig, ModelConfig
 from sce_fast.problem import checked_problem
 from sce_fast.rows import unit_rows
 
-QUICK = ("reference", "official", "chunked", "attention")
+QUICK = ("reference", "official", "chunked", "attention", "attention-math")
 COMPILED = ("compile", "flex")  # the compiler takes half a minute
 
 
@@ -88,8 +89,12 @@ def test_compiled_peers_run_or_say_why():
         assert "`return_lse` is not supported" in flex.absent
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def on_gpu(function):
+    no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+    return pytest.mark.gpu(no_gpu(function))
+
+
+@on_gpu
 @pytest.mark.parametrize("name", ["inf-cl", "liger"])
 def test_infonce_kernels_have_the_batchs_keys_as_further_candidates(name):
     case = make_case(0, 0, coefficient=1.0)
@@ -112,6 +117,15 @@ def test_peers_that_cannot_run_say_why():
             table[name].prepare(make_case(0, 0))
     with pytest.raises(AbsentError, match="want a CUDA device"):
         table["liger"].prepare(make_case(0, 0, coefficient=1.0))
+    for name in ("attention-efficient", "attention-cudnn", "flash-attn"):
+        case = make_case(0, 0)
+        with pytest.raises(AbsentError, match="a CUDA device"):
+            table[name].prepare(case)(case.query)
+    some = {name: table[name] for name in ("attention-cudnn", "attention")}
+    absent, measured = loss.measure(make_case(0, 0), some, rounds=1, device="cpu")[0]
+    assert absent.absent == "its kernel wants a CUDA device"
+    assert absent.seconds is None
+    assert measured.seconds > 0
 
 
 def test_bench_loss_measures_and_records(tmp_path, capsys):
@@ -214,7 +228,112 @@ def test_a_benchmark_runs_as_a_module(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the CPU kernels are not built")
 def test_bench_loader_measures_and_records(tmp_path, capsys):
+    from sce_fast.benchmarks import loader  # needs DALI
+
     ratios = loader.main(images=16, batch_size=4, batches=1, rounds=1, out=tmp_path / "loader.json")
     assert ratios["sce_fast"] == 1.0
     assert "Pillow DataLoader" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "loader.json").read_text())["rates"]) == 4
+
+
+SMALL_STEP = dict(
+    model=ModelConfig(backbone="resnet18", width=8, projector_hidden=(16,), dim=16, predictor_hidden=16),
+    loss=LossConfig(queue=64), batch_size=4, size=32, warmup=1, steps=2,
+)  # fmt: skip
+
+
+def test_bench_step_measures_every_stage(tmp_path, capsys):
+    speed = step.main(**SMALL_STEP, precision="float32", device="cpu", out=tmp_path / "step.json")
+    assert speed.images_per_second == pytest.approx(4 / speed.seconds)
+    assert list(speed.stages) == list(step.STAGES)
+    assert min(speed.stages.values()) > 0
+    ours = sum(speed.stages[name] for name in ("loss", "momentum", "queue"))
+    assert speed.share_of_ours == pytest.approx(ours / sum(speed.stages.values()))
+    text = capsys.readouterr().out
+    assert "resnet18, batch 4, 32 pixels, float32, synthetic images" in text
+    assert f"loss, momentum update and queue together {speed.share_of_ours:.2%}" in text
+    record = json.loads((tmp_path / "step.json").read_text())
+    assert record["settings"]["model"]["backbone"] == "resnet18"
+    assert record["machine"]["commit"]
+
+
+def test_a_benchmarks_step_is_a_training_step():
+    """Weights, momentum encoder, optimizer and queue move on; autocast in bfloat16 too."""
+    torch.manual_seed(0)
+    made = step.Step(SMALL_STEP["model"], SMALL_STEP["loss"], "bfloat16", "bfloat16", "sgd", "cpu")
+
+    def state():
+        return {**made.model.state_dict(), **made.queue.state_dict()}
+
+    before = {name: value.clone() for name, value in state().items()}
+    marks = []
+    made(next(step.synthetic(4, 32, "cpu")), lambda: marks.append(time.perf_counter()))
+    after = state()
+    assert len(marks) == len(step.STAGES)
+    for name in ("backbone.conv1.weight", "momentum_backbone.conv1.weight", "keys", "cursor"):
+        assert not torch.equal(after[name], before[name]), name
+    assert after["keys"].dtype == torch.bfloat16
+    assert made.backend in BACKENDS
+    assert all(value.isfinite().all() for value in after.values())
+
+
+def test_a_copy_is_timed():
+    assert 1e7 < measure.copy_rate("cpu", size=2**22, rounds=3) < 1e13
+
+
+# ---------------------------------------------------------------------------------------------- on a GPU
+
+
+@on_gpu
+@pytest.mark.parametrize(
+    "name", ["attention", "attention-efficient", "attention-cudnn", "attention-math", "flash-attn"]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gpu_attention_peers_compute_the_same_loss(name, dtype):
+    case = make_case(3, 2, dtype)
+    case = replace(case, query=case.query.cuda(), key=case.key.cuda(), queue=case.queue.cuda())
+    try:
+        assert_right(name, case, 0.03 if dtype == torch.bfloat16 else 2e-3)
+    except AbsentError as reason:
+        pytest.skip(str(reason))
+
+
+@on_gpu
+def test_gpu_times_are_of_the_same_order():
+    """A graph's replay is the GPU's part of a call; a host that has only to launch is faster than a large product."""
+    matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    product = torch.empty_like(matrix)
+
+    def multiply():
+        torch.mm(matrix, matrix, out=product)
+
+    def stages(mark):
+        mark()
+        multiply()
+
+    for _ in range(3):
+        measure.stage_seconds(stages, "cuda")
+    with_events = min(measure.stage_seconds(stages, "cuda")[0] for _ in range(5))
+    assert measure.graph_seconds(multiply, replays=5, rounds=3) == pytest.approx(with_events, rel=0.3)
+    assert measure.host_seconds(multiply) < with_events
+    assert measure.copy_rate("cuda") > 1e11
+    assert not measure.context_is_spoilt()
+
+
+@on_gpu
+def test_gpu_bench_loss_has_the_times_of_a_graph(gpu_backend, capsys):
+    results = loss.main(
+        n=64, k=(4096,), d=64, dtype="bfloat16", rounds=2, leave_out=("compile", "flex", "reference", "chunked")
+    )
+    found = {result.peer: result for result in results}
+    assert found[gpu_backend].graph is not None, found[gpu_backend].no_graph
+    assert 0 < found[gpu_backend].graph < found[gpu_backend].seconds
+    assert found[gpu_backend].host > 0
+    assert "in a graph µs | host µs |" in capsys.readouterr().out
+
+
+@on_gpu
+def test_gpu_bench_step(capsys):
+    speed = step.main(**SMALL_STEP, device="cuda")
+    assert speed.peak_bytes > 0
+    assert min(speed.stages.values()) > 0

@@ -26,7 +26,7 @@ on_gpu = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def emulator():
     """A backend "emulated" beside the others."""
     emulated.build("emulate")
@@ -35,8 +35,11 @@ def emulator():
 
 
 @pytest.fixture(autouse=True)
-def emulated_backend():
-    use()
+def emulated_backend(request):
+    """For what runs on a CPU: a GPU's tests need not wait for the emulator's compilation."""
+    if request.node.get_closest_marker("gpu") is None:
+        request.getfixturevalue("emulator")
+        use()
 
 
 def use(*arguments, **options):

@@ -393,3 +393,26 @@ def test_bad_settings_are_named(photos, settings, message):
         next(evaluation_batches(photos, EvaluationView(), batch_size=0))
     with pytest.raises(ValueError, match="loader position"):
         loader(photos).load_state_dict({"epoch": 0, "step": 3})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_gpu_views_are_those_of_a_cpu(tmp_path, kind):
+    """Within what another decoder and another order of sums may do."""
+    from sce_fast.benchmarks.gpu_loader import MEAN_ALLOWED, pixels
+
+    assert pixels(tmp_path, kind, 16, "gpu")["mean"] <= MEAN_ALLOWED[kind]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_gpu_loader_resumes_at_the_very_next_sample(photos):
+    expected = take(loader(photos, device="gpu"), 4)[2:]
+    resumed = loader(photos, device="gpu")
+    resumed.load_state_dict({"epoch": 0, "step": 2})
+    for batch, its in zip(take(resumed, 2), expected, strict=True):
+        assert (batch.epoch, batch.step) == (its.epoch, its.step)
+        for view, other in zip(batch.views, its.views, strict=True):
+            assert view.device.type == "cuda"
+            torch.testing.assert_close(view, other)

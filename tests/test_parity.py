@@ -182,3 +182,41 @@ def test_bad_arguments_are_named(capsys, options, message):
 def test_an_unknown_kind_is_named():
     with pytest.raises(ValueError, match="kind='rando': expected one of 'random', 'clustered', 'converged'"):
         make_inputs("rando", n=2, d=2, k=2)
+
+
+@pytest.mark.parametrize("m", [0, 12])
+def test_rows_at_a_time_change_nothing(m):
+    """For inputs of which no fast path is exact: the same errors, and the same verdict."""
+    inputs = make_inputs("clustered", n=10, d=24, k=50, query_views=3, key_views=2, m=m).to(torch.bfloat16)
+    offset = {"row_offset": 2} if m else {}
+    whole = compare("reference", inputs, torch.float32, **offset)
+    for rows in (1, 3, 10, 64):
+        parts = compare("reference", inputs, torch.float32, rows_at_a_time=rows, **offset)
+        for name, error in vars(whole).items():
+            mine = getattr(parts, name)
+            assert mine.backend == pytest.approx(error.backend, rel=0.1, abs=1e-7)
+            assert mine.allowed == pytest.approx(error.allowed, rel=0.2, abs=1e-6)
+
+
+def test_a_wrong_row_fails_whichever_part_it_is_in(add_backend):
+    inputs = make_inputs("random", n=7, d=24, k=50).to(torch.float32)
+
+    def spoil(solution):
+        solution.rows[5] *= 1.0001
+        return solution
+
+    add_backend(spoil)
+    assert compare("wrong", inputs, rows_at_a_time=3).failures == ["loss"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("n", "k", "d", "dtype"),
+    [(1024, 65536, 256, torch.bfloat16), (4096, 16384, 64, torch.float16), (256, 262144, 128, torch.bfloat16)],
+)
+def test_gpu_parity_at_real_sizes(gpu_backend, kind, n, k, d, dtype):
+    inputs = make_inputs(kind, n=n, d=d, k=k).to(dtype, "cuda")
+    parity = compare(gpu_backend, inputs, rows_at_a_time=512, needs_statistics=True)
+    assert parity.holds, (parity.failures, parity)

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -102,3 +104,58 @@ def test_enqueue_is_an_operator():
     compiled = torch.compile(queue.enqueue, fullgraph=True, backend="aot_eager")
     compiled(torch.ones(3, 3))
     assert queue.keys.eq(1).all(1).sum() == 3
+
+
+# ---------------------------------------------------------------------------------------------- on a GPU
+
+
+def on_gpu(function):
+    no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+    return pytest.mark.gpu(no_gpu(function))
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_gpu_ring_is_that_of_a_cpu(dtype):
+    on_cpu = KeyQueue(50, 24, dtype=dtype)
+    queue = copy.deepcopy(on_cpu).cuda()
+    for count in (20, 45, 0, 130, 1):
+        keys = torch.randn(count, 24)
+        on_cpu.enqueue(keys)
+        queue.enqueue(keys.cuda())
+        assert torch.equal(queue.keys.cpu(), on_cpu.keys)
+    assert queue.cursor.item() == on_cpu.cursor.item()
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpu_normalises_on_request(dtype):
+    queue, keys = KeyQueue(50, 24, dtype=dtype).cuda(), 5 * torch.randn(2, 10, 24, device="cuda")
+    queue.enqueue(keys, normalize=True)
+    expected = torch.nn.functional.normalize(keys.flatten(0, 1), dim=1).to(dtype)
+    torch.testing.assert_close(queue.keys[:20], expected)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gpu_enqueue_in_a_cuda_graph(dtype):
+    """The place moves on with every replay and wraps; nothing of it is baked into the graph."""
+    on_cpu = KeyQueue(50, 24, dtype=dtype)
+    queue, keys = copy.deepcopy(on_cpu).cuda(), torch.zeros(2, 9, 24, device="cuda")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        KeyQueue(50, 24, dtype=dtype).cuda().enqueue(keys)  # compiles
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        queue.enqueue(keys)
+    assert queue.cursor.item() == 0  # a capture runs nothing
+    for _ in range(7):
+        fresh = torch.randn(2, 9, 24)
+        keys.copy_(fresh)
+        graph.replay()
+        on_cpu.enqueue(fresh)
+        assert torch.equal(queue.keys.cpu(), on_cpu.keys)
+    assert queue.cursor.item() == 7 * 18 % 50

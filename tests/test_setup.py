@@ -1,6 +1,9 @@
 """What an installation says where it cannot build."""
 
+import json
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -48,6 +51,25 @@ def test_builds_that_cannot_be_are_refused(build, message, tmp_path):
     result = ask_setup(build, PATH=str(tmp_path), CUDA_HOME="", CUDA_PATH="")
     assert result.returncode != 0
     assert message in result.stderr
+
+
+def test_one_architecture_on_request(monkeypatch, tmp_path):
+    """What ninja is told; an unknown name is refused."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("SCE_FAST_BUILD", "none")
+    monkeypatch.setattr("setuptools.setup", lambda **options: None)
+    setup = runpy.run_path("setup.py")
+    known = json.loads((ROOT / "csrc/cuda/architectures.json").read_text())["machine_code"]
+    assert all(f"sm_{name}" in setup["ninja_file"]("nvcc", str(tmp_path), "out.so") for name in known)
+    monkeypatch.setenv("SCE_FAST_CUDA_ARCHITECTURES", known[0])
+    text = setup["ninja_file"]("nvcc", str(tmp_path), "out.so")
+    codes = set(re.findall(r",code=(\w+)", text))
+    assert f"sm_{known[0]}" in codes
+    assert not codes & {f"sm_{name}" for name in known[1:]}
+    assert not any(code.startswith("compute_") for code in codes)
+    monkeypatch.setenv("SCE_FAST_CUDA_ARCHITECTURES", f"{known[0]},75")
+    with pytest.raises(SystemExit, match="SCE_FAST_CUDA_ARCHITECTURES='80,75': '75' is not one of 80"):
+        setup["ninja_file"]("nvcc", str(tmp_path), "out.so")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 sce-fast parity --n 256 --k 65536 --d 256 --dtypes bfloat16
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -110,6 +111,12 @@ class Error:
     def holds(self) -> bool:
         return self.backend <= self.allowed
 
+    def joined(self, other: "Error") -> "Error":
+        """The same quantity's over the rows of both: the largest errors, and what they allow."""
+        plain = max(self.plain, other.plain)
+        floor = max(self.allowed - 2 * self.plain, other.allowed - 2 * other.plain)
+        return Error(max(self.backend, other.backend), plain, 2 * plain + floor)
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -134,8 +141,19 @@ class Parity:
         """The largest error as a share of what is allowed."""
         return max(error.backend / error.allowed for error in vars(self).values() if error is not None)
 
+    def joined(self, other: "Parity") -> "Parity":
+        """That of the rows of both."""
+        pairs = ((mine, getattr(other, name)) for name, mine in vars(self).items())
+        return Parity(*(None if mine is None or its is None else mine.joined(its) for mine, its in pairs))  # type: ignore[arg-type]
 
-def compare(backend: str, inputs: Inputs, product_dtype: torch.dtype | None = None, **settings: Any) -> Parity:
+
+def compare(
+    backend: str,
+    inputs: Inputs,
+    product_dtype: torch.dtype | None = None,
+    rows_at_a_time: int | None = None,
+    **settings: Any,
+) -> Parity:
     """Loss rows, gradient and statistics of a backend against float64 and plain PyTorch.
 
     Args:
@@ -143,19 +161,37 @@ def compare(backend: str, inputs: Inputs, product_dtype: torch.dtype | None = No
         inputs: Already rounded, on the device under test.
         product_dtype: The dtype in which plain PyTorch multiplies; by default that of the queue (of the batch keys
             without one).
+        rows_at_a_time: The backend computes all N rows at once; float64 and plain PyTorch, which hold N × K matrices,
+            so many.
         settings: temperature, target_temperature, coefficient, positive_target and row_offset of sce_loss.
     """
     candidates = inputs.queue if inputs.queue is not None else inputs.batch_keys
     assert candidates is not None
-    dtype = product_dtype or candidates.dtype
+    problem = _problem(inputs, settings)
+    solution = BACKENDS[backend].solve(problem)
+    count = problem.query.shape[1]
+    step = rows_at_a_time or count
+    parities = []
+    for start in range(0, count, step):
+        rows = slice(start, start + step)
+        some = Inputs(inputs.query[..., rows, :], inputs.key[..., rows, :], inputs.queue, inputs.batch_keys)
+        offset = {} if inputs.batch_keys is None else {"row_offset": settings.get("row_offset", 0) + start}
+        part = Solution(
+            solution.rows[rows], _gradient(solution)[:, rows], solution.target_entropy[:, rows],
+            solution.positive_probability[rows],
+        )  # fmt: skip
+        parities.append(_parity(part, some, product_dtype or candidates.dtype, {**settings, **offset}))
+    return functools.reduce(Parity.joined, parities)
+
+
+def _parity(solution: Solution, inputs: Inputs, dtype: torch.dtype, settings: dict[str, Any]) -> Parity:
+    """Of a solution for these inputs."""
     exact_problem = _problem(inputs.to(torch.float64, inputs.query.device), settings)
     exact, weights = reference.solve(exact_problem), weight_rounding(exact_problem, dtype)
     problem = _problem(inputs, settings)
     plain = reference.solve(problem, dtype)
-    solution = BACKENDS[backend].solve(problem)
     scale = 1 / min(float(problem.temperature), float(problem.target_temperature))
     result_rounding = GRADIENT_ROUNDING[problem.query.dtype] * float(_gradient(exact).abs().max())
-    gradient_floor = GRADIENT_FLOOR * scale + result_rounding
 
     def error(values: Tensor, plain: Tensor, exact: Tensor, floor: float) -> Error:
         plain_error = _largest(plain, exact)
@@ -167,7 +203,7 @@ def compare(backend: str, inputs: Inputs, product_dtype: torch.dtype | None = No
             _gradient(solution),
             _gradient(plain),
             _gradient(exact),
-            gradient_floor + weights.gradient,
+            GRADIENT_FLOOR * scale + result_rounding + weights.gradient,
         ),
         positive_probability=error(
             solution.positive_probability,
@@ -281,7 +317,7 @@ def main(
     }  # fmt: skip
     comparisons: list[Comparison] = []
     with (
-        _matmul_precision(matmul_precision) as precision,
+        float32_precision(matmul_precision) as precision,
         progress_bar(len(dtypes) * len(kinds) * len(seeds), "Comparing", unit="input") as bar,
     ):
         for dtype in dtypes:
@@ -354,7 +390,7 @@ def _cells(comparison: Comparison) -> str:
 
 
 @contextmanager
-def _matmul_precision(precision: MatmulPrecision | None) -> Iterator[str]:
+def float32_precision(precision: MatmulPrecision | None) -> Iterator[str]:
     """torch's precision of float32 products as asked for, and as it was afterwards."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision or before)

@@ -1,0 +1,298 @@
+"""acceptance.json → one page in Markdown, and the targets that its figures are judged by. Needs nothing but Python."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+Record = dict[str, Any]
+# "N 1024, K 65536, D 256, bfloat16" and the like; an item that was run again names more behind it
+MAIN_SHAPE, SMALL_SHAPE = (
+    {"n": 1024, "k": 65536, "d": 256, "dtype": "bfloat16"},
+    {"n": 256, "k": 65536, "d": 256, "dtype": "bfloat16"},
+)
+JUDGED_ON = ("H100", "H200")
+NOT_OURS = ("reference",)  # of the backends: the yardstick
+EAGER = "official"
+ATTENTION = ("attention", "attention-efficient", "attention-cudnn", "attention-math", "flex", "flash-attn")
+LONGEST_LIST = 12  # of failures, and of reasons why something was not run
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a figure should be, on an H100 or H200."""
+
+    name: str
+    wanted: str
+    measured: str
+    reached: bool | None  # None: there is no figure, or it is another GPU's
+
+
+def targets(record: Record) -> list[Target]:
+    """Each by the fastest of our backends at its shape; judged on the GPUs that they were set for."""
+    found = list(_figures(record))
+    if any(name in str((record["machine"] or {}).get("gpu")) for name in JUDGED_ON):
+        return found
+    return [replace(target, reached=None) for target in found]
+
+
+def _figures(record: Record) -> Iterator[Target]:
+    main, small, step = (
+        shape_of(record, MAIN_SHAPE),
+        shape_of(record, SMALL_SHAPE),
+        data_of(record, "step", "synthetic"),
+    )
+    ours, graph = fastest(main, ours_of(main), "seconds"), fastest(main, ours_of(main), "graph")
+    of_small = fastest(small, ours_of(small), "graph")
+    rate = None if graph is None else main["operations"] / graph["graph"] / 1e12  # type: ignore[index]
+    eager, attention = fastest(main, (EAGER,), "seconds"), fastest(main, ATTENTION, "seconds")
+    added = None if of_small is None else 1e6 * (of_small["seconds"] - of_small["graph"])
+    share = None if step is None else 100 * step["share_of_ours"]
+    where = "N 1024, K 65536, D 256, bfloat16"
+    yield _at_least(f"effective rate, {where}, replayed from a graph", 600, rate, "TFLOP/s", _title(graph))
+    yield _at_least(f"times as fast as MoCo-style eager, {where}", 10, _ratio(eager, ours), "×", _title(ours))
+    both = f"{_title(ours)} against {_title(attention)}"
+    yield _at_least(f"times as fast as the best attention, {where}", 1.1, _ratio(attention, ours), "×", both)
+    name = "GPU time at N 256, K 65536, D 256, bfloat16, replayed from a graph"
+    yield _at_most(name, 75, None if of_small is None else 1e6 * of_small["graph"], "µs", _title(of_small))
+    yield _at_most("what the host adds to that call without a graph", 30, added, "µs", _title(of_small))
+    yield _at_most("loss, queue and momentum update in a ResNet-50 step", 1, share, "%", "")
+
+
+def _at_least(name: str, wanted: float, got: float | None, unit: str, of: str) -> Target:
+    return Target(name, f"≥ {wanted:g} {unit}", _measured(got, unit, of), None if got is None else got >= wanted)
+
+
+def _at_most(name: str, wanted: float, got: float | None, unit: str, of: str) -> Target:
+    return Target(name, f"≤ {wanted:g} {unit}", _measured(got, unit, of), None if got is None else got <= wanted)
+
+
+def _measured(got: float | None, unit: str, of: str) -> str:
+    return "not measured" if got is None else f"{got:.3g} {unit}{f' ({of})' if of else ''}"
+
+
+def _ratio(peer: dict | None, ours: dict | None) -> float | None:
+    return None if peer is None or ours is None else peer["seconds"] / ours["seconds"]
+
+
+def _title(result: dict | None) -> str:
+    return "–" if result is None else result["title"]
+
+
+def page(record: Record) -> str:
+    """All that matters on one page; the rest stands in acceptance.json and output.log."""
+    parts = [heading(record), targets_table(record), parts_table(record), tests_table(record), parity_table(record)]
+    parts += [loss_table(record), step_lines(record), others(record), failures(record), not_run(record)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def heading(record: Record) -> str:
+    m = record["machine"] or {}
+    gpu = m.get("gpu")
+    packages = ", ".join(f"{name} {version}" for name, version in m.get("packages", {}).items())
+    about = [f"{record['started']}, {record['seconds']:.0f} s, commit {m.get('commit') or 'unknown'}"]
+    if gpu:
+        about.append(
+            f"compute capability {m['capability']}, {m['multiprocessors']} multiprocessors, {m['memory_gib']} GiB, "
+            f"driver {m.get('driver') or 'unknown'}, CUDA {m['cuda']}, cuDNN {m['cudnn']}"
+        )
+    about.append(f"Python {m.get('python')}, {packages}, {m.get('processors')} processors")
+    if not record["finished"]:
+        about.append("**The run has not come to its end: what follows is what it had.**")
+    return f"# Acceptance run on {gpu or 'a machine without a GPU'}\n\n" + "  \n".join(about)
+
+
+def targets_table(record: Record) -> str:
+    words = {True: "reached", False: "**not reached**", None: "not judged"}
+    lines = ["| target (H100, H200) | wanted | measured | |", "|---|---|---|---|"]
+    lines += [f"| {t.name} | {t.wanted} | {t.measured} | {words[t.reached]} |" for t in targets(record)]
+    return "\n".join(lines)
+
+
+def parts_table(record: Record) -> str:
+    lines = ["| part | | | seconds |", "|---|---|---|--:|"]
+    for part in record["parts"].values():
+        state = "**failed**" if part["state"] == "failed" else part["state"]
+        lines.append(f"| {part['title']} | {state} | {part['reason']} | {part['seconds']:.0f} |")
+    return "\n".join(lines)
+
+
+def tests_table(record: Record) -> str:
+    groups: dict[str, Counter] = {}
+    for outcome in outcomes_of(record, "tests"):
+        groups.setdefault(outcome["item"].split("::")[0], Counter())[outcome["state"]] += 1
+    if not groups:
+        return ""
+    lines = ["| tests | passed | failed | not run |", "|---|--:|--:|--:|"]
+    lines += [f"| {file} | {c['passed']} | {c['failed']} | {c['not run']} |" for file, c in sorted(groups.items())]
+    return "\n".join(lines)
+
+
+def parity_table(record: Record) -> str:
+    """The largest error of each kernel and product, as a share of what the rule allows."""
+    worst: dict[str, dict[str, list[str | float]]] = {}
+    for outcome in outcomes_of(record, "parity"):
+        kernel, _, case = outcome["item"].partition(": ")
+        product = case.rpartition(", ")[2]
+        cell = worst.setdefault(kernel, {}).setdefault(product, [])
+        if outcome["state"] == "not run":
+            cell.append("–")
+        else:
+            cell.append(outcome["data"]["worst"] if outcome["data"] else "failed")
+    products = list(dict.fromkeys(product for cells in worst.values() for product in cells))
+    if not products:
+        return ""
+    lines = [f"| largest error, of what is allowed | {' | '.join(products)} |", "|---|" + "--:|" * len(products)]
+    lines += [f"| {kernel} | {' | '.join(_cell(c.get(p, [])) for p in products)} |" for kernel, c in worst.items()]
+    return "\n".join(lines)
+
+
+def _cell(values: list[str | float]) -> str:
+    numbers = [value for value in values if not isinstance(value, str)]
+    if "failed" in values:
+        return "**failed**"
+    largest = max(numbers, default=None)
+    return "–" if largest is None else f"{largest:.2f}" if largest <= 1 else f"**{largest:.3g}**"
+
+
+def loss_table(record: Record) -> str:
+    shapes = [o["data"] for o in outcomes_of(record, "loss") if o["data"]]
+    if not shapes:
+        return ""
+    first = shapes[0]
+    lines = [
+        f"The loss, forward and backward; a GEMM of {first['gemm']['edge']}³ runs at "
+        f"{first['gemm']['flops'] / 1e12:.3g} TFLOP/s and a copy at {first['copy'] / 1e12:.3g} TB/s here. × : a peer's "
+        "time in times of ours, both without a graph.",
+        "",
+        "| N, K, D | ours | µs | in a graph | TFLOP/s | of GEMM | of copy | host µs | × eager | × best attention |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    return "\n".join([*lines, *(row for shape in shapes for row in loss_rows(shape))])
+
+
+def loss_rows(shape: dict[str, Any]) -> Iterator[str]:
+    """A line for each of our backends."""
+    sizes, gemm, copy = shape["shape"], shape["gemm"]["flops"], shape["copy"]
+    ours = [r for r in shape["results"] if r["peer"] in ours_of(shape) and r["seconds"]]
+    eager, best = fastest(shape, (EAGER,), "seconds"), fastest(shape, ATTENTION, "seconds")
+    for r in ours:
+        seconds = r["graph"] or r["seconds"]
+        rate, bandwidth = shape["operations"] / seconds, shape["queue_bytes"] / seconds
+        over_eager, over_best = (None if peer is None else peer["seconds"] / r["seconds"] for peer in (eager, best))
+        cells = [f"{sizes['n']}, {sizes['k']}, {sizes['d']} {sizes['dtype']}", r["peer"], _us(r["seconds"])]
+        cells += [
+            _us(r["graph"]),
+            f"{rate / 1e12:.3g}",
+            f"{rate / gemm:.0%}",
+            f"{bandwidth / copy:.0%}",
+            _us(r["host"]),
+        ]
+        cells.append("–" if over_eager is None else f"{over_eager:.2f}")
+        cells.append("–" if best is None else f"{over_best:.2f} {best['peer']}")
+        yield f"| {' | '.join(cells)} |"
+
+
+def _us(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{1e6 * seconds:.1f}"
+
+
+def step_lines(record: Record) -> str:
+    lines = []
+    for outcome in outcomes_of(record, "step"):
+        if (d := outcome["data"]) is not None:
+            s = d["settings"]
+            lines.append(
+                f"- Training step, {outcome['item']}, {s['model']['backbone']}, batch {s['batch_size']}, {s['size']} "
+                f"pixels, {s['precision']}: {1e3 * d['seconds']:.1f} ms, {d['images_per_second']:.0f} images/s; loss "
+                f"{1e6 * d['stages']['loss']:.0f} µs ({d['backend']}), momentum update "
+                f"{1e6 * d['stages']['momentum']:.0f} µs, queue {1e6 * d['stages']['queue']:.0f} µs, together "
+                f"{d['share_of_ours']:.2%}"
+            )
+    return "\n".join(lines)
+
+
+def others(record: Record) -> str:
+    lines = []
+    for outcome in outcomes_of(record, "sanitizer"):
+        if outcome["state"] == "passed":
+            lines.append(f"- compute-sanitizer, {outcome['item']}: nothing found in {outcome['data']['calls']} calls")
+    for outcome in outcomes_of(record, "loader"):
+        data = outcome["data"] or {}
+        if "mean" in data:
+            lines.append(
+                f"- DALI, {outcome['item']}: views differ by {data['mean']:.2f} of 255 on average, by "
+                f"{data['largest']:.0f} at most, by more than 8 at {data['share_above_8']:.2%} of the values"
+            )
+        if "images_per_second" in data:
+            each = ", ".join(f"{place} {rate:.0f}" for place, rate in data["images_per_second"].items())
+            lines.append(f"- DALI, two strong views, images/s: {each}")
+    return "\n".join(lines)
+
+
+def failures(record: Record) -> str:
+    failed = [(name, o) for name in record["parts"] for o in outcomes_of(record, name) if o["state"] == "failed"]
+    if not failed:
+        return ""
+    lines = [f"- {name}: `{o['item']}`: {_short(o['reason'])}" for name, o in failed[:LONGEST_LIST]]
+    rest = len(failed) - len(lines)
+    more = [f"- and {rest} more, in acceptance.json"] if rest else []
+    return "\n".join(["## Failed", "", *lines, *more])
+
+
+def not_run(record: Record) -> str:
+    """Grouped by reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, part in record["parts"].items():
+        if part["state"] == "not run" and not part["outcomes"]:
+            reasons.setdefault(part["reason"], []).append(name)
+        for outcome in part["outcomes"]:
+            if outcome["state"] == "not run":
+                reasons.setdefault(f"{name}: {outcome['reason']}", []).append(outcome["item"])
+    left_out = {peer for o in outcomes_of(record, "loss") for peer in (o["data"] or {}).get("left_out", [])}
+    for peer in sorted(left_out):
+        reasons.setdefault("loss: left out at some shapes to save time, or after a crash", []).append(peer)
+    if not reasons:
+        return ""
+    lines = [f"- {_short(reason)}: {_names(items)}" for reason, items in list(reasons.items())[:LONGEST_LIST]]
+    rest = len(reasons) - len(lines)
+    return "\n".join(
+        ["## Not run", "", *lines, *([f"- and for {rest} more reasons, in acceptance.json"] if rest else [])]
+    )
+
+
+def _names(items: list[str]) -> str:
+    return "; ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 300 else text[:300] + "…"
+
+
+def outcomes_of(record: Record, part: str) -> list[dict[str, Any]]:
+    return record["parts"].get(part, {}).get("outcomes", [])
+
+
+def data_of(record: Record, part: str, item: str) -> dict[str, Any] | None:
+    """Of the first item of that name that has any."""
+    return next((o["data"] for o in outcomes_of(record, part) if o["item"].startswith(item) and o["data"]), None)
+
+
+def shape_of(record: Record, shape: dict[str, Any]) -> dict[str, Any] | None:
+    return next((o["data"] for o in outcomes_of(record, "loss") if o["data"] and o["data"]["shape"] == shape), None)
+
+
+def ours_of(shape: dict[str, Any] | None) -> tuple[str, ...]:
+    """Our backends among the peers."""
+    peers = ((r["peer"], r["title"]) for r in (shape or {}).get("results", []))
+    return tuple(peer for peer, title in peers if title.startswith("sce_fast") and peer not in NOT_OURS)
+
+
+def fastest(shape: dict[str, Any] | None, peers: tuple[str, ...], by: str) -> dict[str, Any] | None:
+    """The result of these peers with the shortest time; None where none was measured."""
+    results = [r for r in (shape or {}).get("results", []) if r["peer"] in peers and r[by] is not None]
+    return min(results, key=lambda r: r[by], default=None)
+
+
+def judged(record: Record) -> list[dict[str, Any]]:
+    return [asdict(target) for target in targets(record)]

@@ -1,0 +1,219 @@
+"""The training step: two views, both networks, loss, backward pass, optimizer, momentum update, queue.
+
+sce-fast bench step                                                  ResNet-50, batch 256, 224 pixels, on a GPU
+sce-fast bench step --images DIR                                     with the loader and its JPEG files before it
+sce-fast bench step --model.backbone resnet18 --batch-size 8 --size 64 --loss.queue 1024        on a CPU
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sce_fast.benchmarks.measure import stage_seconds
+from sce_fast.benchmarks.record import machine, write_record
+from sce_fast.config import LossConfig, ModelConfig, ViewsConfig, to_json
+from sce_fast.log import progress_bar
+from sce_fast.loss import sce_loss
+from sce_fast.model import build_model
+from sce_fast.optim import build_optimizer
+from sce_fast.queue import KeyQueue
+
+STAGES = ("networks", "loss", "backward", "optimizer", "momentum", "queue")
+OURS = ("loss", "momentum", "queue")  # what the method adds to two networks and an optimizer
+Precision = Literal["bfloat16", "float32"]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a step takes."""
+
+    seconds: float  # of a step, steps one after another
+    images_per_second: float
+    stages: dict[str, float]  # seconds of each stage, medians
+    share_of_ours: float  # of loss, momentum update and queue in the sum of the stages
+    backend: str  # of the loss
+    peak_bytes: int | None  # of torch's allocator, on a GPU
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def main(
+    model: ModelConfig = ModelConfig(),  # noqa: B008  (frozen)
+    loss: LossConfig = LossConfig(),  # noqa: B008
+    batch_size: int = 256,
+    size: int = 224,
+    precision: Precision = "bfloat16",
+    queue_dtype: Precision = "bfloat16",
+    optimizer: Literal["sgd", "lars"] = "lars",
+    images: Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: int = 2,
+    warmup: int = 5,
+    steps: int = 20,
+    out: Path | None = None,
+) -> Speed:
+    """Seconds of a training step, images a second, and the share of loss, momentum update and queue.
+
+    Synthetic images on the device, or the loader's two strong views of image files.
+
+    Args:
+        model: Networks.
+        loss: Loss and queue.
+        batch_size: Images of a step.
+        size: Side of the views in pixels.
+        precision: Of autocast; float32 is none.
+        queue_dtype: Of the stored keys.
+        optimizer: sgd or lars.
+        images: Folder of images for the loader; none for synthetic ones.
+        device: auto takes a GPU where there is one.
+        threads: Of torch on a CPU, and of the loader.
+        warmup: Steps before any is timed.
+        steps: Timed, in two runs: as they come, and stage by stage.
+        out: JSON file for the record.
+    """
+    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    threads_before, here = torch.get_num_threads(), machine()
+    if place == "cpu":
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    try:
+        views = (
+            synthetic(batch_size, size, place) if images is None else loaded(images, batch_size, size, place, threads)
+        )
+        step = Step(model, loss, precision, queue_dtype, optimizer, place)
+        speed = measure(step, views, batch_size, warmup, steps, place)
+    finally:
+        torch.set_num_threads(threads_before)
+    settings = {
+        "model": to_json(model), "loss": to_json(loss), "batch_size": batch_size, "size": size, "device": place,
+        "precision": precision, "queue_dtype": queue_dtype, "optimizer": optimizer, "steps": steps,
+        "images": None if images is None else str(images), "threads": threads,
+    }  # fmt: skip
+    speed = replace(speed, settings=settings)
+    print(table(speed, here["gpu"] if place == "cuda" else here["cpu"]))
+    if out is not None:
+        write_record(out, {"machine": here, **asdict(speed)})
+    return speed
+
+
+class Step:
+    """A step on the public pieces, as train.py takes it."""
+
+    def __init__(
+        self, model: ModelConfig, loss: LossConfig, precision: str, queue_dtype: str, optimizer: str, device: str
+    ) -> None:
+        self.loss, self.device, self.precision = loss, device, precision
+        self.model = build_model(model).to(device, memory_format=torch.channels_last)
+        self.queue = KeyQueue(loss.queue, model.dim, dtype=getattr(torch, queue_dtype)).to(device)
+        self.optimizer = build_optimizer(self.model, optimizer, lr=0.3, momentum=0.9, weight_decay=1e-6)
+        self.backend = loss.backend
+
+    def __call__(self, views: list[Tensor], mark: Callable[[], None]) -> None:
+        """One step; `mark` is called before each stage of STAGES."""
+        c = self.loss
+        mark()
+        with self._autocast():
+            query, key = self.model(views)
+        mark()
+        loss, statistics = sce_loss(
+            query,
+            key,
+            self.queue.keys,
+            temperature=c.temperature,
+            target_temperature=c.target_temperature,
+            coefficient=c.coefficient,
+            positive_target=c.positive_target,
+            backend=c.backend,
+            return_statistics=True,
+        )
+        self.backend = statistics.backend
+        mark()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        mark()
+        self.optimizer.step()
+        mark()
+        self.model.update_momentum(0.99)
+        mark()
+        self.queue.enqueue(key)
+
+    def _autocast(self) -> Any:
+        return nullcontext() if self.precision == "float32" else torch.autocast(self.device, dtype=torch.bfloat16)
+
+
+def measure(step: Step, views: Iterator[list[Tensor]], batch_size: int, warmup: int, steps: int, device: str) -> Speed:
+    """The same steps twice: without a look at the clock in between, and stage by stage."""
+    with progress_bar(warmup + 2 * steps, "Measuring", unit="step") as bar:
+
+        def take(count: int) -> None:
+            for _ in range(count):
+                step(next(views), lambda: None)
+                bar.update()
+
+        take(warmup)
+        _wait(device)
+        start = time.perf_counter()
+        take(steps)
+        _wait(device)
+        seconds = (time.perf_counter() - start) / steps
+        turns = []
+        for _ in range(steps):
+            batch = next(views)
+            turns.append(stage_seconds(lambda mark, batch=batch: step(batch, mark), device))
+            bar.update()
+    stages = dict(zip(STAGES, (statistics.median(column) for column in zip(*turns, strict=True)), strict=True))
+    share = sum(stages[name] for name in OURS) / sum(stages.values())
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
+    return Speed(seconds, batch_size / seconds, stages, share, step.backend, peak)
+
+
+def synthetic(batch_size: int, size: int, device: str) -> Iterator[list[Tensor]]:
+    """Two views on the device, again and again."""
+    views = [torch.randn(batch_size, 3, size, size, device=device) for _ in range(2)]
+    views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+    while True:
+        yield views
+
+
+def loaded(folder: Path, batch_size: int, size: int, device: str, threads: int) -> Iterator[list[Tensor]]:
+    """The loader's strong views of the images of a folder."""
+    from sce_fast.data.index import index_images
+    from sce_fast.data.loader import TrainingLoader
+
+    augmentations = ViewsConfig(names=("strong", "strong"), sizes=(size,)).augmentations()
+    loader = TrainingLoader(
+        index_images(folder, threads=threads), augmentations, batch_size=batch_size, seed=0, threads=threads,
+        device="gpu" if device == "cuda" else "cpu",
+    )  # fmt: skip
+    for batch in loader:
+        yield [view.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last) for view in batch.views]
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def table(speed: Speed, place: str) -> str:
+    s = speed.settings
+    total = sum(speed.stages.values())
+    source = "synthetic images" if s["images"] is None else f"images of {s['images']}"
+    lines = [
+        f"{s['model']['backbone']}, batch {s['batch_size']}, {s['size']} pixels, {s['precision']}, {source}, {place}:",
+        f"{1e3 * speed.seconds:.1f} ms a step, {speed.images_per_second:.0f} images/s, loss by {speed.backend}",
+    ]
+    lines += [f"  {name:<10}{1e3 * t:>10.3f} ms{t / total:>9.2%}" for name, t in speed.stages.items()]
+    lines.append(f"  loss, momentum update and queue together {speed.share_of_ours:.2%}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)
