@@ -1,5 +1,5 @@
-// emulate solve|enqueue INPUT OUTPUT SEED [SPLITS MULTIPROCESSORS SHARED_BYTES]: one call of the host interface, its
-// kernels emulated. The files are written and read by emulated.py.
+// emulate solve|enqueue INPUT OUTPUT SEED [KERNEL SPLITS MULTIPROCESSORS SHARED_BYTES CAPABILITY]: one call of the host
+// interface, its kernels emulated. The files are written and read by emulated.py.
 // emulate splits BLOCKS TILES RESIDENT: prints the choice.
 #include <cstdio>
 #include <cstdlib>
@@ -70,7 +70,7 @@ void write(const char* path, const std::vector<const std::vector<char>*>& parts)
   for (const auto* part : parts) file.write(part->data(), static_cast<std::streamsize>(part->size()));
 }
 
-void solve(Reader in, const char* to, int splits, const Limits& limits) {
+void solve(Reader in, const char* to, Kernel kernel, int splits, const Limits& limits) {
   CudaProblem p{};
   for (int64_t* size : {&p.query_views, &p.key_views, &p.batch, &p.dim, &p.row_offset, &p.batch_key_views})
     *size = in.number<int64_t>();
@@ -86,7 +86,7 @@ void solve(Reader in, const char* to, int splits, const Limits& limits) {
              batch_keys = read_rows(in, p.dim);
   p.query = query.matrix(), p.key = key.matrix(), p.queue = queue.matrix(), p.batch_keys = batch_keys.matrix();
 
-  const Plan plan = make_plan(p, limits, splits);
+  const Plan plan = make_plan(p, limits, kernel, splits);
   Output workspace(plan.workspace_bytes), rows(p.batch * 4), probability(p.batch * 4),
       entropy(p.key_views * p.batch * 4),
       gradient(needs_gradient ? p.query_views * p.batch * p.dim * width(query.type) : 0);
@@ -118,8 +118,9 @@ int main(int count, char** arguments) {
   }
   emulator::set_seed(std::strtoull(arguments[4], nullptr, 10));
   try {
-    if (what == "solve" && count == 8)
-      solve(Reader(arguments[2]), arguments[3], atoi(arguments[5]), {atoi(arguments[6]), atoi(arguments[7])});
+    if (what == "solve" && count == 10)
+      solve(Reader(arguments[2]), arguments[3], static_cast<Kernel>(atoi(arguments[5])), atoi(arguments[6]),
+            {atoi(arguments[7]), atoi(arguments[8]), atoi(arguments[9])});
     else if (what == "enqueue")
       enqueue_rows(Reader(arguments[2]), arguments[3]);
     else

@@ -22,7 +22,8 @@ from sce_fast.problem import Problem, Solution
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "csrc" / "cuda"
-HOST_AND_KERNELS = ("sm80_sce_forward.cu", "sce_combine.cu", "sce_solve.cu", "enqueue.cu")
+EMULATOR = tuple(HERE / f"{part}.cpp" for part in ("emulator", "shared_memory", "mbarriers", "products"))
+HOST_AND_KERNELS = ("sm90_sce_forward.cu", "sm80_sce_forward.cu", "sce_combine.cu", "sce_solve.cu", "enqueue.cu")
 FLAGS = ["-std=c++20", "-O1", "-fno-inline", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DSCE_FAST_EMULATED"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 # An H100's; the larger of two shapes of a kernel is taken where shared memory allows.
@@ -35,7 +36,7 @@ class EmulationError(Exception):
 
 def build(program: str, kernels: Path = KERNELS) -> Path:
     """The executable of emulate.cpp or checks.cpp, kept from run to run as long as no source changes."""
-    sources = [HERE / "emulator.cpp", HERE / f"{program}.cpp"]
+    sources = [*EMULATOR, HERE / f"{program}.cpp"]
     if program == "emulate":
         sources[:0] = [kernels / name for name in HOST_AND_KERNELS]  # the one that takes longest first
     return _built(program, sources, [*FLAGS, *SANITIZERS, f"-I{kernels}", f"-I{HERE}"], kernels)
@@ -43,7 +44,7 @@ def build(program: str, kernels: Path = KERNELS) -> Path:
 
 def load_module() -> Any:
     """The extension module _cuda with its kernels emulated, not sanitized, in this process; tensors are on the CPU."""
-    sources = [*(KERNELS / name for name in HOST_AND_KERNELS), KERNELS / "bindings.cpp", HERE / "emulator.cpp"]
+    sources = [*(KERNELS / name for name in HOST_AND_KERNELS), KERNELS / "bindings.cpp", *EMULATOR]
     includes = [KERNELS, HERE, HERE / "runtime", pybind11.get_include(), sysconfig.get_paths()["include"]]
     flags = [*FLAGS, "-fPIC", "-fvisibility=hidden", '-DSCE_FAST_ARCHITECTURES="emulated"', "-shared"]
     path = _built("module", sources, [*flags, *(f"-I{folder}" for folder in includes)], KERNELS)

@@ -1,0 +1,359 @@
+// The one pass over the candidates on Hopper. One warpgroup starts bulk copies of candidate tiles into a ring; two others
+// have 64 rows each and multiply: a tile is read once as rows · candidatesᵀ and once, transposed, as weights · candidates.
+// While a tile's weights are worked out, the product of the last tile's weights runs; and while one warpgroup works out
+// weights, the other has the tensor cores.
+#include "ptx_sm90.cuh"
+#include "rows.h"
+#include "sce_cuda.h"
+
+namespace sce_fast {
+namespace {
+
+using ptx::Shared;
+
+constexpr int kGroupRows = 64;  // of a consumer warpgroup
+constexpr int kGroupThreads = ptx::kWarpgroupSize;
+// The producer needs few registers, and what it gives back the consumers take: 128 · (24 + 2 · 240) are the 64512 that
+// 384 threads have at launch.
+constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+
+enum Barrier { kTurnOfFirst = 1, kTurnOfSecond, kRowsOfFirst, kRowsOfSecond };  // 0 is the whole block's
+
+struct Maps {
+  ptx::TensorMap segments[2];  // of those with candidates
+};
+
+// Shared memory of a block: rows of both consumers, ring, mbarriers.
+template <int kDim, int kTile, int kStages>
+struct Layout {
+  static constexpr int kBoxes = kDim / ptx::kBoxColumns;
+  static constexpr uint32_t kRowBoxBytes = kGroupRows * ptx::kBoxRowBytes, kTileBoxBytes = kTile * ptx::kBoxRowBytes;
+  static constexpr uint32_t kRowBytes = kBoxes * kRowBoxBytes, kTileBytes = kBoxes * kTileBoxBytes;
+  static_assert(kTileBoxBytes % ptx::kSwizzleAlignment == 0 && kTile % 16 == 0);
+  static_assert(kHopperSlack >= ptx::kSwizzleAlignment + 16 * kStages);
+
+  SCE_FAST_DEVICE Layout()
+      : rows((ptx::shared_memory() + ptx::kSwizzleAlignment - 1) & ~(ptx::kSwizzleAlignment - 1u)) {}
+  SCE_FAST_DEVICE Shared rows_of(int consumer) const { return rows + consumer * kRowBytes; }
+  SCE_FAST_DEVICE Shared tile(int stage) const { return rows + 2 * kRowBytes + stage * kTileBytes; }
+  SCE_FAST_DEVICE Shared filled(int stage) const { return tile(kStages) + 8 * stage; }
+  SCE_FAST_DEVICE Shared emptied(int stage) const { return filled(kStages + stage); }
+
+  Shared rows;
+};
+
+// A place in the ring, and the parity of its turn.
+template <int kStages>
+struct Turn {
+  int stage = 0;
+  uint32_t parity = 0;
+  SCE_FAST_DEVICE void advance() {
+    if (++stage < kStages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
+// One thread: the tiles of the split, one after another, each into the ring as soon as its place is free.
+template <int kDim, int kTile, int kStages>
+SCE_FAST_DEVICE void produce(const Pass& pass, const Maps& maps, const Layout<kDim, kTile, kStages>& at,
+                             const Range& range, int z) {
+  Turn<kStages> turn;
+  for (int t = range.begin; t < range.end; ++t, turn.advance()) {
+    const Tile tile = find_tile<kTile>(pass, t);
+    ptx::mbarrier_wait(at.emptied(turn.stage), turn.parity ^ 1);
+    ptx::mbarrier_arrive_expect(at.filled(turn.stage), at.kTileBytes);
+#pragma unroll
+    for (int box = 0; box < at.kBoxes; ++box)
+      ptx::copy_box(at.tile(turn.stage) + box * at.kTileBoxBytes, maps.segments[tile.segment], at.filled(turn.stage),
+                    box * ptx::kBoxColumns, tile.first, pass.per_key_view ? z : 0);
+  }
+}
+
+// A consumer's 64 rows. Warp w of it has rows 16 w to 16 w + 15; lane l of that, rows l / 4 and l / 4 + 8.
+template <class T, bool kFixed, bool kOutput, int kDim, int kTile, int kStages>
+class GroupSums {
+ public:
+  using Place = Layout<kDim, kTile, kStages>;
+
+  SCE_FAST_DEVICE GroupSums(const Pass& pass, const RowList& list, const Place& at, int consumer, int first)
+      : at_(at), rows_at_(at.rows_of(consumer)), first_(first) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) rows_[r] = new_row<kFixed>(pass, list, place(r));
+#pragma unroll
+    for (int i = 0; i < kDim / 2; ++i) outputs_[i] = 0.f;
+  }
+
+  // `own_turn` and `others_turn`: named barriers that two consumers take turns by; a single one takes none.
+  SCE_FAST_DEVICE void add_tiles(const Pass& pass, const Range& range, bool takes_turns, int consumer) {
+    Turn<kStages> turn;
+    float products[kTile / 2];
+    if (range.begin == range.end) return;
+    // The first tile has no product of weights before it.
+    ptx::mbarrier_wait(at_.filled(0), 0);
+    ptx::product_fence();
+    multiply_rows(products, 0);
+    ptx::product_wait<0>();
+    ptx::pin(products);
+    weigh(pass, products, find_tile<kTile>(pass, range.begin));
+    if (takes_turns && consumer == 1) ptx::named_barrier_arrive(kTurnOfFirst, 2 * kGroupThreads);
+    round_weights(products);
+
+    for (int t = range.begin + 1; t < range.end; ++t) {
+      const int before = turn.stage;
+      turn.advance();
+      ptx::mbarrier_wait(at_.filled(turn.stage), turn.parity);
+      if (takes_turns) ptx::named_barrier(kTurnOfFirst + consumer, 2 * kGroupThreads);
+      ptx::pin(weights_);
+      ptx::pin(outputs_);
+      ptx::product_fence();
+      multiply_rows(products, turn.stage);
+      if (kOutput) multiply_weights(before);
+      // the last turn is nobody's to wait for
+      if (takes_turns && (consumer == 0 || t + 1 < range.end))
+        ptx::named_barrier_arrive(kTurnOfSecond - consumer, 2 * kGroupThreads);
+      ptx::product_wait<kOutput ? 1 : 0>();
+      ptx::pin(products);
+      const Factors factors = weigh(pass, products, find_tile<kTile>(pass, t));
+      if (kOutput) finish_weights();
+      release(before);
+      if (!kFixed) rescale(factors);
+      round_weights(products);
+    }
+    if (kOutput) {
+      ptx::pin(weights_);
+      ptx::pin(outputs_);
+      ptx::product_fence();
+      multiply_weights(turn.stage);
+      finish_weights();
+    }
+  }
+
+  SCE_FAST_DEVICE void store(const Pass& pass, const RowList& list, int z, int split) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const Partial partial = partial_of<kFixed>(rows_[r]);
+      const int p = place(r);
+      if (p >= list.students + list.teachers) continue;
+      const int64_t index = partial_index(pass, z, split, p);
+      if (lane() % 4 == 0) pass.partials[index] = partial;
+      if (!kOutput || (p < list.students && !pass.needs_gradient)) continue;
+#pragma unroll
+      for (int d = 0; d < kDim / 8; ++d)
+        if (d * 8 < pass.dim)
+          *reinterpret_cast<ptx::FloatPair*>(pass.outputs + index * pass.dim + d * 8 + lane() % 4 * 2) = {
+              outputs_[4 * d + 2 * r], outputs_[4 * d + 2 * r + 1]};
+    }
+  }
+
+ private:
+  struct Factors {
+    float of_row[2];
+  };
+
+  static SCE_FAST_DEVICE int lane() { return ptx::thread_index() % 32; }
+  SCE_FAST_DEVICE int place(int r) const {
+    return first_ + ptx::thread_index() % kGroupThreads / 32 * 16 + r * 8 + lane() / 4;
+  }
+
+  // products = rows · candidatesᵀ, started
+  SCE_FAST_DEVICE void multiply_rows(float (&products)[kTile / 2], int stage) const {
+    const uint64_t rows = ptx::descriptor_of_rows(rows_at_), tile = ptx::descriptor_of_rows(at_.tile(stage));
+#pragma unroll
+    for (int box = 0; box < at_.kBoxes; ++box)
+#pragma unroll
+      for (int k = 0; k < ptx::kBoxColumns / 16; ++k)
+        ptx::multiply_shared<T, kTile>(products, rows + (box * at_.kRowBoxBytes + k * 32) / 16,
+                                       tile + (box * at_.kTileBoxBytes + k * 32) / 16, box + k > 0);
+    ptx::product_commit();
+  }
+
+  // outputs += weights · candidates, started
+  SCE_FAST_DEVICE void multiply_weights(int stage) {
+    const uint64_t tile = ptx::descriptor_of_columns(at_.tile(stage), at_.kTileBoxBytes);
+#pragma unroll
+    for (int n = 0; n < kTile / 16; ++n)
+      ptx::multiply_registers<T, kDim>(outputs_, weights_[n], tile + n * 16 * ptx::kBoxRowBytes / 16);
+    ptx::product_commit();
+  }
+
+  SCE_FAST_DEVICE void finish_weights() {
+    ptx::product_wait<0>();
+    ptx::pin(outputs_);
+    ptx::pin(weights_);
+  }
+
+  // This warp is done with the tile there.
+  SCE_FAST_DEVICE void release(int stage) const {
+    if (lane() == 0) ptx::mbarrier_arrive(at_.emptied(stage));
+  }
+
+  // Puts the weights of a tile's candidates in the place of the products; what was summed before is to be multiplied by
+  // the factors.
+  SCE_FAST_DEVICE Factors weigh(const Pass& pass, float (&products)[kTile / 2], const Tile& tile) {
+    if (tile.has_own || tile.count < kTile) return weigh<true>(pass, products, tile);
+    return weigh<false>(pass, products, tile);
+  }
+
+  template <bool kMasked>
+  SCE_FAST_DEVICE Factors weigh(const Pass& pass, float (&products)[kTile / 2], const Tile& tile) {
+    Factors factors{{1.f, 1.f}};
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      Row& row = rows_[r];
+      const int own = kMasked && tile.has_own ? tile.own + place(r) % pass.batch : -1;
+      const auto visible = [&](int n, int j) {
+        const int candidate = n * 8 + lane() % 4 * 2 + j;
+        return !kMasked || (candidate < tile.count && candidate != own);
+      };
+      float highest = -kInfinity;
+#pragma unroll
+      for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const float product = products[4 * n + 2 * r + j];
+          if (!kFixed) highest = fmaxf(highest, visible(n, j) ? product : -kInfinity);
+          row.lowest = fminf(row.lowest, visible(n, j) ? product : kInfinity);
+        }
+      if (!kFixed) factors.of_row[r] = raise_shift<T>(row, quad_max(highest) * row.scale);
+      const float shift = row.shift == -kInfinity ? 0.f : row.shift;  // −∞: nothing seen so far
+#pragma unroll
+      for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          float& number = products[4 * n + 2 * r + j];
+          number = visible(n, j) ? ptx::exp2(fmaf(number, row.scale, -shift)) : 0.f;
+          row.sum += number;
+        }
+    }
+    return factors;
+  }
+
+  // The weights, rounded, in the layout of a left operand.
+  SCE_FAST_DEVICE void round_weights(const float (&products)[kTile / 2]) {
+#pragma unroll
+    for (int i = 0; i < kTile / 4; ++i) {
+      const uint32_t word = ptx::pack<T>(products[2 * i], products[2 * i + 1]);
+      rows_[i % 2].rounded_sum +=
+          ptx::to_float(T{static_cast<uint16_t>(word)}) + ptx::to_float(T{static_cast<uint16_t>(word >> 16)});
+      weights_[i / 4][i % 4] = word;
+    }
+  }
+
+  SCE_FAST_DEVICE void rescale(const Factors& factors) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (factors.of_row[r] == 1.f) continue;
+#pragma unroll
+      for (int d = 0; d < kDim / 8; ++d)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) outputs_[4 * d + 2 * r + j] *= factors.of_row[r];
+    }
+  }
+
+  const Place& at_;
+  Shared rows_at_;
+  int first_;
+  Row rows_[2];
+  uint32_t weights_[kTile / 16][4];
+  float outputs_[kDim / 2];
+};
+
+// Copies a consumer's rows to shared memory, in boxes with the swizzle of the tiles.
+template <class T, int kDim>
+SCE_FAST_DEVICE void load_rows(const Pass& pass, const RowList& list, int first, Shared to) {
+  constexpr int kChunks = kDim / 8;
+  for (int c = ptx::thread_index() % kGroupThreads; c < kGroupRows * kChunks; c += kGroupThreads) {
+    const int row = c / kChunks, chunk = c % kChunks;
+    ptx::store_shared(to + (chunk / 8 * kGroupRows + row) * ptx::kBoxRowBytes + ((chunk ^ row) % 8 << 4),
+                      load_row_chunk<T>(pass, list, first + row, chunk * 8));
+  }
+}
+
+template <class T, bool kFixed, bool kOutput, int kDim, int kTile, int kStages>
+SCE_FAST_DEVICE void consume(const Pass& pass, const RowList& list, const Layout<kDim, kTile, kStages>& at,
+                             const Range& range, int first, int consumer, bool takes_turns) {
+  GroupSums<T, kFixed, kOutput, kDim, kTile, kStages> sums(pass, list, at, consumer, first);
+  sums.add_tiles(pass, range, takes_turns, consumer);
+  ptx::let_dependents_start();
+  sums.store(pass, list, ptx::block_index().z, ptx::block_index().y);
+}
+
+// Grid: blocks of rows, splits of the tiles, key views.
+template <class T, bool kFixed, int kDim, int kTile, int kStages>
+__global__ void __launch_bounds__(kHopperThreads, 1)
+    sm90_sce_forward(const __grid_constant__ Pass pass, const __grid_constant__ Maps maps) {
+  const int z = ptx::block_index().z;
+  const RowList list = row_list(pass, z);
+  const int rows = list.students + list.teachers, first_row = ptx::block_index().x * kHopperRows;
+  if (first_row >= rows) return;  // the lists of key views differ in length
+
+  const Layout<kDim, kTile, kStages> at;
+  const Range range = range_of_split(tiles_of<kTile>(pass), ptx::block_index().y, pass.splits);
+  const int consumers = first_row + kGroupRows < rows ? 2 : 1;
+  if (ptx::thread_index() == 0) {
+    for (int stage = 0; stage < kStages; ++stage) {
+      ptx::mbarrier_init(at.filled(stage), 1);
+      ptx::mbarrier_init(at.emptied(stage), consumers * kGroupThreads / kWarpSize);
+    }
+    ptx::mbarrier_init_fence();
+  }
+  ptx::barrier();
+
+  const int group = ptx::warp_uniform(ptx::thread_index() / kGroupThreads);
+  if (group == 2) {
+    ptx::shrink_registers<kProducerRegisters>();
+    if (ptx::thread_index() == 2 * kGroupThreads) produce<kDim, kTile, kStages>(pass, maps, at, range, z);
+    return;
+  }
+  ptx::grow_registers<kConsumerRegisters>();
+  const int first = first_row + group * kGroupRows;
+  if (first >= rows) return;
+  load_rows<T, kDim>(pass, list, first, at.rows_of(group));
+  ptx::fence_stores_for_products();
+  ptx::named_barrier(kRowsOfFirst + group, kGroupThreads);
+  if (pass.needs_gradient || first + kGroupRows > list.students)
+    consume<T, kFixed, true, kDim, kTile, kStages>(pass, list, at, range, first, group, consumers == 2);
+  else
+    consume<T, kFixed, false, kDim, kTile, kStages>(pass, list, at, range, first, group, consumers == 2);
+}
+
+template <class T, bool kFixed, int kConfig>
+void launch_config(const Pass& pass, void* stream) {
+  constexpr HopperConfig c = kHopperConfigs[kConfig];
+  const uint32_t blocks = static_cast<uint32_t>(ceil_div(pass.rows, kHopperRows));
+  const uint32_t depth = static_cast<uint32_t>(pass.per_key_view ? pass.key_views : 1);
+  Maps maps{};
+  for (int s = 0; s < 2; ++s)
+    if (const Segment& segment = pass.segments[s]; segment.rows > 0)
+      maps.segments[s] = ptx::make_tensor_map<T>(segment.data, pass.dim, segment.rows, depth, c.tile);
+  ptx::launch({"sm90_sce_forward",
+               {blocks, static_cast<uint32_t>(pass.splits), depth},
+               kHopperThreads,
+               static_cast<uint32_t>(c.shared_bytes()),
+               stream},
+              sm90_sce_forward<T, kFixed, c.dim, c.tile, c.stages>, pass, maps);
+}
+
+template <class T, bool kFixed>
+void launch_type(const Pass& pass, int config, void* stream) {
+  switch (config) {
+    case 0: return launch_config<T, kFixed, 0>(pass, stream);
+    case 1: return launch_config<T, kFixed, 1>(pass, stream);
+    case 2: return launch_config<T, kFixed, 2>(pass, stream);
+    case 3: return launch_config<T, kFixed, 3>(pass, stream);
+  }
+}
+
+}  // namespace
+
+void sm90_sce_forward_pass(const Pass& pass, Type product, bool fixed_shift, int32_t config, void* stream) {
+  if (product == Type::kFloat16)
+    launch_type<Float16, false>(pass, config, stream);
+  else if (fixed_shift)
+    launch_type<BFloat16, true>(pass, config, stream);
+  else
+    launch_type<BFloat16, false>(pass, config, stream);
+}
+
+}  // namespace sce_fast
