@@ -18,6 +18,8 @@ except ImportError as error:  # built without nvcc
 REMEDY = "install again where nvcc is, with SCE_FAST_BUILD=cuda"
 # As in csrc/problem.h.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# As in csrc/cuda/plan.h: the forward kernel of the GPU's own architecture, or a certain one.
+KERNELS = {"best": 0, "sm80": 1, "sm90": 2}
 NOTHING = (0, 0, 0)
 LARGEST_DIM, DIM_STEP = 256, 16
 ALIGNMENT = 16  # bytes, of what one asynchronous copy moves

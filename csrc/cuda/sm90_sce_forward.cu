@@ -312,10 +312,11 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   load_rows<T, kDim>(pass, list, first, at.rows_of(group));
   ptx::fence_stores_for_products();
   ptx::named_barrier(kRowsOfFirst + group, kGroupThreads);
+  const bool takes_turns = consumers == 2 && range.end - range.begin > 1;
   if (pass.needs_gradient || first + kGroupRows > list.students)
-    consume<T, kFixed, true, kDim, kTile, kStages>(pass, list, at, range, first, group, consumers == 2);
+    consume<T, kFixed, true, kDim, kTile, kStages>(pass, list, at, range, first, group, takes_turns);
   else
-    consume<T, kFixed, false, kDim, kTile, kStages>(pass, list, at, range, first, group, consumers == 2);
+    consume<T, kFixed, false, kDim, kTile, kStages>(pass, list, at, range, first, group, takes_turns);
 }
 
 template <class T, bool kFixed, int kConfig>

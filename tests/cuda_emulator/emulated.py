@@ -27,7 +27,7 @@ HOST_AND_KERNELS = ("sm90_sce_forward.cu", "sm80_sce_forward.cu", "sce_combine.c
 FLAGS = ["-std=c++20", "-O1", "-fno-inline", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DSCE_FAST_EMULATED"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 # An H100's; the larger of two shapes of a kernel is taken where shared memory allows.
-MULTIPROCESSORS, SHARED_BYTES = 132, 227 << 10
+MULTIPROCESSORS, SHARED_BYTES, CAPABILITY = 132, 227 << 10, 90
 
 
 class EmulationError(Exception):
@@ -125,6 +125,7 @@ def solver(
     multiprocessors: int = MULTIPROCESSORS,
     shared_bytes: int = SHARED_BYTES,
     executable: Path | None = None,
+    kernel: str = "sm80",
 ) -> Callable[[Problem], Solution]:
     """A backend's `solve`: blocks and threads run in the order of the seed, candidates are cut into `splits` parts.
 
@@ -148,7 +149,9 @@ def solver(
         )  # fmt: skip
         content += b"".join(map(_rows, (problem.query, problem.key, problem.queue, problem.batch_keys)))
         program = executable or build("emulate")
-        result = _exchange(program, "solve", content, seed, splits, multiprocessors, shared_bytes)
+        result = _exchange(
+            program, "solve", content, seed, native_cuda.KERNELS[kernel], splits, multiprocessors, shared_bytes, CAPABILITY
+        )
         rows, result = _take(result, torch.float32, batch)
         gradient = None
         if problem.needs_gradient:
