@@ -55,6 +55,13 @@ struct Ring {
 // rows the newest K stay.
 void enqueue(const Ring& ring, const Matrix& rows, bool normalize, void* stream);
 
+// The products of one step of the Hopper kernel, each alone: products (64, tile) = rows (64, D) · candidatesᵀ, and outputs
+// (64, D) = weights (64, tile) · candidates, at most sm90_tile(D) of them, zeros beyond. Weights are of the candidates'
+// type, results float.
+int32_t sm90_tile(int32_t dim);
+void multiply_one_tile(const Matrix& rows, const Matrix& candidates, int32_t dim, const void* weights, float* products,
+                       float* outputs, void* stream);
+
 // ---- the kernels' own entries, called by sce_solve
 
 struct Pass;

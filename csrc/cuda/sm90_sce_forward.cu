@@ -2,17 +2,12 @@
 // have 64 rows each and multiply: a tile is read once as rows · candidatesᵀ and once, transposed, as weights · candidates.
 // While a tile's weights are worked out, the product of the last tile's weights runs; and while one warpgroup works out
 // weights, the other has the tensor cores.
-#include "ptx_sm90.cuh"
-#include "rows.h"
 #include "sce_cuda.h"
+#include "sm90_tiles.h"
 
 namespace sce_fast {
 namespace {
 
-using ptx::Shared;
-
-constexpr int kGroupRows = 64;  // of a consumer warpgroup
-constexpr int kGroupThreads = ptx::kWarpgroupSize;
 // The producer needs few registers, and what it gives back the consumers take: 128 · (24 + 2 · 240) are the 64512 that
 // 384 threads have at launch.
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
@@ -21,25 +16,6 @@ enum Barrier { kTurnOfFirst = 1, kTurnOfSecond, kRowsOfFirst, kRowsOfSecond };  
 
 struct Maps {
   ptx::TensorMap segments[2];  // of those with candidates
-};
-
-// Shared memory of a block: rows of both consumers, ring, mbarriers.
-template <int kDim, int kTile, int kStages>
-struct Layout {
-  static constexpr int kBoxes = kDim / ptx::kBoxColumns;
-  static constexpr uint32_t kRowBoxBytes = kGroupRows * ptx::kBoxRowBytes, kTileBoxBytes = kTile * ptx::kBoxRowBytes;
-  static constexpr uint32_t kRowBytes = kBoxes * kRowBoxBytes, kTileBytes = kBoxes * kTileBoxBytes;
-  static_assert(kTileBoxBytes % ptx::kSwizzleAlignment == 0 && kTile % 16 == 0);
-  static_assert(kHopperSlack >= ptx::kSwizzleAlignment + 16 * kStages);
-
-  SCE_FAST_DEVICE Layout()
-      : rows((ptx::shared_memory() + ptx::kSwizzleAlignment - 1) & ~(ptx::kSwizzleAlignment - 1u)) {}
-  SCE_FAST_DEVICE Shared rows_of(int consumer) const { return rows + consumer * kRowBytes; }
-  SCE_FAST_DEVICE Shared tile(int stage) const { return rows + 2 * kRowBytes + stage * kTileBytes; }
-  SCE_FAST_DEVICE Shared filled(int stage) const { return tile(kStages) + 8 * stage; }
-  SCE_FAST_DEVICE Shared emptied(int stage) const { return filled(kStages + stage); }
-
-  Shared rows;
 };
 
 // A place in the ring, and the parity of its turn.
@@ -62,11 +38,7 @@ SCE_FAST_DEVICE void produce(const Pass& pass, const Maps& maps, const Layout<kD
   for (int t = range.begin; t < range.end; ++t, turn.advance()) {
     const Tile tile = find_tile<kTile>(pass, t);
     ptx::mbarrier_wait(at.emptied(turn.stage), turn.parity ^ 1);
-    ptx::mbarrier_arrive_expect(at.filled(turn.stage), at.kTileBytes);
-#pragma unroll
-    for (int box = 0; box < at.kBoxes; ++box)
-      ptx::copy_box(at.tile(turn.stage) + box * at.kTileBoxBytes, maps.segments[tile.segment], at.filled(turn.stage),
-                    box * ptx::kBoxColumns, tile.first, pass.per_key_view ? z : 0);
+    at.start_tile(turn.stage, maps.segments[tile.segment], tile.first, pass.per_key_view ? z : 0);
   }
 }
 
@@ -76,46 +48,44 @@ class GroupSums {
  public:
   using Place = Layout<kDim, kTile, kStages>;
 
-  SCE_FAST_DEVICE GroupSums(const Pass& pass, const RowList& list, const Place& at, int consumer, int first)
-      : at_(at), rows_at_(at.rows_of(consumer)), first_(first) {
+  SCE_FAST_DEVICE GroupSums(const Pass& pass, const RowList& list, const Place& at, int consumer)
+      : at_(at), consumer_(consumer) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) rows_[r] = new_row<kFixed>(pass, list, place(r));
 #pragma unroll
     for (int i = 0; i < kDim / 2; ++i) outputs_[i] = 0.f;
   }
 
-  // `own_turn` and `others_turn`: named barriers that two consumers take turns by; a single one takes none.
-  SCE_FAST_DEVICE void add_tiles(const Pass& pass, const Range& range, bool takes_turns, int consumer) {
+  // Two consumers take turns with the tensor cores; a single one has them to itself.
+  SCE_FAST_DEVICE void add_tiles(const Pass& pass, const Range& range, bool takes_turns) {
     Turn<kStages> turn;
     float products[kTile / 2];
     if (range.begin == range.end) return;
     // The first tile has no product of weights before it.
     ptx::mbarrier_wait(at_.filled(0), 0);
-    ptx::product_fence();
-    multiply_rows(products, 0);
+    start_products(products, 0);
     ptx::product_wait<0>();
     ptx::pin(products);
     weigh(pass, products, find_tile<kTile>(pass, range.begin));
-    if (takes_turns && consumer == 1) ptx::named_barrier_arrive(kTurnOfFirst, 2 * kGroupThreads);
+    if (takes_turns && consumer_ == 1) ptx::named_barrier_arrive(kTurnOfFirst, 2 * kGroupThreads);
     round_weights(products);
 
     for (int t = range.begin + 1; t < range.end; ++t) {
       const int before = turn.stage;
       turn.advance();
       ptx::mbarrier_wait(at_.filled(turn.stage), turn.parity);
-      if (takes_turns) ptx::named_barrier(kTurnOfFirst + consumer, 2 * kGroupThreads);
+      if (takes_turns) ptx::named_barrier(kTurnOfFirst + consumer_, 2 * kGroupThreads);
       ptx::pin(weights_);
       ptx::pin(outputs_);
-      ptx::product_fence();
-      multiply_rows(products, turn.stage);
-      if (kOutput) multiply_weights(before);
+      start_products(products, turn.stage);
+      if (kOutput) start_outputs(before);
       // the last turn is nobody's to wait for
-      if (takes_turns && (consumer == 0 || t + 1 < range.end))
-        ptx::named_barrier_arrive(kTurnOfSecond - consumer, 2 * kGroupThreads);
+      if (takes_turns && (consumer_ == 0 || t + 1 < range.end))
+        ptx::named_barrier_arrive(kTurnOfSecond - consumer_, 2 * kGroupThreads);
       ptx::product_wait<kOutput ? 1 : 0>();
       ptx::pin(products);
       const Factors factors = weigh(pass, products, find_tile<kTile>(pass, t));
-      if (kOutput) finish_weights();
+      if (kOutput) finish_outputs();
       release(before);
       if (!kFixed) rescale(factors);
       round_weights(products);
@@ -124,12 +94,13 @@ class GroupSums {
       ptx::pin(weights_);
       ptx::pin(outputs_);
       ptx::product_fence();
-      multiply_weights(turn.stage);
-      finish_weights();
+      start_outputs(turn.stage);
+      finish_outputs();
     }
   }
 
-  SCE_FAST_DEVICE void store(const Pass& pass, const RowList& list, int z, int split) const {
+  SCE_FAST_DEVICE void store(const Pass& pass, int z, int split) const {
+    const RowList list = row_list(pass, z);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const Partial partial = partial_of<kFixed>(rows_[r]);
@@ -152,32 +123,20 @@ class GroupSums {
   };
 
   static SCE_FAST_DEVICE int lane() { return ptx::thread_index() % 32; }
-  SCE_FAST_DEVICE int place(int r) const {
-    return first_ + ptx::thread_index() % kGroupThreads / 32 * 16 + r * 8 + lane() / 4;
+  static SCE_FAST_DEVICE int place(int r) {
+    return ptx::block_index().x * kHopperRows + ptx::thread_index() / 32 * 16 + r * 8 + lane() / 4;
   }
 
-  // products = rows · candidatesᵀ, started
-  SCE_FAST_DEVICE void multiply_rows(float (&products)[kTile / 2], int stage) const {
-    const uint64_t rows = ptx::descriptor_of_rows(rows_at_), tile = ptx::descriptor_of_rows(at_.tile(stage));
-#pragma unroll
-    for (int box = 0; box < at_.kBoxes; ++box)
-#pragma unroll
-      for (int k = 0; k < ptx::kBoxColumns / 16; ++k)
-        ptx::multiply_shared<T, kTile>(products, rows + (box * at_.kRowBoxBytes + k * 32) / 16,
-                                       tile + (box * at_.kTileBoxBytes + k * 32) / 16, box + k > 0);
-    ptx::product_commit();
+  SCE_FAST_DEVICE void start_products(float (&products)[kTile / 2], int stage) const {
+    ptx::product_fence();
+    multiply_rows<T, kDim, kTile>(products, at_.rows(consumer_), at_.tile(stage));
   }
 
-  // outputs += weights · candidates, started
-  SCE_FAST_DEVICE void multiply_weights(int stage) {
-    const uint64_t tile = ptx::descriptor_of_columns(at_.tile(stage), at_.kTileBoxBytes);
-#pragma unroll
-    for (int n = 0; n < kTile / 16; ++n)
-      ptx::multiply_registers<T, kDim>(outputs_, weights_[n], tile + n * 16 * ptx::kBoxRowBytes / 16);
-    ptx::product_commit();
+  SCE_FAST_DEVICE void start_outputs(int stage) {
+    multiply_weights<T, kDim, kTile>(outputs_, weights_, at_.tile(stage));
   }
 
-  SCE_FAST_DEVICE void finish_weights() {
+  SCE_FAST_DEVICE void finish_outputs() {
     ptx::product_wait<0>();
     ptx::pin(outputs_);
     ptx::pin(weights_);
@@ -191,42 +150,53 @@ class GroupSums {
   // Puts the weights of a tile's candidates in the place of the products; what was summed before is to be multiplied by
   // the factors.
   SCE_FAST_DEVICE Factors weigh(const Pass& pass, float (&products)[kTile / 2], const Tile& tile) {
-    if (tile.has_own || tile.count < kTile) return weigh<true>(pass, products, tile);
-    return weigh<false>(pass, products, tile);
-  }
-
-  template <bool kMasked>
-  SCE_FAST_DEVICE Factors weigh(const Pass& pass, float (&products)[kTile / 2], const Tile& tile) {
+    if (tile.has_own || tile.count < kTile)
+      look<true>(pass, products, tile);
+    else
+      look<false>(pass, products, tile);
     Factors factors{{1.f, 1.f}};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       Row& row = rows_[r];
-      const int own = kMasked && tile.has_own ? tile.own + place(r) % pass.batch : -1;
-      const auto visible = [&](int n, int j) {
-        const int candidate = n * 8 + lane() % 4 * 2 + j;
-        return !kMasked || (candidate < tile.count && candidate != own);
-      };
-      float highest = -kInfinity;
+      if (!kFixed) {
+        float highest = -kInfinity;
 #pragma unroll
-      for (int n = 0; n < kTile / 8; ++n)
+        for (int n = 0; n < kTile / 8; ++n)
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const float product = products[4 * n + 2 * r + j];
-          if (!kFixed) highest = fmaxf(highest, visible(n, j) ? product : -kInfinity);
-          row.lowest = fminf(row.lowest, visible(n, j) ? product : kInfinity);
-        }
-      if (!kFixed) factors.of_row[r] = raise_shift<T>(row, quad_max(highest) * row.scale);
+          for (int j = 0; j < 2; ++j) highest = fmaxf(highest, products[4 * n + 2 * r + j]);
+        factors.of_row[r] = raise_shift<T>(row, quad_max(highest) * row.scale);
+      }
       const float shift = row.shift == -kInfinity ? 0.f : row.shift;  // −∞: nothing seen so far
 #pragma unroll
       for (int n = 0; n < kTile / 8; ++n)
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           float& number = products[4 * n + 2 * r + j];
-          number = visible(n, j) ? ptx::exp2(fmaf(number, row.scale, -shift)) : 0.f;
+          number = ptx::exp2(fmaf(number, row.scale, -shift));
           row.sum += number;
         }
     }
     return factors;
+  }
+
+  // The smallest products of candidates that the rows may see; in the place of the others −∞, whose weight is 0.
+  template <bool kMasked>
+  SCE_FAST_DEVICE void look(const Pass& pass, float (&products)[kTile / 2], const Tile& tile) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float& lowest = rows_[r].lowest;
+      const int own = kMasked && tile.has_own ? tile.own + place(r) % pass.batch : -1;
+#pragma unroll
+      for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          float& product = products[4 * n + 2 * r + j];
+          const int candidate = n * 8 + lane() % 4 * 2 + j;
+          const bool visible = !kMasked || (candidate < tile.count && candidate != own);
+          lowest = fminf(lowest, visible ? product : kInfinity);
+          if (!visible) product = -kInfinity;
+        }
+    }
   }
 
   // The weights, rounded, in the layout of a left operand.
@@ -252,31 +222,20 @@ class GroupSums {
   }
 
   const Place& at_;
-  Shared rows_at_;
-  int first_;
+  int consumer_;
   Row rows_[2];
   uint32_t weights_[kTile / 16][4];
   float outputs_[kDim / 2];
 };
 
-// Copies a consumer's rows to shared memory, in boxes with the swizzle of the tiles.
-template <class T, int kDim>
-SCE_FAST_DEVICE void load_rows(const Pass& pass, const RowList& list, int first, Shared to) {
-  constexpr int kChunks = kDim / 8;
-  for (int c = ptx::thread_index() % kGroupThreads; c < kGroupRows * kChunks; c += kGroupThreads) {
-    const int row = c / kChunks, chunk = c % kChunks;
-    ptx::store_shared(to + (chunk / 8 * kGroupRows + row) * ptx::kBoxRowBytes + ((chunk ^ row) % 8 << 4),
-                      load_row_chunk<T>(pass, list, first + row, chunk * 8));
-  }
-}
-
 template <class T, bool kFixed, bool kOutput, int kDim, int kTile, int kStages>
 SCE_FAST_DEVICE void consume(const Pass& pass, const RowList& list, const Layout<kDim, kTile, kStages>& at,
-                             const Range& range, int first, int consumer, bool takes_turns) {
-  GroupSums<T, kFixed, kOutput, kDim, kTile, kStages> sums(pass, list, at, consumer, first);
-  sums.add_tiles(pass, range, takes_turns, consumer);
+                             const Range& range, int consumer, bool takes_turns) {
+  GroupSums<T, kFixed, kOutput, kDim, kTile, kStages> sums(pass, list, at, consumer);
+  sums.add_tiles(pass, range, takes_turns);
   ptx::let_dependents_start();
-  sums.store(pass, list, ptx::block_index().z, ptx::block_index().y);
+  // taken anew, so that the list of rows is worked out anew: no register is free to hold it through the loop
+  sums.store(pass, ptx::warp_uniform(ptx::block_index().z), ptx::block_index().y);
 }
 
 // Grid: blocks of rows, splits of the tiles, key views.
@@ -309,14 +268,13 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   ptx::grow_registers<kConsumerRegisters>();
   const int first = first_row + group * kGroupRows;
   if (first >= rows) return;
-  load_rows<T, kDim>(pass, list, first, at.rows_of(group));
-  ptx::fence_stores_for_products();
+  load_rows<T, kDim>(pass, list, first, at.rows(group));
   ptx::named_barrier(kRowsOfFirst + group, kGroupThreads);
   const bool takes_turns = consumers == 2 && range.end - range.begin > 1;
   if (pass.needs_gradient || first + kGroupRows > list.students)
-    consume<T, kFixed, true, kDim, kTile, kStages>(pass, list, at, range, first, group, takes_turns);
+    consume<T, kFixed, true, kDim, kTile, kStages>(pass, list, at, range, group, takes_turns);
   else
-    consume<T, kFixed, false, kDim, kTile, kStages>(pass, list, at, range, first, group, takes_turns);
+    consume<T, kFixed, false, kDim, kTile, kStages>(pass, list, at, range, group, takes_turns);
 }
 
 template <class T, bool kFixed, int kConfig>
