@@ -368,12 +368,15 @@ def test_shared_memory_of_every_shape_fits(tmp_path):
     architectures = json.loads((folder / "architectures.json").read_text())
     for name in [*architectures["machine_code"], *architectures["ptx"]]:
         assert name in architectures["shared_kib"]
-    for kib in set(architectures["shared_kib"].values()):
-        lines = subprocess.run([program, str(kib)], check=True, capture_output=True, text=True).stdout.splitlines()
+    for gpu, kib in architectures["shared_kib"].items():
+        command = [program, gpu, str(kib)]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
         kernels = [json.loads(line) for line in lines]
         assert all(kernel["shared_bytes"] <= kib << 10 for kernel in kernels)
         assert {k["dim"] for k in kernels if k["kernel"] == "sm80_sce_forward"} == {64, 128, 192, 256}
-    assert subprocess.run([program, "40"], capture_output=True, check=False).returncode == 1
+        hopper = {k["dim"] for k in kernels if k["kernel"] == "sm90_sce_forward"}
+        assert hopper == ({64, 128, 192, 256} if gpu == "90" else set())
+    assert subprocess.run([program, "80", "40"], capture_output=True, check=False).returncode == 1
 
 
 def test_kernel_files_touch_the_hardware_through_named_functions_only():

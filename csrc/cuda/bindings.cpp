@@ -95,6 +95,14 @@ void enqueue_rows(const Tensor& keys, int64_t dim, uintptr_t cursor, const Tenso
   enqueue(ring, matrix(rows), normalize, stream_of(stream));
 }
 
+void multiply_one_tile_at(const Tensor& rows, const Tensor& candidates, int32_t dim, uintptr_t weights,
+                          uintptr_t products, uintptr_t outputs, int device, uintptr_t stream) {
+  py::gil_scoped_release release;
+  const DeviceGuard guard(device);
+  multiply_one_tile(matrix(rows), matrix(candidates), dim, reinterpret_cast<const void*>(weights), floats(products),
+                    floats(outputs), stream_of(stream));
+}
+
 std::tuple<int32_t, int32_t, int32_t> limits(int device) {
   const auto ask = [&](cudaDeviceAttr attribute) {
     int value = 0;
@@ -138,6 +146,8 @@ PYBIND11_MODULE(_cuda, m) {
       .def_property_readonly("per_view", [](const Call& call) { return describe(call.plan, call.plan.per_view); })
       .def("solve", &Call::solve);
   m.def("enqueue", &enqueue_rows, "Newest rows into the ring of past keys.");
+  m.def("sm90_tile", &sm90_tile, "Candidates in a tile of the Hopper kernel for rows of so many values.");
+  m.def("multiply_one_tile", &multiply_one_tile_at, "The two products of one step of the Hopper kernel, each alone.");
   m.def("limits", &limits, "Multiprocessors, bytes of shared memory that a block may ask for, compute capability (90 for 9.0).");
   m.def("choose_splits", &choose_splits, py::arg("blocks"), py::arg("tiles"), py::arg("resident"),
         "Into how many parts the tiles of candidates are cut.");

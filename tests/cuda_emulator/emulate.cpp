@@ -1,4 +1,4 @@
-// emulate solve|enqueue INPUT OUTPUT SEED [KERNEL SPLITS MULTIPROCESSORS SHARED_BYTES CAPABILITY]: one call of the host
+// emulate solve|enqueue|products INPUT OUTPUT SEED [KERNEL SPLITS MULTIPROCESSORS SHARED_BYTES CAPABILITY]: one call of the host
 // interface, its kernels emulated. The files are written and read by emulated.py.
 // emulate splits BLOCKS TILES RESIDENT: prints the choice.
 #include <cstdio>
@@ -107,6 +107,18 @@ void enqueue_rows(Reader in, const char* to) {
   write(to, {&ring.data, &end});
 }
 
+void products(Reader in, const char* to) {
+  const int64_t dim = in.number<int64_t>();
+  const Rows rows = read_rows(in, dim), candidates = read_rows(in, dim);
+  const int32_t tile = sm90_tile(static_cast<int32_t>(dim));
+  const Rows weights = read_rows(in, tile);
+  Output products(rows.rows * tile * 4), outputs(rows.rows * dim * 4);
+  multiply_one_tile(rows.matrix(), candidates.matrix(), static_cast<int32_t>(dim), weights.data.data(),
+                    reinterpret_cast<float*>(products.data.data()), reinterpret_cast<float*>(outputs.data.data()),
+                    nullptr);
+  write(to, {&products.data, &outputs.data});
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -121,6 +133,8 @@ int main(int count, char** arguments) {
     if (what == "solve" && count == 10)
       solve(Reader(arguments[2]), arguments[3], static_cast<Kernel>(atoi(arguments[5])), atoi(arguments[6]),
             {atoi(arguments[7]), atoi(arguments[8]), atoi(arguments[9])});
+    else if (what == "products")
+      products(Reader(arguments[2]), arguments[3]);
     else if (what == "enqueue")
       enqueue_rows(Reader(arguments[2]), arguments[3]);
     else

@@ -23,7 +23,9 @@ from sce_fast.problem import Problem, Solution
 HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "csrc" / "cuda"
 EMULATOR = tuple(HERE / f"{part}.cpp" for part in ("emulator", "shared_memory", "mbarriers", "products"))
-HOST_AND_KERNELS = ("sm90_sce_forward.cu", "sm80_sce_forward.cu", "sce_combine.cu", "sce_solve.cu", "enqueue.cu")
+HOST_AND_KERNELS = (
+    "sm90_sce_forward.cu", "sm80_sce_forward.cu", "sm90_products.cu", "sce_combine.cu", "sce_solve.cu", "enqueue.cu",
+)  # fmt: skip
 FLAGS = ["-std=c++20", "-O1", "-fno-inline", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DSCE_FAST_EMULATED"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 # An H100's; the larger of two shapes of a kernel is taken where shared memory allows.
@@ -162,6 +164,16 @@ def solver(
         return Solution(rows, gradient, entropy, probability)
 
     return solve
+
+
+def tile_products(rows: Tensor, candidates: Tensor, weights: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """As native_cuda.tile_products, on the CPU."""
+    content = struct.pack("<q", rows.shape[1]) + b"".join(map(_rows, (rows, candidates, weights)))
+    result = _exchange(build("emulate"), "products", content, seed)
+    products, result = _take(result, torch.float32, *weights.shape)
+    outputs, result = _take(result, torch.float32, *rows.shape)
+    assert result == b""
+    return products, outputs
 
 
 def enqueue(keys: Tensor, cursor: int, rows: Tensor, normalize: bool = False, seed: int = 0) -> tuple[Tensor, int]:
