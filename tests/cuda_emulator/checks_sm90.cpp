@@ -27,9 +27,8 @@ constexpr uint32_t kTileBytes = kTile * kBoxRowBytes;
 float number(int row, int column) { return static_cast<float>((row * 7 + column * 3) % 17 - 8); }
 
 // products (64 × 80) = rows · tileᵀ, then outputs (64 × 64) = rounded products · tile, and the tile's place is filled again.
-template <Mistake kMistake>
-void step(const TensorMap& tensor, float* products_to, float* outputs_to) {
-  const auto has = [](Mistake mistake) { return kMistake == mistake; };
+void step(Mistake made, TensorMap tensor, float* products_to, float* outputs_to) {
+  const auto has = [&](Mistake mistake) { return made == mistake; };
   const int mine = static_cast<int>(thread_index()), warp = mine / 32, lane = mine % 32;
   const Shared rows = (shared_memory() + 1023) & ~1023u, tile = rows + kRows * kBoxRowBytes + (has(kUnalignedBox) ? 64 : 0),
                filled = tile + kTileBytes, emptied = filled + 8;
@@ -92,14 +91,13 @@ void step(const TensorMap& tensor, float* products_to, float* outputs_to) {
   if (has(kNoRegistersLeft)) grow_registers<256>();
 }
 
-template <Mistake kMistake>
-bool run_step() {
+bool run_step(Mistake made) {
   std::vector<uint16_t> tile(kTile * kColumns);
   for (int r = 0; r < kTile; ++r)
     for (int c = 0; c < kColumns; ++c) tile[r * kColumns + c] = round_to<BFloat16>(number(c, r));
   const TensorMap map = make_tensor_map<BFloat16>(tile.data(), kColumns, kTile - 3, 1, kTile);  // three rows of zeros
   std::vector<float> products(kRows * kTile), outputs(kRows * kColumns);
-  launch({"check", {1, 1, 1}, kThreads, 30000, nullptr, kMistake == kNeverWaitsForLaunches}, &step<kMistake>, map,
+  launch({"check", {1, 1, 1}, kThreads, 30000, nullptr, made == kNeverWaitsForLaunches}, &step, made, map,
          products.data(), outputs.data());
   const auto candidate = [](int r, int c) { return r < kTile - 3 ? number(c, r) : 0.f; };
   for (int r = 0; r < kRows; ++r) {
@@ -117,30 +115,30 @@ bool run_step() {
   return true;
 }
 
-const std::map<std::string, bool (*)()> kChecks{
-    {"right", &run_step<kNone>},
-    {"no fence after the init", &run_step<kNoInitFence>},
-    {"too many bytes expected", &run_step<kTooManyBytes>},
-    {"too few bytes expected", &run_step<kTooFewBytes>},
-    {"no barrier after the stores", &run_step<kNoBarrier>},
-    {"no fence after the stores", &run_step<kNoStoreFence>},
-    {"no wait for the tile", &run_step<kNoWait>},
-    {"one warp waits for the tile", &run_step<kOneWaits>},
-    {"no fence before the product", &run_step<kNoProductFence>},
-    {"no wait for the product", &run_step<kNoProductWait>},
-    {"touches the sums", &run_step<kTouchesSums>},
-    {"touches the weights", &run_step<kTouchesWeights>},
-    {"stores over the rows", &run_step<kStoresOverRows>},
-    {"fills the tile too early", &run_step<kCopiesEarly>},
-    {"no release", &run_step<kNoRelease>},
-    {"one warp releases", &run_step<kOneReleases>},
-    {"no wait for the release", &run_step<kNoWaitForRelease>},
-    {"arrives too often", &run_step<kArrivesTwice>},
-    {"tile not aligned", &run_step<kUnalignedBox>},
-    {"wrong step in the tile", &run_step<kWrongOffset>},
-    {"leaves a barrier", &run_step<kLeavesBarrier>},
-    {"no registers left", &run_step<kNoRegistersLeft>},
-    {"never waits for the launch before", &run_step<kNeverWaitsForLaunches>},
+const std::map<std::string, Mistake> kChecks{
+    {"right", kNone},
+    {"no fence after the init", kNoInitFence},
+    {"too many bytes expected", kTooManyBytes},
+    {"too few bytes expected", kTooFewBytes},
+    {"no barrier after the stores", kNoBarrier},
+    {"no fence after the stores", kNoStoreFence},
+    {"no wait for the tile", kNoWait},
+    {"one warp waits for the tile", kOneWaits},
+    {"no fence before the product", kNoProductFence},
+    {"no wait for the product", kNoProductWait},
+    {"touches the sums", kTouchesSums},
+    {"touches the weights", kTouchesWeights},
+    {"stores over the rows", kStoresOverRows},
+    {"fills the tile too early", kCopiesEarly},
+    {"no release", kNoRelease},
+    {"one warp releases", kOneReleases},
+    {"no wait for the release", kNoWaitForRelease},
+    {"arrives too often", kArrivesTwice},
+    {"tile not aligned", kUnalignedBox},
+    {"wrong step in the tile", kWrongOffset},
+    {"leaves a barrier", kLeavesBarrier},
+    {"no registers left", kNoRegistersLeft},
+    {"never waits for the launch before", kNeverWaitsForLaunches},
 };
 
 }  // namespace
@@ -156,5 +154,5 @@ int main(int count, char** arguments) {
   emulator::set_seed(std::strtoull(arguments[2], nullptr, 10));
   const auto found = kChecks.find(arguments[1]);
   if (found == kChecks.end()) return 2;
-  puts(found->second() ? "right" : "wrong");
+  puts(run_step(found->second) ? "right" : "wrong");
 }

@@ -1,6 +1,7 @@
 // emulate solve|enqueue|products INPUT OUTPUT SEED [KERNEL SPLITS MULTIPROCESSORS SHARED_BYTES CAPABILITY]: one call of the host
 // interface, its kernels emulated. The files are written and read by emulated.py.
 // emulate splits BLOCKS TILES RESIDENT: prints the choice.
+// emulate kernel WANTED GPU 0: prints which kernel a GPU of that compute capability gets, 1 for sm80, 2 for sm90.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -130,6 +131,11 @@ int main(int count, char** arguments) {
   }
   emulator::set_seed(std::strtoull(arguments[4], nullptr, 10));
   try {
+    if (what == "kernel") {
+      const Limits limits{132, 227 << 10, atoi(arguments[3])};
+      printf("%d\n", static_cast<int>(choose_kernel(static_cast<Kernel>(atoi(arguments[2])), limits)));
+      return 0;
+    }
     if (what == "solve" && count == 10)
       solve(Reader(arguments[2]), arguments[3], static_cast<Kernel>(atoi(arguments[5])), atoi(arguments[6]),
             {atoi(arguments[7]), atoi(arguments[8]), atoi(arguments[9])});

@@ -57,28 +57,36 @@ def load_module() -> Any:
 
 
 def _built(name: str, sources: list[Path], flags: list[str], kernels: Path) -> Path:
+    """Programs and their objects are kept in the temporary directory."""
     command = [os.environ.get("CXX", "g++"), *flags]
-    digest = hashlib.sha256(" ".join(command).encode())
+    common = hashlib.sha256(" ".join(command).encode())
     headers = [*HERE.glob("**/*.h"), *kernels.glob("*.h"), *kernels.glob("*.cuh"), kernels.parent / "problem.h"]
-    for path in [*sorted(headers), *sources]:
-        digest.update(path.read_bytes())
+    for path in sorted(headers):
+        common.update(path.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"sce_fast_emulator_{os.getuid()}"
-    target = folder / f"{name}_{digest.hexdigest()[:16]}"
-    if target.exists():
-        return target
     folder.mkdir(mode=0o700, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as objects:
 
-        def compile_one(source: Path) -> str:
-            to = f"{objects}/{source.name}.o"
-            subprocess.run([*command, "-x", "c++", "-c", str(source), "-o", to], check=True)
-            return to
+    def kept(name: str, *parts: bytes) -> Path:
+        digest = common.copy()
+        for part in parts:
+            digest.update(part)
+        return folder / f"{name}_{digest.hexdigest()[:16]}"
 
+    def make(target: Path, *arguments: object) -> Path:
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+                result = f"{unfinished}/{target.name}"
+                subprocess.run([*command, *map(str, arguments), "-o", result], check=True)
+                os.replace(result, target)
+        return target
+
+    def compile_one(source: Path) -> Path:
+        return make(kept(f"{source.name}.o", source.read_bytes()), "-x", "c++", "-c", source)
+
+    target = kept(name, *(source.read_bytes() for source in sources))
+    if not target.exists():
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            names = list(pool.map(compile_one, sources))
-        linked = f"{objects}/{name}"
-        subprocess.run([*command, *names, "-o", linked], check=True)
-        os.replace(linked, target)
+            make(target, *pool.map(compile_one, sources))
     return target
 
 
