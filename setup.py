@@ -54,7 +54,8 @@ def ninja_file(nvcc: str, folder: str, target: str) -> str:
     wanted = json.loads((CUDA_FOLDER / "architectures.json").read_text())
     of_all = [("sm", a) for a in wanted["machine_code"]] + [("compute", a) for a in wanted["ptx"]]
     of_some = {source: [("sm", a) for a in codes] for source, codes in wanted["machine_code_of"].items()}
-    names = " ".join(f"{kind}_{a}" for kind, a in dict.fromkeys([*of_all, *sum(of_some.values(), [])]))
+    every = [*of_all, *(code for codes in of_some.values() for code in codes)]
+    names = " ".join(f"{kind}_{a}" for kind, a in dict.fromkeys(every))
     includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
     flags = ["-std=c++20", "-O3", "--threads=2", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"]
     flags += [f'-isystem="{path}"' for path in includes] + [f"-DSCE_FAST_ARCHITECTURES='\"{names}\"'"]

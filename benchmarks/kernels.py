@@ -47,7 +47,7 @@ class Kernel:
     spill_bytes: int  # stored and loaded
     stack_bytes: int = 0
     by_default: bool = True  # some GPU takes it
-    lacks: tuple[str, ...] = ()  # what its machine code should have and has not
+    complaints: tuple[str, ...] = ()  # about its machine code
 
     @property
     def label(self) -> str:
@@ -103,12 +103,12 @@ def compile_cuda(sources: Path, jobs: int, flags: tuple[str, ...]) -> list[Kerne
             codes = [f"-gencode=arch=compute_{architecture},code=sm_{architecture}", "-Xptxas=-v"]
             cubin = f"{folder}/kernel.cubin"
             report = _output([nvcc, "-std=c++20", "-O3", "-cubin", *codes, *flags, str(file), "-o", cubin])
-            lost = tuple(phrase for phrase in LOST_SPEED if phrase in report)
             kernels = list(parse(report, file.name, architecture))
-            if architecture in INSTRUCTIONS:
-                lacking = lacking_instructions(_output([find_cuobjdump(), "-sass", cubin]), architecture)
-                kernels = [replace(kernel, lacks=lacking.get(kernel.label, ()) + lost) for kernel in kernels]
-            return kernels
+            if architecture not in INSTRUCTIONS:
+                return kernels
+            lost = tuple(f"ptxas says: {phrase}" for phrase in LOST_SPEED if phrase in report)
+            lacking = lacking_instructions(_output([find_cuobjdump(), "-sass", cubin]), architecture)
+            return [replace(kernel, complaints=lacking.get(kernel.label, ()) + lost) for kernel in kernels]
 
     of_some = wanted.get("machine_code_of", {})
     with ThreadPoolExecutor(jobs) as pool:
@@ -135,11 +135,13 @@ def find_cuobjdump() -> str:
 
 
 def lacking_instructions(sass: str, architecture: str) -> dict[str, tuple[str, ...]]:
-    """Kernel's label → those of the architecture's own instructions that its machine code does not hold."""
+    """Kernel's label → a complaint for each of the architecture's own instructions that its machine code lacks."""
     result = {}
     for text in sass.split("Function : ")[1:]:
         name, variant = _split(_demangled(text.split()[0]))
-        result[f"{name} {variant}".rstrip()] = tuple(i for i in INSTRUCTIONS[architecture] if f" {i}" not in text)
+        result[f"{name} {variant}".rstrip()] = tuple(
+            f"its machine code lacks {wanted}" for wanted in INSTRUCTIONS[architecture] if f" {wanted}" not in text
+        )
     return result
 
 
@@ -211,8 +213,7 @@ def faults_of(kernel: Kernel, limits: dict[str, int]) -> list[str]:
     """What keeps a kernel from passing on the architecture it was compiled for."""
     label = f"sm_{kernel.architecture} {kernel.label}"
     faults = [f"{label}: spills {kernel.spill_bytes} bytes"] if kernel.spill_bytes else []
-    faults += [f"{label}: its machine code lacks {instruction}" for instruction in kernel.lacks if instruction.isupper()]
-    faults += [f"{label}: ptxas says: {phrase}" for phrase in kernel.lacks if not phrase.isupper()]
+    faults += [f"{label}: {complaint}" for complaint in kernel.complaints]
     limit = limits[kernel.architecture.removesuffix("a")]
     if kernel.shared_bytes > limit:
         faults.append(_too_much(label, kernel.shared_bytes, limit))

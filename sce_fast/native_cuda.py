@@ -66,7 +66,7 @@ def refuses_inputs(problem: Problem) -> str | None:
 def solve(problem: Problem, kernel: str = "best") -> Solution:
     """Loss per row, gradient and statistics; nothing waits for the device.
 
-    `kernel` names the forward kernel: "best" is "sm90" on a Hopper GPU (compute capability 9.0) and "sm80" on all others.
+    `kernel` names the forward kernel: "best" is "sm90" on a Hopper GPU (compute capability 9.0), "sm80" on all others.
     Raises ValueError for "sm90" on another GPU.
     """
     device = problem.query.device

@@ -68,7 +68,7 @@ HOPPER_MISTAKES = {
     "too many bytes expected": NEVER_FILLED,
     "too few bytes expected": NEVER_FILLED,
     "no barrier after the stores": "where no mbarrier is|race: reads shared memory|has stored without fence",
-    "no fence after the stores": "multiplies shared memory at [0-9]+, which thread [0-9]+ has stored without fence_stores",
+    "no fence after the stores": "which thread [0-9]+ has stored without fence_stores_for_products",
     "no wait for the tile": "where a copy nobody has waited for will arrive",
     "one warp waits for the tile": (
         "where a bulk copy has come that thread [0-9]+ has not waited for|nobody has waited for will arrive"

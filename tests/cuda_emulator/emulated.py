@@ -160,8 +160,9 @@ def solver(
         content += b"".join(map(_rows, (problem.query, problem.key, problem.queue, problem.batch_keys)))
         program = executable or build("emulate")
         result = _exchange(
-            program, "solve", content, seed, native_cuda.KERNELS[kernel], splits, multiprocessors, shared_bytes, CAPABILITY
-        )
+            program, "solve", content, seed, native_cuda.KERNELS[kernel], splits, multiprocessors, shared_bytes,
+            CAPABILITY,
+        )  # fmt: skip
         rows, result = _take(result, torch.float32, batch)
         gradient = None
         if problem.needs_gradient:
