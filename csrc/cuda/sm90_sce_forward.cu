@@ -242,6 +242,7 @@ SCE_FAST_DEVICE void consume(const Pass& pass, const RowList& list, const Layout
 template <class T, bool kFixed, int kDim, int kTile, int kStages>
 __global__ void __launch_bounds__(kHopperThreads, 1)
     sm90_sce_forward(const __grid_constant__ Pass pass, const __grid_constant__ Maps maps) {
+  static_assert(kStages >= 2, "a tile is given back when the next one has been multiplied");
   const int z = ptx::block_index().z;
   const RowList list = row_list(pass, z);
   const int rows = list.students + list.teachers, first_row = ptx::block_index().x * kHopperRows;

@@ -39,6 +39,11 @@ Mbarrier& find(uint32_t barrier, const char* what) {
   return found->second;
 }
 
+void wake(Mbarrier& m) {
+  for (const uint32_t thread : m.waiting) let_run(thread);
+  m.waiting.clear();
+}
+
 // Moves on to the next phase if nothing is missing from this one.
 void end_phase(Mbarrier& m) {
   if (m.pending > 0 || m.bytes != 0) return;
@@ -47,8 +52,7 @@ void end_phase(Mbarrier& m) {
   join(m.ended, m.arrived);
   m.arrived.clear();
   m.pending = m.arrivals;
-  for (const uint32_t thread : m.waiting) let_run(thread);
-  m.waiting.clear();
+  wake(m);
 }
 
 // Columns and rows beyond the tensor are zeros.
@@ -140,6 +144,7 @@ void copy_box(uint32_t to, const Tensor& from, uint32_t barrier, int column, int
   const BulkCopy copy{to, from, column, row, matrix};
   shared_memory().start_bulk_copy(to, copy.bytes(), thread(), {m.agent, static_cast<uint32_t>(m.phase + 1)});
   m.copies.push_back(copy);
+  wake(m);  // who waits delivers
 }
 
 }  // namespace sce_fast::emulator
