@@ -202,7 +202,7 @@ MISTAKES = {
     ),
     "sums not rescaled": ("if (!kFixed) rescale(factors);", "", None),
     "mask forgotten": ("candidate != own);", "candidate != own + 1);", None),
-    "wrong step in the tile": ("n * 16 * ptx::kBoxRowBytes / 16", "n * 8 * ptx::kBoxRowBytes / 16", None, "sm90_tiles.h"),
+    "wrong step in the tile": ("n * 16 * ptx::kBoxRowBytes", "n * 8 * ptx::kBoxRowBytes", None, "sm90_tiles.h"),
     "swizzle forgotten": ("((chunk ^ row) % 8 << 4)", "(chunk % 8 << 4)", None, "sm90_tiles.h"),
     "combined too early": ("  ptx::wait_for_launches();\n", "", "without having waited for the", "sce_combine.cu"),
 }  # fmt: skip
