@@ -108,12 +108,14 @@ class GroupSums {
       if (p >= list.students + list.teachers) continue;
       const int64_t index = partial_index(pass, z, split, p);
       if (lane() % 4 == 0) pass.partials[index] = partial;
-      if (!kOutput || (p < list.students && !pass.needs_gradient)) continue;
+      if constexpr (kOutput) {
+        if (p < list.students && !pass.needs_gradient) continue;
 #pragma unroll
-      for (int d = 0; d < kDim / 8; ++d)
-        if (d * 8 < pass.dim)
-          *reinterpret_cast<ptx::FloatPair*>(pass.outputs + index * pass.dim + d * 8 + lane() % 4 * 2) = {
-              outputs_[4 * d + 2 * r], outputs_[4 * d + 2 * r + 1]};
+        for (int d = 0; d < kDim / 8; ++d)
+          if (d * 8 < pass.dim)
+            *reinterpret_cast<ptx::FloatPair*>(pass.outputs + index * pass.dim + d * 8 + lane() % 4 * 2) = {
+                outputs_[4 * d + 2 * r], outputs_[4 * d + 2 * r + 1]};
+      }
     }
   }
 
