@@ -34,7 +34,15 @@ CPU_SOURCES = (
 # No -ffast-math: a NaN stays one. No contraction to fused multiply-adds: pixels are the same on every instruction set.
 CPU_FLAGS = ["-O3", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CUDA_FOLDER = Path("csrc/cuda")
-CUDA_SOURCES = ("bindings.cpp", "enqueue.cu", "sce_combine.cu", "sce_solve.cu", "sm80_sce_forward.cu")
+CUDA_SOURCES = (
+    "bindings.cpp",
+    "enqueue.cu",
+    "sce_combine.cu",
+    "sce_solve.cu",
+    "sm80_sce_forward.cu",
+    "sm90_products.cu",
+    "sm90_sce_forward.cu",
+)
 
 
 def find_nvcc() -> str | None:
@@ -47,26 +55,32 @@ def ninja_file(nvcc: str, folder: str, target: str) -> str:
     import pybind11
 
     wanted = chosen_architectures()
-    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in wanted["machine_code"]]
-    codes += [f"-gencode=arch=compute_{a},code=compute_{a}" for a in wanted["ptx"]]
-    names = " ".join([f"sm_{a}" for a in wanted["machine_code"]] + [f"compute_{a}" for a in wanted["ptx"]])
+    of_all = [("sm", a) for a in wanted["machine_code"]] + [("compute", a) for a in wanted["ptx"]]
+    of_some = {source: [("sm", a) for a in codes] for source, codes in wanted["machine_code_of"].items()}
+    every = [*of_all, *(code for codes in of_some.values() for code in codes)]
+    names = " ".join(f"{kind}_{a}" for kind, a in dict.fromkeys(every))
     includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
-    flags = ["-std=c++20", "-O3", "--threads=2", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", *codes]
+    flags = ["-std=c++20", "-O3", "--threads=2", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"]
     flags += [f'-isystem="{path}"' for path in includes] + [f"-DSCE_FAST_ARCHITECTURES='\"{names}\"'"]
 
     def path(name: object) -> str:
         return str(name).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
-    objects = {path(f"{folder}/{name}.o"): path((CUDA_FOLDER / name).resolve()) for name in CUDA_SOURCES}
+    def compile_one(name: str) -> str:
+        codes = [f"-gencode=arch=compute_{a},code={kind}_{a}" for kind, a in of_some.get(name, of_all)]
+        step = f"build {path(f'{folder}/{name}.o')}: compile {path((CUDA_FOLDER / name).resolve())}"
+        return f"{step}\n  codes = {' '.join(codes)}"
+
+    objects = [path(f"{folder}/{name}.o") for name in CUDA_SOURCES]
     lines = [
         f"builddir = {path(folder)}",
         "rule compile",
-        f'  command = "{nvcc}" {" ".join(flags)} -MD -MF $out.d -c $in -o $out',
+        f'  command = "{nvcc}" {" ".join(flags)} $codes -MD -MF $out.d -c $in -o $out',
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
         f'  command = "{nvcc}" -shared -cudart=static $in -o $out',
-        *(f"build {to}: compile {source}" for to, source in objects.items()),
+        *map(compile_one, CUDA_SOURCES),
         f"build {path(target)}: link {' '.join(objects)}",
     ]
     return "\n".join([*lines, ""])

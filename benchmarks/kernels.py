@@ -3,9 +3,11 @@
     make kernels                                    the same as python -m benchmarks.kernels
 
 Registers, shared memory and spills of each kernel of csrc/cuda (nvcc) and of kernels/ (Triton). Exit status 1 on any
-spill, on more shared memory than a block of a GPU may have, and on a kernel whose shared memory nobody states.
+spill, on more shared memory than a block of a GPU may have, on a kernel whose shared memory nobody states, on a Hopper
+kernel without Hopper's instructions, and where ptxas says that it makes less of them than it was given.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -24,6 +26,10 @@ from sce_fast.benchmarks.record import machine, write_record
 
 CUDA_SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 TRITON_ARCHITECTURES = ("80", "90", "100")
+# What is in the machine code of a kernel that is for its architecture alone: products of a warpgroup, tiles by TMA.
+INSTRUCTIONS = {"90a": ("HGMMA", "UTMALDG")}
+# ptxas: products waited for one by one, registers not moved between warpgroups.
+LOST_SPEED = ("wgmma.mma_async instructions are serialized", "setmaxnreg ignored")
 # Keys of a line of list_kernels that are no template arguments.
 NO_ARGUMENTS = ("kernel", "threads", "shared_bytes")
 
@@ -41,6 +47,7 @@ class Kernel:
     spill_bytes: int  # stored and loaded
     stack_bytes: int = 0
     by_default: bool = True  # some GPU takes it
+    complaints: tuple[str, ...] = ()  # about its machine code
 
     @property
     def label(self) -> str:
@@ -89,16 +96,23 @@ def compile_cuda(sources: Path, jobs: int, flags: tuple[str, ...]) -> list[Kerne
     if not files:
         raise ValueError(f"{sources}: holds no .cu file")
     nvcc = find_nvcc()
-    architectures = _architectures(sources)["machine_code"]
+    wanted = _architectures(sources)
 
     def compile_one(file: Path, architecture: str) -> list[Kernel]:
         with tempfile.TemporaryDirectory() as folder:
             codes = [f"-gencode=arch=compute_{architecture},code=sm_{architecture}", "-Xptxas=-v"]
-            command = [nvcc, "-std=c++20", "-O3", "-cubin", *codes, *flags, str(file), "-o", f"{folder}/kernel.cubin"]
-            return list(parse(_output(command), file.name, architecture))
+            cubin = f"{folder}/kernel.cubin"
+            report = _output([nvcc, "-std=c++20", "-O3", "-cubin", *codes, *flags, str(file), "-o", cubin])
+            kernels = list(parse(report, file.name, architecture))
+            if architecture not in INSTRUCTIONS:
+                return kernels
+            lost = tuple(f"ptxas says: {phrase}" for phrase in LOST_SPEED if phrase in report)
+            lacking = lacking_instructions(_output([find_cuobjdump(), "-sass", cubin]), architecture)
+            return [replace(kernel, complaints=lacking.get(kernel.label, ()) + lost) for kernel in kernels]
 
+    of_some = wanted.get("machine_code_of", {})
     with ThreadPoolExecutor(jobs) as pool:
-        tasks = [pool.submit(compile_one, file, a) for a in architectures for file in files]
+        tasks = [pool.submit(compile_one, f, a) for f in files for a in of_some.get(f.name, wanted["machine_code"])]
         return [kernel for task in tasks for kernel in task.result()]
 
 
@@ -108,6 +122,27 @@ def find_nvcc() -> str:
     if found is None:
         raise RuntimeError("no nvcc, neither in CUDA_HOME/bin nor on the PATH; install the CUDA toolkit")
     return found
+
+
+def find_cuobjdump() -> str:
+    """The disassembler of the CUDA toolkit, or the one that Triton's wheel brings along."""
+    triton = importlib.util.find_spec("triton")
+    places = [] if triton is None or triton.origin is None else [Path(triton.origin).parent / "backends/nvidia/bin"]
+    found = shutil.which("cuobjdump") or next((shutil.which("cuobjdump", path=str(p)) for p in places), None)
+    if found is None:
+        raise RuntimeError("no cuobjdump, neither on the PATH nor with Triton; install the CUDA toolkit or triton")
+    return found
+
+
+def lacking_instructions(sass: str, architecture: str) -> dict[str, tuple[str, ...]]:
+    """Kernel's label → a complaint for each of the architecture's own instructions that its machine code lacks."""
+    result = {}
+    for text in sass.split("Function : ")[1:]:
+        name, variant = _split(_demangled(text.split()[0]))
+        result[f"{name} {variant}".rstrip()] = tuple(
+            f"its machine code lacks {wanted}" for wanted in INSTRUCTIONS[architecture] if f" {wanted}" not in text
+        )
+    return result
 
 
 def parse(report: str, source: str, architecture: str) -> Iterator[Kernel]:
@@ -136,14 +171,14 @@ def with_dynamic_memory(kernels: list[Kernel], sources: Path, limits: dict[str, 
     that GPU, fit its limit, and each compiled one must be known to it.
     """
     faults, dynamic, listed = [], dict[Kernel, int](), _listed(sources, limits)
-    compiled_for = {kernel.architecture for kernel in kernels}
+    compiled_for = {k.architecture for k in kernels if k.architecture not in INSTRUCTIONS}
     for gpu, lines in listed.items():
         code = _code_for(gpu, compiled_for)
         if code is None:
             faults.append(f"sm_{gpu}: none of sm_{', sm_'.join(sorted(compiled_for, key=int))} runs on it")
             continue
         for line in lines:
-            served = [kernel for kernel in kernels if kernel.architecture == code and _is_listed_as(kernel, line)]
+            served = [k for k in kernels if k.architecture in (code, f"{gpu}a") and _is_listed_as(k, line)]
             if not served:
                 faults.append(f"sm_{gpu}: list_kernels names {json.dumps(line)}, which was not compiled for sm_{code}")
             for kernel in served:
@@ -178,8 +213,10 @@ def faults_of(kernel: Kernel, limits: dict[str, int]) -> list[str]:
     """What keeps a kernel from passing on the architecture it was compiled for."""
     label = f"sm_{kernel.architecture} {kernel.label}"
     faults = [f"{label}: spills {kernel.spill_bytes} bytes"] if kernel.spill_bytes else []
-    if kernel.shared_bytes > limits[kernel.architecture]:
-        faults.append(_too_much(label, kernel.shared_bytes, limits[kernel.architecture]))
+    faults += [f"{label}: {complaint}" for complaint in kernel.complaints]
+    limit = limits[kernel.architecture.removesuffix("a")]
+    if kernel.shared_bytes > limit:
+        faults.append(_too_much(label, kernel.shared_bytes, limit))
     return faults
 
 
@@ -207,8 +244,8 @@ def _listed(sources: Path, limits: dict[str, int]) -> dict[str, list[dict[str, A
         program = f"{folder}/list_kernels"
         compiler = os.environ.get("CXX", "c++").split()
         _output([*compiler, "-std=c++20", str(sources / "list_kernels.cpp"), "-o", program])
-        texts = {limit: _output([program, str(limit >> 10)]) for limit in set(limits.values())}
-    return {gpu: [json.loads(line) for line in texts[limit].splitlines()] for gpu, limit in limits.items()}
+        texts = {gpu: _output([program, gpu, str(limit >> 10)]) for gpu, limit in limits.items()}
+    return {gpu: [json.loads(line) for line in text.splitlines()] for gpu, text in texts.items()}
 
 
 def _code_for(gpu: str, compiled: set[str]) -> str | None:

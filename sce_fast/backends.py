@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from sce_fast import native, native_cuda, reference
 from sce_fast.kernels import backend as triton
@@ -25,6 +26,8 @@ BACKENDS: dict[str, Backend] = {
     for backend in [
         # Compiled and emulated, not yet run on a GPU: by name only until it has passed its tests and been timed there.
         Backend("cuda", refuses=native_cuda.refuses, solve=native_cuda.solve, automatic=False),
+        # The kernel that "cuda" takes on every GPU but Hopper; on Hopper the two can be compared.
+        Backend("cuda_sm80", native_cuda.refuses, partial(native_cuda.solve, kernel="sm80"), automatic=False),
         Backend("triton", refuses=triton.refuses, solve=triton.solve),
         Backend("cpu", refuses=native.refuses, solve=native.solve),
         Backend("reference", refuses=lambda problem: None, solve=reference.solve),

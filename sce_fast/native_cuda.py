@@ -18,6 +18,8 @@ except ImportError as error:  # built without nvcc
 REMEDY = "install again where nvcc is, with SCE_FAST_BUILD=cuda"
 # As in csrc/problem.h.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# As in csrc/cuda/plan.h: the forward kernel of the GPU's own architecture, or a certain one.
+KERNELS = {"best": 0, "sm80": 1, "sm90": 2}
 NOTHING = (0, 0, 0)
 LARGEST_DIM, DIM_STEP = 256, 16
 ALIGNMENT = 16  # bytes, of what one asynchronous copy moves
@@ -61,8 +63,12 @@ def refuses_inputs(problem: Problem) -> str | None:
     return None
 
 
-def solve(problem: Problem) -> Solution:
-    """Loss per row, gradient and statistics; nothing waits for the device."""
+def solve(problem: Problem, kernel: str = "best") -> Solution:
+    """Loss per row, gradient and statistics; nothing waits for the device.
+
+    `kernel` names the forward kernel: "best" is "sm90" on a Hopper GPU (compute capability 9.0), "sm80" on all others.
+    Raises ValueError for "sm90" on another GPU.
+    """
     device = problem.query.device
     views, batch, dim = problem.query.shape
     key_views = len(problem.key)
@@ -79,6 +85,7 @@ def solve(problem: Problem) -> Solution:
         (0.0, 0.0, 0.0) if scalars is not None else tuple(map(float, on_host)),
         0 if scalars is None else scalars.data_ptr(),
         _limits(device),
+        KERNELS[kernel],
     )
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -136,9 +143,34 @@ def enqueue(keys: Tensor, cursor: Tensor, rows: Tensor, *, normalize: bool = Fal
     )
 
 
+def tile_products(rows: Tensor, candidates: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The two products of one step of the Hopper kernel, each alone, so that a test can tell which of them is wrong.
+
+    Args:
+        rows: (64, D) on a GPU of compute capability 9.0, of the candidates' dtype, D a multiple of 16 up to 256.
+        candidates: (R, D), bfloat16 or float16, R at most the kernel's tile for D.
+        weights: (64, tile) of that dtype; those beyond R meet zeros.
+
+    Returns:
+        rows · candidatesᵀ (64, tile) and weights · candidates (64, D), float32.
+    """
+    dim, tile = rows.shape[1], weights.shape[1]
+    if tile != _cuda.sm90_tile(dim):
+        raise ValueError(f"weights has shape {tuple(weights.shape)}, expected (64, {_cuda.sm90_tile(dim)}) for D {dim}")
+    products, outputs = (torch.empty(64, columns, device=rows.device) for columns in (tile, dim))
+    inputs = [_rows(t) for t in (rows, candidates, weights)]
+    _cuda.multiply_one_tile(
+        *((t.data_ptr(), TYPES[t.dtype], len(t)) for t in inputs[:2] if t is not None),
+        dim,
+        *(t.data_ptr() for t in (inputs[2], products, outputs) if t is not None),
+        *_where(rows.device),
+    )
+    return products, outputs
+
+
 @functools.cache
-def _limits(device: torch.device) -> tuple[int, int]:
-    """Multiprocessors, and bytes of shared memory that a block may ask for."""
+def _limits(device: torch.device) -> tuple[int, int, int]:
+    """Multiprocessors, bytes of shared memory that a block may ask for, compute capability (90 for 9.0)."""
     return _cuda.limits(torch.cuda.current_device() if device.index is None else device.index)
 
 

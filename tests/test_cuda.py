@@ -34,23 +34,30 @@ def emulator():
     BACKENDS.pop("emulated", None)
 
 
+KERNEL = ["sm80"]  # the forward kernel that a test emulates
+
+
 @pytest.fixture(autouse=True)
 def emulated_backend(request):
     """For what runs on a CPU: a GPU's tests need not wait for the emulator's compilation."""
+    KERNEL[0] = getattr(request, "param", "sm80")
     if request.node.get_closest_marker("gpu") is None:
         request.getfixturevalue("emulator")
         use()
 
 
-def use(*arguments, **options):
+both_kernels = pytest.mark.parametrize("emulated_backend", ["sm80", "sm90"], indirect=True)
+
+
+def use(*arguments, kernel=None, **options):
     """Makes the emulator, so set, the backend "emulated"."""
-    solve = emulated.solver(*arguments, **options)
+    solve = emulated.solver(*arguments, kernel=kernel or KERNEL[0], **options)
     BACKENDS["emulated"] = Backend("emulated", emulated.refuses, solve, automatic=False)
 
 
-def emulate(inputs, *, seed=0, splits=0, shared_bytes=emulated.SHARED_BYTES, gradient=True, statistics=True, **options):
+def emulate(inputs, *, seed=0, splits=0, gradient=True, statistics=True, **options):
     """Solution of the emulated kernels."""
-    return emulated.solver(seed, splits, shared_bytes=shared_bytes)(problem_of(inputs, gradient, statistics, **options))
+    return emulated.solver(seed, splits, kernel=KERNEL[0])(problem_of(inputs, gradient, statistics, **options))
 
 
 def problem_of(inputs, gradient=True, statistics=True, **options):
@@ -81,6 +88,7 @@ def assert_same_bits(one, other):
 # ---------------------------------------------------------------------------------------------- parity, emulated
 
 
+@both_kernels
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize(("tau", "tau_m"), [(0.1, 0.05), (0.01, 0.02), (1.0, 0.025)])
@@ -88,6 +96,7 @@ def test_parity(kind, dtype, tau, tau_m):
     assert_parity(make_inputs(kind, n=5, d=48, k=101).to(dtype), temperature=tau, target_temperature=tau_m)
 
 
+@both_kernels
 @pytest.mark.parametrize("d", [16, 64, 112, 128, 192, 256])
 @pytest.mark.parametrize("dtype", HALVES)
 def test_parity_at_every_width(d, dtype):
@@ -111,12 +120,13 @@ SETTINGS = dict(
     wide_rows=st.booleans(),
     splits=st.sampled_from([0, 1, 3, 7]),
     seed=st.integers(0, 1000),
+    kernel=st.sampled_from(["sm80", "sm90"]),
 )
 
 
 def property_of_parity(
     kind, n, d, k, query_views, key_views, extra_batch, shared, tau, tau_m, coefficient, positive_target, dtype,
-    wide_rows, splits, seed,
+    wide_rows, splits, seed, kernel,
 ):  # fmt: skip
     m = 0 if extra_batch is None else n + extra_batch
     assume((query_views, key_views) != (1, 1) and k + max(m - 1, 0) > 0)  # a term, and a candidate
@@ -125,14 +135,14 @@ def property_of_parity(
     ).to(dtype)
     if wide_rows:
         inputs = dataclasses.replace(inputs, query=inputs.query.float(), key=inputs.key.float())
-    use(seed, splits)
+    use(seed, splits, kernel=kernel)
     assert_parity(
         inputs, temperature=tau, target_temperature=tau_m, coefficient=coefficient, positive_target=positive_target,
         row_offset=extra_batch or 0,
     )  # fmt: skip
 
 
-@settings(max_examples=15)
+@settings(max_examples=25)
 @given(**SETTINGS)
 def test_parity_of_what_is_drawn(**drawn):
     property_of_parity(**drawn)
@@ -147,6 +157,7 @@ def test_parity_of_more_that_is_drawn(**drawn):
     property_of_parity(**drawn)
 
 
+@both_kernels
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("with_queue", [False, True])
@@ -161,6 +172,7 @@ def test_own_keys_are_masked(dtype, shared, with_queue):
         assert_parity(inputs.to(dtype), row_offset=51, temperature=0.05)
 
 
+@both_kernels
 @pytest.mark.parametrize(("views", "key_views"), [(6, 2), (2, 3), (1, 10)])
 def test_parity_over_views(views, key_views):
     """More query than key views, fewer, and more key views than sce_combine keeps."""
@@ -173,10 +185,10 @@ def test_parity_over_views(views, key_views):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("d", [64, 128, 192, 256])
-@pytest.mark.parametrize("shared_kib", [99, 227])
-def test_parity_over_many_blocks_and_tiles(kind, dtype, d, shared_kib):
+@pytest.mark.parametrize(("kernel", "shared_kib"), [("sm80", 99), ("sm80", 227), ("sm90", 227)])
+def test_parity_over_many_blocks_and_tiles(kind, dtype, d, kernel, shared_kib):
     """Three blocks of rows, students and teachers in one of them; more tiles than stages; a multiple of nothing."""
-    use(3, 2, shared_bytes=shared_kib << 10)
+    use(3, 2, kernel=kernel, shared_bytes=shared_kib << 10)
     for tau in (0.1, 0.02):
         inputs = make_inputs(kind, n=75, d=d, k=523, query_views=2, key_views=2, m=99, shared_batch_keys=True)
         assert_parity(inputs.to(dtype), temperature=tau, row_offset=17)
@@ -191,6 +203,7 @@ def test_parity_in_the_shape_of_a_gpu_with_little_shared_memory(dtype):
 # ---------------------------------------------------------------------------------------------- beside parity
 
 
+@both_kernels
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.01}])
 def test_same_bits_in_every_order_of_blocks_and_threads(dtype, options):
@@ -200,6 +213,7 @@ def test_same_bits_in_every_order_of_blocks_and_threads(dtype, options):
         assert_same_bits(emulate(inputs, seed=seed, splits=3, **options), first)
 
 
+@both_kernels
 def test_an_empty_split_changes_nothing():
     inputs = make_inputs("random", n=4, d=16, k=100).to(torch.bfloat16)
     for tau in (0.1, 0.01):  # fixed shift, running maximum
@@ -208,6 +222,7 @@ def test_an_empty_split_changes_nothing():
             assert_same_bits(solution, two)
 
 
+@both_kernels
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("coefficient", [0.4, 1.0])
 def test_scalars_on_the_device(dtype, coefficient):
@@ -221,6 +236,7 @@ def test_scalars_on_the_device(dtype, coefficient):
     assert_parity(inputs, **tensors)
 
 
+@both_kernels
 @pytest.mark.parametrize("coefficient", [0.4, 1.0])
 def test_what_nobody_asks_for_is_left_out_and_changes_nothing(coefficient):
     inputs = make_inputs("random", n=20, d=16, k=90, query_views=2, key_views=2, m=25).to(torch.bfloat16)
@@ -240,6 +256,7 @@ def test_what_nobody_asks_for_is_left_out_and_changes_nothing(coefficient):
 SHIFTS = [(torch.bfloat16, 0.1), (torch.bfloat16, 0.01), (torch.float16, 0.1)]
 
 
+@both_kernels
 @pytest.mark.parametrize(("dtype", "tau"), SHIFTS)
 @pytest.mark.parametrize("bad", ["query", "key"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -254,6 +271,7 @@ def test_a_bad_row_spoils_no_other(dtype, tau, bad, value):
     assert torch.equal(spoilt.gradient[:, others], clean.gradient[:, others])
 
 
+@both_kernels
 @pytest.mark.parametrize(("dtype", "tau"), SHIFTS)
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
@@ -265,6 +283,7 @@ def test_a_bad_candidate_reaches_all_rows(dtype, tau, gradient, value):
         assert not emulate(inputs, coefficient=coefficient, **options).rows.isfinite().any()
 
 
+@both_kernels
 def test_a_bad_batch_key_spoils_all_but_its_own_row():
     """Its own row does not see it, and its key is another, sound tensor: the logit it must not see does no harm."""
     inputs = make_inputs("random", n=6, d=16, k=0, m=6).to(torch.bfloat16)
@@ -273,6 +292,7 @@ def test_a_bad_batch_key_spoils_all_but_its_own_row():
     assert rows.isfinite().tolist() == [False, False, True, False, False, False]
 
 
+@both_kernels
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("tau", [0.0251, 0.1, 0.02])
 @pytest.mark.parametrize("opposite", [False, True])
@@ -290,6 +310,7 @@ def test_long_rows_are_right_or_not_finite(dtype, tau, opposite):
         assert (right | ~rows.isfinite()).all(), (length, rows, exact)
 
 
+@both_kernels
 def test_zero_rows():
     inputs = make_inputs("random", n=4, d=16, k=70).to(torch.bfloat16)
     inputs.query[1] = 0
@@ -298,6 +319,7 @@ def test_zero_rows():
     assert_parity(inputs)
 
 
+@both_kernels
 def test_mixed_types_of_rows():
     """Rows of any type; the own key comes from the original values, and the gradient in the query's type."""
     exact = make_inputs("converged", n=4, d=32, k=70)
@@ -371,12 +393,15 @@ def test_shared_memory_of_every_shape_fits(tmp_path):
     architectures = json.loads((folder / "architectures.json").read_text())
     for name in [*architectures["machine_code"], *architectures["ptx"]]:
         assert name in architectures["shared_kib"]
-    for kib in set(architectures["shared_kib"].values()):
-        lines = subprocess.run([program, str(kib)], check=True, capture_output=True, text=True).stdout.splitlines()
+    for gpu, kib in architectures["shared_kib"].items():
+        command = [program, gpu, str(kib)]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
         kernels = [json.loads(line) for line in lines]
         assert all(kernel["shared_bytes"] <= kib << 10 for kernel in kernels)
         assert {k["dim"] for k in kernels if k["kernel"] == "sm80_sce_forward"} == {64, 128, 192, 256}
-    assert subprocess.run([program, "40"], capture_output=True, check=False).returncode == 1
+        hopper = {k["dim"] for k in kernels if k["kernel"] == "sm90_sce_forward"}
+        assert hopper == ({64, 128, 192, 256} if gpu == "90" else set())
+    assert subprocess.run([program, "80", "40"], capture_output=True, check=False).returncode == 1
 
 
 def test_kernel_files_touch_the_hardware_through_named_functions_only():
@@ -440,7 +465,17 @@ def test_the_binding_with_its_kernels_emulated(monkeypatch):
             inputs = make_inputs("clustered", **shape).to(torch.bfloat16)
             inputs = dataclasses.replace(inputs, query=inputs.query.to(query_dtype))
             problem = problem_of(inputs, **options, **wanted)
-            assert_same_bits(native_cuda.solve(problem), emulate(inputs, **options, **wanted))
+            for kernel in ("sm80", "sm90"):
+                KERNEL[0] = kernel
+                assert_same_bits(native_cuda.solve(problem, kernel), emulate(inputs, **options, **wanted))
+            assert_same_bits(native_cuda.solve(problem), native_cuda.solve(problem, "sm90"))
+    rows, tile, weights = torch.rand(64, 48).half(), torch.rand(100, 48).half(), torch.rand(64, 128).half()
+    for real, expected in zip(
+        native_cuda.tile_products(rows, tile, weights), emulated.tile_products(rows, tile, weights), strict=True
+    ):
+        assert torch.equal(real, expected)
+    with pytest.raises(ValueError, match=r"weights has shape \(64, 100\), expected \(64, 128\) for D 48"):
+        native_cuda.tile_products(rows, tile, weights[:, :100])
     keys, cursor, rows = torch.zeros(4, 8).bfloat16(), torch.tensor(3), torch.rand(2, 8)
     module.enqueue((keys.data_ptr(), 1, 4), 8, cursor.data_ptr(), (rows.data_ptr(), 0, 2), False, 0, 0)
     assert torch.equal(keys[[3, 0]], rows.bfloat16())
@@ -521,6 +556,10 @@ def test_a_mistake_in_the_kernel_is_found(mistake, tmp_path, emulator):
 # ---------------------------------------------------------------------------------------------- on a GPU
 
 
+# On a Hopper GPU these are two kernels, elsewhere one.
+GPU_BACKENDS = ["cuda", "cuda_sm80"]
+
+
 @pytest.fixture
 def cuda():
     assert native_cuda.MISSING == "", "the extension is not built: SCE_FAST_BUILD=cuda"
@@ -534,37 +573,41 @@ def gpu_test(function):
 
 
 @gpu_test
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("d", [16, 48, 64, 128, 192, 256])
 @pytest.mark.parametrize(("tau", "tau_m"), [(0.1, 0.05), (0.02, 0.01)])
-def test_gpu_parity(cuda, kind, dtype, d, tau, tau_m):
+def test_gpu_parity(cuda, backend, kind, dtype, d, tau, tau_m):
     inputs = make_inputs(kind, n=301, d=d, k=10007, query_views=2, key_views=2).to(dtype, cuda)
-    assert_parity(inputs, "cuda", temperature=tau, target_temperature=tau_m)
+    assert_parity(inputs, backend, temperature=tau, target_temperature=tau_m)
 
 
 @gpu_test
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("k", [0, 5003])
-def test_gpu_parity_with_batch_keys(cuda, kind, dtype, shared, k):
+def test_gpu_parity_with_batch_keys(cuda, backend, kind, dtype, shared, k):
     inputs = make_inputs(
         kind, n=130, d=128, k=k, query_views=3, key_views=2, m=700, shared_batch_keys=shared
     ).to(dtype, cuda)  # fmt: skip
-    assert_parity(inputs, "cuda", row_offset=301, coefficient=0.4, positive_target="zero_logit")
+    assert_parity(inputs, backend, row_offset=301, coefficient=0.4, positive_target="zero_logit")
 
 
 @gpu_test
-def test_gpu_parity_at_full_size(cuda):
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_gpu_parity_at_full_size(cuda, backend):
     inputs = make_inputs("random", n=256, d=256, k=65536).to(torch.bfloat16, cuda)
-    assert compare("cuda", inputs).holds
+    assert compare(backend, inputs).holds
 
 
 @gpu_test
 @pytest.mark.parametrize("dtype", HALVES)
 def test_gpu_and_emulator_agree(cuda, dtype):
     """The same kernels on both; exponentials and the order of sums inside a product differ."""
+    KERNEL[0] = "sm90" if torch.cuda.get_device_capability(cuda) == (9, 0) else "sm80"
     inputs = make_inputs("clustered", n=20, d=64, k=300, query_views=2, key_views=2, m=30).to(dtype)
     emulated_one = emulate(inputs, row_offset=3)
     real = BACKENDS["cuda"].solve(problem_of(inputs.to(dtype, cuda), row_offset=3))
@@ -575,11 +618,12 @@ def test_gpu_and_emulator_agree(cuda, dtype):
 
 
 @gpu_test
-def test_gpu_bits_repeat(cuda):
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_gpu_bits_repeat(cuda, backend):
     problem = problem_of(make_inputs("random", n=256, d=128, k=16384).to(torch.bfloat16, cuda))
-    first = BACKENDS["cuda"].solve(problem)
+    first = BACKENDS[backend].solve(problem)
     for _ in range(20):
-        assert_same_bits(BACKENDS["cuda"].solve(problem), first)
+        assert_same_bits(BACKENDS[backend].solve(problem), first)
 
 
 @gpu_test

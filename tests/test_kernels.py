@@ -114,6 +114,23 @@ def test_code_that_does_not_compile_is_an_error_with_the_compilers_words(tmp_pat
         kernels.main(which="cuda", sources=write_sources(tmp_path, "__global__ void k() { missing(); }"))
 
 
+@needs_nvcc
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton brings the disassembler")
+def test_a_hopper_kernel_without_hoppers_instructions_fails(tmp_path, capsys):
+    """A file for sm_90a alone: no other architecture has to compile it, and sm_90 is served by it."""
+    sources = write_sources(tmp_path, shared_kib={"80": 163, "90": 227})
+    about = json.loads((sources / "architectures.json").read_text())
+    about.update(machine_code=["80", "90"], machine_code_of={"kernels.cu": ["90a"]})
+    (sources / "architectures.json").write_text(json.dumps(about))
+    (sources / "other.cu").write_text("namespace sce_fast { __global__ void reverse(float* x) { *x = -*x; } }")
+    assert not kernels.main(which="cuda", sources=sources)
+    text = capsys.readouterr().out
+    for name in ("many_values <float, true, 64>", "reverse"):
+        for instruction in ("HGMMA", "UTMALDG"):
+            assert f"sm_90a {name}: its machine code lacks {instruction}" in text
+    assert "sm_90 reverse: its machine code" not in text
+
+
 def test_an_empty_folder_is_an_error(tmp_path):
     write_sources(tmp_path)
     (tmp_path / "kernels.cu").unlink()

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sce_fast import native
-from sce_fast import KeyQueue, SCELoss, sce_loss
+from sce_fast import KeyQueue, SCELoss, native, sce_loss
 from sce_fast.rows import unit_rows
 from sce_fast.tools.parity import make_inputs
 

@@ -56,7 +56,7 @@ struct Call {
   Call(const Tensor& query, const Tensor& key, const Tensor& queue, const Tensor& batch_keys,
        const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>& sizes, int64_t row_offset, bool same_views,
        bool zero_logit, bool needs_target, const std::tuple<float, float, float>& numbers, uintptr_t scalars,
-       const std::tuple<int32_t, int32_t>& limits) {
+       const std::tuple<int32_t, int32_t, int32_t>& limits, int32_t kernel) {
     CudaProblem& p = problem;
     p.query = matrix(query), p.key = matrix(key), p.queue = matrix(queue), p.batch_keys = matrix(batch_keys);
     std::tie(p.query_views, p.key_views, p.batch, p.dim, p.batch_key_views) = sizes;
@@ -68,7 +68,8 @@ struct Call {
                                   std::pair{p.batch_keys, "batch_keys"}})
       if (reinterpret_cast<uintptr_t>(m.data) % 16 != 0)
         throw py::value_error(std::string(name) + " starts at an address that is no multiple of 16 bytes");
-    plan = make_plan(p, {std::get<0>(limits), std::get<1>(limits)});
+    const auto [multiprocessors, shared_bytes, capability] = limits;
+    plan = make_plan(p, {multiprocessors, shared_bytes, capability}, static_cast<Kernel>(kernel));
   }
 
   void solve(uintptr_t rows, uintptr_t gradient, uintptr_t target_entropy, uintptr_t positive_probability,
@@ -94,21 +95,36 @@ void enqueue_rows(const Tensor& keys, int64_t dim, uintptr_t cursor, const Tenso
   enqueue(ring, matrix(rows), normalize, stream_of(stream));
 }
 
-std::tuple<int32_t, int32_t> limits(int device) {
-  int multiprocessors = 0, shared_bytes = 0;
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  check(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-        "cudaDeviceGetAttribute");
-  return {multiprocessors, shared_bytes};
+void multiply_one_tile_at(const Tensor& rows, const Tensor& candidates, int32_t dim, uintptr_t weights,
+                          uintptr_t products, uintptr_t outputs, int device, uintptr_t stream) {
+  py::gil_scoped_release release;
+  const DeviceGuard guard(device);
+  multiply_one_tile(matrix(rows), matrix(candidates), dim, reinterpret_cast<const void*>(weights), floats(products),
+                    floats(outputs), stream_of(stream));
 }
 
-py::dict describe(const PassPlan& pass) {
-  const Config& c = kConfigs[pass.config];
+std::tuple<int32_t, int32_t, int32_t> limits(int device) {
+  const auto ask = [&](cudaDeviceAttr attribute) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+    return value;
+  };
+  return {ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          ask(cudaDevAttrComputeCapabilityMajor) * 10 + ask(cudaDevAttrComputeCapabilityMinor)};
+}
+
+template <class Shape>
+py::dict describe(const PassPlan& pass, const Shape& c, int32_t block_rows) {
   py::dict result;
-  result["dim"] = c.dim, result["block_rows"] = c.rows, result["tile"] = c.tile, result["stages"] = c.stages;
+  result["dim"] = c.dim, result["block_rows"] = block_rows, result["tile"] = c.tile, result["stages"] = c.stages;
   result["shared_bytes"] = c.shared_bytes(), result["splits"] = pass.splits, result["rows"] = pass.rows;
   result["views"] = pass.views;
   return result;
+}
+
+py::dict describe(const Plan& plan, const PassPlan& pass) {
+  if (plan.kernel == Kernel::kSm90) return describe(pass, kHopperConfigs[pass.config], kHopperRows);
+  return describe(pass, kConfigs[pass.config], kConfigs[pass.config].rows);
 }
 
 }  // namespace
@@ -120,14 +136,19 @@ PYBIND11_MODULE(_cuda, m) {
   py::class_<Call>(m, "Call", "Loss and gradient of one problem, and how the work is cut.")
       .def(py::init<const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                     const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>&, int64_t, bool, bool, bool,
-                    const std::tuple<float, float, float>&, uintptr_t, const std::tuple<int32_t, int32_t>&>())
+                    const std::tuple<float, float, float>&, uintptr_t, const std::tuple<int32_t, int32_t, int32_t>&,
+                    int32_t>())
+      .def_property_readonly("kernel",
+                             [](const Call& call) { return call.plan.kernel == Kernel::kSm90 ? "sm90" : "sm80"; })
       .def_property_readonly("workspace_bytes", [](const Call& call) { return call.plan.workspace_bytes; })
       .def_property_readonly("fixed_shift", [](const Call& call) { return call.plan.fixed_shift; })
-      .def_property_readonly("shared", [](const Call& call) { return describe(call.plan.shared); })
-      .def_property_readonly("per_view", [](const Call& call) { return describe(call.plan.per_view); })
+      .def_property_readonly("shared", [](const Call& call) { return describe(call.plan, call.plan.shared); })
+      .def_property_readonly("per_view", [](const Call& call) { return describe(call.plan, call.plan.per_view); })
       .def("solve", &Call::solve);
   m.def("enqueue", &enqueue_rows, "Newest rows into the ring of past keys.");
-  m.def("limits", &limits, "Multiprocessors, and bytes of shared memory that a block may ask for.");
+  m.def("sm90_tile", &sm90_tile, "Candidates in a tile of the Hopper kernel for rows of so many values.");
+  m.def("multiply_one_tile", &multiply_one_tile_at, "The two products of one step of the Hopper kernel, each alone.");
+  m.def("limits", &limits, "Multiprocessors, bytes of shared memory that a block may ask for, compute capability (90 for 9.0).");
   m.def("choose_splits", &choose_splits, py::arg("blocks"), py::arg("tiles"), py::arg("resident"),
         "Into how many parts the tiles of candidates are cut.");
 }

@@ -1,5 +1,6 @@
-// list_kernels SHARED_KIB: the dynamic shared memory, which ptxas does not report, of the kernels that serve a GPU whose
-// blocks may ask for so many KiB; a line of JSON each. Needs no CUDA: g++ -std=c++20 list_kernels.cpp
+// list_kernels GPU SHARED_KIB: the dynamic shared memory, which ptxas does not report, of the kernels that serve a GPU of
+// that compute capability (90 for 9.0) whose blocks may ask for so many KiB; a line of JSON each. Needs no CUDA:
+// g++ -std=c++20 list_kernels.cpp
 #include <cstdio>
 #include <cstdlib>
 
@@ -7,18 +8,27 @@
 
 int main(int count, char** arguments) {
   using namespace sce_fast;
-  if (count != 2) {
-    fprintf(stderr, "usage: list_kernels SHARED_KIB\n");
+  if (count != 3) {
+    fprintf(stderr, "usage: list_kernels GPU SHARED_KIB\n");
     return 2;
   }
-  const Limits limits{1, atoi(arguments[1]) << 10};
+  const Limits limits{1, atoi(arguments[2]) << 10, atoi(arguments[1])};
+  const bool hopper = choose_kernel(Kernel::kBest, limits) == Kernel::kSm90;
   try {
     for (int32_t dim = 64; dim <= kLargestDim; dim += 64) {
-      const Config& c = kConfigs[config_index(dim, limits)];
+      const Config& c = kConfigs[config_index(kConfigs, dim, limits)];
       // the template arguments, as they stand at the end of the demangled name
       printf("{\"kernel\": \"sm80_sce_forward\", \"dim\": %d, \"rows\": %d, \"row_tiles\": %d, \"tile\": %d, "
              "\"stages\": %d, \"threads\": %d, \"shared_bytes\": %d}\n",
              c.dim, c.rows, c.row_tiles, c.tile, c.stages, c.threads(), c.shared_bytes());
+    }
+    for (const HopperConfig& c : kHopperConfigs) {
+      if (!hopper) break;
+      printf("{\"kernel\": \"sm90_products\", \"dim\": %d, \"tile\": %d, \"threads\": 128, \"shared_bytes\": %d}\n",
+             c.dim, c.tile, HopperConfig{c.dim, c.tile, 1}.shared_bytes());
+      printf("{\"kernel\": \"sm90_sce_forward\", \"dim\": %d, \"tile\": %d, \"stages\": %d, \"threads\": %d, "
+             "\"shared_bytes\": %d}\n",
+             c.dim, c.tile, c.stages, kHopperThreads, c.shared_bytes());
     }
     printf("{\"kernel\": \"sce_combine_kernel\", \"dim\": %d, \"threads\": %d, \"shared_bytes\": %d}\n", kLargestDim,
            combine_threads(kLargestDim), combine_shared_bytes(combine_threads(kLargestDim)));

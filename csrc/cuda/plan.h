@@ -26,6 +26,26 @@ struct Config {
 constexpr Config kConfigs[] = {
     {64, 128, 2, 64, 4}, {128, 128, 2, 32, 4}, {192, 128, 1, 64, 2}, {256, 128, 1, 48, 4}, {256, 128, 1, 32, 2},
 };
+// A compiled shape of sm90_sce_forward: two warpgroups of 64 rows, and one that fills the ring.
+struct HopperConfig {
+  int32_t dim;     // D, smaller ones padded with zeros
+  int32_t tile;    // candidates in a tile
+  int32_t stages;  // tiles in the ring
+
+  constexpr int32_t shared_bytes() const;
+};
+constexpr int32_t kHopperRows = 128, kHopperThreads = 384;
+// Of shared memory: what aligning the first tile may take, and the mbarriers.
+constexpr int32_t kHopperSlack = 1024 + 128;
+constexpr int32_t HopperConfig::shared_bytes() const { return 2 * dim * (kHopperRows + stages * tile) + kHopperSlack; }
+
+// One for each D. With D = 256 the sums of 64 rows are half of a thread's registers, and a tile of 80 is what the others
+// hold; a tile is in use for two steps, so four are two in use and two on their way.
+constexpr HopperConfig kHopperConfigs[] = {{64, 128, 6}, {128, 128, 5}, {192, 112, 4}, {256, 80, 4}};
+
+// Which forward kernel: that of the GPU's own architecture, or a certain one.
+enum class Kernel : int32_t { kBest = 0, kSm80 = 1, kSm90 = 2 };
+
 constexpr int32_t kLargestDim = 256;
 // D is a multiple of what one tensor core instruction multiplies.
 constexpr int32_t kDimStep = 16;
@@ -38,16 +58,26 @@ constexpr float kFixedShiftBits = 115.f;
 struct Limits {
   int32_t multiprocessors;
   int32_t shared_bytes;  // that a block may ask for
+  int32_t capability;    // 90 for 9.0
 };
 
-inline int32_t config_index(int32_t dim, const Limits& limits) {
+// The machine code for sm_90a runs on GPUs of compute capability 9.0 and on no other.
+inline Kernel choose_kernel(Kernel wanted, const Limits& limits) {
+  if (wanted == Kernel::kBest) return limits.capability == 90 ? Kernel::kSm90 : Kernel::kSm80;
+  if (wanted == Kernel::kSm90 && limits.capability != 90)
+    throw std::invalid_argument("kernel is sm90, and the GPU has compute capability " +
+                                std::to_string(limits.capability / 10) + "." +
+                                std::to_string(limits.capability % 10) + ", expected 9.0");
+  return wanted;
+}
+
+// The first shape that takes so many values a row and fits.
+template <class Shape, size_t kCount>
+int32_t config_index(const Shape (&configs)[kCount], int32_t dim, const Limits& limits) {
   if (dim < 1 || dim > kLargestDim || dim % kDimStep != 0)
     throw std::invalid_argument("dim is " + std::to_string(dim) + ", expected a multiple of 16 up to 256");
-  int32_t index = 0;
-  for (const Config& config : kConfigs) {
-    if (config.dim >= dim && config.shared_bytes() <= limits.shared_bytes) return index;
-    ++index;
-  }
+  for (int32_t index = 0; index < static_cast<int32_t>(kCount); ++index)
+    if (configs[index].dim >= dim && configs[index].shared_bytes() <= limits.shared_bytes) return index;
   throw std::invalid_argument("a block of this GPU has " + std::to_string(limits.shared_bytes) +
                               " bytes of shared memory, too few for dim " + std::to_string(dim));
 }

@@ -35,6 +35,7 @@ struct Launch {
   Index grid;
   uint32_t threads, shared_bytes;
   void* stream;
+  bool depends = false;  // may begin before the launch before it has ended, and waits for it by itself; from sm_90 on
 };
 
 template <class T>
@@ -72,6 +73,13 @@ SCE_FAST_DEVICE Shared shared_memory() {
 // ---------------------------------------------------------------------------------------------- synchronisation
 
 SCE_FAST_DEVICE void barrier() { __syncthreads(); }
+
+// griddepcontrol.wait [9.7.13.13]: the launches that this one depends on have ended, and what they wrote is there.
+SCE_FAST_DEVICE void wait_for_launches() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 SCE_FAST_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, value, mask); }
 
@@ -188,9 +196,17 @@ void launch(const Launch& to, void (*kernel)(P...), typename Same<P>::type... pa
   if (to.shared_bytes > kWithoutAsking)
     check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, to.shared_bytes), to.kernel);
   void* arguments[] = {&parameters...};
-  check(cudaLaunchKernel(function, dim3(to.grid.x, to.grid.y, to.grid.z), dim3(to.threads), arguments, to.shared_bytes,
-                         static_cast<cudaStream_t>(to.stream)),
-        to.kernel);
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(to.grid.x, to.grid.y, to.grid.z);
+  config.blockDim = dim3(to.threads);
+  config.dynamicSmemBytes = to.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(to.stream);
+  config.attrs = &early;
+  config.numAttrs = to.depends ? 1 : 0;
+  check(cudaLaunchKernelExC(&config, function, arguments), to.kernel);
 }
 
 }  // namespace sce_fast::ptx

@@ -136,6 +136,7 @@ SCE_FAST_DEVICE Seen merge_student(const Epilogue& e, int v, int u, int i, int c
 }
 
 __global__ void __launch_bounds__(kLargestDim, 1) sce_combine_kernel(const __grid_constant__ Epilogue e) {
+  ptx::wait_for_launches();
   const Pass& p = e.shared;  // its rows and sizes hold with or without a launch
   const int i = ptx::block_index().x, column = ptx::thread_index(), threads = e.threads;
   const float temperature = e.scalars ? e.scalars[0] : e.temperature;
@@ -201,7 +202,7 @@ __global__ void __launch_bounds__(kLargestDim, 1) sce_combine_kernel(const __gri
 }  // namespace
 
 void sce_combine(const Pass& shared, const Pass& per_view, const CudaProblem& problem, const CudaSolution& solution,
-                 void* stream) {
+                 bool early, void* stream) {
   const int32_t threads = combine_threads(shared.dim);
   const Epilogue epilogue{shared,
                           per_view,
@@ -219,7 +220,8 @@ void sce_combine(const Pass& shared, const Pass& per_view, const CudaProblem& pr
                {static_cast<uint32_t>(shared.batch), 1, 1},
                static_cast<uint32_t>(threads),
                static_cast<uint32_t>(combine_shared_bytes(threads)),
-               stream},
+               stream,
+               early},
               sce_combine_kernel, epilogue);
 }
 

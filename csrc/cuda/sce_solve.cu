@@ -44,30 +44,46 @@ int64_t partial_bytes(const PassPlan& plan) {
 
 int64_t workspace_bytes(const PassPlan& plan, int64_t dim) { return partial_bytes(plan) + partials_of(plan) * dim * 4; }
 
-PassPlan plan_pass(const CudaProblem& p, int64_t rows, int64_t views, std::initializer_list<int64_t> segments,
+// What the number of splits depends on.
+struct Shape {
+  int32_t config, block_rows, tile, resident_blocks;
+};
+
+Shape shape_of(const CudaProblem& p, Kernel kernel, const Limits& limits) {
+  const auto dim = static_cast<int32_t>(p.dim);
+  if (kernel == Kernel::kSm90) {
+    const int32_t config = config_index(kHopperConfigs, dim, limits);
+    return {config, kHopperRows, kHopperConfigs[config].tile, 1};
+  }
+  const int32_t config = config_index(kConfigs, dim, limits);
+  return {config, kConfigs[config].rows, kConfigs[config].tile, resident_blocks(kConfigs[config], limits)};
+}
+
+PassPlan plan_pass(const Shape& shape, int64_t rows, int64_t views, std::initializer_list<int64_t> segments,
                    const Limits& limits, int32_t splits) {
-  const int32_t config = config_index(static_cast<int32_t>(p.dim), limits);
   int64_t tiles = 0;
-  for (const int64_t candidates : segments) tiles += ceil_div(candidates, kConfigs[config].tile);
+  for (const int64_t candidates : segments) tiles += ceil_div(candidates, shape.tile);
   if (tiles == 0) return {};
   if (splits == 0)
-    splits = choose_splits(ceil_div(rows, kConfigs[config].rows) * views, tiles,
-                           limits.multiprocessors * resident_blocks(kConfigs[config], limits));
-  return {config, splits, rows, views};
+    splits = choose_splits(ceil_div(rows, shape.block_rows) * views, tiles,
+                           limits.multiprocessors * shape.resident_blocks);
+  return {shape.config, splits, rows, views};
 }
 
 }  // namespace
 
-Plan make_plan(const CudaProblem& p, const Limits& limits, int32_t splits) {
+Plan make_plan(const CudaProblem& p, const Limits& limits, Kernel kernel, int32_t splits) {
   check(p);
   Plan plan;
+  plan.kernel = choose_kernel(kernel, limits);
+  const Shape shape = shape_of(p, plan.kernel, limits);
   const bool per_view = per_view_keys(p);
   const int64_t teachers = p.needs_target ? p.batch : 0, batch_keys = p.batch_keys.rows;
-  plan.shared = plan_pass(p, p.query.rows + teachers * p.key_views, 1, {per_view ? 0 : batch_keys, p.queue.rows},
+  plan.shared = plan_pass(shape, p.query.rows + teachers * p.key_views, 1, {per_view ? 0 : batch_keys, p.queue.rows},
                           limits, splits);
   if (per_view)
     plan.per_view =
-        plan_pass(p, p.query.rows + teachers, p.key_views, {batch_keys / p.key_views}, limits, splits);
+        plan_pass(shape, p.query.rows + teachers, p.key_views, {batch_keys / p.key_views}, limits, splits);
   const float coldest = p.needs_target ? std::min(p.temperature, p.target_temperature) : p.temperature;
   plan.fixed_shift =
       product_type(p) == Type::kBFloat16 && p.scalars == nullptr && 2.f * kLog2e / coldest <= kFixedShiftBits;
@@ -77,6 +93,8 @@ Plan make_plan(const CudaProblem& p, const Limits& limits, int32_t splits) {
 
 void sce_solve(const CudaProblem& p, const CudaSolution& solution, const Plan& plan, void* workspace, void* stream) {
   const auto int32 = [](int64_t x) { return static_cast<int32_t>(x); };
+  const bool hopper = plan.kernel == Kernel::kSm90;
+  const auto forward = hopper ? sm90_sce_forward_pass : sm80_sce_forward_pass;
   char* free = static_cast<char*>(workspace);
   const auto pass = [&](const PassPlan& cut, bool own_keys, Segment first, Segment second) {
     Pass result{p.query.data,
@@ -100,7 +118,7 @@ void sce_solve(const CudaProblem& p, const CudaSolution& solution, const Plan& p
                 reinterpret_cast<Partial*>(free),
                 reinterpret_cast<float*>(free + partial_bytes(cut))};
     free += workspace_bytes(cut, p.dim);
-    if (cut.splits > 0) sm80_sce_forward_pass(result, product_type(p), plan.fixed_shift, cut.config, stream);
+    if (cut.splits > 0) forward(result, product_type(p), plan.fixed_shift, cut.config, stream);
     return result;
   };
   const bool own = per_view_keys(p);
@@ -109,7 +127,7 @@ void sce_solve(const CudaProblem& p, const CudaSolution& solution, const Plan& p
                            int32(p.row_offset)};
   const Pass shared = pass(plan.shared, false, own ? none : batch_keys, {p.queue.data, int32(p.queue.rows), -1});
   const Pass per_view = pass(plan.per_view, true, own ? batch_keys : none, none);
-  sce_combine(shared, per_view, p, solution, stream);
+  sce_combine(shared, per_view, p, solution, hopper, stream);
 }
 
 }  // namespace sce_fast

@@ -1,30 +1,13 @@
 // The one pass over the candidates on tensor cores: FlashAttention's forward pass with keys = values = candidates, over
 // student and teacher rows together. cp.async fills a ring of candidate tiles; each tile is read once as the right
 // operand of rows · candidatesᵀ and once, transposed by ldmatrix, as that of weights · candidates.
-#include <limits>
-
-#include "pass.h"
+#include "rows.h"
 #include "sce_cuda.h"
 
 namespace sce_fast {
 namespace {
 
 using ptx::Shared;
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-
-// Weights are 2^(logit − shift). Under a running maximum the shift follows lazily: it stays as long as no weight would
-// exceed 2^kMost, and is then set such that the largest is 2^kSet. fp16 has 2^-24 as its smallest number, so its
-// weights lie as high as its largest number, 65504, allows.
-template <class T>
-struct Headroom {
-  static constexpr float kSet = 0.f, kMost = 8.f;
-};
-template <>
-struct Headroom<Float16> {
-  static constexpr float kSet = 8.f, kMost = 15.f;
-};
 
 // A matrix of 16-bit numbers in shared memory in rows of kDim; the 16-byte chunks of a row are permuted by its number,
 // so that ldmatrix finds eight rows of a column of chunks in different banks.
@@ -40,103 +23,41 @@ struct Swizzled {
   }
 };
 
-// Eight numbers of a row in T, rounded where the row is wider or of the other type.
-template <class T>
-SCE_FAST_DEVICE ptx::Chunk load_rounded(const void* rows, Type type, int64_t index) {
-  constexpr Type kOwn = std::is_same_v<T, BFloat16> ? Type::kBFloat16 : Type::kFloat16;
-  if (type == kOwn) return *reinterpret_cast<const ptx::Chunk*>(static_cast<const T*>(rows) + index);
-  ptx::Chunk result;
-#pragma unroll
-  for (int w = 0; w < 4; ++w)
-    result.words[w] =
-        ptx::pack<T>(load_number(rows, type, index + 2 * w), load_number(rows, type, index + 2 * w + 1));
-  return result;
-}
-
 // Copies the block's rows to shared memory; zeros stand beyond the last row and beyond D.
 template <class T, int kDim, int kRows, int kThreads>
 SCE_FAST_DEVICE void load_rows(const Pass& pass, const RowList& list, int first, Shared to) {
   using Layout = Swizzled<kDim>;
   for (int c = ptx::thread_index(); c < kRows * Layout::kChunks; c += kThreads) {
-    const int row = c / Layout::kChunks, chunk = c % Layout::kChunks, place = first + row;
-    ptx::Chunk value{};
-    if (chunk * 8 < pass.dim && place < list.students + list.teachers) {
-      const bool student = place < list.students;
-      int64_t source = place;
-      if (!student)
-        source = place - list.students + static_cast<int64_t>(list.first_key_view) * pass.batch;
-      else if (list.skipped_view >= 0 && place >= list.skipped_view * pass.batch)
-        source = place + pass.batch;
-      value = load_rounded<T>(student ? pass.query : pass.key, student ? pass.query_type : pass.key_type,
-                              source * pass.dim + chunk * 8);
-    }
-    ptx::store_shared(Layout::chunk(to, row, chunk), value);
+    const int row = c / Layout::kChunks, chunk = c % Layout::kChunks;
+    ptx::store_shared(Layout::chunk(to, row, chunk), load_row_chunk<T>(pass, list, first + row, chunk * 8));
   }
-}
-
-// A tile of candidates, and what of it a row must not see.
-struct Tile {
-  const char* data;  // of its first candidate
-  int32_t count;
-  int32_t own;  // the candidate that sample 0 must not see; sample i: the i-th after it
-  bool has_own;
-};
-
-template <int kTile>
-SCE_FAST_DEVICE Tile find_tile(const Pass& pass, int z, int t) {
-  const int in_first = (pass.segments[0].rows + kTile - 1) / kTile;
-  const Segment& segment = pass.segments[t < in_first ? 0 : 1];
-  const int first = (t < in_first ? t : t - in_first) * kTile;
-  const int64_t part = pass.per_key_view ? static_cast<int64_t>(z) * segment.rows : 0;
-  return {static_cast<const char*>(segment.data) + (part + first) * pass.dim * 2,
-          segment.rows - first < kTile ? segment.rows - first : kTile, segment.own_offset - first,
-          segment.own_offset >= 0 && segment.own_offset < first + kTile && segment.own_offset + pass.batch > first};
 }
 
 // Starts the copy of a tile; zeros stand beyond its last candidate and beyond D.
 template <int kDim, int kTile, int kThreads>
-SCE_FAST_DEVICE void start_tile(const Pass& pass, const Tile& tile, Shared to) {
+SCE_FAST_DEVICE void start_tile(const Pass& pass, int z, const Tile& tile, Shared to) {
   using Layout = Swizzled<kDim>;
   static_assert(kTile * Layout::kChunks % kThreads == 0);
+  const Segment& segment = pass.segments[tile.segment];
+  const int64_t part = pass.per_key_view ? static_cast<int64_t>(z) * segment.rows : 0;
+  const char* data = static_cast<const char*>(segment.data) + (part + tile.first) * pass.dim * 2;
 #pragma unroll
   for (int step = 0; step < kTile * Layout::kChunks / kThreads; ++step) {
     const int c = step * kThreads + ptx::thread_index();
     const int row = c / Layout::kChunks, chunk = c % Layout::kChunks;
     const bool wanted = row < tile.count && chunk * 8 < pass.dim;
     const uint32_t offset = wanted ? (row * pass.dim + chunk * 8) * 2 : 0;
-    ptx::copy_async(Layout::chunk(to, row, chunk), tile.data + offset, wanted);
+    ptx::copy_async(Layout::chunk(to, row, chunk), data + offset, wanted);
   }
 }
-
-SCE_FAST_DEVICE float quad_sum(float x) {
-  x += ptx::shuffle_xor(x, 1);
-  return x + ptx::shuffle_xor(x, 2);
-}
-SCE_FAST_DEVICE float quad_max(float x) {
-  x = fmaxf(x, ptx::shuffle_xor(x, 1));
-  return fmaxf(x, ptx::shuffle_xor(x, 2));
-}
-
-// A row as one of the four lanes that share it sees it.
-struct Row {
-  float scale;  // log₂e / temperature
-  float shift, sum, rounded_sum;
-  float lowest;  // the smallest product with a candidate
-};
 
 // The sums of a warp: kRowTiles × 16 rows. Lane l holds rows l / 4 and l / 4 + 8 of each row tile.
 template <class T, int kDim, int kRowTiles, int kTile, bool kFixed>
 class WarpSums {
  public:
   SCE_FAST_DEVICE WarpSums(const Pass& pass, const RowList& list, int first) : first_(first) {
-    const float temperature = pass.scalars ? pass.scalars[0] : pass.temperature;
-    const float target_temperature = pass.scalars ? pass.scalars[1] : pass.target_temperature;
 #pragma unroll
-    for (int r = 0; r < 2 * kRowTiles; ++r) {
-      const int p = place(r);
-      const float scale = kLog2e / (p < list.students ? temperature : target_temperature);
-      rows_[r] = {scale, kFixed ? scale : -kInfinity, 0.f, 0.f, kInfinity};
-    }
+    for (int r = 0; r < 2 * kRowTiles; ++r) rows_[r] = new_row<kFixed>(pass, list, place(r));
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
@@ -160,16 +81,11 @@ class WarpSums {
   SCE_FAST_DEVICE void store(const Pass& pass, const RowList& list, int z, int split) {
 #pragma unroll
     for (int r = 0; r < 2 * kRowTiles; ++r) {
-      const float sum = quad_sum(rows_[r].sum), rounded_sum = quad_sum(rows_[r].rounded_sum);
-      const float lowest = -quad_max(-rows_[r].lowest);
+      const Partial partial = partial_of<kFixed>(rows_[r]);
       const int p = place(r);
       if (p >= list.students + list.teachers) continue;
       const int64_t index = partial_index(pass, z, split, p);
-      // Nothing that unit rows give lies below: a row or a candidate breaks the contract (or is −∞), and what it lost
-      // must not pass for a result.
-      const bool lost = kFixed ? lowest * rows_[r].scale - rows_[r].shift < -126.f : lowest == -kInfinity;
-      if (lane() % 4 == 0)
-        pass.partials[index] = {rows_[r].shift, lost ? kNaN : sum, rounded_sum};
+      if (lane() % 4 == 0) pass.partials[index] = partial;
       if (p < list.students && !pass.needs_gradient) continue;
 #pragma unroll
       for (int d = 0; d < kDim / 8; ++d)
@@ -230,7 +146,7 @@ class WarpSums {
           if (!kFixed) highest = fmaxf(highest, visible(n, j) ? products[m][n][e + j] : -kInfinity);
           row.lowest = fminf(row.lowest, visible(n, j) ? products[m][n][e + j] : kInfinity);
         }
-      if (!kFixed) raise_shift(r, quad_max(highest) * row.scale);
+      if (!kFixed) raise(r, quad_max(highest) * row.scale);
       const float shift = row.shift == -kInfinity ? 0.f : row.shift;  // −∞: nothing seen so far
 #pragma unroll
       for (int n = 0; n < kTile / 8; ++n) {
@@ -249,15 +165,9 @@ class WarpSums {
     }
   }
 
-  SCE_FAST_DEVICE void raise_shift(int r, float highest) {
-    using Room = Headroom<T>;
-    Row& row = rows_[r];
-    if (!(highest > row.shift + Room::kMost)) return;
-    const float shift = highest - Room::kSet;
-    const float factor = ptx::exp2(row.shift - shift);
-    row.shift = shift;
-    row.sum *= factor;
-    row.rounded_sum *= factor;
+  SCE_FAST_DEVICE void raise(int r, float highest) {
+    const float factor = raise_shift<T>(rows_[r], highest);
+    if (factor == 1.f) return;
 #pragma unroll
     for (int d = 0; d < kDim / 8; ++d)
 #pragma unroll
@@ -300,12 +210,10 @@ __global__ void __launch_bounds__(kRows / (16 * kRowTiles) * 32, 1)
   if (first_row >= list.students + list.teachers) return;  // the lists of key views differ in length
 
   const Shared rows = ptx::shared_memory(), ring = rows + kRows * kDim * 2;
-  const int tiles = (pass.segments[0].rows + kTile - 1) / kTile + (pass.segments[1].rows + kTile - 1) / kTile;
-  const int begin = static_cast<int>(static_cast<int64_t>(tiles) * split / pass.splits);
-  const int end = static_cast<int>(static_cast<int64_t>(tiles) * (split + 1) / pass.splits);
-  const auto start = [&](int t, int stage) {
+  const auto [begin, end] = range_of_split(tiles_of<kTile>(pass), split, pass.splits);
+  const auto start = [&, end = end](int t, int stage) {
     if (t < end)
-      start_tile<kDim, kTile, kThreads>(pass, find_tile<kTile>(pass, z, t), ring + stage * kTileBytes);
+      start_tile<kDim, kTile, kThreads>(pass, z, find_tile<kTile>(pass, t), ring + stage * kTileBytes);
     ptx::copy_async_commit();  // an empty group too: the number of groups under way is what is waited for
   };
 #pragma unroll
@@ -321,7 +229,7 @@ __global__ void __launch_bounds__(kRows / (16 * kRowTiles) * 32, 1)
     ptx::barrier();  // the tile is complete; all have left the one before it, whose place the next takes
     start(t + kStages - 1, stage > 0 ? stage - 1 : kStages - 1);
     if (active)
-      sums.add_tile(pass, rows + warp_row * kDim * 2, ring + stage * kTileBytes, find_tile<kTile>(pass, z, t),
+      sums.add_tile(pass, rows + warp_row * kDim * 2, ring + stage * kTileBytes, find_tile<kTile>(pass, t),
                     needs_output);
   }
   ptx::copy_async_wait<0>();

@@ -41,6 +41,7 @@ def report() -> str:
     lines += ["", "GPU kernels (loss and enqueue)"]
     lines.append("  Triton: compiled at the first call for compute capability 8.0 and later")
     lines.append(f"  CUDA C++: {_cuda_build()}")
+    lines.append("  CUDA C++ on Hopper: a forward kernel of its own (TMA, wgmma); emulated, not yet run on a GPU")
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for device in devices:
         lines += ["", f"Backends of the loss on {device}, fastest first ('auto' takes the first that serves)"]

@@ -1,6 +1,7 @@
-// emulate solve|enqueue INPUT OUTPUT SEED [SPLITS MULTIPROCESSORS SHARED_BYTES]: one call of the host interface, its
-// kernels emulated. The files are written and read by emulated.py.
+// emulate solve|enqueue|products INPUT OUTPUT SEED [KERNEL SPLITS MULTIPROCESSORS SHARED_BYTES CAPABILITY]: one call of the host
+// interface, its kernels emulated. The files are written and read by emulated.py.
 // emulate splits BLOCKS TILES RESIDENT: prints the choice.
+// emulate kernel WANTED GPU 0: prints which kernel a GPU of that compute capability gets, 1 for sm80, 2 for sm90.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -70,7 +71,7 @@ void write(const char* path, const std::vector<const std::vector<char>*>& parts)
   for (const auto* part : parts) file.write(part->data(), static_cast<std::streamsize>(part->size()));
 }
 
-void solve(Reader in, const char* to, int splits, const Limits& limits) {
+void solve(Reader in, const char* to, Kernel kernel, int splits, const Limits& limits) {
   CudaProblem p{};
   for (int64_t* size : {&p.query_views, &p.key_views, &p.batch, &p.dim, &p.row_offset, &p.batch_key_views})
     *size = in.number<int64_t>();
@@ -86,7 +87,7 @@ void solve(Reader in, const char* to, int splits, const Limits& limits) {
              batch_keys = read_rows(in, p.dim);
   p.query = query.matrix(), p.key = key.matrix(), p.queue = queue.matrix(), p.batch_keys = batch_keys.matrix();
 
-  const Plan plan = make_plan(p, limits, splits);
+  const Plan plan = make_plan(p, limits, kernel, splits);
   Output workspace(plan.workspace_bytes), rows(p.batch * 4), probability(p.batch * 4),
       entropy(p.key_views * p.batch * 4),
       gradient(needs_gradient ? p.query_views * p.batch * p.dim * width(query.type) : 0);
@@ -107,6 +108,18 @@ void enqueue_rows(Reader in, const char* to) {
   write(to, {&ring.data, &end});
 }
 
+void products(Reader in, const char* to) {
+  const int64_t dim = in.number<int64_t>();
+  const Rows rows = read_rows(in, dim), candidates = read_rows(in, dim);
+  const int32_t tile = sm90_tile(static_cast<int32_t>(dim));
+  const Rows weights = read_rows(in, tile);
+  Output products(rows.rows * tile * 4), outputs(rows.rows * dim * 4);
+  multiply_one_tile(rows.matrix(), candidates.matrix(), static_cast<int32_t>(dim), weights.data.data(),
+                    reinterpret_cast<float*>(products.data.data()), reinterpret_cast<float*>(outputs.data.data()),
+                    nullptr);
+  write(to, {&products.data, &outputs.data});
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -118,8 +131,16 @@ int main(int count, char** arguments) {
   }
   emulator::set_seed(std::strtoull(arguments[4], nullptr, 10));
   try {
-    if (what == "solve" && count == 8)
-      solve(Reader(arguments[2]), arguments[3], atoi(arguments[5]), {atoi(arguments[6]), atoi(arguments[7])});
+    if (what == "kernel") {
+      const Limits limits{132, 227 << 10, atoi(arguments[3])};
+      printf("%d\n", static_cast<int>(choose_kernel(static_cast<Kernel>(atoi(arguments[2])), limits)));
+      return 0;
+    }
+    if (what == "solve" && count == 10)
+      solve(Reader(arguments[2]), arguments[3], static_cast<Kernel>(atoi(arguments[5])), atoi(arguments[6]),
+            {atoi(arguments[7]), atoi(arguments[8]), atoi(arguments[9])});
+    else if (what == "products")
+      products(Reader(arguments[2]), arguments[3]);
     else if (what == "enqueue")
       enqueue_rows(Reader(arguments[2]), arguments[3]);
     else

@@ -22,11 +22,14 @@ from sce_fast.problem import Problem, Solution
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "csrc" / "cuda"
-HOST_AND_KERNELS = ("sm80_sce_forward.cu", "sce_combine.cu", "sce_solve.cu", "enqueue.cu")
+EMULATOR = tuple(HERE / f"{part}.cpp" for part in ("emulator", "shared_memory", "mbarriers", "products"))
+HOST_AND_KERNELS = (
+    "sm90_sce_forward.cu", "sm80_sce_forward.cu", "sm90_products.cu", "sce_combine.cu", "sce_solve.cu", "enqueue.cu",
+)  # fmt: skip
 FLAGS = ["-std=c++20", "-O1", "-fno-inline", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DSCE_FAST_EMULATED"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 # An H100's; the larger of two shapes of a kernel is taken where shared memory allows.
-MULTIPROCESSORS, SHARED_BYTES = 132, 227 << 10
+MULTIPROCESSORS, SHARED_BYTES, CAPABILITY = 132, 227 << 10, 90
 
 
 class EmulationError(Exception):
@@ -35,7 +38,7 @@ class EmulationError(Exception):
 
 def build(program: str, kernels: Path = KERNELS) -> Path:
     """The executable of emulate.cpp or checks.cpp, kept from run to run as long as no source changes."""
-    sources = [HERE / "emulator.cpp", HERE / f"{program}.cpp"]
+    sources = [*EMULATOR, HERE / f"{program}.cpp"]
     if program == "emulate":
         sources[:0] = [kernels / name for name in HOST_AND_KERNELS]  # the one that takes longest first
     return _built(program, sources, [*FLAGS, *SANITIZERS, f"-I{kernels}", f"-I{HERE}"], kernels)
@@ -43,7 +46,7 @@ def build(program: str, kernels: Path = KERNELS) -> Path:
 
 def load_module() -> Any:
     """The extension module _cuda with its kernels emulated, not sanitized, in this process; tensors are on the CPU."""
-    sources = [*(KERNELS / name for name in HOST_AND_KERNELS), KERNELS / "bindings.cpp", HERE / "emulator.cpp"]
+    sources = [*(KERNELS / name for name in HOST_AND_KERNELS), KERNELS / "bindings.cpp", *EMULATOR]
     includes = [KERNELS, HERE, HERE / "runtime", pybind11.get_include(), sysconfig.get_paths()["include"]]
     flags = [*FLAGS, "-fPIC", "-fvisibility=hidden", '-DSCE_FAST_ARCHITECTURES="emulated"', "-shared"]
     path = _built("module", sources, [*flags, *(f"-I{folder}" for folder in includes)], KERNELS)
@@ -54,28 +57,36 @@ def load_module() -> Any:
 
 
 def _built(name: str, sources: list[Path], flags: list[str], kernels: Path) -> Path:
+    """Programs and their objects are kept in the temporary directory."""
     command = [os.environ.get("CXX", "g++"), *flags]
-    digest = hashlib.sha256(" ".join(command).encode())
+    common = hashlib.sha256(" ".join(command).encode())
     headers = [*HERE.glob("**/*.h"), *kernels.glob("*.h"), *kernels.glob("*.cuh"), kernels.parent / "problem.h"]
-    for path in [*sorted(headers), *sources]:
-        digest.update(path.read_bytes())
+    for path in sorted(headers):
+        common.update(path.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"sce_fast_emulator_{os.getuid()}"
-    target = folder / f"{name}_{digest.hexdigest()[:16]}"
-    if target.exists():
-        return target
     folder.mkdir(mode=0o700, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as objects:
 
-        def compile_one(source: Path) -> str:
-            to = f"{objects}/{source.name}.o"
-            subprocess.run([*command, "-x", "c++", "-c", str(source), "-o", to], check=True)
-            return to
+    def kept(name: str, *parts: bytes) -> Path:
+        digest = common.copy()
+        for part in parts:
+            digest.update(part)
+        return folder / f"{name}_{digest.hexdigest()[:16]}"
 
+    def make(target: Path, *arguments: object) -> Path:
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+                result = f"{unfinished}/{target.name}"
+                subprocess.run([*command, *map(str, arguments), "-o", result], check=True)
+                os.replace(result, target)
+        return target
+
+    def compile_one(source: Path) -> Path:
+        return make(kept(f"{source.name}.o", source.read_bytes()), "-x", "c++", "-c", source)
+
+    target = kept(name, *(source.read_bytes() for source in sources))
+    if not target.exists():
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            names = list(pool.map(compile_one, sources))
-        linked = f"{objects}/{name}"
-        subprocess.run([*command, *names, "-o", linked], check=True)
-        os.replace(linked, target)
+            make(target, *pool.map(compile_one, sources))
     return target
 
 
@@ -124,6 +135,7 @@ def solver(
     multiprocessors: int = MULTIPROCESSORS,
     shared_bytes: int = SHARED_BYTES,
     executable: Path | None = None,
+    kernel: str = "sm80",
 ) -> Callable[[Problem], Solution]:
     """A backend's `solve`: blocks and threads run in the order of the seed, candidates are cut into `splits` parts.
 
@@ -147,7 +159,10 @@ def solver(
         )  # fmt: skip
         content += b"".join(map(_rows, (problem.query, problem.key, problem.queue, problem.batch_keys)))
         program = executable or build("emulate")
-        result = _exchange(program, "solve", content, seed, splits, multiprocessors, shared_bytes)
+        result = _exchange(
+            program, "solve", content, seed, native_cuda.KERNELS[kernel], splits, multiprocessors, shared_bytes,
+            CAPABILITY,
+        )  # fmt: skip
         rows, result = _take(result, torch.float32, batch)
         gradient = None
         if problem.needs_gradient:
@@ -158,6 +173,16 @@ def solver(
         return Solution(rows, gradient, entropy, probability)
 
     return solve
+
+
+def tile_products(rows: Tensor, candidates: Tensor, weights: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """As native_cuda.tile_products, on the CPU."""
+    content = struct.pack("<q", rows.shape[1]) + b"".join(map(_rows, (rows, candidates, weights)))
+    result = _exchange(build("emulate"), "products", content, seed)
+    products, result = _take(result, torch.float32, *weights.shape)
+    outputs, result = _take(result, torch.float32, *rows.shape)
+    assert result == b""
+    return products, outputs
 
 
 def enqueue(keys: Tensor, cursor: int, rows: Tensor, normalize: bool = False, seed: int = 0) -> tuple[Tensor, int]:

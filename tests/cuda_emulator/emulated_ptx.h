@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <stdexcept>
 #include <type_traits>
 
 #include "emulator.h"
@@ -26,6 +27,7 @@ inline Index block_index() {
 inline Shared shared_memory() { return emulator::kSharedStart; }
 
 inline void barrier() { emulator::barrier(); }
+inline void wait_for_launches() { emulator::wait_for_launches(); }
 
 inline void store_shared(Shared to, const Chunk& chunk) { emulator::write_shared(to, &chunk, 16); }
 inline void store_shared(Shared to, float value) { emulator::write_shared(to, &value, 4); }
@@ -186,7 +188,7 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
 
 template <class... P>
 void launch(const Launch& to, void (*kernel)(P...), typename Same<P>::type... parameters) {
-  emulator::run(to.kernel, {to.grid.x, to.grid.y, to.grid.z}, to.threads, to.shared_bytes,
+  emulator::run({to.kernel, {to.grid.x, to.grid.y, to.grid.z}, to.threads, to.shared_bytes, to.depends},
                 [&] { kernel(parameters...); });
 }
 

@@ -3,10 +3,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 
 namespace sce_fast::emulator {
 
-constexpr uint32_t kWarpSize = 32;
+constexpr uint32_t kWarpSize = 32, kWarpgroupSize = 128;
 // The largest shared memory of a block on any architecture: sm_90, sm_100.
 constexpr uint32_t kMostSharedBytes = 227 << 10;
 
@@ -14,11 +15,18 @@ struct Size {
   uint32_t x, y, z;
 };
 
+struct LaunchedKernel {
+  const char* name;
+  Size grid;
+  uint32_t threads, shared_bytes;
+  bool depends;  // it may begin before the launch before it has ended, so each of its threads has to wait for that
+};
+
 // The order of blocks and threads from here on.
 void set_seed(uint64_t seed);
 
 // Runs `body` for every thread of every block. Prints what is wrong to stderr and ends the process with status 3.
-void run(const char* kernel, Size grid, uint32_t threads, uint32_t shared_bytes, const std::function<void()>& body);
+void run(const LaunchedKernel& kernel, const std::function<void()>& body);
 
 // Ends the process with a message that names the kernel, the block and the thread.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
@@ -30,14 +38,21 @@ Size block();
 
 // Returns when all threads of the block have come here.
 void barrier();
+// `threads` threads make up barrier `id`, which those that wait leave together.
+void named_barrier(uint32_t id, uint32_t threads, bool waits);
 
-// Returns when all lanes of the warp have come here with operation `name`; `act` has then been called once with what
-// each lane brought.
+// Returns when all lanes of the warp, or all threads of the warpgroup, have come here with operation `name`; `act` has
+// then been called once with what each of them brought.
 void together(const char* name, void* operand, void (*act)(void* const* operands));
+void together_as_warpgroup(const char* name, void* operand, void (*act)(void* const* operands));
 
-// Shared memory by address. Two threads that touch a word between the same two barriers, one of them writing, race:
-// that ends the run whatever the order was.
-constexpr uint32_t kSharedStart = 0x400;
+// Registers of this thread from here on; those given back are there for others.
+void change_registers(uint32_t count, bool grows);
+
+void wait_for_launches();
+
+// Shared memory by address, which is no multiple of what swizzled tiles need: a kernel has to align them itself.
+constexpr uint32_t kSharedStart = 0x480;
 void read_shared(uint32_t from, void* to, uint32_t bytes, uint32_t reader);
 void write_shared(uint32_t to, const void* from, uint32_t bytes);
 
@@ -46,5 +61,58 @@ void write_shared(uint32_t to, const void* from, uint32_t bytes);
 void start_copy(uint32_t to, const void* from, uint32_t bytes, bool wanted);
 void close_copy_group();
 void wait_copies(uint32_t groups_under_way);
+
+// What this thread has stored may be read by products, once others know.
+void fence_stores_for_products();
+
+// ---- mbarriers and bulk copies (mbarriers.cpp)
+
+constexpr uint32_t kMostMbarriers = 32;
+void mbarrier_init(uint32_t barrier, uint32_t arrivals);
+void mbarrier_init_fence();
+// Arrives, after telling the phase to wait for so many bytes of bulk copies.
+void mbarrier_arrive(uint32_t barrier, uint32_t bytes);
+void mbarrier_wait(uint32_t barrier, uint32_t parity);
+
+// (matrices, rows, columns) of 16-bit numbers, dense, and the rows of a box of 64 columns.
+struct Tensor {
+  const void* data;
+  int64_t columns, rows, matrices;
+  int32_t box_rows;
+};
+// Starts the copy of a box, zeros beyond the tensor, to a place with 128-byte swizzle. Its bytes are delivered when
+// someone waits for the barrier; who has not waited for it may not read them.
+void copy_box(uint32_t to, const Tensor& from, uint32_t barrier, int column, int row, int matrix);
+
+// ---- products of a warpgroup (products.cpp)
+
+void product_fence();
+void product_commit();
+// Delivers to this thread's registers what all but so many of its newest groups give.
+void product_wait(uint32_t groups_under_way);
+
+struct ProductOperand {
+  float* accumulators;
+  uint32_t count;             // N / 2
+  const uint32_t* registers;  // 4 words of the left operand, or null
+};
+// The 64 × N sums of the product that the warpgroup now issues, row by row; hidden from the threads, whose accumulators
+// hold NaN patterns until they wait.
+float* begin_product(void* const* operands, bool accumulate);
+// 16 bytes that the product reads from shared memory.
+const void* product_reads(uint32_t address);
+
+// ---- between the files of the emulator
+
+class SharedMemory;
+SharedMemory& shared_memory();
+uint64_t draw(uint64_t below);
+void wait_for(std::string what);  // the name that a deadlock's report shows
+void let_run(uint32_t thread);
+void let_others_run();
+void reset_mbarriers(uint32_t threads);
+void check_no_bulk_copy_under_way();
+void reset_products(uint32_t threads);
+void check_no_product_under_way();  // of this thread
 
 }  // namespace sce_fast::emulator

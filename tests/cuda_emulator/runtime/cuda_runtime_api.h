@@ -5,7 +5,12 @@
 
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrComputeCapabilityMinor
+};
 
 inline int& emulated_device() {
   static int device = 0;
@@ -14,7 +19,8 @@ inline int& emulated_device() {
 inline cudaError_t cudaGetDevice(int* device) { return *device = emulated_device(), cudaSuccess; }
 inline cudaError_t cudaSetDevice(int device) { return emulated_device() = device, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 132 : 227 << 10;
+  constexpr int kValues[] = {132, 227 << 10, 9, 0};
+  *value = kValues[attribute];
   return cudaSuccess;
 }
 inline const char* cudaGetErrorName(cudaError_t) { return "none"; }

@@ -1,0 +1,134 @@
+// What the forward kernels share: a tile of candidates and what of it a row must not see, the numbers a row keeps.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "pass.h"
+
+namespace sce_fast {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+// Weights are 2^(logit − shift). Under a running maximum the shift follows lazily: it stays as long as no weight would
+// exceed 2^kMost, and is then set such that the largest is 2^kSet. fp16 has 2^-24 as its smallest number, so its
+// weights lie as high as its largest number, 65504, allows.
+template <class T>
+struct Headroom {
+  static constexpr float kSet = 0.f, kMost = 8.f;
+};
+template <>
+struct Headroom<Float16> {
+  static constexpr float kSet = 8.f, kMost = 15.f;
+};
+
+// Eight numbers of a row in T, rounded where the row is wider or of the other type.
+template <class T>
+SCE_FAST_DEVICE ptx::Chunk load_rounded(const void* rows, Type type, int64_t index) {
+  constexpr Type kOwn = std::is_same_v<T, BFloat16> ? Type::kBFloat16 : Type::kFloat16;
+  if (type == kOwn) return *reinterpret_cast<const ptx::Chunk*>(static_cast<const T*>(rows) + index);
+  ptx::Chunk result;
+#pragma unroll
+  for (int w = 0; w < 4; ++w)
+    result.words[w] =
+        ptx::pack<T>(load_number(rows, type, index + 2 * w), load_number(rows, type, index + 2 * w + 1));
+  return result;
+}
+
+// Eight numbers of the row at that place of the list, from `column` on; zeros beyond the last row and beyond D.
+template <class T>
+SCE_FAST_DEVICE ptx::Chunk load_row_chunk(const Pass& pass, const RowList& list, int place, int column) {
+  if (column >= pass.dim || place >= list.students + list.teachers) return {};
+  const bool student = place < list.students;
+  int64_t source = place;
+  if (!student)
+    source = place - list.students + static_cast<int64_t>(list.first_key_view) * pass.batch;
+  else if (list.skipped_view >= 0 && place >= list.skipped_view * pass.batch)
+    source = place + pass.batch;
+  return load_rounded<T>(student ? pass.query : pass.key, student ? pass.query_type : pass.key_type,
+                         source * pass.dim + column);
+}
+
+// A tile of candidates, and what of it a row must not see.
+struct Tile {
+  int32_t segment, first;  // its first candidate there
+  int32_t count;
+  int32_t own;  // the candidate that sample 0 must not see; sample i: the i-th after it
+  bool has_own;
+};
+
+template <int kTile>
+SCE_FAST_DEVICE int tiles_of(const Pass& pass) {
+  return (pass.segments[0].rows + kTile - 1) / kTile + (pass.segments[1].rows + kTile - 1) / kTile;
+}
+
+template <int kTile>
+SCE_FAST_DEVICE Tile find_tile(const Pass& pass, int t) {
+  const int in_first = (pass.segments[0].rows + kTile - 1) / kTile;
+  const Segment& segment = pass.segments[t < in_first ? 0 : 1];
+  const int first = (t < in_first ? t : t - in_first) * kTile;
+  return {t < in_first ? 0 : 1, first, segment.rows - first < kTile ? segment.rows - first : kTile,
+          segment.own_offset - first,
+          segment.own_offset >= 0 && segment.own_offset < first + kTile && segment.own_offset + pass.batch > first};
+}
+
+// The tiles that a split takes.
+struct Range {
+  int begin, end;
+};
+SCE_FAST_DEVICE Range range_of_split(int tiles, int split, int splits) {
+  return {static_cast<int>(static_cast<int64_t>(tiles) * split / splits),
+          static_cast<int>(static_cast<int64_t>(tiles) * (split + 1) / splits)};
+}
+
+SCE_FAST_DEVICE float quad_sum(float x) {
+  x += ptx::shuffle_xor(x, 1);
+  return x + ptx::shuffle_xor(x, 2);
+}
+SCE_FAST_DEVICE float quad_max(float x) {
+  x = fmaxf(x, ptx::shuffle_xor(x, 1));
+  return fmaxf(x, ptx::shuffle_xor(x, 2));
+}
+
+// A row as one of the four lanes that share it sees it.
+struct Row {
+  float scale;  // log₂e / temperature
+  float shift, sum, rounded_sum;
+  float lowest;  // the smallest product with a candidate
+};
+
+template <bool kFixed>
+SCE_FAST_DEVICE Row new_row(const Pass& pass, const RowList& list, int place) {
+  const float* scalars = pass.scalars;
+  const bool student = place < list.students;
+  const float temperature = scalars ? scalars[student ? 0 : 1] : student ? pass.temperature : pass.target_temperature;
+  const float scale = kLog2e / temperature;
+  return {scale, kFixed ? scale : -kInfinity, 0.f, 0.f, kInfinity};
+}
+
+// Where the largest logit of a tile asks for it, moves the shift; what was summed so far is to be multiplied by the
+// result, and the row's own sums have been.
+template <class T>
+SCE_FAST_DEVICE float raise_shift(Row& row, float highest) {
+  using Room = Headroom<T>;
+  if (!(highest > row.shift + Room::kMost)) return 1.f;
+  const float shift = highest - Room::kSet;
+  const float factor = ptx::exp2(row.shift - shift);
+  row.shift = shift;
+  row.sum *= factor;
+  row.rounded_sum *= factor;
+  return factor;
+}
+
+// What the four lanes have seen of a row, together. All lanes of the warp come here.
+template <bool kFixed>
+SCE_FAST_DEVICE Partial partial_of(const Row& row) {
+  const float sum = quad_sum(row.sum), rounded_sum = quad_sum(row.rounded_sum), lowest = -quad_max(-row.lowest);
+  // Nothing that unit rows give lies below: a row or a candidate breaks the contract (or is −∞), and what it lost must
+  // not pass for a result.
+  const bool lost = kFixed ? lowest * row.scale - row.shift < -126.f : lowest == -kInfinity;
+  return {row.shift, lost ? kNaN : sum, rounded_sum};
+}
+
+}  // namespace sce_fast

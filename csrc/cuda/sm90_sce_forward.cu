@@ -1,0 +1,321 @@
+// The one pass over the candidates on Hopper. One warpgroup starts bulk copies of candidate tiles into a ring; two others
+// have 64 rows each and multiply: a tile is read once as rows · candidatesᵀ and once, transposed, as weights · candidates.
+// While a tile's weights are worked out, the product of the last tile's weights runs; and while one warpgroup works out
+// weights, the other has the tensor cores.
+#include "sce_cuda.h"
+#include "sm90_tiles.h"
+
+namespace sce_fast {
+namespace {
+
+// The producer needs few registers, and what it gives back the consumers take: 128 · (24 + 2 · 240) are the 64512 that
+// 384 threads have at launch.
+constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+
+enum Barrier { kTurnOfFirst = 1, kTurnOfSecond, kRowsOfFirst, kRowsOfSecond };  // 0 is the whole block's
+
+struct Maps {
+  ptx::TensorMap segments[2];  // of those with candidates
+};
+
+// A place in the ring, and the parity of its turn.
+template <int kStages>
+struct Turn {
+  int stage = 0;
+  uint32_t parity = 0;
+  SCE_FAST_DEVICE void advance() {
+    if (++stage < kStages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
+// One thread: the tiles of the split, one after another, each into the ring as soon as its place is free.
+template <int kDim, int kTile, int kStages>
+SCE_FAST_DEVICE void produce(const Pass& pass, const Maps& maps, const Layout<kDim, kTile, kStages>& at,
+                             const Range& range, int z) {
+  Turn<kStages> turn;
+  for (int t = range.begin; t < range.end; ++t, turn.advance()) {
+    const Tile tile = find_tile<kTile>(pass, t);
+    ptx::mbarrier_wait(at.emptied(turn.stage), turn.parity ^ 1);
+    at.start_tile(turn.stage, maps.segments[tile.segment], tile.first, pass.per_key_view ? z : 0);
+  }
+}
+
+// A consumer's 64 rows. Warp w of it has rows 16 w to 16 w + 15; lane l of that, rows l / 4 and l / 4 + 8.
+template <class T, bool kFixed, bool kOutput, int kDim, int kTile, int kStages>
+class GroupSums {
+ public:
+  using Place = Layout<kDim, kTile, kStages>;
+
+  SCE_FAST_DEVICE GroupSums(const Pass& pass, const RowList& list, const Place& at, int consumer)
+      : at_(at), consumer_(consumer) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) rows_[r] = new_row<kFixed>(pass, list, place(r));
+#pragma unroll
+    for (int i = 0; i < kDim / 2; ++i) outputs_[i] = 0.f;
+  }
+
+  // Two consumers take turns with the tensor cores; a single one has them to itself.
+  SCE_FAST_DEVICE void add_tiles(const Pass& pass, const Range& range, bool takes_turns) {
+    Turn<kStages> turn;
+    float products[kTile / 2];
+    if (range.begin == range.end) return;
+    // The first tile has no product of weights before it.
+    ptx::mbarrier_wait(at_.filled(0), 0);
+    start_products(products, 0);
+    ptx::product_wait<0>();
+    ptx::pin(products);
+    weigh(pass, products, find_tile<kTile>(pass, range.begin));
+    if (takes_turns && consumer_ == 1) ptx::named_barrier_arrive(kTurnOfFirst, 2 * kGroupThreads);
+    round_weights(products);
+
+    for (int t = range.begin + 1; t < range.end; ++t) {
+      const int before = turn.stage;
+      turn.advance();
+      ptx::mbarrier_wait(at_.filled(turn.stage), turn.parity);
+      if (takes_turns) ptx::named_barrier(kTurnOfFirst + consumer_, 2 * kGroupThreads);
+      ptx::pin(weights_);
+      ptx::pin(outputs_);
+      start_products(products, turn.stage);
+      if (kOutput) start_outputs(before);
+      // the last turn is nobody's to wait for
+      if (takes_turns && (consumer_ == 0 || t + 1 < range.end))
+        ptx::named_barrier_arrive(kTurnOfSecond - consumer_, 2 * kGroupThreads);
+      ptx::product_wait<kOutput ? 1 : 0>();
+      ptx::pin(products);
+      const Factors factors = weigh(pass, products, find_tile<kTile>(pass, t));
+      if (kOutput) finish_outputs();
+      release(before);
+      if (!kFixed) rescale(factors);
+      round_weights(products);
+    }
+    if (kOutput) {
+      ptx::pin(weights_);
+      ptx::pin(outputs_);
+      ptx::product_fence();
+      start_outputs(turn.stage);
+      finish_outputs();
+    }
+  }
+
+  SCE_FAST_DEVICE void store(const Pass& pass, int z, int split) const {
+    const RowList list = row_list(pass, z);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const Partial partial = partial_of<kFixed>(rows_[r]);
+      const int p = place(r);
+      if (p >= list.students + list.teachers) continue;
+      const int64_t index = partial_index(pass, z, split, p);
+      if (lane() % 4 == 0) pass.partials[index] = partial;
+      if constexpr (kOutput) {
+        if (p < list.students && !pass.needs_gradient) continue;
+#pragma unroll
+        for (int d = 0; d < kDim / 8; ++d)
+          if (d * 8 < pass.dim)
+            *reinterpret_cast<ptx::FloatPair*>(pass.outputs + index * pass.dim + d * 8 + lane() % 4 * 2) = {
+                outputs_[4 * d + 2 * r], outputs_[4 * d + 2 * r + 1]};
+      }
+    }
+  }
+
+ private:
+  struct Factors {
+    float of_row[2];
+  };
+
+  static SCE_FAST_DEVICE int lane() { return ptx::thread_index() % 32; }
+  static SCE_FAST_DEVICE int place(int r) {
+    return ptx::block_index().x * kHopperRows + ptx::thread_index() / 32 * 16 + r * 8 + lane() / 4;
+  }
+
+  SCE_FAST_DEVICE void start_products(float (&products)[kTile / 2], int stage) const {
+    ptx::product_fence();
+    multiply_rows<T, kDim, kTile>(products, at_.rows(consumer_), at_.tile(stage));
+  }
+
+  SCE_FAST_DEVICE void start_outputs(int stage) {
+    multiply_weights<T, kDim, kTile>(outputs_, weights_, at_.tile(stage));
+  }
+
+  SCE_FAST_DEVICE void finish_outputs() {
+    ptx::product_wait<0>();
+    ptx::pin(outputs_);
+    ptx::pin(weights_);
+  }
+
+  // This warp is done with the tile there.
+  SCE_FAST_DEVICE void release(int stage) const {
+    if (lane() == 0) ptx::mbarrier_arrive(at_.emptied(stage));
+  }
+
+  // Puts the weights of a tile's candidates in the place of the products; what was summed before is to be multiplied by
+  // the factors.
+  SCE_FAST_DEVICE Factors weigh(const Pass& pass, float (&products)[kTile / 2], const Tile& tile) {
+    if (tile.has_own || tile.count < kTile)
+      look<true>(pass, products, tile);
+    else
+      look<false>(pass, products, tile);
+    Factors factors{{1.f, 1.f}};
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      Row& row = rows_[r];
+      if (!kFixed) {
+        float highest = -kInfinity;
+#pragma unroll
+        for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+          for (int j = 0; j < 2; ++j) highest = fmaxf(highest, products[4 * n + 2 * r + j]);
+        factors.of_row[r] = raise_shift<T>(row, quad_max(highest) * row.scale);
+      }
+      const float shift = row.shift == -kInfinity ? 0.f : row.shift;  // −∞: nothing seen so far
+#pragma unroll
+      for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          float& number = products[4 * n + 2 * r + j];
+          number = ptx::exp2(fmaf(number, row.scale, -shift));
+          row.sum += number;
+        }
+    }
+    return factors;
+  }
+
+  // The smallest products of candidates that the rows may see; in the place of the others −∞, whose weight is 0.
+  template <bool kMasked>
+  SCE_FAST_DEVICE void look(const Pass& pass, float (&products)[kTile / 2], const Tile& tile) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float& lowest = rows_[r].lowest;
+      const int own = kMasked && tile.has_own ? tile.own + place(r) % pass.batch : -1;
+#pragma unroll
+      for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          float& product = products[4 * n + 2 * r + j];
+          const int candidate = n * 8 + lane() % 4 * 2 + j;
+          const bool visible = !kMasked || (candidate < tile.count && candidate != own);
+          lowest = fminf(lowest, visible ? product : kInfinity);
+          if (!visible) product = -kInfinity;
+        }
+    }
+  }
+
+  // The weights, rounded, in the layout of a left operand.
+  SCE_FAST_DEVICE void round_weights(const float (&products)[kTile / 2]) {
+#pragma unroll
+    for (int i = 0; i < kTile / 4; ++i) {
+      const uint32_t word = ptx::pack<T>(products[2 * i], products[2 * i + 1]);
+      rows_[i % 2].rounded_sum +=
+          ptx::to_float(T{static_cast<uint16_t>(word)}) + ptx::to_float(T{static_cast<uint16_t>(word >> 16)});
+      weights_[i / 4][i % 4] = word;
+    }
+  }
+
+  SCE_FAST_DEVICE void rescale(const Factors& factors) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (factors.of_row[r] == 1.f) continue;
+#pragma unroll
+      for (int d = 0; d < kDim / 8; ++d)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) outputs_[4 * d + 2 * r + j] *= factors.of_row[r];
+    }
+  }
+
+  const Place& at_;
+  int consumer_;
+  Row rows_[2];
+  uint32_t weights_[kTile / 16][4];
+  float outputs_[kDim / 2];
+};
+
+template <class T, bool kFixed, bool kOutput, int kDim, int kTile, int kStages>
+SCE_FAST_DEVICE void consume(const Pass& pass, const RowList& list, const Layout<kDim, kTile, kStages>& at,
+                             const Range& range, int consumer, bool takes_turns) {
+  GroupSums<T, kFixed, kOutput, kDim, kTile, kStages> sums(pass, list, at, consumer);
+  sums.add_tiles(pass, range, takes_turns);
+  ptx::let_dependents_start();
+  // taken anew, so that the list of rows is worked out anew: no register is free to hold it through the loop
+  sums.store(pass, ptx::warp_uniform(ptx::block_index().z), ptx::block_index().y);
+}
+
+// Grid: blocks of rows, splits of the tiles, key views.
+template <class T, bool kFixed, int kDim, int kTile, int kStages>
+__global__ void __launch_bounds__(kHopperThreads, 1)
+    sm90_sce_forward(const __grid_constant__ Pass pass, const __grid_constant__ Maps maps) {
+  static_assert(kStages >= 2, "a tile is given back when the next one has been multiplied");
+  const int z = ptx::block_index().z;
+  const RowList list = row_list(pass, z);
+  const int rows = list.students + list.teachers, first_row = ptx::block_index().x * kHopperRows;
+  if (first_row >= rows) return;  // the lists of key views differ in length
+
+  const Layout<kDim, kTile, kStages> at;
+  const Range range = range_of_split(tiles_of<kTile>(pass), ptx::block_index().y, pass.splits);
+  const int consumers = first_row + kGroupRows < rows ? 2 : 1;
+  if (ptx::thread_index() == 0) {
+    for (int stage = 0; stage < kStages; ++stage) {
+      ptx::mbarrier_init(at.filled(stage), 1);
+      ptx::mbarrier_init(at.emptied(stage), consumers * kGroupThreads / kWarpSize);
+    }
+    ptx::mbarrier_init_fence();
+  }
+  ptx::barrier();
+
+  const int group = ptx::warp_uniform(ptx::thread_index() / kGroupThreads);
+  if (group == 2) {
+    ptx::shrink_registers<kProducerRegisters>();
+    if (ptx::thread_index() == 2 * kGroupThreads) produce<kDim, kTile, kStages>(pass, maps, at, range, z);
+    return;
+  }
+  ptx::grow_registers<kConsumerRegisters>();
+  const int first = first_row + group * kGroupRows;
+  if (first >= rows) return;
+  load_rows<T, kDim>(pass, list, first, at.rows(group));
+  ptx::named_barrier(kRowsOfFirst + group, kGroupThreads);
+  const bool takes_turns = consumers == 2 && range.end - range.begin > 1;
+  if (pass.needs_gradient || first + kGroupRows > list.students)
+    consume<T, kFixed, true, kDim, kTile, kStages>(pass, list, at, range, group, takes_turns);
+  else
+    consume<T, kFixed, false, kDim, kTile, kStages>(pass, list, at, range, group, takes_turns);
+}
+
+template <class T, bool kFixed, int kConfig>
+void launch_config(const Pass& pass, void* stream) {
+  constexpr HopperConfig c = kHopperConfigs[kConfig];
+  const uint32_t blocks = static_cast<uint32_t>(ceil_div(pass.rows, kHopperRows));
+  const uint32_t depth = static_cast<uint32_t>(pass.per_key_view ? pass.key_views : 1);
+  Maps maps{};
+  for (int s = 0; s < 2; ++s)
+    if (const Segment& segment = pass.segments[s]; segment.rows > 0)
+      maps.segments[s] = ptx::make_tensor_map<T>(segment.data, pass.dim, segment.rows, depth, c.tile);
+  ptx::launch({"sm90_sce_forward",
+               {blocks, static_cast<uint32_t>(pass.splits), depth},
+               kHopperThreads,
+               static_cast<uint32_t>(c.shared_bytes()),
+               stream},
+              sm90_sce_forward<T, kFixed, c.dim, c.tile, c.stages>, pass, maps);
+}
+
+template <class T, bool kFixed>
+void launch_type(const Pass& pass, int config, void* stream) {
+  switch (config) {
+    case 0: return launch_config<T, kFixed, 0>(pass, stream);
+    case 1: return launch_config<T, kFixed, 1>(pass, stream);
+    case 2: return launch_config<T, kFixed, 2>(pass, stream);
+    case 3: return launch_config<T, kFixed, 3>(pass, stream);
+  }
+}
+
+}  // namespace
+
+void sm90_sce_forward_pass(const Pass& pass, Type product, bool fixed_shift, int32_t config, void* stream) {
+  if (product == Type::kFloat16)
+    launch_type<Float16, false>(pass, config, stream);
+  else if (fixed_shift)
+    launch_type<BFloat16, true>(pass, config, stream);
+  else
+    launch_type<BFloat16, false>(pass, config, stream);
+}
+
+}  // namespace sce_fast
