@@ -48,7 +48,7 @@ def open_run(config: TrainConfig) -> Path | None:
 def keep_image_list(run: Path, index: ImageIndex) -> None:
     """Writes the names and sizes of the images that a run began with, or compares them with those of now.
 
-    An image that has become unreadable since, of size 0 now, is no difference: training replaces it.
+    An image that was unreadable then or is now, of size 0, is no difference: training replaces it.
 
     Raises:
         ValueError: images are missing, new or changed; it says which.
@@ -60,7 +60,11 @@ def keep_image_list(run: Path, index: ImageIndex) -> None:
         write_atomically(path, content)
         return
     before = {name: size for name, size in json.loads(gzip.decompress(path.read_bytes()))}
-    changed = [name for name in before.keys() & now.keys() if before[name] != now[name] and now[name] != [0, 0]]
+    changed = [
+        name
+        for name in before.keys() & now.keys()
+        if before[name] != now[name] and [0, 0] not in (before[name], now[name])
+    ]
     differences = [
         f"{len(names)} {what}: " + ", ".join(map(printable, sorted(names)[:5])) + (", …" if len(names) > 5 else "")
         for what, names in (

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,8 @@ class TrainingStep:
             # Running statistics are each rank's own: nothing to broadcast. (torch has renamed the switch.)
             names = inspect.signature(DistributedDataParallel).parameters
             switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-            self.network = DistributedDataParallel(self.model, device_ids=devices, **{switch: False})
+            settings: dict[str, Any] = {"device_ids": devices, switch: False}
+            self.network = DistributedDataParallel(self.model, **settings)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
