@@ -45,11 +45,10 @@ class Speed:
 
 def main(
     model: ModelConfig = ModelConfig(),  # noqa: B008  (frozen)
-    loss: LossConfig = LossConfig(),  # noqa: B008
+    loss: LossConfig = LossConfig(queue_dtype="bfloat16"),  # noqa: B008
     batch_size: int = 256,
     size: int = 224,
     precision: Precision = "bfloat16",
-    queue_dtype: Precision = "bfloat16",
     optimizer: Literal["sgd", "lars"] = "lars",
     images: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -68,7 +67,6 @@ def main(
         batch_size: Images of a step.
         size: Side of the views in pixels.
         precision: Of autocast; float32 is none.
-        queue_dtype: Of the stored keys.
         optimizer: sgd or lars.
         images: Folder of images for the loader; none for synthetic ones.
         device: auto takes a GPU where there is one.
@@ -86,13 +84,13 @@ def main(
         views = (
             synthetic(batch_size, size, place) if images is None else loaded(images, batch_size, size, place, threads)
         )
-        step = Step(model, loss, precision, queue_dtype, optimizer, place)
+        step = Step(model, loss, precision, optimizer, place)
         speed = measure(step, views, batch_size, warmup, steps, place)
     finally:
         torch.set_num_threads(threads_before)
     settings = {
         "model": to_json(model), "loss": to_json(loss), "batch_size": batch_size, "size": size, "device": place,
-        "precision": precision, "queue_dtype": queue_dtype, "optimizer": optimizer, "steps": steps,
+        "precision": precision, "optimizer": optimizer, "steps": steps,
         "images": None if images is None else str(images), "threads": threads,
     }  # fmt: skip
     speed = replace(speed, settings=settings)
@@ -105,33 +103,20 @@ def main(
 class Step:
     """A step on the public pieces, as train.py takes it."""
 
-    def __init__(
-        self, model: ModelConfig, loss: LossConfig, precision: str, queue_dtype: str, optimizer: str, device: str
-    ) -> None:
+    def __init__(self, model: ModelConfig, loss: LossConfig, precision: str, optimizer: str, device: str) -> None:
         self.loss, self.device, self.precision = loss, device, precision
         self.model = build_model(model).to(device, memory_format=torch.channels_last)
-        self.queue = KeyQueue(loss.queue, model.dim, dtype=getattr(torch, queue_dtype)).to(device)
+        self.queue = KeyQueue(loss.queue, model.dim, dtype=getattr(torch, loss.queue_dtype)).to(device)
         self.optimizer = build_optimizer(self.model, optimizer, lr=0.3, momentum=0.9, weight_decay=1e-6)
         self.backend = loss.backend
 
     def __call__(self, views: list[Tensor], mark: Callable[[], None]) -> None:
         """One step; `mark` is called before each stage of STAGES."""
-        c = self.loss
         mark()
         with self._autocast():
             query, key = self.model(views)
         mark()
-        loss, statistics = sce_loss(
-            query,
-            key,
-            self.queue.keys,
-            temperature=c.temperature,
-            target_temperature=c.target_temperature,
-            coefficient=c.coefficient,
-            positive_target=c.positive_target,
-            backend=c.backend,
-            return_statistics=True,
-        )
+        loss, statistics = sce_loss(query, key, self.queue.keys, **self.loss.arguments(), return_statistics=True)
         self.backend = statistics.backend
         mark()
         self.optimizer.zero_grad(set_to_none=True)

@@ -5,12 +5,11 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from sce_fast.files import printable
 from sce_fast.names import pick
 
-Device = Literal["auto", "cpu", "cuda"]
 EXTRA_OF = {
     "nvidia": "cuda130",
     "tyro": "train",
@@ -60,6 +59,8 @@ def train(arguments: list[str]) -> None:
 def embed(arguments: list[str]) -> None:
     """embed RUN DIR: features of images as safetensors, with file names"""
     import tyro
+
+    from sce_fast.config import Device
 
     def run(
         run: Annotated[Path, tyro.conf.Positional],
@@ -122,97 +123,18 @@ def _evaluate_knn(arguments: list[str]) -> None:
     """the vote of the nearest train images, weighted by similarity"""
     import tyro
 
-    def run(
-        run: Annotated[Path | None, tyro.conf.Positional] = None,
-        /,
-        train: Path | None = None,
-        test: Path | None = None,
-        neighbours: tuple[int, ...] = (10, 20, 100, 200),
-        temperature: float = 0.07,
-        batch_size: int = 256,
-        device: Device = "auto",
-        out: Path | None = None,
-    ) -> None:
-        """Weighted kNN on frozen features.
+    from sce_fast.tools.evaluate import knn
 
-        Args:
-            run: Run folder, or a file that sce-fast export has written; none for feature files.
-            train: Labelled images (class folders or a list file), or a feature file of sce-fast embed; by default
-                the run's own evaluation folder.
-            test: The same, of what is classified.
-            neighbours: How many vote; several are evaluated at once.
-            temperature: A neighbour votes with exp(cosine / temperature).
-            batch_size: Images at a time.
-            device: auto takes the GPU when there is one.
-            out: JSON file for the results, which must not exist.
-        """
-        from sce_fast.tools.evaluate import knn
-
-        print(
-            knn(
-                run,
-                train=train,
-                test=test,
-                neighbours=neighbours,
-                temperature=temperature,
-                batch_size=batch_size,
-                device=device,
-                out=out,
-            )
-        )
-
-    tyro.cli(run, args=arguments, prog="sce-fast evaluate knn")
+    print(tyro.cli(knn, args=arguments, prog="sce-fast evaluate knn"))
 
 
 def _evaluate_linear(arguments: list[str]) -> None:
     """logistic regression on frozen features"""
     import tyro
 
-    from sce_fast.evaluate.linear import REGULARIZATIONS
+    from sce_fast.tools.evaluate import linear
 
-    def run(
-        run: Annotated[Path | None, tyro.conf.Positional] = None,
-        /,
-        train: Path | None = None,
-        test: Path | None = None,
-        regularization: tuple[float, ...] = REGULARIZATIONS,
-        max_iterations: int = 1000,
-        batch_size: int = 256,
-        device: Device = "auto",
-        out: Path | None = None,
-    ) -> None:
-        """Logistic regression (L-BFGS, L2) on frozen, standardised features of centre crops.
-
-        This is not the papers' linear evaluation, which trains by SGD on augmented images.
-
-        Args:
-            run: Run folder, or a file that sce-fast export has written; none for feature files.
-            train: Labelled images (class folders or a list file), or a feature file of sce-fast embed; by default
-                the run's own evaluation folder.
-            test: The same, of what is classified.
-            regularization: C, the inverse strength of the penalty. Of several the best on a held-out fifth of each
-                class of train is taken and fitted again to all of train.
-            max_iterations: Of L-BFGS.
-            batch_size: Images at a time.
-            device: Of the backbone; auto takes the GPU when there is one. The regression runs on the CPU.
-            out: JSON file for the results, which must not exist.
-        """
-        from sce_fast.tools.evaluate import linear
-
-        print(
-            linear(
-                run,
-                train=train,
-                test=test,
-                regularization=regularization,
-                max_iterations=max_iterations,
-                batch_size=batch_size,
-                device=device,
-                out=out,
-            )
-        )
-
-    tyro.cli(run, args=arguments, prog="sce-fast evaluate linear")
+    print(tyro.cli(linear, args=arguments, prog="sce-fast evaluate linear"))
 
 
 def scan(arguments: list[str]) -> None:

@@ -10,6 +10,13 @@ from sce_fast.backends import BACKENDS
 from sce_fast.data.augment import AUGMENTATIONS, IMAGENET_MEAN, IMAGENET_STD, Augmentation, EvaluationView
 from sce_fast.names import pick
 
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def default_loader_threads() -> int:
+    """This rank's share of the machine's cores."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
     if not holds:
@@ -121,6 +128,11 @@ class LossConfig:
         _require(0 <= self.coefficient <= 1, "loss.coefficient", self.coefficient, "a number in [0, 1]")
         _require(self.queue >= 1, "loss.queue", self.queue, "at least 1")
 
+    def arguments(self) -> dict[str, Any]:
+        """What sce_loss is to be called with, beside the tensors."""
+        names = ("temperature", "target_temperature", "coefficient", "positive_target", "backend")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -188,9 +200,9 @@ class TrainConfig:
     """torch.compile the networks."""
     seed: int = 42
     """Of weights, order and augmentations."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """auto takes the GPU when there is one."""
-    loader_threads: int = field(default_factory=lambda: default_loader_threads())
+    loader_threads: int = field(default_factory=default_loader_threads)
     """CPU threads of a rank that decode and augment, by default one for each core; pixels do not depend on it."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder."""
@@ -241,11 +253,6 @@ class TrainConfig:
         crop = self.evaluation.crop or max(self.views.sizes)
         resize = self.evaluation.resize or round(crop * 8 / 7)
         return EvaluationView(resize=resize, crop=crop, mean=self.views.mean, std=self.views.std)
-
-
-def default_loader_threads() -> int:
-    """This rank's share of the machine's cores."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def to_json(config: Any) -> Any:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
 # The others may wait for as long as the first rank lists a data set or evaluates; torchrun ends those whose peer died.
 PATIENCE = timedelta(hours=6)
 
@@ -72,6 +73,16 @@ class Ranks:
         if "error" in answer:
             raise RuntimeError(f"rank 0: {answer['error']}")
         return answer["value"]
+
+    def first_then_others(self, call: Callable[[], T]) -> T:
+        """What a call returns, on each rank; the first one's turn comes before, so that the others find its caches.
+
+        Raises:
+            RuntimeError: on the other ranks, what the first one raised.
+        """
+        results: list[T] = []
+        self.first(lambda: results.append(call()))
+        return results[0] if self.is_first else call()
 
 
 class Vote:

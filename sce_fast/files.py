@@ -1,6 +1,8 @@
 """Files that are whole or absent, whenever the process is killed; names that print on any terminal."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +12,8 @@ if TYPE_CHECKING:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file under another name, flushes it to the disk and renames it."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    flush(temporary)
-    os.replace(temporary, path)
-    flush(path.parent)
+    with _replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def save_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str]) -> None:
@@ -22,8 +21,15 @@ def save_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, s
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Another name beside it; what has been written there takes the path's place once it is on the disk."""
     temporary = path.with_name(f".{path.name}.writing")
-    save_file(tensors, temporary, metadata=metadata)
+    yield temporary
     flush(temporary)
     os.replace(temporary, path)
     flush(path.parent)

@@ -10,8 +10,8 @@ from sce_fast.backbones import build_backbone
 from sce_fast.batch_norm import grouped, synchronized
 from sce_fast.config import ModelConfig
 from sce_fast.distributed import gather_rows, own_rows
+from sce_fast.guard import unless
 from sce_fast.heads import predictor, projector
-from sce_fast.optim import unless
 from sce_fast.rows import unit_rows
 
 

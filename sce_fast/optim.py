@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sce_fast.guard import unless
+
 
 class SGD(torch.optim.Optimizer):
     """Momentum SGD whose step can be masked on the device.
@@ -108,11 +110,6 @@ class LARS(SGD):
             ratios = torch.where(both, group["trust"] * weight_norms / gradient_norms, 1.0)
             torch._foreach_mul_(gradients, list(ratios.unbind()))
         return gradients + [w.grad.clone() for w in weights[len(scaled) :] if w.grad is not None]
-
-
-def unless(skip: Tensor, value: float, masked: float, like: Tensor) -> Tensor:
-    """() value, or masked where skip is true, on the device and of the dtype of `like`; nothing is copied there."""
-    return torch.where(skip, like.new_full((), masked), like.new_full((), value))
 
 
 def build_optimizer(model: nn.Module, name: str, *, lr: float, momentum: float, weight_decay: float) -> SGD:

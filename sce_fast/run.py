@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from sce_fast.backbones import build_backbone
-from sce_fast.checkpoint import checkpoints, load_checkpoint
+from sce_fast.checkpoint import checkpoints
 from sce_fast.config import TrainConfig, from_json, to_json
 from sce_fast.data.index import ImageIndex
 from sce_fast.files import printable, write_atomically
@@ -93,27 +91,6 @@ def read_config(run: Path) -> TrainConfig:
     if not path.exists():
         raise FileNotFoundError(f"{printable(run)} is not a run folder: it has no {CONFIG}")
     return from_json(json.loads(path.read_text()))
-
-
-def load_backbone(run: Path) -> tuple[nn.Module, TrainConfig]:
-    """The student's backbone from the newest checkpoint of a run, on the CPU, and the run's config.
-
-    Raises:
-        FileNotFoundError: no run, or no checkpoint yet.
-
-    Example:
-        >>> backbone, config = load_backbone(Path("runs/demo"))
-        >>> backbone.eval()(images)   # (N, backbone.dim)
-    """
-    config = read_config(run)
-    found = checkpoints(run / CHECKPOINTS)
-    if not found:
-        raise FileNotFoundError(f"{printable(run)} has no checkpoint yet")
-    tensors = load_checkpoint(found[-1]).tensors
-    backbone = build_backbone(config.model.backbone, width=config.model.width, small_input=config.model.small_input)
-    prefix = "model.backbone."
-    backbone.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
-    return backbone, config
 
 
 def write_summary(run: Path, values: dict[str, Any]) -> None:

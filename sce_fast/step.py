@@ -106,23 +106,12 @@ class TrainingStep:
         self, network: nn.Module, views: list[Tensor], shuffles: list[Tensor] | None = None
     ) -> tuple[Tensor, Tensor, SCEStatistics]:
         """The loss of these views over the queue, their keys, and the statistics, with the settings of the run."""
-        settings = self.config.loss
         views = [
             view.to(self.device, self.dtype, non_blocking=True, memory_format=torch.channels_last) for view in views
         ]
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             query, key = network(views, shuffles)
-        loss, statistics = sce_loss(
-            query,
-            key,
-            self.queue.keys,
-            temperature=settings.temperature,
-            target_temperature=settings.target_temperature,
-            coefficient=settings.coefficient,
-            positive_target=settings.positive_target,
-            backend=settings.backend,
-            return_statistics=True,
-        )
+        loss, statistics = sce_loss(query, key, self.queue.keys, **self.config.loss.arguments(), return_statistics=True)
         return loss, key, statistics
 
     def _differentiate(self, views: list[Tensor], number: int, part: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -66,8 +66,7 @@ class Trainer:
         self.ranks = ranks or current_ranks()
         self.device = choose_device(config.device)
         part_size = config.rank_batch(self.ranks.size)
-        self.ranks.first(lambda: len(self._index()))  # which fills the cache for the others
-        self.index = self._index()
+        self.index = self.ranks.first_then_others(lambda: index_images(config.data, threads=config.loader_threads))
         self.loader = TrainingLoader(
             self.index,
             config.views.augmentations(),
@@ -81,7 +80,9 @@ class Trainer:
         )
         self.steps_per_epoch = self.loader.steps_per_epoch // config.accumulation
         self.total_steps = config.epochs * self.steps_per_epoch
-        self.evaluation_indices = labelled_indices(config.evaluation, config.loader_threads)
+        self.evaluation_indices = self.ranks.first_then_others(
+            lambda: labelled_indices(config.evaluation, config.loader_threads)
+        )
         torch.manual_seed(config.seed)
         self.training_step = TrainingStep(config, self.device, self.ranks)
         self.model = self.training_step.model
@@ -162,9 +163,7 @@ class Trainer:
             yield batch.views
 
     def evaluate(self) -> None:
-        """kNN of the student's backbone on the labelled folders of the config, if it has any, into the log."""
-        if not self.evaluation_indices:
-            return
+        """kNN of the student's backbone on the labelled folders of the config, into the log."""
         (train, train_labels), (test, test_labels) = (
             (self.features(index), torch.as_tensor(index.labels)) for index in self.evaluation_indices
         )
@@ -209,9 +208,6 @@ class Trainer:
             lambda: str(save_checkpoint(folder, self.step, tensors, state, keep=self.config.keep_checkpoints))
         )
 
-    def _index(self) -> ImageIndex:
-        return index_images(self.config.data, threads=self.config.loader_threads)
-
     def _open(self) -> str | None:
         newest = open_run(self.config)
         keep_image_list(self.config.out, self.index)
@@ -243,11 +239,15 @@ class Trainer:
 
     def _evaluation_is_due(self) -> bool:
         epoch, rest = divmod(self.step, self.steps_per_epoch)
-        return rest == 0 and (epoch % self.config.evaluation.every == 0 or self.step == self.total_steps)
+        return (
+            bool(self.evaluation_indices)
+            and rest == 0
+            and (epoch % self.config.evaluation.every == 0 or self.step == self.total_steps)
+        )
 
     def _evaluate_if_due(self, request: StopRequest) -> None:
         """The step is saved, so a request to stop ends the evaluation; a resumed run begins with it."""
-        if self._evaluation_is_due() and self.evaluation_indices:
+        if self._evaluation_is_due():
             try:
                 with request.at_once():
                     self.evaluate()
@@ -281,14 +281,12 @@ class Trainer:
         )
 
     def _note_bad_files(self) -> None:
-        names = sorted({name for rank in self.ranks.gather(self._printable_bad_files()) for name in rank})
+        own = [printable(path) for path in self.loader.bad_files]
+        names = sorted({name for rank in self.ranks.gather(own) for name in rank})
         if len(names) > self.noted_bad_files:
             self.noted_bad_files = len(names)
             text = "".join(f"{name}\n" for name in names)
             self.ranks.first(lambda: write_atomically(self.config.out / BAD_FILES, text))
-
-    def _printable_bad_files(self) -> list[str]:
-        return [printable(path) for path in self.loader.bad_files]
 
     def _learning_rate(self) -> float:
         warmup = round(self.config.optimizer.warmup_epochs * self.steps_per_epoch)

@@ -238,7 +238,7 @@ def test_bench_loader_measures_and_records(tmp_path, capsys):
 
 SMALL_STEP = dict(
     model=ModelConfig(backbone="resnet18", width=8, projector_hidden=(16,), dim=16, predictor_hidden=16),
-    loss=LossConfig(queue=64), batch_size=4, size=32, warmup=1, steps=2,
+    loss=LossConfig(queue=64, queue_dtype="bfloat16"), batch_size=4, size=32, warmup=1, steps=2,
 )  # fmt: skip
 
 
@@ -260,7 +260,7 @@ def test_bench_step_measures_every_stage(tmp_path, capsys):
 def test_a_benchmarks_step_is_a_training_step():
     """Weights, momentum encoder, optimizer and queue move on; autocast in bfloat16 too."""
     torch.manual_seed(0)
-    made = step.Step(SMALL_STEP["model"], SMALL_STEP["loss"], "bfloat16", "bfloat16", "sgd", "cpu")
+    made = step.Step(SMALL_STEP["model"], SMALL_STEP["loss"], "bfloat16", "sgd", "cpu")
 
     def state():
         return {**made.model.state_dict(), **made.queue.state_dict()}

@@ -21,9 +21,10 @@ from sce_fast.config import (
     to_json,
 )
 from sce_fast.evaluate import labelled_indices, load_features
+from sce_fast.exported import open_backbone
 from sce_fast.log import read_log
 from sce_fast.recipes import RECIPES
-from sce_fast.run import choose_device, load_backbone, open_run
+from sce_fast.run import choose_device, open_run
 from sce_fast.step import TrainingStep
 from sce_fast.tools.embed import embed
 from sce_fast.train import Trainer, train
@@ -197,13 +198,14 @@ def test_embed_writes_features_with_names(undisturbed, photo_folder):
 
 
 def test_backbone_of_a_run_loads_alone(undisturbed):
-    backbone, config = load_backbone(undisturbed)
-    assert config.model.width == 8
+    opened = open_backbone(undisturbed)
+    backbone, config = opened.network, opened.description
+    assert config.width == 8
     tensors = final_tensors(undisturbed)
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, tensors[f"model.backbone.{name}"])
     with pytest.raises(FileNotFoundError, match="is not a run folder"):
-        load_backbone(undisturbed / "checkpoints")
+        open_backbone(undisturbed / "checkpoints")
 
 
 def test_report_draws_what_the_run_has(undisturbed):

@@ -131,4 +131,15 @@ SCE_FAST_DEVICE Partial partial_of(const Row& row) {
   return {row.shift, lost ? kNaN : sum, rounded_sum};
 }
 
+// Calls launch<T, kFixed>() for the arithmetic of a pass: with fp16 weights the shift is never fixed.
+template <class Launch>
+void with_arithmetic(Type product, bool fixed_shift, const Launch& launch) {
+  if (product == Type::kFloat16)
+    launch.template operator()<Float16, false>();
+  else if (fixed_shift)
+    launch.template operator()<BFloat16, true>();
+  else
+    launch.template operator()<BFloat16, false>();
+}
+
 }  // namespace sce_fast

@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(kRows / (16 * kRowTiles) * 32, 1)
 }
 
 template <class T, bool kFixed, int kConfig>
-void launch_config(const Pass& pass, const Config&, void* stream) {
+void launch_config(const Pass& pass, void* stream) {
   constexpr Config c = kConfigs[kConfig];
   const uint32_t blocks = static_cast<uint32_t>(ceil_div(pass.rows, c.rows));
   const uint32_t depth = static_cast<uint32_t>(pass.per_key_view ? pass.key_views : 1);
@@ -252,23 +252,19 @@ void launch_config(const Pass& pass, const Config&, void* stream) {
 template <class T, bool kFixed>
 void launch_type(const Pass& pass, int config, void* stream) {
   switch (config) {
-    case 0: return launch_config<T, kFixed, 0>(pass, kConfigs[0], stream);
-    case 1: return launch_config<T, kFixed, 1>(pass, kConfigs[1], stream);
-    case 2: return launch_config<T, kFixed, 2>(pass, kConfigs[2], stream);
-    case 3: return launch_config<T, kFixed, 3>(pass, kConfigs[3], stream);
-    case 4: return launch_config<T, kFixed, 4>(pass, kConfigs[4], stream);
+    case 0: return launch_config<T, kFixed, 0>(pass, stream);
+    case 1: return launch_config<T, kFixed, 1>(pass, stream);
+    case 2: return launch_config<T, kFixed, 2>(pass, stream);
+    case 3: return launch_config<T, kFixed, 3>(pass, stream);
+    case 4: return launch_config<T, kFixed, 4>(pass, stream);
   }
 }
 
 }  // namespace
 
 void sm80_sce_forward_pass(const Pass& pass, Type product, bool fixed_shift, int32_t config, void* stream) {
-  if (product == Type::kFloat16)
-    launch_type<Float16, false>(pass, config, stream);
-  else if (fixed_shift)
-    launch_type<BFloat16, true>(pass, config, stream);
-  else
-    launch_type<BFloat16, false>(pass, config, stream);
+  with_arithmetic(product, fixed_shift,
+                  [&]<class T, bool kFixed>() { launch_type<T, kFixed>(pass, config, stream); });
 }
 
 }  // namespace sce_fast

@@ -310,12 +310,8 @@ void launch_type(const Pass& pass, int config, void* stream) {
 }  // namespace
 
 void sm90_sce_forward_pass(const Pass& pass, Type product, bool fixed_shift, int32_t config, void* stream) {
-  if (product == Type::kFloat16)
-    launch_type<Float16, false>(pass, config, stream);
-  else if (fixed_shift)
-    launch_type<BFloat16, true>(pass, config, stream);
-  else
-    launch_type<BFloat16, false>(pass, config, stream);
+  with_arithmetic(product, fixed_shift,
+                  [&]<class T, bool kFixed>() { launch_type<T, kFixed>(pass, config, stream); });
 }
 
 }  // namespace sce_fast

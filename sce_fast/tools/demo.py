@@ -2,12 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
 
-from sce_fast.config import TrainConfig
+from sce_fast.config import Device, TrainConfig
 from sce_fast.evaluate import knn_top1, linear_top1, pixel_features
 from sce_fast.files import printable
 from sce_fast.model import build_model
@@ -17,7 +16,6 @@ from sce_fast.tools.digits import write_digits
 from sce_fast.tools.report import write_report
 from sce_fast.train import Trainer
 
-Device = Literal["auto", "cpu", "cuda"]
 STAGES = {"_raw_pixels": "raw pixels", "_untrained": "untrained network", "": "after SCE pretraining"}
 
 

@@ -1,8 +1,8 @@
 """Features of anyone's images from a trained run or an exported backbone."""
 
-import os
 from pathlib import Path
 
+from sce_fast.config import default_loader_threads
 from sce_fast.data.index import index_images
 from sce_fast.evaluate import extract_features, save_features
 from sce_fast.exported import open_backbone
@@ -27,7 +27,7 @@ def embed(source: Path, data: Path, *, out: Path | None = None, device: str = "a
     name = printable(data.resolve().name).replace("\\", "_")
     out = out or (source if source.is_dir() else source.parent) / f"features_{name}.safetensors"
     require_new(out)
-    backbone, threads = open_backbone(source), len(os.sched_getaffinity(0))
+    backbone, threads = open_backbone(source), default_loader_threads()
     index = index_images(data, threads=threads)
     target = choose_device(device)
     features = extract_features(

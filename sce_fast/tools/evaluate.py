@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sce_fast.config import EvaluationConfig
+from sce_fast.config import Device, EvaluationConfig, default_loader_threads
 from sce_fast.evaluate import Accuracy, extract_features, knn_accuracy, labelled_indices, linear_accuracy, load_features
 from sce_fast.evaluate.labels import labels_among
 from sce_fast.evaluate.linear import REGULARIZATIONS
@@ -35,28 +34,36 @@ class LabelledSets:
 
 
 def knn(
-    source: Path | None,
+    run: Path | None = None,
+    /,
     *,
     train: Path | None = None,
     test: Path | None = None,
     neighbours: tuple[int, ...] = (10, 20, 100, 200),
     temperature: float = 0.07,
     batch_size: int = 256,
-    device: str = "auto",
+    device: Device = "auto",
     out: Path | None = None,
 ) -> str:
-    """A table of the kNN accuracy for each number of neighbours; `out` gets the same as JSON.
+    """Weighted kNN on frozen features: a table of the accuracy for each number of neighbours.
 
     Args:
-        source: run folder or exported backbone; None when train and test are feature files.
-        train, test: labelled images, or feature files; by default the run's own evaluation folders.
+        run: Run folder, or a file that sce-fast export has written; none for feature files.
+        train: Labelled images (class folders or a list file), or a feature file of sce-fast embed; by default
+            the run's own evaluation folder.
+        test: The same, of what is classified.
+        neighbours: How many vote; several are evaluated at once.
+        temperature: A neighbour votes with exp(cosine / temperature).
+        batch_size: Images at a time.
+        device: auto takes the GPU when there is one.
+        out: JSON file for the results, which must not exist.
 
     Raises:
         ValueError, FileNotFoundError, RuntimeError: bad options, sets without labels or that do not fit together,
             bad image files.
     """
     require_new(out)
-    sets = labelled_sets(source, train, test, batch_size=batch_size, device=device)
+    sets = labelled_sets(run, train, test, batch_size=batch_size, device=device)
     accuracies = knn_accuracy(*sets.to(choose_device(device)), neighbours=neighbours, temperature=temperature)
     results = [
         {"neighbours": k, "temperature": temperature, **dataclasses.asdict(accuracy)}
@@ -68,19 +75,38 @@ def knn(
 
 
 def linear(
-    source: Path | None,
+    run: Path | None = None,
+    /,
     *,
     train: Path | None = None,
     test: Path | None = None,
     regularization: tuple[float, ...] = REGULARIZATIONS,
     max_iterations: int = 1000,
     batch_size: int = 256,
-    device: str = "auto",
+    device: Device = "auto",
     out: Path | None = None,
 ) -> str:
-    """A table of the accuracy of logistic regression on frozen features; arguments and errors as those of knn."""
+    """Logistic regression (L-BFGS, L2) on frozen, standardised features of centre crops: a table of its accuracy.
+
+    This is not the papers' linear evaluation, which trains by SGD on augmented images.
+
+    Args:
+        run: Run folder, or a file that sce-fast export has written; none for feature files.
+        train: Labelled images (class folders or a list file), or a feature file of sce-fast embed; by default
+            the run's own evaluation folder.
+        test: The same, of what is classified.
+        regularization: C, the inverse strength of the penalty. Of several the best on a held-out fifth of each
+            class of train is taken and fitted again to all of train.
+        max_iterations: Of L-BFGS.
+        batch_size: Images at a time.
+        device: Of the backbone; auto takes the GPU when there is one. The regression runs on the CPU.
+        out: JSON file for the results, which must not exist.
+
+    Raises:
+        ValueError, FileNotFoundError, RuntimeError: as knn.
+    """
     require_new(out)
-    sets = labelled_sets(source, train, test, batch_size=batch_size, device=device)
+    sets = labelled_sets(run, train, test, batch_size=batch_size, device=device)
     found = linear_accuracy(*sets.to(torch.device("cpu")), regularization=regularization, max_iterations=max_iterations)
     result = {
         "regularization": found.regularization,
@@ -121,7 +147,7 @@ def labelled_sets(
 
 
 def _from_images(source: Path, train: Path, test: Path, *, batch_size: int, device: torch.device) -> LabelledSets:
-    threads = len(os.sched_getaffinity(0))
+    threads = default_loader_threads()
     backbone = open_backbone(source)
     indices = labelled_indices(EvaluationConfig(train=train, test=test), threads)
     network, view = backbone.network.to(device), backbone.description.view()

@@ -11,8 +11,9 @@ from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.loader import TrainingLoader, evaluation_batches
 from sce_fast.evaluate import extract_features, labelled_indices
 from sce_fast.evaluate.knn import nearest_rows
+from sce_fast.exported import open_backbone
 from sce_fast.log import LOG, read_log
-from sce_fast.run import choose_device, load_backbone, read_config
+from sce_fast.run import choose_device, read_config
 
 PAIRS = 10
 QUERIES, NEIGHBOURS = 10, 5
@@ -59,7 +60,7 @@ def view_pairs(config: TrainConfig, path: Path) -> Path:
 
 def nearest_neighbours(run: Path, path: Path) -> Path:
     """Ten test images, each followed by the train images whose features are nearest."""
-    backbone, config = load_backbone(run)
+    backbone, config = open_backbone(run).network, read_config(run)
     device, threads = choose_device(config.device), config.loader_threads
     indices = labelled_indices(config.evaluation, threads)
     train, test = (

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sce_fast.config import default_loader_threads
 from sce_fast.data.bad import as_text, fault_of_undecoded
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.probe import FILES_AT_ONCE, Probe
@@ -71,7 +72,7 @@ def scan(data: Path, *, quick: bool = False, threads: int | None = None, out: Pa
         FileNotFoundError, ValueError: as list_images; ValueError also where out exists.
     """
     require_new(out)
-    threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    threads = default_loader_threads() if threads is None else threads
     if threads < 1:
         raise ValueError(f"threads={threads}: expected at least 1")
     index = index_images(data, threads=threads)
