@@ -2,8 +2,8 @@ import copy
 
 import numpy as np
 import pytest
+import ranks
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,8 +71,9 @@ def test_bad_keys_are_named():
         KeyQueue(4, 3).enqueue(torch.zeros(2, 5))
 
 
-def _enqueue_on_rank(rank, ranks, store, results):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+def _enqueue_on_rank(results):
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     torch.manual_seed(0)
     queue = KeyQueue(10, 3)
     for step in range(2):
@@ -84,7 +85,7 @@ def _enqueue_on_rank(rank, ranks, store, results):
 
 
 def test_all_ranks_hold_the_same_keys_in_the_same_order(tmp_path):
-    mp.spawn(_enqueue_on_rank, args=(2, tmp_path / "store", tmp_path), nprocs=2)
+    ranks.run(_enqueue_on_rank, tmp_path, ranks=2)
     first, second = (np.load(tmp_path / f"{rank}.npy")[:, 0] for rank in range(2))
     assert first.tolist() == second.tolist()
     # view 0 of rank 0, of rank 1, then view 1; seventeen keys in a ring of ten
