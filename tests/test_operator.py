@@ -1,12 +1,12 @@
 """The loss under torch.compile, fake tensors, autocast and torch.library's own checks."""
 
 import pytest
+import ranks
 import torch
-import torch.multiprocessing as mp
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sce_fast import KeyQueue, SCELoss, sce_loss
-from sce_fast.distributed import gather_keys
+from sce_fast.distributed import gather_keys, process_group
 from sce_fast.tools.parity import make_inputs
 
 BACKENDS = ("cpu", "reference")
@@ -142,33 +142,33 @@ def test_compiles_to_machine_code():
     torch.testing.assert_close(inputs.query.grad, leaf.grad)
 
 
-def _step_on_rank(rank, ranks, store, results):
-    """A step of DDP with gathered keys, each rank with its slice of the batch."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-    inputs, queue = make_inputs("random", n=6, d=16, k=40).to(torch.float32), KeyQueue(40, 16)
-    queue.keys.copy_(inputs.queue)
-    own = slice(3 * rank, 3 * rank + 3) if ranks > 1 else slice(None)
-    torch.manual_seed(0)
-    network = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(16, 16), broadcast_buffers=False)
-    key = inputs.key[own]
-    loss = sce_loss(
-        network(inputs.query[own]),
-        key,
-        queue.keys,
-        normalize=True,
-        batch_keys=gather_keys(key),
-        row_offset=own.start or 0,
-    )
-    queue.enqueue(key)
-    loss.backward()
-    torch.save((network.module.weight.grad, queue.keys), f"{results}/{ranks}_{rank}.pt")
-    torch.distributed.destroy_process_group()
+def _step_on_rank(results):
+    """A step of DDP with gathered keys, each rank with its slice of the batch; on one rank without DDP."""
+    with process_group(torch.device("cpu")) as group:
+        inputs, queue = make_inputs("random", n=6, d=16, k=40).to(torch.float32), KeyQueue(40, 16)
+        queue.keys.copy_(inputs.queue)
+        own = slice(3 * group.rank, 3 * group.rank + 3) if group.size > 1 else slice(None)
+        torch.manual_seed(0)
+        linear = torch.nn.Linear(16, 16)
+        network = torch.nn.parallel.DistributedDataParallel(linear) if group.size > 1 else linear
+        key = inputs.key[own]
+        loss = sce_loss(
+            network(inputs.query[own]),
+            key,
+            queue.keys,
+            normalize=True,
+            batch_keys=gather_keys(key),
+            row_offset=own.start or 0,
+        )
+        queue.enqueue(key)
+        loss.backward()
+        torch.save((linear.weight.grad, queue.keys), f"{results}/{group.size}_{group.rank}.pt")
 
 
 @pytest.mark.slow
 def test_two_ranks_compute_the_gradient_of_one(tmp_path):
-    for ranks in (1, 2):
-        mp.spawn(_step_on_rank, args=(ranks, tmp_path / f"store{ranks}", tmp_path), nprocs=ranks)
+    for count in (1, 2):
+        ranks.run(_step_on_rank, tmp_path, ranks=count)
     alone, *together = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1_0", "2_0", "2_1"))
     for gradient, keys in together:
         torch.testing.assert_close(gradient, alone[0], rtol=1e-5, atol=1e-7)
