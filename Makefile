@@ -5,7 +5,7 @@
 # make lint    ruff and mypy                             make venv        only the set-up
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := cuda130,train,evaluate,pictures,dev
+EXTRAS := cuda130,train,evaluate,pictures,tensorboard,dev
 # torch first: the extension is built against it, so the build runs without isolation
 BUILD_TOOLS := pip setuptools pybind11 ninja torch numpy
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sce_fast.files import flush, printable
+from sce_fast.files import counted, flush, printable
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
@@ -112,8 +112,9 @@ def restore(checkpoint: Checkpoint, modules: Mapping[str, nn.Module], optimizer:
     """Puts back what `collect` gave.
 
     Raises:
-        RuntimeError: a tensor is missing, unknown or of another shape.
+        ValueError: a tensor is missing, unknown or of another shape: the networks are built in another way than then.
     """
+    _require_same_tensors(checkpoint, modules)
     for name, module in modules.items():
         module.load_state_dict(_under(checkpoint.tensors, f"{name}."))
     entries: dict[int, dict[str, Tensor]] = {}
@@ -121,6 +122,27 @@ def restore(checkpoint: Checkpoint, modules: Mapping[str, nn.Module], optimizer:
         parameter, entry = key.split(".", 1)
         entries.setdefault(int(parameter), {})[entry] = t
     optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+
+
+def _require_same_tensors(checkpoint: Checkpoint, modules: Mapping[str, nn.Module]) -> None:
+    now = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
+    then = {key: t for key, t in checkpoint.tensors.items() if key.split(".", 1)[0] in modules}
+    reshaped = [
+        f"{key} {tuple(then[key].shape)} then, {tuple(now[key].shape)} now"
+        for key in sorted(now.keys() & then.keys())
+        if now[key].shape != then[key].shape
+    ]
+    differences = {
+        "in the checkpoint alone": sorted(then.keys() - now.keys()),
+        "in today's networks alone": sorted(now.keys() - then.keys()),
+        "of another shape": reshaped,
+    }
+    lines = counted(differences)
+    if lines:
+        raise ValueError(
+            "the checkpoint is of other networks than this version of the code and its packages build from the "
+            "config; resume with those that began the run, or start in another --out:\n  " + "\n  ".join(lines)
+        )
 
 
 def random_state(device: torch.device) -> Tensor:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ EXTRA_OF = {
     "matplotlib": "pictures",
     "PIL": "pictures",
 }
+_WARN = warnings.showwarning
 USAGE = """\
 usage: sce-fast COMMAND …            sce-fast COMMAND --help for its options
 
@@ -46,6 +48,7 @@ def train(arguments: list[str]) -> None:
     config = tyro.cli(
         type(default), default=default, args=rest, prog=f"sce-fast train {name}", description=make.__doc__
     )
+    from sce_fast.run import SUMMARY
     from sce_fast.train import train
 
     summary = train(config)
@@ -53,7 +56,8 @@ def train(arguments: list[str]) -> None:
         return
     print(f"{summary.steps} steps at {summary.images_per_second} images/s, final loss {summary.final_loss:.4f}")
     out = printable(config.out)
-    print(f"In {out}: next, sce-fast embed {out} DIR or sce-fast report {out}")
+    pictures = [path.name for path in sorted(config.out.glob("*.png"))]
+    print(f"In {out}: {', '.join([SUMMARY, *pictures])}; next, sce-fast embed {out} DIR")
 
 
 def embed(arguments: list[str]) -> None:
@@ -217,14 +221,15 @@ def parity(arguments: list[str]) -> None:
 
 
 def bench(arguments: list[str]) -> None:
-    """bench loss | step | overhead | queue | loader | coefficient | acceptance: measure against named peers"""
+    """bench loss | step | loop | overhead | queue | loader | coefficient | acceptance: measure against named peers"""
     import tyro
 
-    from sce_fast.benchmarks import acceptance, coefficient, loader, loss, overhead, queue, step
+    from sce_fast.benchmarks import acceptance, coefficient, loader, loop, loss, overhead, queue, step
 
     benchmarks: dict[str, Callable[..., Any]] = {
         "loss": loss.main,
         "step": step.main,
+        "loop": loop.main,
         "overhead": overhead.main,
         "queue": queue.main,
         "loader": loader.main,
@@ -262,9 +267,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(USAGE.format(commands="\n".join(f"  {_first_line(command)}" for command in COMMANDS.values())))
         sys.exit(0 if arguments else 2)
     name, *rest = arguments
+    warnings.showwarning = _show_warning
     try:
         pick("command", name, COMMANDS)(rest)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
         if os.environ.get("SCE_FAST_TRACEBACK") == "1":
             raise
         print(f"sce-fast: {error}{_what_to_install(error)}\n(SCE_FAST_TRACEBACK=1 shows where)", file=sys.stderr)
@@ -272,6 +278,16 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("sce-fast: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *place: Any, **more: Any) -> None:
+    """This package's own warnings as a line for users, above a progress bar; others with the place they come from."""
+    if issubclass(category, UserWarning) and Path(filename).is_relative_to(Path(__file__).parent):
+        from sce_fast.log import say
+
+        say(f"Warning: {message}")
+    else:
+        _WARN(message, category, filename, *place, **more)
 
 
 def _what_to_install(error: Exception) -> str:

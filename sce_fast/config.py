@@ -212,6 +212,8 @@ class TrainConfig:
     """How many of the newest checkpoints stay."""
     log_every: int = 10
     """Steps between two lines of the log; the loss is read from the device only then."""
+    pictures: bool = True
+    """Draw curves, view pairs and nearest neighbours into the run folder at the end, where matplotlib is installed."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -1,7 +1,7 @@
 """Files that are whole or absent, whenever the process is killed; names that print on any terminal."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +52,15 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def counted(names: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each kind of difference that has names: how many, which kind, and the first five of them."""
+    return [
+        f"{len(found)} {kind}: {', '.join(map(printable, found[:5]))}{', …' if len(found) > 5 else ''}"
+        for kind, found in names.items()
+        if found
+    ]
 
 
 def printable(path: str | Path) -> str:

@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 
-from sce_fast.checkpoint import checkpoints
+from sce_fast.checkpoint import checkpoints, remove_unfinished
 from sce_fast.config import TrainConfig, from_json, to_json
 from sce_fast.data.index import ImageIndex
-from sce_fast.files import printable, write_atomically
+from sce_fast.files import counted, printable, write_atomically
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 SUMMARY, BAD_FILES, IMAGES = "summary.json", "bad_files.txt", "images.json.gz"
 # What may differ between a run and its continuation: none of it changes a number. The folder may have moved; that it
 # holds the same images is checked by their fingerprint.
-FREE_TO_CHANGE = frozenset(("resume", "out", "data", "loader_threads", "checkpoint_every", "keep_checkpoints"))
+FREE_TO_CHANGE = frozenset(
+    ("resume", "out", "data", "loader_threads", "checkpoint_every", "keep_checkpoints", "pictures")
+)
 
 
 def open_run(config: TrainConfig) -> Path | None:
@@ -39,6 +41,7 @@ def open_run(config: TrainConfig) -> Path | None:
             f"out={printable(config.out)} was begun with another config; resume with the same, or start in another "
             "--out:\n  " + "\n  ".join(differences)
         )
+    remove_unfinished(config.out / CHECKPOINTS)
     found = checkpoints(config.out / CHECKPOINTS)
     return found[-1] if found else None
 
@@ -63,21 +66,32 @@ def keep_image_list(run: Path, index: ImageIndex) -> None:
         for name in before.keys() & now.keys()
         if before[name] != now[name] and [0, 0] not in (before[name], now[name])
     ]
-    differences = [
-        f"{len(names)} {what}: " + ", ".join(map(printable, sorted(names)[:5])) + (", …" if len(names) > 5 else "")
-        for what, names in (
-            ("missing", before.keys() - now.keys()),
-            ("new", now.keys() - before.keys()),
-            ("of another size", changed),
-        )
-        if names
-    ]
+    differences = counted(
+        {
+            "missing": sorted(before.keys() - now.keys()),
+            "new": sorted(now.keys() - before.keys()),
+            "of another size": sorted(changed),
+        }
+    )
     if not differences and list(before) != list(now):
         differences = ["the same images in another order"]
     if differences:
         raise ValueError(
             f"data={printable(index.listing.root)} is not what the run in {printable(run)} began with; restore it, or "
             "start in another --out:\n  " + "\n  ".join(differences)
+        )
+
+
+def require_same_images(config: TrainConfig, index: ImageIndex, fingerprint: str) -> None:
+    """Makes sure that a checkpoint was made over this list of images.
+
+    Raises:
+        ValueError: it was not.
+    """
+    if index.fingerprint != fingerprint:
+        raise ValueError(
+            f"data={printable(config.data)} is not what the newest checkpoint in {printable(config.out)} was trained "
+            f"on: the list of its {len(index)} images has the fingerprint {index.fingerprint}, expected {fingerprint}"
         )
 
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sce_fast.checkpoint import collect, load_checkpoint, random_state, restore, restore_random_state, save_checkpoint
-from sce_fast.config import TrainConfig
+from sce_fast.config import TrainConfig, to_json
+from sce_fast.data.bad import as_text, require_few
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.distributed import Ranks, Vote, current_ranks, process_group
@@ -23,13 +24,22 @@ from sce_fast.estimate import estimate
 from sce_fast.evaluate import extract_features, knn_top1, labelled_indices
 from sce_fast.files import printable, write_atomically
 from sce_fast.log import RunLog, progress_bar, say
-from sce_fast.run import BAD_FILES, CHECKPOINTS, choose_device, keep_image_list, open_run, write_summary
+from sce_fast.run import (
+    BAD_FILES,
+    CHECKPOINTS,
+    choose_device,
+    keep_image_list,
+    open_run,
+    require_same_images,
+    write_summary,
+)
 from sce_fast.schedules import learning_rate, momentum
 from sce_fast.step import TrainingStep
 from sce_fast.stop import Stopped, StopRequest
+from sce_fast.versions import versions
 
 # What a resumed run reports as if it had never stopped.
-CARRIED_OVER = ("seconds", "data_seconds", "final_loss", "knn_top1")
+CARRIED_OVER = ("seconds", "data_seconds", "final_loss", "knn_top1", "bad_files")
 ESTIMATE_FROM = 50  # steps still to go; of a shorter run the trial would be too large a part
 
 
@@ -90,7 +100,7 @@ class Trainer:
         self.seconds = self.data_seconds = 0.0
         self.final_loss: float | None = None  # the loss last logged
         self.knn_top1: float | None = None  # of the last evaluation
-        self.noted_bad_files = 0
+        self.bad_files: dict[str, str] = {}  # path → reason, of all ranks, since the run began
         self._since_read: deque[tuple[int, list[NDArray[np.int64]]]] = deque()  # samples of steps not yet looked at
         newest = self.ranks.first(self._open)
         if newest is not None:
@@ -128,30 +138,30 @@ class Trainer:
         vote = Vote(self.ranks)
         self._evaluate_if_due(request)
         while self.step < self.total_steps:
-            started = time.perf_counter()
-            parts: list[NDArray[np.int64]] = []
-            self._since_read.append((self.step, parts))
-            measures = self.training_step(
-                self._batches(parts),
-                number=self.step,
-                learning_rate=self._learning_rate(),
-                momentum=self._momentum(),
-            )
-            self.step += 1
-            last, stops = self.step == self.total_steps, vote(request.name is not None)
-            if self.step % self.config.log_every == 0 or last:
-                self._log(measures)
-                bar.set_postfix(
-                    loss=f"{self.final_loss:.3f}", **self._rates(self.seconds + time.perf_counter() - started)
-                )
-            self.seconds += time.perf_counter() - started
-            if self.step % self.config.checkpoint_every == 0 or last or stops or self._evaluation_is_due():
-                self.save()
-            if stops:
-                self._say_stopped(request.name)
-                raise Stopped
-            self._evaluate_if_due(request)
-            bar.update()
+            self.advance(request, vote, bar)
+
+    def advance(self, request: StopRequest, vote: Vote, bar: Any) -> None:
+        """One step, and what is due after it: a line of the log, a checkpoint, an evaluation, the end of the run."""
+        started = time.perf_counter()
+        parts: list[NDArray[np.int64]] = []
+        self._since_read.append((self.step, parts))
+        measures = self.training_step(
+            self._batches(parts), number=self.step, learning_rate=self._learning_rate(), momentum=self._momentum()
+        )
+        self.step += 1
+        last, stops = self.step == self.total_steps, vote(request.name is not None)
+        if self.step % self.config.log_every == 0 or last:
+            self._log(measures)
+            rates = self._rates(self.seconds + time.perf_counter() - started)
+            bar.set_postfix(loss=f"{self.final_loss:.3f}", **rates, refresh=False)
+        self.seconds += time.perf_counter() - started
+        if self.step % self.config.checkpoint_every == 0 or last or stops or self._evaluation_is_due():
+            self.save()
+        if stops:
+            self._say_stopped(request.name)
+            raise Stopped
+        self._evaluate_if_due(request)
+        bar.update()
 
     def _batches(self, samples: list[NDArray[np.int64]]) -> Iterator[list[Tensor]]:
         """The parts of the next step's batch; notes their samples and how long they were waited for."""
@@ -200,6 +210,7 @@ class Trainer:
             "loader": self.loader.state_dict(),
             **{name: getattr(self, name) for name in CARRIED_OVER},
             "backend": self.training_step.backend,
+            "config": to_json(self.config),
             "data_fingerprint": self.index.fingerprint,
             "circumstances": self._circumstances(),
         }
@@ -215,6 +226,7 @@ class Trainer:
 
     def _restore(self, path: Path) -> None:
         checkpoint = load_checkpoint(path)
+        require_same_images(self.config, self.index, checkpoint.state["data_fingerprint"])
         restore(checkpoint, self.training_step.modules, self.training_step.optimizer)
         if (state := checkpoint.tensors.get(f"random.{self.ranks.rank}")) is not None:
             restore_random_state(state, self.device)
@@ -231,10 +243,11 @@ class Trainer:
     def _circumstances(self) -> dict[str, Any]:
         """What the bits of a run depend on, beside its config."""
         return {
-            "torch": torch.__version__,
+            **versions(),
             "ranks": self.ranks.size,
             "device": self._device_name(),
             "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
+            "instructions": torch.backends.cpu.get_cpu_capability(),
         }
 
     def _evaluation_is_due(self) -> bool:
@@ -281,12 +294,14 @@ class Trainer:
         )
 
     def _note_bad_files(self) -> None:
-        own = [printable(path) for path in self.loader.bad_files]
-        names = sorted({name for rank in self.ranks.gather(own) for name in rank})
-        if len(names) > self.noted_bad_files:
-            self.noted_bad_files = len(names)
-            text = "".join(f"{name}\n" for name in names)
-            self.ranks.first(lambda: write_atomically(self.config.out / BAD_FILES, text))
+        """Writes down what any rank has had to replace since the run began; too many of today's stop all ranks."""
+        today: dict[str, str] = {}
+        for found in self.ranks.gather(self.loader.bad_files):
+            today |= found
+        if today.keys() - self.bad_files.keys():
+            self.bad_files = dict(sorted((self.bad_files | today).items()))
+            self.ranks.first(lambda: write_atomically(self.config.out / BAD_FILES, as_text(self.bad_files)))
+        require_few(today, len(self.index))
 
     def _learning_rate(self) -> float:
         warmup = round(self.config.optimizer.warmup_epochs * self.steps_per_epoch)
@@ -339,7 +354,7 @@ class Trainer:
 
 
 def train(config: TrainConfig) -> Summary:
-    """Runs a config to its end, or from its newest checkpoint when it says `resume`, and writes summary.json.
+    """Runs a config to its end, or from its newest checkpoint when it says `resume`; writes summary.json and pictures.
 
     Under torchrun the ranks share each batch.
 
@@ -353,4 +368,15 @@ def train(config: TrainConfig) -> Summary:
     with process_group(choose_device(config.device)) as ranks:
         summary = Trainer(config, ranks).train()
         ranks.first(lambda: write_summary(config.out, asdict(summary)))
+        if config.pictures:
+            ranks.first(lambda: _draw_pictures(config.out))
     return summary
+
+
+def _draw_pictures(run: Path) -> None:
+    from sce_fast.tools.report import write_report
+
+    try:
+        write_report(run)
+    except ImportError as error:
+        say(f"No pictures: {error}")

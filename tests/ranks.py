@@ -5,8 +5,11 @@ import os
 import socket
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import torch
+
+from sce_fast.cli import main
 
 
 def _context() -> ForkServerContext:
@@ -44,6 +47,23 @@ def join(processes: list[BaseProcess], timeout: float = 120) -> list[int | None]
 def run(function, *arguments, ranks: int = 1) -> None:
     """Runs function(*arguments) in the ranks; each has to end well."""
     assert join(start(function, *arguments, ranks=ranks)) == [0] * ranks
+
+
+def command(words, output: Path, fault=None, ranks: int = 1) -> list[int | None]:
+    """Runs `sce-fast WORDS`, in each of the ranks; returns the exit codes. What rank r tells goes to OUTPUT.r.
+
+    fault() is called before, in the same process: it may break something there.
+    """
+    return join(start(_command, [str(word) for word in words], output, fault, ranks=ranks))
+
+
+def _command(words, output, fault):
+    told = os.open(f"{output}.{os.environ.get('RANK', 0)}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(told, stream)
+    if fault is not None:
+        fault()
+    main(words)
 
 
 def _run(rank, ranks, port, function, arguments):

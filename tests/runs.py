@@ -20,6 +20,7 @@ def small_config(data: Path, out: Path, **changes) -> TrainConfig:
         checkpoint_every=2,
         keep_checkpoints=3,
         log_every=1,
+        pictures=False,
         views=ViewsConfig(names=("alpha", "beta"), sizes=(32,)),
         model=ModelConfig(
             backbone="resnet18", width=8, small_input=True, projector_hidden=(16,), dim=8, predictor_hidden=16

@@ -3,14 +3,12 @@
 import dataclasses
 import json
 import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
 import ranks
 import torch
-from runs import assert_same_run, final_tensors, small_config
+from runs import final_tensors, small_config
 from torch import nn
 
 from sce_fast.batch_norm import GroupedBatchNorm2d, SyncBatchNorm, grouped, synchronized
@@ -18,7 +16,6 @@ from sce_fast.config import EvaluationConfig, LossConfig, OptimizerConfig
 from sce_fast.data.index import index_images
 from sce_fast.distributed import process_group
 from sce_fast.step import TrainingStep
-from sce_fast.stop import REQUEUE
 from sce_fast.train import Trainer, train
 
 CPU = torch.device("cpu")
@@ -231,28 +228,6 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_before_damage(photo_folder, t
     index = index_images(photo_folder)
     assert {line.split("\t")[0] for line in names} == {"rank 0", "rank 1"}
     assert {line.split("\t")[1] for line in names} <= set(index.listing.names)
-
-
-def test_a_signal_to_one_rank_stops_both_and_they_go_on(photo_folder, tmp_path):
-    changes = dict(epochs=8, loader_threads=1, checkpoint_every=1000, evaluation=EvaluationConfig())
-    config = small_config(photo_folder, tmp_path / "run", **changes)
-    whole = small_config(photo_folder, tmp_path / "whole", **changes)
-    ranks.run(train, whole, ranks=2)
-    processes = ranks.start(train, config, ranks=2)
-    wait_for_line(config.out / "log.jsonl", 3)
-    os.kill(processes[1].pid, signal.SIGTERM)
-    assert ranks.join(processes) == [REQUEUE, REQUEUE]
-    steps = len((config.out / "log.jsonl").read_text().splitlines())
-    assert 3 <= steps < 24
-    ranks.run(train, dataclasses.replace(config, resume=True), ranks=2)
-    assert_same_run(config.out, whole.out)
-
-
-def wait_for_line(path, count, seconds=60):
-    end = time.monotonic() + seconds
-    while not (path.exists() and len(path.read_text().splitlines()) >= count):
-        assert time.monotonic() < end, f"{path} has no {count} lines"
-        time.sleep(0.01)
 
 
 def test_what_the_first_rank_refuses_all_refuse(photo_folder, tmp_path):

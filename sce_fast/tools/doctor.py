@@ -1,6 +1,5 @@
 """What is here and what is missing: versions, devices, and each backend of the loss with the reason if it is out."""
 
-import importlib.metadata
 import platform
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from sce_fast import native, native_cuda
 from sce_fast.backends import BACKENDS
 from sce_fast.problem import DTYPES, Problem
+from sce_fast.versions import installed_version
 
 PACKAGES = {
     "torch": "everything",
@@ -22,8 +22,11 @@ PACKAGES = {
 
 def report() -> str:
     """A text for people; nothing is changed and no device is needed."""
-    lines = [f"sce_fast {version('sce_fast')} on Python {platform.python_version()}, {platform.platform()}", ""]
-    lines += [f"  {name:<22}{version(name) or 'missing':<16}for {use}" for name, use in PACKAGES.items()]
+    lines = [
+        f"sce_fast {installed_version('sce_fast')} on Python {platform.python_version()}, {platform.platform()}",
+        "",
+    ]
+    lines += [f"  {name:<22}{installed_version(name) or 'missing':<16}for {use}" for name, use in PACKAGES.items()]
     lines += ["", "Devices"]
     lines.append(f"  CPU: {torch.get_num_threads()} threads, torch uses {torch.backends.cpu.get_cpu_capability()}")
     if torch.cuda.is_available():
@@ -49,13 +52,6 @@ def report() -> str:
         by_name = [name for name, backend in BACKENDS.items() if not backend.automatic]
         lines.append(f"  by name only, until run on a GPU: {', '.join(by_name)}")
     return "\n".join(lines)
-
-
-def version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _cuda_build() -> str:

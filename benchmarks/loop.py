@@ -1,0 +1,156 @@
+"""What the trainer adds to a bare loop: the demo's steps with everything that a run does beside them, and without.
+
+sce-fast bench loop        (two minutes on two CPU cores)
+"""
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from sce_fast.benchmarks.record import machine, write_record
+from sce_fast.config import EvaluationConfig, TrainConfig
+from sce_fast.data.loader import TrainingLoader
+from sce_fast.distributed import Vote
+from sce_fast.log import progress_bar
+from sce_fast.loss import sce_loss
+from sce_fast.model import build_model
+from sce_fast.queue import KeyQueue
+from sce_fast.recipes import demo
+from sce_fast.stop import StopRequest
+from sce_fast.tools.digits import write_digits
+from sce_fast.train import Trainer
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Medians over alternating turns in one process."""
+
+    bare_seconds: float  # of a step of the bare loop
+    trainer_seconds: float  # of a step of the trainer, checkpoints left out
+    save_seconds: float  # of a checkpoint, flushed to the disk
+    save_every: int
+
+    @property
+    def trainer_share(self) -> float:
+        """What the trainer adds, as a share of the bare loop."""
+        return self.trainer_seconds / self.bare_seconds - 1
+
+    @property
+    def save_share(self) -> float:
+        """What a checkpoint every `save_every` steps adds, as a share of the trainer's steps."""
+        return self.save_seconds / (self.save_every * self.trainer_seconds)
+
+
+def main(
+    data: Path = Path("data/digits"),
+    rounds: int = 15,
+    steps: int = 22,
+    save_every: int = 50,
+    out: Path | None = None,
+) -> Cost:
+    """The demo's training beside a bare loop over the same batches; and what checkpoints cost.
+
+    The trainer's part: the guard against what is not finite with its masks, clipping, schedules, the log, the progress
+    bar, TensorBoard where it is installed, bad files, signals. The bare loop's: loader, networks, loss, backward pass,
+    torch's SGD, momentum update, queue.
+
+    Args:
+        data: The demo's images.
+        rounds: Turns of each.
+        steps: Of a turn; the demo logs every eleventh.
+        save_every: Steps between two checkpoints.
+        out: JSON file for the record.
+    """
+    here = machine()
+    train, _ = write_digits(data)
+    with tempfile.TemporaryDirectory() as folder:
+        config = everything_on(demo(data=train, out=Path(folder) / "run"), steps * (rounds + 1))
+        trainer = Trainer(config)
+        cost = measure(trainer, bare_loop(trainer), rounds, steps, save_every)
+    print(table(cost))
+    if out is not None:
+        shares = {"trainer_share": cost.trainer_share, "save_share": cost.save_share}
+        write_record(out, {"machine": here, **asdict(cost), **shares, "rounds": rounds, "steps": steps})
+    return cost
+
+
+def everything_on(config: TrainConfig, steps: int) -> TrainConfig:
+    """The demo's recipe for at least so many steps, clipped, without checkpoints and evaluations of its own."""
+    return dataclasses.replace(
+        config,
+        epochs=max(config.epochs, steps),
+        checkpoint_every=10**9,
+        evaluation=EvaluationConfig(),
+        optimizer=dataclasses.replace(config.optimizer, clip_norm=10.0),
+    )
+
+
+def bare_loop(trainer: Trainer) -> Callable[[int], None]:
+    """A function that takes so many steps with what a training loop cannot do without, on networks of its own."""
+    config, device = trainer.config, trainer.device
+    loader = TrainingLoader(
+        trainer.index, config.views.augmentations(), batch_size=config.batch_size, seed=config.seed,
+        threads=config.loader_threads, device=trainer.loader.device,
+    )  # fmt: skip
+    model = build_model(config.model, device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    queue = KeyQueue(config.loss.queue, config.model.dim).to(device)
+    settings = config.optimizer
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(
+        parameters, lr=config.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+
+    def take(steps: int) -> None:
+        for _ in range(steps):
+            views = [v.to(device, memory_format=torch.channels_last, non_blocking=True) for v in next(loader).views]
+            query, key = model(views)
+            loss = sce_loss(query, key, queue.keys, **config.loss.arguments())
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            model.update_momentum(config.model.momentum)
+            queue.enqueue(key)
+
+    return take
+
+
+def measure(trainer: Trainer, bare: Callable[[int], None], rounds: int, steps: int, save_every: int) -> Cost:
+    """Takes turns, of which the first are not counted."""
+    times: dict[str, list[float]] = {"bare": [], "trainer": [], "save": []}
+    vote = Vote(trainer.ranks)
+    with StopRequest() as request, progress_bar(2 * (rounds + 1) * steps, "Measuring") as bar:
+
+        def whole(count: int) -> None:
+            for _ in range(count):
+                trainer.advance(request, vote, bar)
+
+        for _ in range(rounds + 1):
+            times["bare"].append(_seconds(lambda: bare(steps), trainer.device) / steps)
+            bar.update(steps)
+            times["trainer"].append(_seconds(lambda: whole(steps), trainer.device) / steps)
+            times["save"].append(_seconds(trainer.save, trainer.device))
+    trainer.log.close()
+    return Cost(*(statistics.median(values[1:]) for values in times.values()), save_every)
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def table(cost: Cost) -> str:
+    return (
+        f"a step of the bare loop       {1e3 * cost.bare_seconds:8.1f} ms\n"
+        f"a step of the trainer         {1e3 * cost.trainer_seconds:8.1f} ms  {cost.trainer_share:+.1%}\n"
+        f"a checkpoint                  {1e3 * cost.save_seconds:8.1f} ms  {cost.save_share:+.1%} "
+        f"of the time, made every {cost.save_every} steps"
+    )
