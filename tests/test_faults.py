@@ -9,6 +9,9 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -387,6 +390,42 @@ def test_a_signal_during_an_evaluation(tell, tmp_path, data, undisturbed):
     broken.resume(tmp_path / "whole")
     kept = f"step 6; {SAME_BITS}, the evaluation first"
     tell(SIGNALS, "SIGTERM during the evaluation after step 6", broken.codes, broken.output, kept)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_torchrun(tell, tmp_path, data, number):
+    """It passes on what it handles, waits, and ends with a status of its own."""
+    run = tmp_path / "run"
+    torchrun, program = (Path(sys.executable).with_name(name) for name in ("torchrun", "sce-fast"))
+    start = [torchrun, "--standalone", "--nproc-per-node", 2, "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"]
+
+    def launch(out, *more):
+        command = words(data, out, "--epochs", 80, "--checkpoint-every", 1000, *more)
+        command = [str(word) for word in (*start, "--no-python", program, *command)]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    process = launch(run)
+    wait_for_lines(run / "log.jsonl", 3, process)
+    process.send_signal(number)
+    output, status = process.communicate(timeout=120)[1], process.returncode
+    step = int(checkpoints(run / "checkpoints")[-1].name.removeprefix("step_"))
+    assert 3 <= step < 240
+    for folder, more in ((run, ["--resume"]), (tmp_path / "whole", [])):
+        process = launch(folder, *more)
+        _, text = process.communicate(timeout=240)
+        assert process.returncode == 0, text
+    assert_same_run(run, tmp_path / "whole")
+    (said,) = (line.replace(f"step {step} ", "step N ") for line in output.splitlines() if line.startswith("Stopped"))
+    kept = f"step N; {SAME_BITS}; there is no `summary.json` yet"
+    fault = f"{number.name} to `torchrun --signals-to-handle SIGTERM,SIGINT,SIGUSR1`, two ranks"
+    tell(SIGNALS, fault, [status], said, kept)
+
+
+def wait_for_lines(path, count, process):
+    while not (path.exists() and len(path.read_text().splitlines()) >= count):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
 
 
 def kill_while_writing():
