@@ -8,7 +8,6 @@ sce-fast bench step --model.backbone resnet18 --batch-size 8 --size 64 --loss.qu
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,14 +17,10 @@ from torch import Tensor
 
 from sce_fast.benchmarks.measure import stage_seconds
 from sce_fast.benchmarks.record import machine, write_record
-from sce_fast.config import LossConfig, ModelConfig, ViewsConfig, to_json
+from sce_fast.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig, to_json
 from sce_fast.log import progress_bar
-from sce_fast.loss import sce_loss
-from sce_fast.model import build_model
-from sce_fast.optim import build_optimizer
-from sce_fast.queue import KeyQueue
+from sce_fast.step import STAGES, TrainingStep
 
-STAGES = ("networks", "loss", "backward", "optimizer", "momentum", "queue")
 OURS = ("loss", "momentum", "queue")  # what the method adds to two networks and an optimizer
 Precision = Literal["bfloat16", "float32"]
 
@@ -84,7 +79,7 @@ def main(
         views = (
             synthetic(batch_size, size, place) if images is None else loaded(images, batch_size, size, place, threads)
         )
-        step = Step(model, loss, precision, optimizer, place)
+        step = training_step(model, loss, batch_size, size, precision, optimizer, place)
         speed = measure(step, views, batch_size, warmup, steps, place)
     finally:
         torch.set_num_threads(threads_before)
@@ -100,45 +95,33 @@ def main(
     return speed
 
 
-class Step:
-    """A step on the public pieces, as train.py takes it."""
-
-    def __init__(self, model: ModelConfig, loss: LossConfig, precision: str, optimizer: str, device: str) -> None:
-        self.loss, self.device, self.precision = loss, device, precision
-        self.model = build_model(model).to(device, memory_format=torch.channels_last)
-        self.queue = KeyQueue(loss.queue, model.dim, dtype=getattr(torch, loss.queue_dtype)).to(device)
-        self.optimizer = build_optimizer(self.model, optimizer, lr=0.3, momentum=0.9, weight_decay=1e-6)
-        self.backend = loss.backend
-
-    def __call__(self, views: list[Tensor], mark: Callable[[], None]) -> None:
-        """One step; `mark` is called before each stage of STAGES."""
-        mark()
-        with self._autocast():
-            query, key = self.model(views)
-        mark()
-        loss, statistics = sce_loss(query, key, self.queue.keys, **self.loss.arguments(), return_statistics=True)
-        self.backend = statistics.backend
-        mark()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        mark()
-        self.optimizer.step()
-        mark()
-        self.model.update_momentum(0.99)
-        mark()
-        self.queue.enqueue(key)
-
-    def _autocast(self) -> Any:
-        return nullcontext() if self.precision == "float32" else torch.autocast(self.device, dtype=torch.bfloat16)
+def training_step(
+    model: ModelConfig, loss: LossConfig, batch_size: int, size: int, precision: Precision, optimizer: str, device: str
+) -> TrainingStep:
+    """The trainer's own step, guard and masks included."""
+    config = TrainConfig(
+        data=Path(), out=Path(), batch_size=batch_size, precision=precision, model=model, loss=loss,
+        views=ViewsConfig(sizes=(size,)), optimizer=OptimizerConfig(name=optimizer),  # type: ignore[arg-type]
+    )  # fmt: skip
+    return TrainingStep(config, torch.device(device))
 
 
-def measure(step: Step, views: Iterator[list[Tensor]], batch_size: int, warmup: int, steps: int, device: str) -> Speed:
+def measure(
+    step: TrainingStep, views: Iterator[list[Tensor]], batch_size: int, warmup: int, steps: int, device: str
+) -> Speed:
     """The same steps twice: without a look at the clock in between, and stage by stage."""
     with progress_bar(warmup + 2 * steps, "Measuring", unit="step") as bar:
 
+        def one(batch: list[Tensor]) -> None:
+            step([batch], number=0, learning_rate=0.01, momentum=0.99)
+
+        def marked(batch: list[Tensor], mark: Callable[[], None]) -> None:
+            step.mark = mark
+            one(batch)
+
         def take(count: int) -> None:
             for _ in range(count):
-                step(next(views), lambda: None)
+                one(next(views))
                 bar.update()
 
         take(warmup)
@@ -150,7 +133,7 @@ def measure(step: Step, views: Iterator[list[Tensor]], batch_size: int, warmup: 
         turns = []
         for _ in range(steps):
             batch = next(views)
-            turns.append(stage_seconds(lambda mark, batch=batch: step(batch, mark), device))
+            turns.append(stage_seconds(lambda mark, batch=batch: marked(batch, mark), device))
             bar.update()
     stages = dict(zip(STAGES, (statistics.median(column) for column in zip(*turns, strict=True)), strict=True))
     share = sum(stages[name] for name in OURS) / sum(stages.values())

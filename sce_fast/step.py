@@ -1,7 +1,7 @@
 """One optimizer step: networks, loss, gradients, optimizer, momentum encoder, queue. The host waits for none of it."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,6 +17,8 @@ from sce_fast.loss import SCEStatistics, sce_loss
 from sce_fast.model import build_model
 from sce_fast.optim import build_optimizer
 from sce_fast.queue import KeyQueue
+
+STAGES = ("networks", "loss", "backward", "optimizer", "momentum", "queue")
 
 
 class TrainingStep:
@@ -58,6 +60,7 @@ class TrainingStep:
         )
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.backend = config.loss.backend  # the one that ran, from the first step on
+        self.mark: Callable[[], None] = lambda: None  # called before each of STAGES, for who times them
         if config.compile:
             self.model.compile()
         self.network: nn.Module = self.model
@@ -93,11 +96,14 @@ class TrainingStep:
                 key, measured = self._differentiate(views, number, part)
             keys.append(gather_keys(key))
             measures.append(measured)
+        self.mark()
         skip = self.guard.check([p.grad for p in self.parameters if p.grad is not None], number)
         if self.config.optimizer.clip_norm:
             nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip_norm)
         self.optimizer.step(skip=skip)
+        self.mark()
         self.model.update_momentum(momentum, skip=skip)
+        self.mark()
         # Once a step: all parts have seen the queue as it was before it.
         self.queue.enqueue(torch.cat(keys, dim=-2), gather=False, skip=skip)
         return {name: torch.stack([m[name] for m in measures]).mean() for name in measures[0]}
@@ -106,11 +112,13 @@ class TrainingStep:
         self, network: nn.Module, views: list[Tensor], shuffles: list[Tensor] | None = None
     ) -> tuple[Tensor, Tensor, SCEStatistics]:
         """The loss of these views over the queue, their keys, and the statistics, with the settings of the run."""
+        self.mark()
         views = [
             view.to(self.device, self.dtype, non_blocking=True, memory_format=torch.channels_last) for view in views
         ]
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             query, key = network(views, shuffles)
+        self.mark()
         loss, statistics = sce_loss(query, key, self.queue.keys, **self.config.loss.arguments(), return_statistics=True)
         return loss, key, statistics
 
@@ -118,6 +126,7 @@ class TrainingStep:
         """Adds this part's gradients; returns its keys, of this rank, and what the log reads."""
         loss, key, statistics = self.loss(self.network, views, self._shuffles(number, part))
         self.backend = statistics.backend
+        self.mark()
         self.guard.guarded(loss / self.config.accumulation).backward()
         return key, {
             "loss": loss.detach(),

@@ -257,17 +257,19 @@ def test_bench_step_measures_every_stage(tmp_path, capsys):
     assert record["machine"]["commit"]
 
 
-def test_a_benchmarks_step_is_a_training_step():
-    """Weights, momentum encoder, optimizer and queue move on; autocast in bfloat16 too."""
+def test_a_benchmarks_step_is_the_trainers():
+    """Weights, momentum encoder, optimizer and queue move on, under autocast; each stage is marked once."""
     torch.manual_seed(0)
-    made = step.Step(SMALL_STEP["model"], SMALL_STEP["loss"], "bfloat16", "sgd", "cpu")
+    settings = (SMALL_STEP["model"], SMALL_STEP["loss"], 4, 32)
+    made = step.training_step(*settings, precision="bfloat16", optimizer="sgd", device="cpu")
 
     def state():
         return {**made.model.state_dict(), **made.queue.state_dict()}
 
     before = {name: value.clone() for name, value in state().items()}
     marks = []
-    made(next(step.synthetic(4, 32, "cpu")), lambda: marks.append(time.perf_counter()))
+    made.mark = lambda: marks.append(time.perf_counter())
+    made([next(step.synthetic(4, 32, "cpu"))], number=0, learning_rate=0.01, momentum=0.99)
     after = state()
     assert len(marks) == len(step.STAGES)
     for name in ("backbone.conv1.weight", "momentum_backbone.conv1.weight", "keys", "cursor"):
