@@ -120,16 +120,36 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronized(module: nn.Module, device: torch.device) -> nn.Module:
-    """The same module with batch normalisation over all ranks: torch's on a GPU, ours elsewhere."""
+    """The same module with batch normalisation over all ranks: torch's on a GPU, ours elsewhere.
+
+    Raises:
+        ValueError: a layer does more than batch normalisation.
+    """
+    _require_plain(module)
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     return _replaced(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _synchronized)
 
 
 def grouped(module: nn.Module, groups: int) -> nn.Module:
-    """The same module with BatchNorm2d over groups of rows; other normalisation stays, as in the official code."""
+    """The same module with BatchNorm2d over groups of rows; other normalisation stays, as in the official code.
+
+    Raises:
+        ValueError: a layer does more than batch normalisation.
+    """
+    _require_plain(module)
     return _replaced(module, (nn.BatchNorm2d,), lambda old: GroupedBatchNorm2d(old.num_features, groups, eps=old.eps,
                      momentum=old.momentum, affine=old.affine))  # fmt: skip
+
+
+def _require_plain(module: nn.Module) -> None:
+    """A layer of timm's may hold an activation too, which one in its place would leave out."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, _BatchNorm) and not type(layer).__module__.startswith("torch."):
+            raise ValueError(
+                f"layer {name} is a {type(layer).__name__}, which does more than batch normalisation: "
+                "expected model.batch_norm=local with this backbone"
+            )
 
 
 def _synchronized(old: Any) -> _BatchNorm:
@@ -138,7 +158,7 @@ def _synchronized(old: Any) -> _BatchNorm:
 
 def _replaced(module: nn.Module, kinds: tuple[type[nn.Module], ...], make: Any) -> nn.Module:
     """The module with each layer of these kinds made anew, its parameters and buffers kept."""
-    if isinstance(module, kinds):
+    if type(module) in kinds:
         new = make(module)
         new.to(next(iter(module.state_dict().values())).device)
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -85,8 +86,8 @@ def _remove(checkpoint: Path) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step_*"))
+    """The finished checkpoints in a folder, oldest first; what a user has put beside them under other names is none."""
+    return sorted(path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -94,17 +95,38 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: it is not there or lacks a file.
+        ValueError: a file is damaged.
     """
-    return Checkpoint(load_file(path / TENSORS), json.loads((path / STATE).read_text()))
+    try:
+        tensors = load_file(path / TENSORS)
+    except SafetensorError as error:
+        raise ValueError(_damaged(path / TENSORS, error)) from error
+    return Checkpoint(tensors, read_state(path))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What one checkpoint holds beside its tensors.
+
+    Raises:
+        FileNotFoundError: it is not there or lacks a file.
+        ValueError: the file is damaged.
+    """
+    try:
+        return json.loads((path / STATE).read_text())
+    except ValueError as error:
+        raise ValueError(_damaged(path / STATE, error)) from error
+
+
+def _damaged(file: Path, error: Exception) -> str:
+    return f"{printable(file)} is damaged: {error}; move its folder away to go on from the checkpoint before it"
 
 
 def collect(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All tensors of a run: modules under their names, the optimizer's state under optimizer.PARAMETER.ENTRY."""
+    """All tensors of a run: modules under their names, the optimizer's state under optimizer.ENTRY.MODULE.PARAMETER."""
     tensors = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
-    for parameter, entries in optimizer.state_dict()["state"].items():
-        for key, t in entries.items():
-            if isinstance(t, Tensor):
-                tensors[f"optimizer.{parameter}.{key}"] = t
+    for name, parameter in _parameters(modules):
+        for entry, t in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{entry}.{name}"] = t
     return tensors
 
 
@@ -117,11 +139,15 @@ def restore(checkpoint: Checkpoint, modules: Mapping[str, nn.Module], optimizer:
     _require_same_tensors(checkpoint, modules)
     for name, module in modules.items():
         module.load_state_dict(_under(checkpoint.tensors, f"{name}."))
-    entries: dict[int, dict[str, Tensor]] = {}
+    parameters = dict(_parameters(modules))
     for key, t in _under(checkpoint.tensors, "optimizer.").items():
-        parameter, entry = key.split(".", 1)
-        entries.setdefault(int(parameter), {})[entry] = t
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+        entry, name = key.split(".", 1)
+        parameter = parameters[name]
+        optimizer.state[parameter][entry] = torch.zeros_like(parameter).copy_(t)  # strided as the parameter
+
+
+def _parameters(modules: Mapping[str, nn.Module]) -> list[tuple[str, nn.Parameter]]:
+    return [(f"{name}.{key}", p) for name, module in modules.items() for key, p in module.named_parameters()]
 
 
 def _require_same_tensors(checkpoint: Checkpoint, modules: Mapping[str, nn.Module]) -> None:

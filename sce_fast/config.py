@@ -250,6 +250,18 @@ class TrainConfig:
         _require(self.batch_size % parts == 0, "batch_size", self.batch_size, expected)
         return self.batch_size // parts
 
+    def require_whole_groups(self, rows: int) -> None:
+        """Makes sure that so many rows can be cut into the groups of the momentum encoder's batch normalisation.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        groups = self.model.batch_norm_groups
+        fits = self.model.batch_norm != "shuffle" or rows % groups == 0
+        _require(
+            fits, "model.batch_norm_groups", groups, f"a divisor of the {rows} images that all ranks see at a time"
+        )
+
     def evaluation_view(self) -> EvaluationView:
         """What features are made of: by default the size of the largest view."""
         crop = self.evaluation.crop or max(self.views.sizes)

@@ -3,10 +3,12 @@
 Each collective is the identity on a single process. Nothing here waits for the device, except where it says so.
 """
 
+import ctypes
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,6 +19,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 # The others may wait for as long as the first rank lists a data set or evaluates; torchrun ends those whose peer died.
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 PATIENCE = timedelta(hours=6)
 
 
@@ -42,7 +45,7 @@ class Ranks:
         longest = int(max(lengths))
         texts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
         dist.all_gather(texts, torch.nn.functional.pad(local, (0, longest - len(local))), group=self.hosts)
-        return [json.loads(bytes(t[: int(n)].tolist())) for t, n in zip(texts, lengths, strict=True)]
+        return [json.loads(t[: int(n)].numpy().tobytes()) for t, n in zip(texts, lengths, strict=True)]
 
     def gather_tensors(self, value: Tensor) -> list[Tensor]:
         """A CPU tensor of each rank, all of one shape and dtype, on every rank."""
@@ -121,6 +124,7 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
     if "WORLD_SIZE" not in os.environ:
         yield Ranks()
         return
+    _end_with_parent()
     if device.type == "cuda":
         dist.init_process_group("nccl")
     else:
@@ -129,6 +133,17 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
         yield current_ranks()
     finally:
         dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Has Linux send SIGTERM when torchrun dies without having stopped its ranks: they save and end."""
+    with suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def lost_a_rank(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone."""
+    return "gloo" in str(error) and "peer" in str(error)
 
 
 def current_ranks() -> Ranks:

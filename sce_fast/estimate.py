@@ -40,12 +40,12 @@ def estimate(step: TrainingStep) -> Estimate:
     Raises:
         MemoryError: the GPU's memory does not suffice for a part of the batch; says what would help.
     """
-    model = copy.deepcopy(step.model)
     generator = torch.Generator().manual_seed(0)
     sizes = [view.size for view in step.config.views.augmentations()]
-    views = [torch.randn(step.part_size, 3, size, size, generator=generator).to(step.device) for size in sizes]
     devices = [step.device] if step.device.type == "cuda" else []
     try:
+        views = [torch.randn(step.part_size, 3, size, size, generator=generator).to(step.device) for size in sizes]
+        model = copy.deepcopy(step.model)
         with torch.random.fork_rng(devices=devices):
             activations = _saved_bytes(step, model, views)
             seconds = _seconds(step, model, views)

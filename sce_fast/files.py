@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,28 +11,45 @@ if TYPE_CHECKING:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file under another name, flushes it to the disk and renames it."""
+    """Writes a file under another name, flushes it to the disk and renames it.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
     with _replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def save_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str]) -> None:
-    """Writes a safetensors file under another name, flushes it to the disk and renames it."""
+    """Writes a safetensors file under another name, flushes it to the disk and renames it.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:  # which says what the system said
+            raise OSError(str(error)) from error
 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Another name beside it; what has been written there takes the path's place once it is on the disk."""
     temporary = path.with_name(f".{path.name}.writing")
-    yield temporary
-    flush(temporary)
-    os.replace(temporary, path)
-    flush(path.parent)
+    try:
+        yield temporary
+        flush(temporary)
+        os.replace(temporary, path)
+        flush(path.parent)
+    except OSError as error:
+        with suppress(OSError):  # half a file would only take the room that is wanting
+            temporary.unlink()
+        raise OSError(f"{printable(path)} could not be written: {error}") from error
 
 
 def require_new(path: Path | None) -> None:

@@ -1,6 +1,7 @@
 """What a run tells while it goes: a progress bar, and one JSON object a line for programs."""
 
 import json
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -71,7 +72,9 @@ class RunLog:
             kept = [line for line in read_log(self._path) if _is_before(line, resumed_at)]
         write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a", buffering=1)
-        self._curves = _tensorboard(folder, resumed_at)
+        self._curves = _tensorboard(folder / "tensorboard")
+        for line in kept:
+            self._draw(**line)
 
     def write(self, event: str, step: int, **values: Any) -> None:
         if self._file is None:
@@ -80,9 +83,17 @@ class RunLog:
             self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
         except OSError as error:
             raise OSError(f"{printable(self._path)} could not be written: {error}; go on with --resume") from error
-        if self._curves is not None:
+        self._draw(event, step, **values)
+
+    def _draw(self, event: str, step: int, **values: Any) -> None:
+        if self._curves is None:
+            return
+        try:
             for name, value in values.items():
                 self._curves.add_scalar(f"{event}/{name}", value, step)
+        except OSError as error:
+            self._curves = None
+            say(f"Warning: no more curves for TensorBoard: {error}")
 
     def close(self) -> None:
         with suppress(OSError):  # what a full disk did not take has been told of by write
@@ -97,12 +108,14 @@ def _is_before(line: dict[str, Any], resumed_at: int) -> bool:
     return line["step"] < resumed_at or (line["step"] == resumed_at and line["event"] == "train")
 
 
-def _tensorboard(folder: Path, resumed_at: int | None) -> Any:
+def _tensorboard(folder: Path) -> Any:
+    """Curves that begin anew: on a resume they are drawn from the log, which knows of no step twice."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(folder / "tensorboard", purge_step=None if resumed_at is None else resumed_at + 1)
+    shutil.rmtree(folder, ignore_errors=True)
+    return SummaryWriter(folder)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -1,41 +1,52 @@
 """The run folder: config, log, checkpoints, summary. What a user has made there is never overwritten."""
 
+import fcntl
 import gzip
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sce_fast.checkpoint import checkpoints, remove_unfinished
+from sce_fast.checkpoint import checkpoints, read_state, remove_unfinished
 from sce_fast.config import TrainConfig, from_json, to_json
 from sce_fast.data.index import ImageIndex
 from sce_fast.files import counted, printable, write_atomically
+from sce_fast.log import LOG
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 SUMMARY, BAD_FILES, IMAGES = "summary.json", "bad_files.txt", "images.json.gz"
-# What may differ between a run and its continuation: none of it changes a number. The folder may have moved; that it
-# holds the same images is checked by their fingerprint.
+# What may differ between a run and its continuation: none of it changes a trained number. Folders may have moved; that
+# the images are the same is checked by their list.
 FREE_TO_CHANGE = frozenset(
-    ("resume", "out", "data", "loader_threads", "checkpoint_every", "keep_checkpoints", "pictures")
-)
+    ("resume", "out", "data", "loader_threads", "checkpoint_every", "keep_checkpoints", "pictures", "evaluation.train",
+     "evaluation.test")
+)  # fmt: skip
+LOCK = ".lock"
+_held: dict[tuple[int, int], int] = {}  # device and inode of a lock file → descriptor, open to this process's end
 
 
 def open_run(config: TrainConfig) -> Path | None:
     """Makes the run folder; returns the checkpoint to go on from, or None at the start.
 
+    A folder in which no step has been logged or saved is begun anew.
+
     Raises:
-        ValueError: the folder holds a run and `resume` was not asked for, or it holds a run of another config.
+        ValueError: another process trains in the folder, it holds a run and `resume` was not asked for, or it holds a
+            run of another config.
     """
     written = config.out / CONFIG
-    if not written.exists():
-        config.out.mkdir(parents=True, exist_ok=True)
+    config.out.mkdir(parents=True, exist_ok=True)
+    _hold(config.out)
+    if not has_begun(config.out):
+        (config.out / IMAGES).unlink(missing_ok=True)
         write_atomically(written, json.dumps(to_json(config), indent=1) + "\n")
         return None
     if not config.resume:
         raise ValueError(f"out={printable(config.out)} already holds a run; pass --resume to go on, or another --out")
-    differences = _differences(json.loads(written.read_text()), to_json(config))
+    differences = _differences(_read_json(written), to_json(config))
     if differences:
         raise ValueError(
             f"out={printable(config.out)} was begun with another config; resume with the same, or start in another "
@@ -44,6 +55,64 @@ def open_run(config: TrainConfig) -> Path | None:
     remove_unfinished(config.out / CHECKPOINTS)
     found = checkpoints(config.out / CHECKPOINTS)
     return found[-1] if found else None
+
+
+def has_begun(run: Path) -> bool:
+    """Whether a folder holds a run with anything to lose."""
+    if not (run / CONFIG).exists():
+        return False
+    log = run / LOG
+    return bool(checkpoints(run / CHECKPOINTS)) or (log.exists() and log.stat().st_size > 0)
+
+
+def _hold(run: Path) -> None:
+    """Keeps other processes out of a run folder for as long as this one lives, where the file system has locks."""
+    path = run / LOCK
+    if path.exists() and _identity(os.stat(path)) in _held:
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        os.close(descriptor)
+        raise ValueError(
+            f"out={printable(run)} is in use: another process trains there; wait for its end, or give another --out"
+        ) from None
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return
+    _held[_identity(os.fstat(descriptor))] = descriptor
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def as_begun(config: TrainConfig, index: ImageIndex) -> ImageIndex:
+    """The list of images that a run to be resumed began with: what it had replaced and is gone now is bad in it."""
+    found = checkpoints(config.out / CHECKPOINTS)
+    if not (config.resume and found and (config.out / IMAGES).exists()):
+        return index
+    begun, now = _read_images(config.out), set(index.listing.names)
+    gone = begun.keys() - now
+    if not gone or now - begun.keys() or gone - read_state(found[-1])["bad_files"].keys():
+        return index  # the same, or another one, which keep_image_list will say
+    return index.listed_as(list(begun))
+
+
+def _read_images(run: Path) -> dict[str, list[int]]:
+    path = run / IMAGES
+    try:
+        return dict(json.loads(gzip.decompress(path.read_bytes())))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"{printable(path)} cannot be read: {error}; without it the list is not compared") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{printable(path)} is damaged: {error}") from error
 
 
 def keep_image_list(run: Path, index: ImageIndex) -> None:
@@ -60,7 +129,7 @@ def keep_image_list(run: Path, index: ImageIndex) -> None:
         content = gzip.compress(json.dumps(list(now.items())).encode(), compresslevel=4, mtime=0)
         write_atomically(path, content)
         return
-    before = {name: size for name, size in json.loads(gzip.decompress(path.read_bytes()))}
+    before = _read_images(run)
     changed = [
         name
         for name in before.keys() & now.keys()
@@ -104,7 +173,7 @@ def read_config(run: Path) -> TrainConfig:
     path = run / CONFIG
     if not path.exists():
         raise FileNotFoundError(f"{printable(run)} is not a run folder: it has no {CONFIG}")
-    return from_json(json.loads(path.read_text()))
+    return from_json(_read_json(path))
 
 
 def write_summary(run: Path, values: dict[str, Any]) -> None:
@@ -129,8 +198,10 @@ def choose_device(name: str) -> torch.device:
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     lines: list[str] = []
-    for name in sorted((old.keys() | new.keys()) - (FREE_TO_CHANGE if not prefix else frozenset())):
+    for name in sorted(old.keys() | new.keys()):
         before, now = old.get(name), new.get(name)
+        if f"{prefix}{name}" in FREE_TO_CHANGE:
+            continue
         if isinstance(before, dict) and isinstance(now, dict):
             lines += _differences(before, now, f"{prefix}{name}.")
         elif before != now:

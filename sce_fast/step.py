@@ -43,6 +43,7 @@ class TrainingStep:
         self.part_size = config.rank_batch(self.ranks.size)
         wide = config.precision == "float64"
         self.model = build_model(config.model, ranks=self.ranks.size, device=device)
+        config.require_whole_groups(self.part_size * self.ranks.size)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
         queue_dtype = torch.float64 if wide else getattr(torch, config.loss.queue_dtype)
         self.queue = KeyQueue(config.loss.queue, config.model.dim, queue_dtype).to(device)

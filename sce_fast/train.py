@@ -4,6 +4,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,21 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sce_fast.bad_files import BadFileRecord
 from sce_fast.checkpoint import collect, load_checkpoint, random_state, restore, restore_random_state, save_checkpoint
 from sce_fast.config import TrainConfig, to_json
-from sce_fast.data.bad import as_text, require_few
 from sce_fast.data.index import ImageIndex, index_images
-from sce_fast.data.loader import TrainingLoader
-from sce_fast.distributed import Ranks, Vote, current_ranks, process_group
+from sce_fast.data.loader import BadFilesError, TrainingLoader
+from sce_fast.distributed import Ranks, Vote, current_ranks, lost_a_rank, process_group
 from sce_fast.estimate import estimate
 from sce_fast.evaluate import extract_features, knn_top1, labelled_indices
 from sce_fast.files import printable, write_atomically
 from sce_fast.log import RunLog, progress_bar, say
 from sce_fast.run import (
-    BAD_FILES,
     CHECKPOINTS,
+    as_begun,
     choose_device,
+    has_begun,
     keep_image_list,
     open_run,
     require_same_images,
@@ -39,7 +41,7 @@ from sce_fast.stop import Stopped, StopRequest
 from sce_fast.versions import versions
 
 # What a resumed run reports as if it had never stopped.
-CARRIED_OVER = ("seconds", "data_seconds", "final_loss", "knn_top1", "bad_files")
+CARRIED_OVER = ("seconds", "data_seconds", "final_loss", "knn_top1")
 ESTIMATE_FROM = 50  # steps still to go; of a shorter run the trial would be too large a part
 
 
@@ -76,7 +78,8 @@ class Trainer:
         self.ranks = ranks or current_ranks()
         self.device = choose_device(config.device)
         part_size = config.rank_batch(self.ranks.size)
-        self.index = self.ranks.first_then_others(lambda: index_images(config.data, threads=config.loader_threads))
+        found = self.ranks.first_then_others(lambda: index_images(config.data, threads=config.loader_threads))
+        self.index = as_begun(config, found)
         self.loader = TrainingLoader(
             self.index,
             config.views.augmentations(),
@@ -90,9 +93,7 @@ class Trainer:
         )
         self.steps_per_epoch = self.loader.steps_per_epoch // config.accumulation
         self.total_steps = config.epochs * self.steps_per_epoch
-        self.evaluation_indices = self.ranks.first_then_others(
-            lambda: labelled_indices(config.evaluation, config.loader_threads)
-        )
+        self.evaluation_indices = self._labelled_indices()
         torch.manual_seed(config.seed)
         self.training_step = TrainingStep(config, self.device, self.ranks)
         self.model = self.training_step.model
@@ -100,19 +101,23 @@ class Trainer:
         self.seconds = self.data_seconds = 0.0
         self.final_loss: float | None = None  # the loss last logged
         self.knn_top1: float | None = None  # of the last evaluation
-        self.bad_files: dict[str, str] = {}  # path → reason, of all ranks, since the run began
+        self.bad_files = BadFileRecord(config.out, self.loader, self.ranks)
+        self.resumes_by = "The same command with --resume"
         self._since_read: deque[tuple[int, list[NDArray[np.int64]]]] = deque()  # samples of steps not yet looked at
         newest = self.ranks.first(self._open)
         if newest is not None:
             self._restore(Path(newest))
         self.log = RunLog(config.out, resumed_at=self.step if newest else None, silent=not self.ranks.is_first)
 
-    def train(self) -> Summary:
+    def train(self, request: StopRequest | None = None) -> Summary:
         """Runs to the last step; writes log and checkpoints.
+
+        Args:
+            request: one that listens already, for signals that came before.
 
         Raises:
             Stopped: a signal asked the run to end; it is saved.
-            RuntimeError: a loss or gradient is not finite, or too many files cannot be decoded.
+            RuntimeError: a loss or gradient is not finite, too many files cannot be decoded, or another rank has ended.
             OSError: a checkpoint or the log cannot be written; the last checkpoint is whole.
         """
         left, silent = self.total_steps - self.step, not self.ranks.is_first
@@ -122,13 +127,17 @@ class Trainer:
                 say(expected.describe(left))
         try:
             with (
-                StopRequest() as request,
+                nullcontext(request) if request else StopRequest() as listening,
                 progress_bar(self.total_steps, "Training", initial=self.step, silent=silent) as bar,
             ):
-                self._run(request, bar)
+                self._run(listening, bar)
         except KeyboardInterrupt:
             if not silent:
                 say(f"Stopped at once: what came after the newest checkpoint is lost. {self._how_to_resume()}")
+            raise
+        except RuntimeError as error:
+            if lost_a_rank(error):
+                raise RuntimeError(f"another rank has ended, and told why. {self._how_to_resume()}") from error
             raise
         finally:
             self.log.close()
@@ -167,22 +176,33 @@ class Trainer:
         """The parts of the next step's batch; notes their samples and how long they were waited for."""
         for _ in range(self.config.accumulation):
             started = time.perf_counter()
-            batch = next(self.loader)
+            try:
+                batch = next(self.loader)
+            except RuntimeError:  # too many bad files of this rank alone: the others cannot be asked for theirs
+                self.bad_files.write_own()
+                raise
             self.data_seconds += time.perf_counter() - started
             samples.append(batch.samples)
             yield batch.views
 
     def evaluate(self) -> None:
-        """kNN of the student's backbone on the labelled folders of the config, into the log."""
-        (train, train_labels), (test, test_labels) = (
-            (self.features(index), torch.as_tensor(index.labels)) for index in self.evaluation_indices
-        )
+        """kNN of the student's backbone on the labelled folders of the config, into the log; none if files are bad."""
+        try:
+            train, test = (self.features(index) for index in self.evaluation_indices)
+        except BadFilesError as error:
+            self._warn(f"no evaluation after step {self.step}: {error}")
+            return
+        train_labels, test_labels = (torch.as_tensor(index.labels) for index in self.evaluation_indices)
         k = self.config.evaluation.neighbours
         self.knn_top1 = self.ranks.first(lambda: knn_top1(train, train_labels, test, test_labels, neighbours=k))
         self.log.write("knn", self.step, epoch=self.step // self.steps_per_epoch, top1=self.knn_top1)
 
     def features(self, index: ImageIndex, backbone: nn.Module | None = None) -> Tensor:
-        """Features (n, F) of the student's backbone, or of another; the ranks share the work."""
+        """Features (n, F) of the student's backbone, or of another; the ranks share the work.
+
+        Raises:
+            BadFilesError: on all ranks, files that any of them cannot decode.
+        """
         backbone = backbone or self.model.backbone
         samples = np.arange(len(index))
         if self.ranks.size > 1:
@@ -190,19 +210,21 @@ class Trainer:
                 dist.broadcast(buffer, 0)
             share = -(-len(index) // self.ranks.size)
             samples = (np.arange(share) + self.ranks.rank * share) % len(index)
-        features = extract_features(
-            backbone,
-            index.subset(samples),
-            self.config.evaluation_view(),
-            device=self.device,
-            threads=self.config.loader_threads,
-        )
+        settings: dict[str, Any] = {"device": self.device, "threads": self.config.loader_threads}
+        features, failure = torch.empty(0), None
+        try:
+            features = extract_features(backbone, index.subset(samples), self.config.evaluation_view(), **settings)
+        except BadFilesError as error:
+            failure = str(error)
+        failures = [found for found in self.ranks.gather(failure) if found is not None]
+        if failures:
+            raise BadFilesError(failures[0])
         return torch.cat(self.ranks.gather_tensors(features))[: len(index)]
 
     def save(self) -> None:
         """Writes a checkpoint; every rank has to call it."""
         self._stop_if_not_finite()
-        self._note_bad_files()
+        self.bad_files.gather()
         tensors = collect(self.training_step.modules, self.training_step.optimizer)
         states = self.ranks.gather_tensors(random_state(self.device))
         tensors |= {f"random.{rank}": state for rank, state in enumerate(states)}
@@ -210,6 +232,7 @@ class Trainer:
             "loader": self.loader.state_dict(),
             **{name: getattr(self, name) for name in CARRIED_OVER},
             "backend": self.training_step.backend,
+            "bad_files": self.bad_files.names,
             "config": to_json(self.config),
             "data_fingerprint": self.index.fingerprint,
             "circumstances": self._circumstances(),
@@ -233,12 +256,28 @@ class Trainer:
         self.loader.load_state_dict(checkpoint.state["loader"])
         self.step = checkpoint.state["step"]
         self.training_step.backend = checkpoint.state["backend"]
+        self.bad_files.names = checkpoint.state["bad_files"]
         for name in CARRIED_OVER:
             setattr(self, name, checkpoint.state[name])
         before, now = checkpoint.state["circumstances"], self._circumstances()
         changed = [f"{name} {before.get(name)} then, {now[name]} now" for name in now if before.get(name) != now[name]]
-        if changed and self.ranks.is_first:
-            warnings.warn(f"the run goes on, but not with the same bits: {'; '.join(changed)}", stacklevel=2)
+        if changed:
+            self._warn(f"the run goes on, but not with the same bits: {'; '.join(changed)}")
+
+    def _warn(self, text: str) -> None:
+        if self.ranks.is_first:
+            warnings.warn(text, stacklevel=3)
+
+    def _labelled_indices(self) -> tuple[ImageIndex, ...]:
+        """Of the evaluation. Once a run has begun, a folder that has become useless stops the evaluation alone."""
+        evaluation, threads = self.config.evaluation, self.config.loader_threads
+        try:
+            return self.ranks.first_then_others(lambda: labelled_indices(evaluation, threads))
+        except (ValueError, OSError, RuntimeError) as error:
+            if not (self.config.resume and has_begun(self.config.out)):
+                raise
+            self._warn(f"no evaluations from here on: {error}")
+            return ()
 
     def _circumstances(self) -> dict[str, Any]:
         """What the bits of a run depend on, beside its config."""
@@ -293,16 +332,6 @@ class Trainer:
             "A smaller learning rate, a longer warm-up or --optimizer.clip-norm may help, in another --out"
         )
 
-    def _note_bad_files(self) -> None:
-        """Writes down what any rank has had to replace since the run began; too many of today's stop all ranks."""
-        today: dict[str, str] = {}
-        for found in self.ranks.gather(self.loader.bad_files):
-            today |= found
-        if today.keys() - self.bad_files.keys():
-            self.bad_files = dict(sorted((self.bad_files | today).items()))
-            self.ranks.first(lambda: write_atomically(self.config.out / BAD_FILES, as_text(self.bad_files)))
-        require_few(today, len(self.index))
-
     def _learning_rate(self) -> float:
         warmup = round(self.config.optimizer.warmup_epochs * self.steps_per_epoch)
         return learning_rate(
@@ -315,7 +344,7 @@ class Trainer:
 
     def _log(self, measures: dict[str, Tensor]) -> None:
         self._stop_if_not_finite()
-        self._note_bad_files()
+        self.bad_files.gather()
         ranks = self.ranks.gather({name: value.item() for name, value in measures.items()})
         values = {name: sum(rank[name] for rank in ranks) / len(ranks) for name in measures}
         rate = self.training_step.optimizer.param_groups[0]["lr"]
@@ -328,11 +357,11 @@ class Trainer:
 
     def _say_stopped(self, signal_name: str | None) -> None:
         if self.ranks.is_first:
-            asked = signal_name or "another rank"
-            say(f"Stopped by {asked} after step {self.step} of {self.total_steps}, saved. {self._how_to_resume()}")
+            reached = f"after step {self.step} of {self.total_steps}, saved" if self.step else "before the first step"
+            say(f"Stopped by {signal_name or 'another rank'} {reached}. {self._how_to_resume()}")
 
     def _how_to_resume(self) -> str:
-        return f"The same command with --resume goes on in {printable(self.config.out)}"
+        return f"{self.resumes_by} goes on in {printable(self.config.out)}"
 
     def _device_name(self) -> str:
         return str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
@@ -365,8 +394,8 @@ def train(config: TrainConfig) -> Summary:
     Example:
         >>> train(folder(data=Path("photos"), out=Path("runs/photos"))).images_per_second
     """
-    with process_group(choose_device(config.device)) as ranks:
-        summary = Trainer(config, ranks).train()
+    with process_group(choose_device(config.device)) as ranks, StopRequest() as request:
+        summary = Trainer(config, ranks).train(request)
         ranks.first(lambda: write_summary(config.out, asdict(summary)))
         if config.pictures:
             ranks.first(lambda: _draw_pictures(config.out))
@@ -374,9 +403,10 @@ def train(config: TrainConfig) -> Summary:
 
 
 def _draw_pictures(run: Path) -> None:
+    """A run is finished without them."""
     from sce_fast.tools.report import write_report
 
     try:
         write_report(run)
-    except ImportError as error:
-        say(f"No pictures: {error}")
+    except Exception as error:
+        say(f"Warning: no pictures: {error}")

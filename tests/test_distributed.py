@@ -154,6 +154,19 @@ def test_grouped_batch_norm_is_that_of_several_gpus():
         whole.train()(x[:7])
 
 
+class BatchNormAct(nn.BatchNorm2d):
+    """As timm has it: an activation goes with the normalisation."""
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+@pytest.mark.parametrize("replace", [lambda net: synchronized(net, CPU), lambda net: grouped(net, 2)])
+def test_a_layer_that_does_more_than_batch_norm_is_not_replaced(replace):
+    with pytest.raises(ValueError, match=r"layer 1 is a BatchNormAct.*expected model.batch_norm=local"):
+        replace(nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct(4)))
+
+
 def keys_of_one_step(config, result):
     with process_group(CPU) as group:
         trainer = Trainer(config, group)
@@ -181,6 +194,9 @@ def test_shuffled_batch_norm_makes_the_same_keys_on_any_ranks(photo_folder, tmp_
             small_config(photo_folder, tmp_path / "x", batch_size=9, model=model), CPU,
             dataclasses.replace(Trainer(small_config(photo_folder, tmp_path / "y")).ranks, size=3),
         )  # fmt: skip
+    odd = dataclasses.replace(model, batch_norm_groups=3)
+    with pytest.raises(ValueError, match=r"model.batch_norm_groups=3: expected a divisor of the 8 images"):
+        TrainingStep(small_config(photo_folder, tmp_path / "x", model=odd), CPU)
 
 
 def spoil_and_train(config, bad_rank, bad_step, result):

@@ -23,6 +23,7 @@ from torch import nn
 
 import sce_fast.checkpoint
 from sce_fast.checkpoint import checkpoints, load_checkpoint
+from sce_fast.cli import main
 from sce_fast.step import TrainingStep
 from sce_fast.stop import REQUEUE
 from sce_fast.train import Trainer
@@ -259,24 +260,52 @@ def test_a_list_that_names_a_missing_file(tell, tmp_path, data):
     tell(FILES, "a list file that names a missing one", broken.codes, broken.output, "all other samples")
 
 
-def remove_in_step_2(path):
+def remove_in_step_2(path, stops=False):
     before_step(2, path.unlink)
+    if stops:
+        send(signal.SIGTERM, step=5)
 
 
 def test_a_file_that_vanishes(tell, tmp_path, data):
     """And after it has, the run goes on from a checkpoint with the bits that it would have had."""
     victim = data / "temple" / "010.jpg"
-    broken = Broken(tmp_path, data, fault=partial(remove_in_step_2, victim))
-    assert broken.codes == [0]
+    content = victim.read_bytes()
+    assert ranks.command(words(data, tmp_path / "whole"), tmp_path / "told", partial(remove_in_step_2, victim)) == [0]
+    victim.write_bytes(content)
+    broken = Broken(tmp_path, data, fault=partial(remove_in_step_2, victim, stops=True))
+    assert broken.codes == [REQUEUE]
     assert (broken.run / "bad_files.txt").read_text() == f"{victim}\tmissing\n"
-    part = shutil.copytree(broken.run, tmp_path / "part")
-    for path in checkpoints(part / "checkpoints")[1:]:
-        shutil.rmtree(path)
-    victim.touch()
-    assert ranks.command([*words(data, part), "--resume"], tmp_path / "told") == [0]
-    assert_same_run(part, broken.run)
-    kept = "all other samples; resumed with an empty file in its place, the same bits"
-    tell(FILES, "a file that vanishes during step 2", broken.codes, broken.output, kept)
+    broken.resume(tmp_path / "whole")
+    output = broken.output[: broken.output.index("Stopped by")]
+    kept = f"all other samples; stopped later and {SAME_BITS}"
+    tell(FILES, "a file that vanishes during step 2", ["–"], output, kept)
+
+
+def break_in_step_2(path):
+    before_step(2, lambda: truncate(path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_evaluated_file_that_breaks(tell, tmp_path, data, undisturbed, count):
+    """Weights are those of a run without evaluations; a resumed run goes on too."""
+    held_out = Path(shutil.copytree(data, tmp_path / "held-out"))
+    evaluation = ["--evaluation.train", data, "--evaluation.test", held_out, "--evaluation.every", 2]
+    inject = partial(break_in_step_2, held_out / "temple" / "010.jpg")
+    broken = Broken(tmp_path, data, *evaluation, fault=inject, ranks_=count)
+    assert broken.codes == [0] * count
+    (held_out / "temple" / "010.jpg").unlink()
+    (held_out / "temple" / "011.jpg").write_bytes(b"")
+    shutil.rmtree(checkpoints(broken.run / "checkpoints")[-1])
+    text = broken.resume()
+    assert "no evaluations from here on: 1 of 24 files cannot be used (1 empty)" in " ".join(text.split())
+    ends = [checkpoints(run / "checkpoints")[-1] for run in (broken.run, undisturbed(count))]
+    tensors, others = (load_checkpoint(path).tensors for path in ends)
+    assert all(torch.equal(tensors[name], others[name]) for name in others if name.startswith(("model.", "queue.")))
+    if count == 1:
+        output = broken.output.replace(str(held_out), "HELD_OUT")
+        kept = "training as it was; the evaluations of step 0 alone"
+        tell(FILES, "a file of the evaluation is cut off in step 2", broken.codes, output, kept)
 
 
 @pytest.mark.slow
@@ -298,6 +327,23 @@ def test_too_many_bad_files_on_two_ranks_together(tell, tmp_path, data):
     assert len((broken.run / "bad_files.txt").read_text().splitlines()) == 3
     told = broken.output[broken.output.index("sce-fast:") :]
     tell(FILES, "an eighth is truncated, found by two ranks together", broken.codes, told, "the last checkpoint")
+
+
+def truncate_in_step_5(paths):
+    before_step(5, lambda: [truncate(path) for path in paths])
+
+
+@pytest.mark.slow
+def test_too_many_files_that_break_at_once(tell, tmp_path, data):
+    files = sorted(data.rglob("*.jpg"))[:12]
+    broken = Broken(tmp_path, data, fault=partial(truncate_in_step_5, files))
+    assert broken.codes == [2]
+    assert broken.newest() in (4, 6)  # views of later steps may have been made already
+    assert len((broken.run / "bad_files.txt").read_text().splitlines()) >= 3
+    lines = broken.output.splitlines()
+    first = next(line for line in lines if line.startswith("sce-fast:"))
+    told = re.sub(r"\d+", "N", first.replace("10%", "a tenth")).replace("a tenth", "10%") + " …"
+    tell(FILES, "half of the files are cut off in step 5", broken.codes, told, "the last checkpoint, `bad_files.txt`")
 
 
 @pytest.mark.slow
@@ -393,12 +439,16 @@ def test_a_signal_during_an_evaluation(tell, tmp_path, data, undisturbed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_torchrun(tell, tmp_path, data, number):
-    """It passes on what it handles, waits, and ends with a status of its own."""
+@pytest.mark.parametrize(
+    ("number", "handles"),
+    [(signal.SIGTERM, True), (signal.SIGUSR1, True), (signal.SIGUSR1, False)],
+)
+def test_a_signal_to_torchrun(tell, tmp_path, data, number, handles):
+    """It passes on what it handles, waits, and ends with a status of its own; of its death the ranks are told."""
     run = tmp_path / "run"
     torchrun, program = (Path(sys.executable).with_name(name) for name in ("torchrun", "sce-fast"))
-    start = [torchrun, "--standalone", "--nproc-per-node", 2, "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"]
+    named = ["--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"] if handles else []
+    start = [torchrun, "--standalone", "--nproc-per-node", 2, *named]
 
     def launch(out, *more):
         command = words(data, out, "--epochs", 80, "--checkpoint-every", 1000, *more)
@@ -418,7 +468,7 @@ def test_a_signal_to_torchrun(tell, tmp_path, data, number):
     assert_same_run(run, tmp_path / "whole")
     (said,) = (line.replace(f"step {step} ", "step N ") for line in output.splitlines() if line.startswith("Stopped"))
     kept = f"step N; {SAME_BITS}; there is no `summary.json` yet"
-    fault = f"{number.name} to `torchrun --signals-to-handle SIGTERM,SIGINT,SIGUSR1`, two ranks"
+    fault = f"{number.name} to `{' '.join(['torchrun', *named])}`, two ranks"
     tell(SIGNALS, fault, [status], said, kept)
 
 
@@ -426,6 +476,19 @@ def wait_for_lines(path, count, process):
     while not (path.exists() and len(path.read_text().splitlines()) >= count):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
+
+
+def kill_a_rank():
+    if os.environ["RANK"] == "1":
+        send(signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_kill_9_of_one_of_two_ranks(tell, tmp_path, data, undisturbed):
+    broken = Broken(tmp_path, data, fault=kill_a_rank, ranks_=2)
+    assert (broken.codes, broken.newest()) == ([2, -signal.SIGKILL], 4)
+    broken.resume(undisturbed(2))
+    tell(SIGNALS, "kill -9 of one of two ranks, step 5", broken.codes, broken.output, f"step 4; {SAME_BITS}")
 
 
 def kill_while_writing():
@@ -467,6 +530,7 @@ def test_a_full_disk_while_saving(tell, tmp_path, data, undisturbed):
 
 
 def fill_the_disk_before_a_line():
+    sys.modules["torch.utils.tensorboard"] = None  # as if not installed: its thread would add a traceback of its own
     before_step(6, lambda: limit_file_size(1_000))
 
 
@@ -524,6 +588,25 @@ def begun(tmp_path, data) -> Path:
     for path in checkpoints(tmp_path / "run" / "checkpoints")[2:]:
         shutil.rmtree(path)
     return tmp_path / "run"
+
+
+def test_two_programs_in_one_folder(tell, tmp_path, data, begun):
+    """The second is refused for as long as the first lives."""
+    first = ranks.start(train_for_long, data, begun, tmp_path / "trains")
+    while not (tmp_path / "trains").exists():
+        assert first[0].is_alive()
+        time.sleep(0.01)
+    codes = ranks.command([*words(data, begun), "--resume"], tmp_path / "told")
+    first[0].kill()
+    assert ranks.join(first) == [-signal.SIGKILL]
+    output = (tmp_path / "told.0").read_text()
+    assert ranks.command([*words(data, begun), "--resume"], tmp_path / "told") == [0]
+    tell(OTHERS, "`--resume` while the run still goes on", codes, output, "the run as it was")
+
+
+def train_for_long(data, run, trains):
+    before_step(6, lambda: (trains.touch(), time.sleep(60)))
+    main([str(word) for word in [*words(data, run), "--resume"]])
 
 
 def other_networks():

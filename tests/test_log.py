@@ -1,6 +1,7 @@
 """What a run tells: lines where there is no terminal, events for programs, curves for TensorBoard."""
 
 import dataclasses
+import shutil
 import time
 
 import pytest
@@ -8,7 +9,7 @@ from runs import small_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sce_fast import log
-from sce_fast.config import EvaluationConfig
+from sce_fast.checkpoint import checkpoints
 from sce_fast.log import RunLog, progress_bar, read_log
 from sce_fast.train import train
 
@@ -49,15 +50,17 @@ def test_a_resumed_log_has_no_line_twice(tmp_path):
     ]  # fmt: skip
 
 
-def test_tensorboard_has_each_step_once_over_a_resume(photo_folder, tmp_path):
-    config = small_config(photo_folder, tmp_path / "run", evaluation=EvaluationConfig(), keep_checkpoints=9)
+@pytest.mark.parametrize("checkpoints_left", [0, 3])
+def test_tensorboard_has_each_step_once_over_a_resume(photo_folder, tmp_path, checkpoints_left):
+    config = small_config(photo_folder, tmp_path / "run", keep_checkpoints=9)
     train(config)
-    newest = max((config.out / "checkpoints").iterdir())
-    newest.rename(tmp_path / "away")
+    for path in checkpoints(config.out / "checkpoints")[checkpoints_left:]:
+        shutil.rmtree(path)
     train(dataclasses.replace(config, resume=True))
     events = EventAccumulator(str(config.out / "tensorboard"))
     events.Reload()
-    lines = [line for line in read_log(config.out / "log.jsonl") if line["event"] == "train"]
-    curve = events.Scalars("train/loss")
-    assert [point.step for point in curve] == [line["step"] for line in lines] == list(range(1, 10))
-    assert [point.value for point in curve] == pytest.approx([line["loss"] for line in lines], rel=1e-6)
+    for event, name, steps in (("train", "loss", list(range(1, 10))), ("knn", "top1", [0, 6, 9])):
+        lines = [line for line in read_log(config.out / "log.jsonl") if line["event"] == event]
+        curve = events.Scalars(f"{event}/{name}")
+        assert [point.step for point in curve] == [line["step"] for line in lines] == steps
+        assert [point.value for point in curve] == pytest.approx([line[name] for line in lines], rel=1e-6)

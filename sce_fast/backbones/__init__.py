@@ -39,5 +39,6 @@ def _timm_backbone(name: str) -> nn.Module:
     except ImportError as error:
         raise ImportError(f"backbone 'timm:{name}' needs timm: pip install timm") from error
     network = timm.create_model(name, pretrained=False, num_classes=0)
-    network.dim = network.num_features
+    # A head that is kept without its classifier may be wider than the last stage.
+    network.dim = getattr(network, "head_hidden_size", None) or network.num_features
     return network

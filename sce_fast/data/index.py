@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sce_fast.data.bad import fault_of_undecoded, regular_file
+from sce_fast.data.bad import MISSING, fault_of_undecoded, regular_file
 from sce_fast.data.sources import Listing, list_images
 from sce_fast.log import progress_bar
 
@@ -38,6 +38,15 @@ class ImageIndex:
         labels = None if listing.labels is None else [listing.labels[i] for i in samples]
         bad = {new: self.bad[old] for new, old in enumerate(samples.tolist()) if old in self.bad}
         return ImageIndex(replace(listing, names=names, labels=labels), self.sizes[samples], bad)
+
+    def listed_as(self, names: list[str]) -> "ImageIndex":
+        """With these names in this order, and without labels; those that are not in this index are bad: missing."""
+        number = {name: i for i, name in enumerate(self.listing.names)}
+        rows = [number.get(name) for name in names]
+        sizes = np.array([(0, 0) if i is None else self.sizes[i] for i in rows], dtype=np.int32)
+        reasons = [MISSING if i is None else self.bad.get(i) for i in rows]
+        bad = {new: reason for new, reason in enumerate(reasons) if reason is not None}
+        return ImageIndex(replace(self.listing, names=names, labels=None, classes=[]), sizes, bad)
 
     @cached_property
     def paths(self) -> list[bytes]:

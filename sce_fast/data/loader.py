@@ -38,6 +38,10 @@ class Batch:
     step: int  # in the epoch
 
 
+class BadFilesError(RuntimeError):
+    """Files of an evaluation cannot be decoded; the message names them."""
+
+
 class TrainingLoader:
     """An endless iterator over training batches, epoch after epoch.
 
@@ -112,6 +116,11 @@ class TrainingLoader:
                 _warn_of(index, index.bad, stacklevel=3)
         self._pipeline: Any = None
         self._in_flight: deque[tuple[int, int, NDArray[np.int64]]] = deque()  # handed to DALI, not yet returned
+
+    @property
+    def bad_names(self) -> dict[str, str]:
+        """Of `bad_files`, by their names in the index."""
+        return {self.index.listing.names[i]: reason for i, reason in self._bad.items()}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -221,7 +230,7 @@ def evaluation_batches(
 
     Raises:
         ValueError: batch_size is below 1, or a file has no readable header; no image is left out.
-        RuntimeError: on a file that cannot be decoded; it is named.
+        BadFilesError: a file cannot be decoded; it is named.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
@@ -236,7 +245,9 @@ def evaluation_batches(
             paths = index.paths[start : start + batch_size]
             sizes = decoded_sizes(paths, threads=threads, device=device)
             bad = {start + i: fault_of_undecoded(paths[i]) for i in np.flatnonzero(sizes[:, 0] == 0).tolist()}
-            raise RuntimeError(_refusal(index, bad)) if bad else error from error
+            if not bad:
+                raise
+            raise BadFilesError(_refusal(index, bad)) from error
         yield images
 
 

@@ -34,13 +34,15 @@ def extract_features(
         index, view, batch_size=batch_size, threads=threads, device="gpu" if device.type == "cuda" else "cpu"
     )
     features, done = torch.empty(0), 0
-    for images in batches:
-        batch = backbone(images.to(device, dtype)).float()
-        if done == 0:  # once, instead of a list that is held twice while it is joined
-            features = torch.empty(len(index), batch.shape[1])
-        features[done : done + len(batch)] = batch
-        done += len(batch)
-    backbone.train(was_training)
+    try:
+        for images in batches:
+            batch = backbone(images.to(device, dtype)).float()
+            if done == 0:  # once, instead of a list that is held twice while it is joined
+                features = torch.empty(len(index), batch.shape[1])
+            features[done : done + len(batch)] = batch
+            done += len(batch)
+    finally:  # a bad file or a signal must not leave a network in eval mode that goes on training
+        backbone.train(was_training)
     return features
 
 
@@ -81,7 +83,7 @@ def load_features(path: str | Path) -> FeatureFile:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no safetensors file, or one without features.
+        ValueError: it is no safetensors file, or its features, names, labels and classes do not fit together.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -95,4 +97,22 @@ def load_features(path: str | Path) -> FeatureFile:
     ends = [0, *tensors["name_ends"].tolist()]
     joined = tensors["names"].numpy().tobytes()
     names = [os.fsdecode(joined[start:end]) for start, end in itertools.pairwise(ends)]
-    return FeatureFile(tensors["features"], names, tensors.get("labels"), classes)
+    features, labels = tensors["features"], tensors.get("labels")
+    if features.dim() != 2 or len(features) != len(names):
+        raise ValueError(
+            f"{printable(path)}: features have the shape {tuple(features.shape)}, expected ({len(names)}, F)"
+        )
+    if labels is not None:
+        _require_labels(labels, len(names), len(classes), path)
+    return FeatureFile(features, names, labels, classes)
+
+
+def _require_labels(labels: Tensor, rows: int, classes: int, path: str | Path) -> None:
+    if labels.is_floating_point() or labels.shape != (rows,):
+        raise ValueError(
+            f"{printable(path)}: labels are {labels.dtype} {tuple(labels.shape)}, expected int64 ({rows},)"
+        )
+    if rows and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"{printable(path)}: labels go from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}"
+        )

@@ -62,6 +62,7 @@ def run_demo(
     train, test = write_digits(data)
     config = demo_config(train, test, out, seed=seed, epochs=epochs, coefficient=coefficient, device=device)
     trainer = Trainer(dataclasses.replace(config, resume=_make_room(config)))
+    trainer.resumes_by = "The same command"
     indices = trainer.evaluation_indices
     labels = [torch.as_tensor(index.labels) for index in indices]
     print(
