@@ -1,5 +1,6 @@
 """The training loop: batches, steps, what is written down, and how a run ends and goes on."""
 
+import dataclasses
 import time
 import warnings
 from collections import deque
@@ -11,18 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from sce_fast.bad_files import BadFileRecord
 from sce_fast.checkpoint import collect, load_checkpoint, random_state, restore, restore_random_state, save_checkpoint
-from sce_fast.config import TrainConfig, to_json
-from sce_fast.data.index import ImageIndex, index_images
+from sce_fast.config import EvaluationConfig, TrainConfig, to_json
+from sce_fast.data.index import index_images
 from sce_fast.data.loader import BadFilesError, TrainingLoader
 from sce_fast.distributed import Ranks, Vote, current_ranks, lost_a_rank, process_group
 from sce_fast.estimate import estimate
-from sce_fast.evaluate import extract_features, knn_top1, labelled_indices
+from sce_fast.evaluate.periodic import PeriodicEvaluation
 from sce_fast.files import printable, write_atomically
 from sce_fast.log import RunLog, progress_bar, say
 from sce_fast.run import (
@@ -93,7 +93,7 @@ class Trainer:
         )
         self.steps_per_epoch = self.loader.steps_per_epoch // config.accumulation
         self.total_steps = config.epochs * self.steps_per_epoch
-        self.evaluation_indices = self._labelled_indices()
+        self.evaluation = self._evaluation()
         torch.manual_seed(config.seed)
         self.training_step = TrainingStep(config, self.device, self.ranks)
         self.model = self.training_step.model
@@ -186,40 +186,13 @@ class Trainer:
             yield batch.views
 
     def evaluate(self) -> None:
-        """kNN of the student's backbone on the labelled folders of the config, into the log; none if files are bad."""
+        """kNN of the student's backbone, into the log; a warning where files of the evaluation are bad."""
         try:
-            train, test = (self.features(index) for index in self.evaluation_indices)
+            self.knn_top1 = self.evaluation.knn_top1(self.model.backbone)
         except BadFilesError as error:
             self._warn(f"no evaluation after step {self.step}: {error}")
             return
-        train_labels, test_labels = (torch.as_tensor(index.labels) for index in self.evaluation_indices)
-        k = self.config.evaluation.neighbours
-        self.knn_top1 = self.ranks.first(lambda: knn_top1(train, train_labels, test, test_labels, neighbours=k))
         self.log.write("knn", self.step, epoch=self.step // self.steps_per_epoch, top1=self.knn_top1)
-
-    def features(self, index: ImageIndex, backbone: nn.Module | None = None) -> Tensor:
-        """Features (n, F) of the student's backbone, or of another; the ranks share the work.
-
-        Raises:
-            BadFilesError: on all ranks, files that any of them cannot decode.
-        """
-        backbone = backbone or self.model.backbone
-        samples = np.arange(len(index))
-        if self.ranks.size > 1:
-            for buffer in backbone.buffers():  # running statistics: those of the first rank, which are saved
-                dist.broadcast(buffer, 0)
-            share = -(-len(index) // self.ranks.size)
-            samples = (np.arange(share) + self.ranks.rank * share) % len(index)
-        settings: dict[str, Any] = {"device": self.device, "threads": self.config.loader_threads}
-        features, failure = torch.empty(0), None
-        try:
-            features = extract_features(backbone, index.subset(samples), self.config.evaluation_view(), **settings)
-        except BadFilesError as error:
-            failure = str(error)
-        failures = [found for found in self.ranks.gather(failure) if found is not None]
-        if failures:
-            raise BadFilesError(failures[0])
-        return torch.cat(self.ranks.gather_tensors(features))[: len(index)]
 
     def save(self) -> None:
         """Writes a checkpoint; every rank has to call it."""
@@ -268,16 +241,16 @@ class Trainer:
         if self.ranks.is_first:
             warnings.warn(text, stacklevel=3)
 
-    def _labelled_indices(self) -> tuple[ImageIndex, ...]:
-        """Of the evaluation. Once a run has begun, a folder that has become useless stops the evaluation alone."""
-        evaluation, threads = self.config.evaluation, self.config.loader_threads
+    def _evaluation(self) -> PeriodicEvaluation:
+        """Once a run has begun, folders that have become useless stop the evaluation alone."""
         try:
-            return self.ranks.first_then_others(lambda: labelled_indices(evaluation, threads))
+            return PeriodicEvaluation(self.config, self.device, self.ranks)
         except (ValueError, OSError, RuntimeError) as error:
             if not (self.config.resume and has_begun(self.config.out)):
                 raise
             self._warn(f"no evaluations from here on: {error}")
-            return ()
+            without = dataclasses.replace(self.config, evaluation=EvaluationConfig())
+            return PeriodicEvaluation(without, self.device, self.ranks)
 
     def _circumstances(self) -> dict[str, Any]:
         """What the bits of a run depend on, beside its config."""
@@ -291,11 +264,7 @@ class Trainer:
 
     def _evaluation_is_due(self) -> bool:
         epoch, rest = divmod(self.step, self.steps_per_epoch)
-        return (
-            bool(self.evaluation_indices)
-            and rest == 0
-            and (epoch % self.config.evaluation.every == 0 or self.step == self.total_steps)
-        )
+        return rest == 0 and self.evaluation.is_due(epoch)
 
     def _evaluate_if_due(self, request: StopRequest) -> None:
         """The step is saved, so a request to stop ends the evaluation; a resumed run begins with it."""

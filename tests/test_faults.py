@@ -24,9 +24,9 @@ from torch import nn
 import sce_fast.checkpoint
 from sce_fast.checkpoint import checkpoints, load_checkpoint
 from sce_fast.cli import main
+from sce_fast.evaluate.periodic import PeriodicEvaluation
 from sce_fast.step import TrainingStep
 from sce_fast.stop import REQUEUE
-from sce_fast.train import Trainer
 
 DOCS = Path(__file__).parents[1] / "docs" / "faults.md"
 HEADING = """\
@@ -416,15 +416,15 @@ def test_a_signal_to_one_of_two_ranks(tell, tmp_path, data, undisturbed):
 
 
 def send_sigterm_to_an_evaluation():
-    original, calls = Trainer.features, []
+    original, calls = PeriodicEvaluation.features, []
 
-    def features(self, index, backbone=None):
+    def features(self, backbone, index):
         calls.append(index)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, index, backbone)
+        return original(self, backbone, index)
 
-    Trainer.features = features
+    PeriodicEvaluation.features = features
 
 
 @pytest.mark.slow

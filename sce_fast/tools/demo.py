@@ -63,7 +63,7 @@ def run_demo(
     config = demo_config(train, test, out, seed=seed, epochs=epochs, coefficient=coefficient, device=device)
     trainer = Trainer(dataclasses.replace(config, resume=_make_room(config)))
     trainer.resumes_by = "The same command"
-    indices = trainer.evaluation_indices
+    indices = trainer.evaluation.indices
     labels = [torch.as_tensor(index.labels) for index in indices]
     print(
         f"{len(trainer.index)} digits to learn from without their labels, {len(indices[1])} held out, "
@@ -73,10 +73,10 @@ def run_demo(
     untrained = untrained.to(trainer.device)
     stages = {
         "_raw_pixels": [pixel_features(index, view, threads=threads) for index in indices],
-        "_untrained": [trainer.features(index, untrained) for index in indices],
+        "_untrained": [trainer.evaluation.features(untrained, index) for index in indices],
     }
     summary = dataclasses.asdict(trainer.train())
-    stages[""] = [trainer.features(index) for index in indices]
+    stages[""] = [trainer.evaluation.features(trainer.model.backbone, index) for index in indices]
     for suffix, (train_features, test_features) in stages.items():
         sets = (train_features, labels[0], test_features, labels[1])
         summary[f"knn_top1{suffix}"] = knn_top1(*sets, neighbours=config.evaluation.neighbours)
