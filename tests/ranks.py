@@ -15,7 +15,7 @@ from sce_fast.cli import main
 def _context() -> ForkServerContext:
     """Processes forked from one that has imported everything: a start takes a fraction of a second."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sce_fast.train", "sce_fast.data.graph"])
+    context.set_forkserver_preload(["sce_fast.train", "sce_fast.data.graph", "torch.utils.tensorboard", "tyro"])
     return context
 
 

@@ -16,11 +16,18 @@ from sce_fast.optim import SGD
 from sce_fast.train import train
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, photo_folder) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCE_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        out = tmp_path_factory.mktemp("runs") / "finished"
+        train(small_config(photo_folder, out, precision="float16", evaluation=EvaluationConfig()))
+    return out
+
+
 @pytest.fixture
-def run(photo_folder, tmp_path) -> Path:
-    config = small_config(photo_folder, tmp_path / "run", precision="float16", evaluation=EvaluationConfig())
-    train(config)
-    return config.out
+def run(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -28,7 +35,7 @@ def config(photo_folder, run):
     return small_config(photo_folder, run, precision="float16", evaluation=EvaluationConfig(), resume=True)
 
 
-def test_a_checkpoint_holds_all_that_a_run_is(run, config):
+def test_a_checkpoint_holds_all_that_a_run_is(finished, run, config):
     checkpoint = load_checkpoint(checkpoints(run / "checkpoints")[-1])
     for name in (
         "model.backbone.conv1.weight", "model.momentum_backbone.conv1.weight", "model.backbone.bn1.running_mean",
@@ -39,7 +46,7 @@ def test_a_checkpoint_holds_all_that_a_run_is(run, config):
     state = checkpoint.state
     assert state["step"] == 9
     assert state["loader"] == {"epoch": 3, "step": 0}
-    assert state["config"] == to_json(dataclasses.replace(config, resume=False))
+    assert state["config"] == {**to_json(config), "resume": False, "out": str(finished)}
     assert state["circumstances"]["torch"] == str(torch.__version__)
     assert {"sce_fast", "DALI", "ranks", "device", "threads", "instructions"} <= state["circumstances"].keys()
     assert state["bad_files"] == {}

@@ -157,7 +157,8 @@ def spoil_a_pixel():
     TrainingStep._differentiate = differentiate
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
 def test_a_nan_among_the_pixels(tell, tmp_path, data, undisturbed, count):
     broken = Broken(tmp_path, data, "--log-every", 9, fault=spoil_a_pixel, ranks_=count)
     names = (broken.run / "not_finite_step_00000006.txt").read_text().splitlines()
@@ -266,6 +267,7 @@ def remove_in_step_2(path, stops=False):
         send(signal.SIGTERM, step=5)
 
 
+@pytest.mark.slow
 def test_a_file_that_vanishes(tell, tmp_path, data):
     """And after it has, the run goes on from a checkpoint with the bits that it would have had."""
     victim = data / "temple" / "010.jpg"
@@ -590,6 +592,7 @@ def begun(tmp_path, data) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_two_programs_in_one_folder(tell, tmp_path, data, begun):
     """The second is refused for as long as the first lives."""
     first = ranks.start(train_for_long, data, begun, tmp_path / "trains")
