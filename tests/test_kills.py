@@ -42,7 +42,8 @@ def test_killed_at_twenty_random_moments(photo_folder, tmp_path, precision, coun
         time.sleep(moments.uniform(0, 0.8 * duration))
         victim = moments.choice(processes)
         if kills % 4 == 3:
-            wait_for_a_save(config.out, processes[0])
+            victim = processes[0]  # which saves for all
+            wait_for_a_save(config.out, victim)
         if victim.is_alive():
             os.kill(victim.pid, signal.SIGKILL)
         codes = ranks.join(processes, timeout=60)
