@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from sce_fast.backends import BACKENDS
 from sce_fast.benchmarks import loss, step
 from sce_fast.benchmarks.gpu_kernels import KERNELS, functions_run
 from sce_fast.benchmarks.gpu_loader import loader_items
@@ -22,7 +23,7 @@ from sce_fast.benchmarks.measure import context_is_spoilt, copy_rate
 from sce_fast.benchmarks.peers import Case, Loss, Peer, peers
 from sce_fast.benchmarks.supervise import Events, Failure, NotRun, read_lines
 from sce_fast.config import LossConfig, ModelConfig
-from sce_fast.problem import checked_problem
+from sce_fast.problem import Problem, checked_problem
 from sce_fast.tools.parity import Inputs, compare, float32_precision, make_inputs
 
 Items = dict[str, Callable[[], Any]]
@@ -155,7 +156,8 @@ def parity(backend: str, size: dict[str, int], product: str, device: str, checke
     with float32_precision(precision):  # type: ignore[arg-type]
         for kind in ("clustered", "converged") if large else ("random", "clustered", "converged"):
             inputs = rows_of(kind, **size).to(dtype, device)
-            seen = checked(functools.partial(_reached, backend, inputs))
+            problem = served(backend, inputs)  # of every item: the profiler looks at the first that is served alone
+            seen = checked(functools.partial(BACKENDS[backend].solve, problem))
             for settings in SETTINGS[:1] if large else SETTINGS:
                 offset = {"row_offset": 1} if size.get("m", 0) > size["n"] else {}
                 result = compare(backend, inputs, rows_at_a_time=ROWS_AT_A_TIME, **settings, **offset)
@@ -168,15 +170,14 @@ def parity(backend: str, size: dict[str, int], product: str, device: str, checke
     return data
 
 
-def _reached(backend: str, inputs: Inputs) -> None:
-    """Calls the backend; NotRun with its reason where it refuses the inputs."""
-    from sce_fast.backends import BACKENDS
-
-    problem = checked_problem(inputs.query.requires_grad_(), inputs.key, inputs.queue, batch_keys=inputs.batch_keys)
+def served(backend: str, inputs: Inputs) -> Problem:
+    """The problem of these inputs; NotRun with the backend's reason where it refuses them."""
+    query = inputs.query.detach().requires_grad_()
+    problem = checked_problem(query, inputs.key, inputs.queue, batch_keys=inputs.batch_keys)
     reason = BACKENDS[backend].refuses(problem)
     if reason is not None:
         raise NotRun(f"it does not serve them: {reason}")
-    BACKENDS[backend].solve(problem)
+    return problem
 
 
 @functools.lru_cache(3)

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from sce_fast.backends import BACKENDS, Backend
 from sce_fast.benchmarks import acceptance, acceptance_work, gpu_build, gpu_kernels, gpu_machine, sanitize
 from sce_fast.benchmarks.acceptance_report import page, targets
-from sce_fast.benchmarks.supervise import Events, NotRun, Work
+from sce_fast.benchmarks.supervise import Events, NotRun, Work, read_lines
 
 ROOT = Path(__file__).parent.parent
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where torch sees no CUDA device")
@@ -414,6 +415,36 @@ def test_a_kernel_that_is_not_the_one_meant_is_no_answer(monkeypatch):
     assert acceptance_work.Checked("cpu")(lambda: None) is None
 
 
+def test_inputs_that_a_kernel_refuses_are_not_run_at_every_size(tmp_path, monkeypatch):
+    """Of a kernel whose function the profiler has seen at the first item, as of one that nobody has looked at."""
+
+    def refuses(problem):
+        return "its candidates are 16-bit" if problem.queue.dtype == torch.float32 else None
+
+    def solve(problem):
+        assert refuses(problem) is None
+        return BACKENDS["reference"].solve(problem)
+
+    def functions_run(call):
+        call()
+        return ["void halves_kernel()"]
+
+    monkeypatch.setitem(BACKENDS, "halves", Backend("halves", refuses, solve, automatic=False))
+    kernel = gpu_kernels.GpuKernel("Halves", "halves", "setup.py", "halves_kernel", ())
+    monkeypatch.setitem(gpu_kernels.KERNELS, "halves", kernel)
+    monkeypatch.setattr(gpu_kernels.GpuKernel, "missing", lambda kernel: None)
+    monkeypatch.setattr(acceptance_work, "functions_run", functions_run)
+    items = acceptance_work.parity_items("halves", "cpu")
+    Events(tmp_path / "events.jsonl").run(items)
+    told = [line for line in read_lines(tmp_path / "events.jsonl") if line.get("state") not in (None, "started")]
+    assert len(told) == len(items) == 8
+    for line in told:
+        served = line["item"].endswith("float16")
+        assert line["state"] == ("passed" if served else "not run"), line
+        if not served:
+            assert line["reason"] == "it does not serve them: its candidates are 16-bit"
+
+
 def test_every_kernel_of_the_table_is_one_that_exists_or_says_that_it_does_not(monkeypatch):
     for name, kernel in gpu_kernels.KERNELS.items():
         source = ROOT / kernel.source
@@ -469,7 +500,6 @@ def test_what_compute_sanitizer_says_is_understood():
 def test_the_sanitizers_cases_are_served_by_every_kernel(monkeypatch):
     """Sizes and types at least: on the CPU they run by the reference."""
     from sce_fast import native_cuda
-    from sce_fast.backends import BACKENDS
     from sce_fast.problem import checked_problem
     from sce_fast.tools.parity import make_inputs
 
