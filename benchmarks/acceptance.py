@@ -28,9 +28,10 @@ from typing import Any
 
 from .acceptance_report import judged, page
 from .gpu_build import with_site
-from .supervise import Outcome, Work, supervise
+from .supervise import NotRun, Outcome, Work, first_lines, how_it_ended, last_words, supervise
 
 ROOT = Path(__file__).resolve().parents[1]
+IMPORT_SECONDS = 60.0  # for the import of the package, from a cold disk too
 NOT_FOR_A_CPU = "--device cpu: it needs a GPU"
 
 
@@ -99,9 +100,16 @@ def kernels(context: Context) -> list[str]:
     names = "KERNELS" if context.device == "cuda" else "backends_of_a_cpu()"
     code = f"from sce_fast.benchmarks.gpu_kernels import KERNELS, backends_of_a_cpu; print(*{names})"
     command, environment = [sys.executable, "-c", code], {**os.environ, **with_site()}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"the package cannot be imported: {done.stderr.strip().splitlines()[-1]}")
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=IMPORT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"importing the package hung: no answer in {IMPORT_SECONDS:g} s") from None
+    if done.returncode < 0:  # a crash, which may have said nothing
+        raise RuntimeError(f"importing the package {how_it_ended(done.returncode)} {last_words(done.stderr)}".rstrip())
+    if done.returncode > 0:
+        raise NotRun(f"the package cannot be imported: {last_words(done.stderr) or how_it_ended(done.returncode)}")
     return done.stdout.split()
 
 
@@ -212,8 +220,10 @@ def run_part(run: Run, name: str, context: Context, until: float, folder: Path) 
         return run.part(name, "not run", context.machine["no_gpu"])
     try:
         works = part.works(context)
-    except (RuntimeError, OSError) as error:
-        return run.part(name, "not run", str(error))
+    except NotRun as reason:
+        return run.part(name, "not run", first_lines(str(reason)))
+    except Exception as error:  # whatever it is, it is this part's answer, and the others go on
+        return run.part(name, "failed", first_lines(str(error) or type(error).__name__))
     if isinstance(works, str):
         return run.part(name, "not run", works)
     run.part(name, "running")

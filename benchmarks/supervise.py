@@ -222,7 +222,7 @@ def _run_once(work: Work, over: Callable[[], bool], watch: Watch) -> tuple[str, 
     finally:
         end_group(process)
     watch.read()
-    return ending or _how_it_ended(process.returncode), log.read_text(errors="replace")
+    return ending or how_it_ended(process.returncode), log.read_text(errors="replace")
 
 
 def end_group(process: subprocess.Popen) -> None:
@@ -239,7 +239,7 @@ def end_group(process: subprocess.Popen) -> None:
     process.poll()
 
 
-def _how_it_ended(status: int | None) -> str:
+def how_it_ended(status: int | None) -> str:
     if status is None:
         return "did not end when killed"
     if status == SPOILT:

@@ -153,7 +153,7 @@ def test_a_crash_and_a_hang_take_no_other_part_along(tmp_path, parts):
 
 def test_a_part_that_cannot_say_what_to_run_is_not_run(tmp_path, parts, monkeypatch):
     def broken(context):
-        raise RuntimeError("the package cannot be imported: No module named 'sce_fast.kernels'")
+        raise NotRun("the package cannot be imported: No module named 'sce_fast.kernels'")
 
     monkeypatch.setattr(acceptance, "PARTS", {"broken": acceptance.Part("Broken", 1, broken)})
     parts_before = acceptance.PARTS
@@ -161,6 +161,41 @@ def test_a_part_that_cannot_say_what_to_run_is_not_run(tmp_path, parts, monkeypa
     assert acceptance.PARTS is parts_before
     assert passed
     assert record["parts"]["broken"]["reason"].startswith("the package cannot be imported")
+
+
+@pytest.mark.parametrize(
+    ("crash", "reason"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", r"crashed: signal 11 \(SIGSEGV\)"),
+        (
+            "import os; os.write(2, b'what(): bad symbol'); os.abort()",
+            r"crashed: signal 6 \(SIGABRT\) what\(\): bad symbol",
+        ),
+        ("import time; time.sleep(60)", "hung: no answer in 3 s"),
+    ],
+)
+def test_a_package_whose_import_crashes_or_hangs_takes_no_other_part_along(tmp_path, parts, monkeypatch, crash, reason):
+    """As a shared library that the loader brings down the process with does."""
+    checkout = tmp_path / "checkout"
+    (checkout / "tests").mkdir(parents=True)
+    (checkout / "sce_fast.py").write_text(crash)
+    monkeypatch.setattr(acceptance, "ROOT", checkout)
+    monkeypatch.setattr(acceptance, "IMPORT_SECONDS", 3.0, raising=False)
+    parity = acceptance.PARTS["parity"]
+    parts(last=[script(PASSES)])
+    monkeypatch.setattr(acceptance, "PARTS", {"first": parity, **acceptance.PARTS})
+    passed, record, _ = run_here(tmp_path / "out")
+    assert not passed
+    assert record["finished"]
+    assert re.fullmatch(f"importing the package {reason}", record["parts"]["first"]["reason"])
+    assert {name: part["state"] for name, part in record["parts"].items()} == {"first": "failed", "last": "passed"}
+
+
+def test_a_package_that_is_not_installed_is_not_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(acceptance, "ROOT", tmp_path)
+    (tmp_path / "sce_fast.py").write_text("raise ModuleNotFoundError('no torch')")
+    with pytest.raises(NotRun, match=r"the package cannot be imported: .*ModuleNotFoundError: no torch$"):
+        acceptance.kernels(acceptance.Context("cuda", {}, ""))
 
 
 def test_the_time_of_all_is_kept(tmp_path, parts):
