@@ -51,7 +51,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Part:
-    """A line of the table: what it is, its share of the time, and its processes or why there are none."""
+    """A line of the table: what it is, its share of the time, and its processes or why there are none.
+
+    A process is patient for less than the share, so that one that hangs leaves time to those behind it; but for the
+    build, whose compilers say nothing for as long as they work.
+    """
 
     title: str
     seconds: float  # its share; what one part leaves goes to those after it
@@ -85,12 +89,12 @@ def tests(context: Context) -> list[Work] | str:
         mine = ["-p", "benchmarks.gpu_tests", "--shard", f"{shard}/{count}"]
         return lambda events: [sys.executable, "-m", "pytest", *options, *mine, "--events", str(events), "tests"]
 
-    return [Work(f"tests {shard + 1} of {count}", command(shard), 120, ROOT, with_site()) for shard in range(count)]
+    return [Work(f"tests {shard + 1} of {count}", command(shard), 60, ROOT, with_site()) for shard in range(count)]
 
 
 def parity(context: Context) -> list[Work] | str:
     return [
-        module("acceptance_work", "parity", "--device", context.device, "--kernel", name, patience=90, title=name)
+        module("acceptance_work", "parity", "--device", context.device, "--kernel", name, patience=40, title=name)
         for name in kernels(context)
     ]
 
@@ -114,11 +118,11 @@ def kernels(context: Context) -> list[str]:
 
 
 def loss(context: Context) -> list[Work] | str:
-    return [module("acceptance_work", "loss", "--device", context.device, patience=120, title="loss")]
+    return [module("acceptance_work", "loss", "--device", context.device, patience=60, title="loss")]
 
 
 def step(context: Context) -> list[Work] | str:
-    return [module("acceptance_work", "step", "--device", context.device, patience=100, title="step")]
+    return [module("acceptance_work", "step", "--device", context.device, patience=45, title="step")]
 
 
 def sanitizer(context: Context) -> list[Work] | str:
@@ -127,14 +131,14 @@ def sanitizer(context: Context) -> list[Work] | str:
     if context.machine.get("compute_sanitizer") is None:
         return "there is no compute-sanitizer; it comes with the CUDA toolkit"
     return [
-        module("sanitize", "--kernel", name, "--tool", tool, patience=200, title=f"{tool} {name}")
+        module("sanitize", "--kernel", name, "--tool", tool, patience=55, title=f"{tool} {name}")
         for name in kernels(context)
         for tool in ("memcheck", "racecheck")
     ]
 
 
 def loader(context: Context) -> list[Work] | str:
-    return [module("acceptance_work", "loader", "--device", context.device, patience=100, title="loader")]
+    return [module("acceptance_work", "loader", "--device", context.device, patience=25, title="loader")]
 
 
 PARTS = {

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from sce_fast.backends import BACKENDS, Backend
-from sce_fast.benchmarks import acceptance, acceptance_work, gpu_build, gpu_kernels, gpu_machine, sanitize
+from sce_fast.benchmarks import acceptance, acceptance_work, gpu_build, gpu_kernels, gpu_machine, loss, sanitize
 from sce_fast.benchmarks.acceptance_report import page, targets
+from sce_fast.benchmarks.peers import peers
 from sce_fast.benchmarks.supervise import Events, NotRun, Work, read_lines
 
 ROOT = Path(__file__).parent.parent
@@ -442,6 +443,38 @@ def test_a_peer_that_crashed_is_left_out_and_its_shape_taken_again(tmp_path, mon
     assert ["compile" in left_out for _, _, left_out in seen] == [False, False, True]
 
 
+def test_a_peer_is_named_at_each_of_its_turns(tmp_path, monkeypatch):
+    """So that a hang in the turns, or while a graph is captured, is not laid to the peer that was prepared last."""
+    events = Events(tmp_path / "events.jsonl")
+    out = set(peers(torch.float32)) - {"cpu", "official", "chunked"}
+    acceptance_work.measured("a shape", (8, 256, 32, "float32"), out, "cpu", events)
+    places = [line["at"] for line in read_lines(events.path)]
+    assert places == ["cpu", "official", "chunked"] * 3  # prepared, and two turns
+
+
+def test_peers_are_named_before_the_graph_of_each(monkeypatch):
+    told = []
+    case = loss.make_case(8, 64, 16, 0, 0, torch.float32, 0.5, "cpu")
+    chosen = {name: peer for name, peer in peers(torch.float32).items() if name in ("cpu", "chunked")}
+    monkeypatch.setattr(loss, "_on_the_gpu", lambda result, *rest: told.append(f"graph of {result.peer}") or result)
+    monkeypatch.setattr(loss, "stage_seconds", lambda step, device: [1.0, 1.0])
+    monkeypatch.setattr(loss, "extra_memory", lambda run, device: None)
+    monkeypatch.setattr(loss.torch, "randn", lambda *shape, device: torch.zeros(shape))
+    loss.measure(case, chosen, 1, "cuda", told.append)
+    assert told == ["cpu", "chunked", "cpu", "chunked", "cpu", "graph of cpu", "chunked", "graph of chunked"]
+
+
+def test_a_process_that_hangs_leaves_time_to_those_behind_it(monkeypatch):
+    """But for the build: a compiler says nothing for as long as it works."""
+    monkeypatch.setattr(acceptance, "kernels", lambda context: ["triton", "sm80"])
+    machine = {"gpu": "NVIDIA H200", "capability": "9.0", "processors": 16, "compute_sanitizer": "/bin/true"}
+    context = acceptance.Context("cuda", machine, "")
+    for name in set(acceptance.PARTS) - {"build"}:
+        part = acceptance.PARTS[name]
+        for work in part.works(context):
+            assert work.patience < part.seconds * 0.95, name
+
+
 def test_a_kernel_that_is_not_the_one_meant_is_no_answer(monkeypatch):
     checked = acceptance_work.Checked("sm90")
     monkeypatch.setattr(acceptance_work, "functions_run", lambda call: ["void sm80_sce_forward<64>()", "fill"])
@@ -469,8 +502,9 @@ def test_inputs_that_a_kernel_refuses_are_not_run_at_every_size(tmp_path, monkey
     monkeypatch.setitem(gpu_kernels.KERNELS, "halves", kernel)
     monkeypatch.setattr(gpu_kernels.GpuKernel, "missing", lambda kernel: None)
     monkeypatch.setattr(acceptance_work, "functions_run", functions_run)
-    items = acceptance_work.parity_items("halves", "cpu")
-    Events(tmp_path / "events.jsonl").run(items)
+    events = Events(tmp_path / "events.jsonl")
+    items = acceptance_work.parity_items("halves", "cpu", events)
+    events.run(items)
     told = [line for line in read_lines(tmp_path / "events.jsonl") if line.get("state") not in (None, "started")]
     assert len(told) == len(items) == 8
     for line in told:

@@ -17,9 +17,11 @@ TILES = {16: 128, 64: 128, 112: 128, 128: 128, 144: 112, 192: 112, 208: 80, 256:
 HAS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def emulator():
-    emulated.build("emulate")
+@pytest.fixture(autouse=True)
+def emulator(request):
+    """For what runs on a CPU: a GPU's tests need not wait for the emulator's compilation."""
+    if request.node.get_closest_marker("gpu") is None:
+        emulated.build("emulate")
     yield
     BACKENDS.pop("emulated", None)
 
