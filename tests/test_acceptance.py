@@ -1,5 +1,6 @@
 """The acceptance run without a GPU: it ends in order, and nothing takes the other parts along."""
 
+import importlib.util
 import json
 import os
 import re
@@ -9,10 +10,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from sce_fast import native_cuda
 from sce_fast.backends import BACKENDS, Backend
 from sce_fast.benchmarks import acceptance, acceptance_work, gpu_build, gpu_kernels, gpu_machine, loss, sanitize
 from sce_fast.benchmarks.acceptance_report import page, targets
@@ -566,16 +569,105 @@ def test_what_compute_sanitizer_says_is_understood():
         sanitize.verdict("Traceback: not built", 1, "memcheck")
 
 
-def test_the_sanitizers_cases_are_served_by_every_kernel(monkeypatch):
-    """Sizes and types at least: on the CPU they run by the reference."""
-    from sce_fast import native_cuda
-    from sce_fast.problem import checked_problem
-    from sce_fast.tools.parity import make_inputs
+def test_the_sanitizer_tells_how_far_it_has_come(tmp_path, monkeypatch):
+    """Each case is a sign of life, so that one that hangs is named, and slow ones are not taken to hang."""
+    program = tmp_path / "compute-sanitizer"
+    cases = [f"{sanitize.AT}{case}" for case in ("the first use of the GPU", "case 1", "case 2")]
+    lines = [*cases, "nothing of this", *CLEAN.splitlines()]
+    program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+    program.chmod(0o755)
+    monkeypatch.setattr(sanitize, "find_tool", lambda name: str(program))
+    monkeypatch.setattr(gpu_kernels.GpuKernel, "missing", lambda kernel: None)
+    told = []
+    assert sanitize.sanitized("sm80", "memcheck", told.append) == {"calls": 18, "findings": 0}
+    assert told == ["the first use of the GPU", "case 1", "case 2"]
 
-    for size, dtype, settings, gradient in sanitize.CASES:
-        inputs = make_inputs("random", **size).to(getattr(torch, dtype))
-        problem = checked_problem(
-            inputs.query.requires_grad_(gradient), inputs.key, inputs.queue, batch_keys=inputs.batch_keys, **settings
-        )
+
+class OnlyPlanned:
+    """The extension module with its kernels emulated, but for the run: keeps how each call is cut."""
+
+    def __init__(self, module):
+        self.module, self.calls = module, []
+
+    def __getattr__(self, name):
+        return getattr(self.module, name)
+
+    def Call(self, *arguments):
+        self.calls.append(self.module.Call(*arguments))
+        return SimpleNamespace(workspace_bytes=0, solve=lambda *buffers: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["sm80", "sm90"])
+def test_the_sanitizers_cases_fill_the_ring_of_the_cuda_kernels_anew(monkeypatch, kernel):
+    """On an H100, where each block would have one tile if the work were cut for all of its multiprocessors."""
+    from cuda_emulator import emulated
+
+    module = OnlyPlanned(emulated.load_module())
+    monkeypatch.setattr(native_cuda, "_cuda", module)
+    monkeypatch.setattr(native_cuda, "_limits", lambda device: (132, 227 << 10, 90))
+    monkeypatch.setattr(native_cuda, "_where", lambda device: (0, 0))
+
+    def rings(case):
+        """How often each pass of the case fills the ring, for each block."""
+        size, problem = case[0], sanitize.problem_of(case, torch.device("cpu"))
+        native_cuda.solve(problem, kernel)
+        call, own = module.calls[-1], size.get("key_views") and not size.get("shared_batch_keys")
+        assert call.kernel == kernel
+        shared = [size["k"], 0 if own else size.get("m", 0)]
+        for cut, candidates in ((call.shared, shared), (call.per_view, [size.get("m", 0)] if own else [])):
+            tiles = sum(-(-count // cut["tile"]) for count in candidates)
+            if tiles:
+                yield tiles // cut["splits"] / cut["stages"]
+
+    with sanitize.one_multiprocessor():
+        fewest = [min(rings(case)) for case in sanitize.CASES[:-1]]
+    assert min(fewest) > 1, fewest
+    assert min(fewest[:6]) > 2  # every place of the ring has been given back twice
+    assert native_cuda._limits(None) == (132, 227 << 10, 90)
+    assert max(ring for case in sanitize.CASES[:6] for ring in rings(case)) <= 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
+def test_the_sanitizers_cases_fill_the_pipeline_of_the_triton_kernel_anew(monkeypatch, capability):
+    """By the launches it would choose: a loop's copies are ahead of it by as many tiles as there are stages."""
+    from sce_fast.kernels import backend, configs
+
+    class Launched(Exception):
+        pass
+
+    def choose(**sizes):
+        config = configs.choose(**sizes)
+        tiles = sum(-(-count // config.block_candidates) for count in sizes["candidates"])
+        raise Launched(tiles // config.splits, config.num_stages)
+
+    monkeypatch.setattr(backend, "launch_config", choose)
+    shared_memory = configs.shared_memory(capability)
+    monkeypatch.setattr(backend, "_gpu", lambda device: configs.Gpu(capability, shared_memory, 132))
+    with sanitize.one_multiprocessor():
+        for case in sanitize.cases_of(gpu_kernels.KERNELS["triton"]):
+            if case[0]["k"] == 1:
+                continue
+            with pytest.raises(Launched) as launched:
+                backend._solve(sanitize.problem_of(case, torch.device("cpu")))
+            tiles, stages = launched.value.args
+            assert tiles > 2 * stages, case
+
+
+def test_the_sanitizer_looks_at_the_products_of_the_hopper_kernel_alone(monkeypatch):
+    seen = []
+    monkeypatch.setattr(native_cuda, "tile_of_sm90", lambda dim: 80)
+    monkeypatch.setattr(native_cuda, "tile_products", lambda *tensors: seen.append([tuple(t.shape) for t in tensors]))
+    for call in sanitize.products(gpu_kernels.KERNELS["sm90"], torch.device("cpu")):
+        call()
+    assert seen == [[(64, dim), (77, dim), (64, 80)] for dim in (64, 128, 192, 256)]
+    assert not list(sanitize.products(gpu_kernels.KERNELS["sm80"], torch.device("cpu")))
+
+
+def test_the_sanitizers_cases_are_served_by_every_kernel():
+    """Sizes and types at least: on the CPU they run by the reference."""
+    for case in sanitize.CASES:
+        problem = sanitize.problem_of(case, torch.device("cpu"))
         assert native_cuda.refuses_inputs(problem) is None
         assert BACKENDS["reference"].solve(problem).rows.isfinite().all()
