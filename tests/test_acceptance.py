@@ -540,6 +540,21 @@ def test_the_build_takes_the_machine_code_that_the_gpu_runs():
         assert gpu_build.architectures(wanted, *capability) == expected
 
 
+def test_without_nvcc_the_build_is_not_run_and_the_rest_can_be(tmp_path, monkeypatch):
+    """The package has no CUDA kernels then, and that is no failure; with nvcc it is one."""
+    code = "native_cuda.MISSING = 'No module named sce_fast._cuda'"
+    check = re.sub("from sce_fast import native, native_cuda", rf"\g<0>\n{code}", gpu_build.CHECK)
+    monkeypatch.setattr(gpu_build, "CHECK", check)
+    monkeypatch.setattr(gpu_build, "install", lambda environment: (False, ""))
+    monkeypatch.setattr(gpu_build, "find_tool", lambda name: None)
+    with pytest.raises(NotRun, match="there is no nvcc"):
+        gpu_build.build(9, 0)
+    assert gpu_build.imported() == {"told": "without the CUDA kernels: No module named sce_fast._cuda"}
+    monkeypatch.setattr(gpu_build, "find_tool", lambda name: "/usr/bin/nvcc")
+    with pytest.raises(RuntimeError, match="AssertionError: No module named"):
+        gpu_build.imported()
+
+
 CLEAN = "ran 18 calls of CUDA sm_80\n========= ERROR SUMMARY: 0 errors\n"
 OUT_OF_BOUNDS = """========= COMPUTE-SANITIZER
 ========= Invalid __global__ read of size 16 bytes

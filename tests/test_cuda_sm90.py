@@ -61,8 +61,8 @@ def test_each_product_of_one_tile(d, dtype):
 @pytest.mark.parametrize("d", TILES)
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("product", ["rows from shared memory", "weights from registers"])
-def test_gpu_each_product_of_one_tile(d, dtype, product):
-    inputs = one_tile(d, dtype, "cuda")
+def test_gpu_each_product_of_one_tile(cuda, d, dtype, product):
+    inputs = one_tile(d, dtype, cuda)
     which = 0 if product == "rows from shared memory" else 1
     result, exact = native_cuda.tile_products(*inputs)[which], exact_products(*inputs)[which]
     torch.testing.assert_close(result.double(), exact, atol=1e-3, rtol=1e-4)
