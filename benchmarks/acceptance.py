@@ -28,9 +28,10 @@ from typing import Any
 
 from .acceptance_report import judged, page
 from .gpu_build import with_site
-from .supervise import Outcome, Work, supervise
+from .supervise import NotRun, Outcome, Work, first_lines, how_it_ended, last_words, supervise
 
 ROOT = Path(__file__).resolve().parents[1]
+IMPORT_SECONDS = 60.0  # for the import of the package, from a cold disk too
 NOT_FOR_A_CPU = "--device cpu: it needs a GPU"
 
 
@@ -50,7 +51,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Part:
-    """A line of the table: what it is, its share of the time, and its processes or why there are none."""
+    """A line of the table: what it is, its share of the time, and its processes or why there are none.
+
+    A process is patient for less than the share, so that one that hangs leaves time to those behind it; but for the
+    build, whose compilers say nothing for as long as they work.
+    """
 
     title: str
     seconds: float  # its share; what one part leaves goes to those after it
@@ -84,12 +89,12 @@ def tests(context: Context) -> list[Work] | str:
         mine = ["-p", "benchmarks.gpu_tests", "--shard", f"{shard}/{count}"]
         return lambda events: [sys.executable, "-m", "pytest", *options, *mine, "--events", str(events), "tests"]
 
-    return [Work(f"tests {shard + 1} of {count}", command(shard), 120, ROOT, with_site()) for shard in range(count)]
+    return [Work(f"tests {shard + 1} of {count}", command(shard), 60, ROOT, with_site()) for shard in range(count)]
 
 
 def parity(context: Context) -> list[Work] | str:
     return [
-        module("acceptance_work", "parity", "--device", context.device, "--kernel", name, patience=90, title=name)
+        module("acceptance_work", "parity", "--device", context.device, "--kernel", name, patience=40, title=name)
         for name in kernels(context)
     ]
 
@@ -99,18 +104,25 @@ def kernels(context: Context) -> list[str]:
     names = "KERNELS" if context.device == "cuda" else "backends_of_a_cpu()"
     code = f"from sce_fast.benchmarks.gpu_kernels import KERNELS, backends_of_a_cpu; print(*{names})"
     command, environment = [sys.executable, "-c", code], {**os.environ, **with_site()}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"the package cannot be imported: {done.stderr.strip().splitlines()[-1]}")
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=IMPORT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"importing the package hung: no answer in {IMPORT_SECONDS:g} s") from None
+    if done.returncode < 0:  # a crash, which may have said nothing
+        raise RuntimeError(f"importing the package {how_it_ended(done.returncode)} {last_words(done.stderr)}".rstrip())
+    if done.returncode > 0:
+        raise NotRun(f"the package cannot be imported: {last_words(done.stderr) or how_it_ended(done.returncode)}")
     return done.stdout.split()
 
 
 def loss(context: Context) -> list[Work] | str:
-    return [module("acceptance_work", "loss", "--device", context.device, patience=120, title="loss")]
+    return [module("acceptance_work", "loss", "--device", context.device, patience=60, title="loss")]
 
 
 def step(context: Context) -> list[Work] | str:
-    return [module("acceptance_work", "step", "--device", context.device, patience=100, title="step")]
+    return [module("acceptance_work", "step", "--device", context.device, patience=45, title="step")]
 
 
 def sanitizer(context: Context) -> list[Work] | str:
@@ -119,14 +131,14 @@ def sanitizer(context: Context) -> list[Work] | str:
     if context.machine.get("compute_sanitizer") is None:
         return "there is no compute-sanitizer; it comes with the CUDA toolkit"
     return [
-        module("sanitize", "--kernel", name, "--tool", tool, patience=200, title=f"{tool} {name}")
+        module("sanitize", "--kernel", name, "--tool", tool, patience=55, title=f"{tool} {name}")
         for name in kernels(context)
         for tool in ("memcheck", "racecheck")
     ]
 
 
 def loader(context: Context) -> list[Work] | str:
-    return [module("acceptance_work", "loader", "--device", context.device, patience=100, title="loader")]
+    return [module("acceptance_work", "loader", "--device", context.device, patience=25, title="loader")]
 
 
 PARTS = {
@@ -212,8 +224,10 @@ def run_part(run: Run, name: str, context: Context, until: float, folder: Path) 
         return run.part(name, "not run", context.machine["no_gpu"])
     try:
         works = part.works(context)
-    except (RuntimeError, OSError) as error:
-        return run.part(name, "not run", str(error))
+    except NotRun as reason:
+        return run.part(name, "not run", first_lines(str(reason)))
+    except Exception as error:  # whatever it is, it is this part's answer, and the others go on
+        return run.part(name, "failed", first_lines(str(error) or type(error).__name__))
     if isinstance(works, str):
         return run.part(name, "not run", works)
     run.part(name, "running")

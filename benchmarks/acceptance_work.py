@@ -9,20 +9,21 @@ import argparse
 import functools
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sce_fast.backends import BACKENDS
 from sce_fast.benchmarks import loss, step
 from sce_fast.benchmarks.gpu_kernels import KERNELS, functions_run
 from sce_fast.benchmarks.gpu_loader import loader_items
 from sce_fast.benchmarks.measure import context_is_spoilt, copy_rate
-from sce_fast.benchmarks.peers import Case, Loss, Peer, peers
+from sce_fast.benchmarks.peers import peers
 from sce_fast.benchmarks.supervise import Events, Failure, NotRun, read_lines
 from sce_fast.config import LossConfig, ModelConfig
-from sce_fast.problem import checked_problem
+from sce_fast.problem import Problem, checked_problem
 from sce_fast.tools.parity import Inputs, compare, float32_precision, make_inputs
 
 Items = dict[str, Callable[[], Any]]
@@ -101,35 +102,32 @@ def main() -> None:
     events = Events(given.events)
     with tempfile.TemporaryDirectory() as folder:
         if given.part == "parity":
-            items = parity_items(given.kernel, given.device)
+            items = parity_items(given.kernel, given.device, events)
         elif given.part == "loss":
             items = loss_items(given.device, events)
         elif given.part == "step":
             items = step_items(given.device, Path(folder))
         else:
-            items = loader_items(given.device, Path(folder))
+            items = loader_items(given.device, Path(folder), events)
         events.run(items, context_is_spoilt)
 
 
 # ---------------------------------------------------------------------------------------------- parity
 
 
-def parity_items(name: str, device: str) -> Items:
+def parity_items(name: str, device: str, events: Events) -> Items:
     """One item for each size and kind of product."""
     kernel = KERNELS.get(name)
     backend = name if kernel is None else kernel.backend
     first = Checked(name)
 
-    def item(size: dict[str, int], product: str) -> dict[str, Any]:
+    def item(title: str, size: dict[str, int], product: str) -> dict[str, Any]:
         if kernel is not None and (reason := kernel.missing()) is not None:
             raise NotRun(reason)
-        return parity(backend, size, product, device, first)
+        return parity(backend, size, product, device, first, functools.partial(events.at, title))
 
-    return {
-        f"{name}: {label(size)}, {product}": functools.partial(item, size, product)
-        for size in PARITY_SIZES[device]
-        for product in PRODUCTS
-    }
+    cases = {f"{name}: {label(size)}, {p}": (size, p) for size in PARITY_SIZES[device] for p in PRODUCTS}
+    return {title: functools.partial(item, title, *case) for title, case in cases.items()}
 
 
 class Checked:
@@ -147,7 +145,9 @@ class Checked:
         return self.seen
 
 
-def parity(backend: str, size: dict[str, int], product: str, device: str, checked: Checked) -> dict[str, Any]:
+def parity(
+    backend: str, size: dict[str, int], product: str, device: str, checked: Checked, tell: Callable[[str], None]
+) -> dict[str, Any]:
     """The worst error as a share of what is allowed, over kinds of rows and settings."""
     dtype, precision = PRODUCTS[product]
     large = size["n"] * size["k"] >= MANY_PAIRS
@@ -155,8 +155,10 @@ def parity(backend: str, size: dict[str, int], product: str, device: str, checke
     with float32_precision(precision):  # type: ignore[arg-type]
         for kind in ("clustered", "converged") if large else ("random", "clustered", "converged"):
             inputs = rows_of(kind, **size).to(dtype, device)
-            seen = checked(functools.partial(_reached, backend, inputs))
+            problem = served(backend, inputs)  # of every item: the profiler looks at the first that is served alone
+            seen = checked(functools.partial(BACKENDS[backend].solve, problem))
             for settings in SETTINGS[:1] if large else SETTINGS:
+                tell(f"{kind} rows{', ' if settings else ''}{', '.join(f'{k} {v}' for k, v in settings.items())}")
                 offset = {"row_offset": 1} if size.get("m", 0) > size["n"] else {}
                 result = compare(backend, inputs, rows_at_a_time=ROWS_AT_A_TIME, **settings, **offset)
                 cases.append({"kind": kind, **settings, "worst": result.worst, "failures": result.failures})
@@ -168,15 +170,14 @@ def parity(backend: str, size: dict[str, int], product: str, device: str, checke
     return data
 
 
-def _reached(backend: str, inputs: Inputs) -> None:
-    """Calls the backend; NotRun with its reason where it refuses the inputs."""
-    from sce_fast.backends import BACKENDS
-
-    problem = checked_problem(inputs.query.requires_grad_(), inputs.key, inputs.queue, batch_keys=inputs.batch_keys)
+def served(backend: str, inputs: Inputs) -> Problem:
+    """The problem of these inputs; NotRun with the backend's reason where it refuses them."""
+    query = inputs.query.detach().requires_grad_()
+    problem = checked_problem(query, inputs.key, inputs.queue, batch_keys=inputs.batch_keys)
     reason = BACKENDS[backend].refuses(problem)
     if reason is not None:
         raise NotRun(f"it does not serve them: {reason}")
-    BACKENDS[backend].solve(problem)
+    return problem
 
 
 @functools.lru_cache(3)
@@ -224,12 +225,9 @@ def measured(
     """Our backends and the peers at one shape, with the machine's own rates in the same turns."""
     n, k, d, dtype = shape
     case = loss.make_case(n, k, d, 0, 0, getattr(torch, dtype), 0.5, device)
-    chosen = {
-        peer_name: announced(peer, lambda place=peer_name: events.at(name, place))
-        for peer_name, peer in peers(case.query.dtype).items()
-        if peer_name not in left_out
-    }
-    results, gemm = loss.measure(case, chosen, 5 if device == "cuda" else 2, device)
+    chosen = {peer: how for peer, how in peers(case.query.dtype).items() if peer not in left_out}
+    tell = functools.partial(events.at, name)
+    results, gemm = loss.measure(case, chosen, 5 if device == "cuda" else 2, device, tell)
     print(loss.heading(case, device, torch.get_num_threads(), gemm) + "\n" + loss.table(results), flush=True)
     copy = copy_rate(device, 2**30 if device == "cuda" else 2**24)
     return {
@@ -241,16 +239,6 @@ def measured(
         "left_out": sorted(left_out - set(NO_SOFT_TARGETS)),
         "results": [asdict(result) for result in results],
     }
-
-
-def announced(peer: Peer, tell: Callable[[], None]) -> Peer:
-    """The peer, which says when its turn to be prepared has come."""
-
-    def prepare(case: Case) -> Loss:
-        tell()
-        return peer.prepare(case)
-
-    return replace(peer, prepare=prepare)
 
 
 # ---------------------------------------------------------------------------------------------- step

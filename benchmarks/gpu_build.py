@@ -19,11 +19,15 @@ SITE = ROOT / "build" / "site"
 INSTALL = ["-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "--verbose", "--upgrade"]
 INSTALL += ["--target", str(SITE), "--editable", "."]
 CHECK = """
+import sys
 import sce_fast.benchmarks, sce_fast.kernels
 from sce_fast import native, native_cuda
 assert not native.MISSING, native.MISSING
-assert not native_cuda.MISSING, native_cuda.MISSING
-print("built for", native_cuda.architectures())
+if native_cuda.MISSING and sys.argv[1] == "without nvcc":
+    print("without the CUDA kernels:", native_cuda.MISSING)
+else:
+    assert not native_cuda.MISSING, native_cuda.MISSING
+    print("built for", native_cuda.architectures())
 """
 
 
@@ -82,11 +86,10 @@ def architectures(wanted: list[str], major: int, minor: int) -> list[str]:
 
 
 def imported() -> dict[str, str]:
-    """A new process finds the package, the kernels and both extensions."""
+    """A new process finds the package, the kernels and both extensions, that of CUDA where there is nvcc."""
     environment = {**os.environ, **with_site()}
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", CHECK, "without nvcc" if find_tool("nvcc") is None else "with nvcc"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(last_words(done.stderr))
     return {"told": done.stdout.strip()}

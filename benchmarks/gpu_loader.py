@@ -3,13 +3,14 @@
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sce_fast.benchmarks.supervise import Failure, NotRun
+from sce_fast.benchmarks.supervise import Events, Failure, NotRun
 
 # Mean difference of 255 that is let through. PNG files are decoded alike, so only operators differ (rounding, the
 # resampling's order of sums); JPEG files also by the decoder's inverse transform and chroma upsampling. Set before any
@@ -17,13 +18,13 @@ from sce_fast.benchmarks.supervise import Failure, NotRun
 MEAN_ALLOWED = {"png": 1.0, "jpg": 3.0}
 
 
-def loader_items(device: str, folder: Path) -> dict[str, Callable[[], Any]]:
+def loader_items(device: str, folder: Path, events: Events) -> dict[str, Callable[[], Any]]:
     where = "gpu" if device == "cuda" else "cpu"
     count, batch, batches = (1024, 256, 20) if device == "cuda" else (8, 4, 1)
     return {
         "pixels from PNG files": lambda: pixels(folder, "png", min(count, 64), where),
         "pixels from JPEG files": lambda: pixels(folder, "jpg", min(count, 64), where),
-        "images/s": lambda: rates(photographs(folder, count), batch, batches, where),
+        "images/s": lambda: rates(photographs(folder, count), batch, batches, where, partial(events.at, "images/s")),
         "clips/s by NVDEC": no_video,
     }
 
@@ -82,10 +83,11 @@ def _loader(files: Path, batch_size: int, device: str) -> Any:
     )
 
 
-def rates(files: Path, batch_size: int, batches: int, device: str) -> dict[str, Any]:
+def rates(files: Path, batch_size: int, batches: int, device: str, tell: Callable[[str], None]) -> dict[str, Any]:
     """Images a second, two strong views each, of both graphs, one after the other."""
     data = {}
     for where in dict.fromkeys(("cpu", device)):
+        tell(f"the graph on the {where}")
         loader = _loader(files, batch_size, where)
         for _ in range(4):
             next(loader)

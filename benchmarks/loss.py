@@ -148,14 +148,20 @@ class Gemm:
     flops: float  # a second
 
 
-def measure(case: Case, peers: dict[str, Peer], rounds: int, device: str) -> tuple[list[Result], Gemm]:
-    """The results, in the order of the peers, and the rate of a matrix product."""
+def measure(
+    case: Case, peers: dict[str, Peer], rounds: int, device: str, tell: Callable[[str], None] = lambda peer: None
+) -> tuple[list[Result], Gemm]:
+    """The results, in the order of the peers, and the rate of a matrix product.
+
+    `tell` is given the name of the peer whose turn it is, each time: who waits for an answer may want to know it.
+    """
     size = len(case.queue)
     results = {name: Result(size, name, peer.title) for name, peer in peers.items()}
     losses: dict[str, Loss] = {}
     steps: dict[str, Callable[[Callable[[], None]], None]] = {}
     with progress_bar(len(peers) + rounds, f"K {size}", unit="turn") as bar:
         for name, peer in peers.items():
+            tell(name)
             try:
                 loss = _prepared(peer, case, device)
                 steps[name] = _step(loss, case)
@@ -186,11 +192,13 @@ def measure(case: Case, peers: dict[str, Peer], rounds: int, device: str) -> tup
         gemm_turns: list[float] = []
         for _ in range(rounds):
             for name, step in steps.items():
+                tell(name)
                 turns[name].append(_turn(step, device))
             gemm_turns.append(sum(_turn(multiply, device)))
             bar.update()
     if device == "cuda":
         for name, loss in losses.items():
+            tell(name)
             results[name] = _on_the_gpu(results[name], loss, case, name in GRAPHED, sum(turns[name][0]))
     gemm = Gemm(edge, 2 * edge**3 / statistics.median(gemm_turns))
     baseline = None

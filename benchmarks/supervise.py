@@ -7,7 +7,9 @@ A process tells what it does in a file, a JSON object a line:
     {"item": "a", "state": "passed", "reason": "", "seconds": 1.2, "data": null}
 
 States are passed, failed and "not run". A process that ends or falls silent before its last item is started again and
-goes on with what is not settled. Nothing but the standard library: this runs before the package is installed.
+goes on with what is not settled. An item that is at work when time is over was not run; one that had been silent for so
+long that it may never have ended has failed. Nothing but the standard library: this runs before the package is
+installed.
 """
 
 import json
@@ -25,6 +27,7 @@ SPOILT = 75  # exit status of a process that cannot use its GPU any more
 STARTS = 6  # of one process, before what is left is given up
 POLL = 0.1  # seconds
 CUT_OFF = "cut off"
+SILENT = 30.0  # seconds; what is cut off after so long without a sign of life has failed: it may hang
 TAIL = 400  # characters of a process's output that a reason may quote
 
 
@@ -103,7 +106,7 @@ class Work:
 
     name: str
     command: Callable[[Path], list[str]]  # from the path of the file
-    patience: float  # seconds for an item, and for the time before the first
+    patience: float  # seconds for an item from its last sign of life, and for the time before the first
     folder: Path  # where it runs
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -115,6 +118,7 @@ class Watch:
         self.path, self.tell = path, tell
         self.items: list[str] | None = None
         self.open: str | None = None  # the item at work
+        self.place = ""  # how far it has come, where it says so
         self.settled: set[str] = set()
         self.seen = 0  # lines
         self.heard_at = time.monotonic()
@@ -126,7 +130,7 @@ class Watch:
             if "items" in line:
                 self.items = line["items"]
             elif line["state"] == "started":
-                self.open = line["item"]
+                self.open, self.place = line["item"], line.get("at", "")
             else:
                 self.open = None
                 self._hand_on(Outcome(**line))
@@ -174,13 +178,14 @@ def supervise(
         keep(f"{work.name}, start {start}: {ending}", output)
         if watch.open is not None:
             state: State = "not run" if ending.startswith(CUT_OFF) else "failed"
-            watch.settle(watch.open, state, ending, time.monotonic() - watch.heard_at)
+            place = f", at {watch.place}" if watch.place else ""
+            watch.settle(watch.open, state, ending + place, time.monotonic() - watch.heard_at)
         if watch.items is None:
             state = "not run" if ending.startswith(CUT_OFF) else "failed"
             return tell(Outcome(work.name, state, f"{ending} before its first item: {last_words(output)}"))
         if not watch.pending():
             return None
-        if ending.startswith(CUT_OFF):
+        if over():
             return _give_up(watch, "no time left for it")
         if len(watch.settled) == before:
             return _give_up(watch, f"the process {ending} without settling another item: {last_words(output)}")
@@ -216,13 +221,17 @@ def _run_once(work: Work, over: Callable[[], bool], watch: Watch) -> tuple[str, 
             watch.read()
             silent = time.monotonic() - watch.heard_at
             if over():
-                ending = f"{CUT_OFF} after {silent:.0f} s: no time was left"
+                ending = (
+                    f"{CUT_OFF} after {silent:.0f} s: no time was left"
+                    if silent <= SILENT
+                    else f"no answer in {silent:.0f} s when its time was over"
+                )
             elif silent > work.patience:
                 ending = f"hung: no answer in {work.patience:.0f} s"
     finally:
         end_group(process)
     watch.read()
-    return ending or _how_it_ended(process.returncode), log.read_text(errors="replace")
+    return ending or how_it_ended(process.returncode), log.read_text(errors="replace")
 
 
 def end_group(process: subprocess.Popen) -> None:
@@ -239,7 +248,7 @@ def end_group(process: subprocess.Popen) -> None:
     process.poll()
 
 
-def _how_it_ended(status: int | None) -> str:
+def how_it_ended(status: int | None) -> str:
     if status is None:
         return "did not end when killed"
     if status == SPOILT:

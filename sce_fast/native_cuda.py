@@ -155,8 +155,8 @@ def tile_products(rows: Tensor, candidates: Tensor, weights: Tensor) -> tuple[Te
         rows · candidatesᵀ (64, tile) and weights · candidates (64, D), float32.
     """
     dim, tile = rows.shape[1], weights.shape[1]
-    if tile != _cuda.sm90_tile(dim):
-        raise ValueError(f"weights has shape {tuple(weights.shape)}, expected (64, {_cuda.sm90_tile(dim)}) for D {dim}")
+    if tile != tile_of_sm90(dim):
+        raise ValueError(f"weights has shape {tuple(weights.shape)}, expected (64, {tile_of_sm90(dim)}) for D {dim}")
     products, outputs = (torch.empty(64, columns, device=rows.device) for columns in (tile, dim))
     inputs = [_rows(t) for t in (rows, candidates, weights)]
     _cuda.multiply_one_tile(
@@ -166,6 +166,11 @@ def tile_products(rows: Tensor, candidates: Tensor, weights: Tensor) -> tuple[Te
         *_where(rows.device),
     )
     return products, outputs
+
+
+def tile_of_sm90(dim: int) -> int:
+    """Candidates in a tile of the Hopper kernel for rows of so many values."""
+    return int(_cuda.sm90_tile(dim))
 
 
 @functools.cache

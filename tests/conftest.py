@@ -10,6 +10,8 @@ from hypothesis import settings
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from sce_fast import native_cuda
+from sce_fast.benchmarks import gpu_machine
 from sce_fast.benchmarks.gpu_kernels import KERNELS
 
 # Shapes drawn at random take different times on a busy machine: no deadline, and the same examples every time.
@@ -70,3 +72,12 @@ def gpu_backend(request) -> str:
     if reason is not None:
         pytest.skip(reason)
     return kernel.backend
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    """The GPU, where the CUDA kernels are built; without nvcc they cannot be."""
+    if native_cuda.MISSING and gpu_machine.find_tool("nvcc") is None:
+        pytest.skip("there is no nvcc, so the CUDA kernels are not built")
+    assert native_cuda.MISSING == "", "the extension is not built: SCE_FAST_BUILD=cuda"
+    return torch.device("cuda", torch.cuda.current_device())

@@ -1,5 +1,6 @@
 """The acceptance run without a GPU: it ends in order, and nothing takes the other parts along."""
 
+import importlib.util
 import json
 import os
 import re
@@ -9,13 +10,17 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from sce_fast.benchmarks import acceptance, acceptance_work, gpu_build, gpu_kernels, gpu_machine, sanitize
+from sce_fast import native_cuda
+from sce_fast.backends import BACKENDS, Backend
+from sce_fast.benchmarks import acceptance, acceptance_work, gpu_build, gpu_kernels, gpu_machine, loss, sanitize
 from sce_fast.benchmarks.acceptance_report import page, targets
-from sce_fast.benchmarks.supervise import Events, NotRun, Work
+from sce_fast.benchmarks.peers import peers
+from sce_fast.benchmarks.supervise import Events, NotRun, Work, read_lines
 
 ROOT = Path(__file__).parent.parent
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where torch sees no CUDA device")
@@ -152,7 +157,7 @@ def test_a_crash_and_a_hang_take_no_other_part_along(tmp_path, parts):
 
 def test_a_part_that_cannot_say_what_to_run_is_not_run(tmp_path, parts, monkeypatch):
     def broken(context):
-        raise RuntimeError("the package cannot be imported: No module named 'sce_fast.kernels'")
+        raise NotRun("the package cannot be imported: No module named 'sce_fast.kernels'")
 
     monkeypatch.setattr(acceptance, "PARTS", {"broken": acceptance.Part("Broken", 1, broken)})
     parts_before = acceptance.PARTS
@@ -160,6 +165,41 @@ def test_a_part_that_cannot_say_what_to_run_is_not_run(tmp_path, parts, monkeypa
     assert acceptance.PARTS is parts_before
     assert passed
     assert record["parts"]["broken"]["reason"].startswith("the package cannot be imported")
+
+
+@pytest.mark.parametrize(
+    ("crash", "reason"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", r"crashed: signal 11 \(SIGSEGV\)"),
+        (
+            "import os; os.write(2, b'what(): bad symbol'); os.abort()",
+            r"crashed: signal 6 \(SIGABRT\) what\(\): bad symbol",
+        ),
+        ("import time; time.sleep(60)", "hung: no answer in 3 s"),
+    ],
+)
+def test_a_package_whose_import_crashes_or_hangs_takes_no_other_part_along(tmp_path, parts, monkeypatch, crash, reason):
+    """As a shared library that the loader brings down the process with does."""
+    checkout = tmp_path / "checkout"
+    (checkout / "tests").mkdir(parents=True)
+    (checkout / "sce_fast.py").write_text(crash)
+    monkeypatch.setattr(acceptance, "ROOT", checkout)
+    monkeypatch.setattr(acceptance, "IMPORT_SECONDS", 3.0, raising=False)
+    parity = acceptance.PARTS["parity"]
+    parts(last=[script(PASSES)])
+    monkeypatch.setattr(acceptance, "PARTS", {"first": parity, **acceptance.PARTS})
+    passed, record, _ = run_here(tmp_path / "out")
+    assert not passed
+    assert record["finished"]
+    assert re.fullmatch(f"importing the package {reason}", record["parts"]["first"]["reason"])
+    assert {name: part["state"] for name, part in record["parts"].items()} == {"first": "failed", "last": "passed"}
+
+
+def test_a_package_that_is_not_installed_is_not_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(acceptance, "ROOT", tmp_path)
+    (tmp_path / "sce_fast.py").write_text("raise ModuleNotFoundError('no torch')")
+    with pytest.raises(NotRun, match=r"the package cannot be imported: .*ModuleNotFoundError: no torch$"):
+        acceptance.kernels(acceptance.Context("cuda", {}, ""))
 
 
 def test_the_time_of_all_is_kept(tmp_path, parts):
@@ -406,12 +446,75 @@ def test_a_peer_that_crashed_is_left_out_and_its_shape_taken_again(tmp_path, mon
     assert ["compile" in left_out for _, _, left_out in seen] == [False, False, True]
 
 
+def test_a_peer_is_named_at_each_of_its_turns(tmp_path, monkeypatch):
+    """So that a hang in the turns, or while a graph is captured, is not laid to the peer that was prepared last."""
+    events = Events(tmp_path / "events.jsonl")
+    out = set(peers(torch.float32)) - {"cpu", "official", "chunked"}
+    acceptance_work.measured("a shape", (8, 256, 32, "float32"), out, "cpu", events)
+    places = [line["at"] for line in read_lines(events.path)]
+    assert places == ["cpu", "official", "chunked"] * 3  # prepared, and two turns
+
+
+def test_peers_are_named_before_the_graph_of_each(monkeypatch):
+    told = []
+    case = loss.make_case(8, 64, 16, 0, 0, torch.float32, 0.5, "cpu")
+    chosen = {name: peer for name, peer in peers(torch.float32).items() if name in ("cpu", "chunked")}
+    monkeypatch.setattr(loss, "_on_the_gpu", lambda result, *rest: told.append(f"graph of {result.peer}") or result)
+    monkeypatch.setattr(loss, "stage_seconds", lambda step, device: [1.0, 1.0])
+    monkeypatch.setattr(loss, "extra_memory", lambda run, device: None)
+    monkeypatch.setattr(loss.torch, "randn", lambda *shape, device: torch.zeros(shape))
+    loss.measure(case, chosen, 1, "cuda", told.append)
+    assert told == ["cpu", "chunked", "cpu", "chunked", "cpu", "graph of cpu", "chunked", "graph of chunked"]
+
+
+def test_a_process_that_hangs_leaves_time_to_those_behind_it(monkeypatch):
+    """But for the build: a compiler says nothing for as long as it works."""
+    monkeypatch.setattr(acceptance, "kernels", lambda context: ["triton", "sm80"])
+    machine = {"gpu": "NVIDIA H200", "capability": "9.0", "processors": 16, "compute_sanitizer": "/bin/true"}
+    context = acceptance.Context("cuda", machine, "")
+    for name in set(acceptance.PARTS) - {"build"}:
+        part = acceptance.PARTS[name]
+        for work in part.works(context):
+            assert work.patience < part.seconds * 0.95, name
+
+
 def test_a_kernel_that_is_not_the_one_meant_is_no_answer(monkeypatch):
     checked = acceptance_work.Checked("sm90")
     monkeypatch.setattr(acceptance_work, "functions_run", lambda call: ["void sm80_sce_forward<64>()", "fill"])
     with pytest.raises(NotRun, match=r"backend='cuda' runs void sm80_sce_forward<64>\(\), fill here"):
         checked(lambda: None)
     assert acceptance_work.Checked("cpu")(lambda: None) is None
+
+
+def test_inputs_that_a_kernel_refuses_are_not_run_at_every_size(tmp_path, monkeypatch):
+    """Of a kernel whose function the profiler has seen at the first item, as of one that nobody has looked at."""
+
+    def refuses(problem):
+        return "its candidates are 16-bit" if problem.queue.dtype == torch.float32 else None
+
+    def solve(problem):
+        assert refuses(problem) is None
+        return BACKENDS["reference"].solve(problem)
+
+    def functions_run(call):
+        call()
+        return ["void halves_kernel()"]
+
+    monkeypatch.setitem(BACKENDS, "halves", Backend("halves", refuses, solve, automatic=False))
+    kernel = gpu_kernels.GpuKernel("Halves", "halves", "setup.py", "halves_kernel", ())
+    monkeypatch.setitem(gpu_kernels.KERNELS, "halves", kernel)
+    monkeypatch.setattr(gpu_kernels.GpuKernel, "missing", lambda kernel: None)
+    monkeypatch.setattr(acceptance_work, "functions_run", functions_run)
+    events = Events(tmp_path / "events.jsonl")
+    items = acceptance_work.parity_items("halves", "cpu", events)
+    events.run(items)
+    told = [line for line in read_lines(tmp_path / "events.jsonl") if line.get("state") not in (None, "started")]
+    assert len(told) == len(items) == 8
+    for line in told:
+        served = line["item"].endswith("float16")
+        assert line["state"] == ("passed" if served else "not run"), line
+        if not served:
+            assert line["reason"] == "it does not serve them: its candidates are 16-bit"
 
 
 def test_every_kernel_of_the_table_is_one_that_exists_or_says_that_it_does_not(monkeypatch):
@@ -435,6 +538,21 @@ def test_the_build_takes_the_machine_code_that_the_gpu_runs():
         ((7, 5), []), ((11, 0), []),
     ]:  # fmt: skip
         assert gpu_build.architectures(wanted, *capability) == expected
+
+
+def test_without_nvcc_the_build_is_not_run_and_the_rest_can_be(tmp_path, monkeypatch):
+    """The package has no CUDA kernels then, and that is no failure; with nvcc it is one."""
+    code = "native_cuda.MISSING = 'No module named sce_fast._cuda'"
+    check = re.sub("from sce_fast import native, native_cuda", rf"\g<0>\n{code}", gpu_build.CHECK)
+    monkeypatch.setattr(gpu_build, "CHECK", check)
+    monkeypatch.setattr(gpu_build, "install", lambda environment: (False, ""))
+    monkeypatch.setattr(gpu_build, "find_tool", lambda name: None)
+    with pytest.raises(NotRun, match="there is no nvcc"):
+        gpu_build.build(9, 0)
+    assert gpu_build.imported() == {"told": "without the CUDA kernels: No module named sce_fast._cuda"}
+    monkeypatch.setattr(gpu_build, "find_tool", lambda name: "/usr/bin/nvcc")
+    with pytest.raises(RuntimeError, match="AssertionError: No module named"):
+        gpu_build.imported()
 
 
 CLEAN = "ran 18 calls of CUDA sm_80\n========= ERROR SUMMARY: 0 errors\n"
@@ -466,17 +584,105 @@ def test_what_compute_sanitizer_says_is_understood():
         sanitize.verdict("Traceback: not built", 1, "memcheck")
 
 
-def test_the_sanitizers_cases_are_served_by_every_kernel(monkeypatch):
-    """Sizes and types at least: on the CPU they run by the reference."""
-    from sce_fast import native_cuda
-    from sce_fast.backends import BACKENDS
-    from sce_fast.problem import checked_problem
-    from sce_fast.tools.parity import make_inputs
+def test_the_sanitizer_tells_how_far_it_has_come(tmp_path, monkeypatch):
+    """Each case is a sign of life, so that one that hangs is named, and slow ones are not taken to hang."""
+    program = tmp_path / "compute-sanitizer"
+    cases = [f"{sanitize.AT}{case}" for case in ("the first use of the GPU", "case 1", "case 2")]
+    lines = [*cases, "nothing of this", *CLEAN.splitlines()]
+    program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+    program.chmod(0o755)
+    monkeypatch.setattr(sanitize, "find_tool", lambda name: str(program))
+    monkeypatch.setattr(gpu_kernels.GpuKernel, "missing", lambda kernel: None)
+    told = []
+    assert sanitize.sanitized("sm80", "memcheck", told.append) == {"calls": 18, "findings": 0}
+    assert told == ["the first use of the GPU", "case 1", "case 2"]
 
-    for size, dtype, settings, gradient in sanitize.CASES:
-        inputs = make_inputs("random", **size).to(getattr(torch, dtype))
-        problem = checked_problem(
-            inputs.query.requires_grad_(gradient), inputs.key, inputs.queue, batch_keys=inputs.batch_keys, **settings
-        )
+
+class OnlyPlanned:
+    """The extension module with its kernels emulated, but for the run: keeps how each call is cut."""
+
+    def __init__(self, module):
+        self.module, self.calls = module, []
+
+    def __getattr__(self, name):
+        return getattr(self.module, name)
+
+    def Call(self, *arguments):
+        self.calls.append(self.module.Call(*arguments))
+        return SimpleNamespace(workspace_bytes=0, solve=lambda *buffers: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["sm80", "sm90"])
+def test_the_sanitizers_cases_fill_the_ring_of_the_cuda_kernels_anew(monkeypatch, kernel):
+    """On an H100, where each block would have one tile if the work were cut for all of its multiprocessors."""
+    from cuda_emulator import emulated
+
+    module = OnlyPlanned(emulated.load_module())
+    monkeypatch.setattr(native_cuda, "_cuda", module)
+    monkeypatch.setattr(native_cuda, "_limits", lambda device: (132, 227 << 10, 90))
+    monkeypatch.setattr(native_cuda, "_where", lambda device: (0, 0))
+
+    def rings(case):
+        """How often each pass of the case fills the ring, for each block."""
+        size, problem = case[0], sanitize.problem_of(case, torch.device("cpu"))
+        native_cuda.solve(problem, kernel)
+        call, own = module.calls[-1], size.get("key_views") and not size.get("shared_batch_keys")
+        assert call.kernel == kernel
+        shared = [size["k"], 0 if own else size.get("m", 0)]
+        for cut, candidates in ((call.shared, shared), (call.per_view, [size.get("m", 0)] if own else [])):
+            tiles = sum(-(-count // cut["tile"]) for count in candidates)
+            if tiles:
+                yield tiles // cut["splits"] / cut["stages"]
+
+    with sanitize.one_multiprocessor():
+        fewest = [min(rings(case)) for case in sanitize.CASES[:-1]]
+    assert min(fewest) > 1, fewest
+    assert min(fewest[:6]) > 2  # every place of the ring has been given back twice
+    assert native_cuda._limits(None) == (132, 227 << 10, 90)
+    assert max(ring for case in sanitize.CASES[:6] for ring in rings(case)) <= 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
+def test_the_sanitizers_cases_fill_the_pipeline_of_the_triton_kernel_anew(monkeypatch, capability):
+    """By the launches it would choose: a loop's copies are ahead of it by as many tiles as there are stages."""
+    from sce_fast.kernels import backend, configs
+
+    class Launched(Exception):
+        pass
+
+    def choose(**sizes):
+        config = configs.choose(**sizes)
+        tiles = sum(-(-count // config.block_candidates) for count in sizes["candidates"])
+        raise Launched(tiles // config.splits, config.num_stages)
+
+    monkeypatch.setattr(backend, "launch_config", choose)
+    shared_memory = configs.shared_memory(capability)
+    monkeypatch.setattr(backend, "_gpu", lambda device: configs.Gpu(capability, shared_memory, 132))
+    with sanitize.one_multiprocessor():
+        for case in sanitize.cases_of(gpu_kernels.KERNELS["triton"]):
+            if case[0]["k"] == 1:
+                continue
+            with pytest.raises(Launched) as launched:
+                backend._solve(sanitize.problem_of(case, torch.device("cpu")))
+            tiles, stages = launched.value.args
+            assert tiles > 2 * stages, case
+
+
+def test_the_sanitizer_looks_at_the_products_of_the_hopper_kernel_alone(monkeypatch):
+    seen = []
+    monkeypatch.setattr(native_cuda, "tile_of_sm90", lambda dim: 80)
+    monkeypatch.setattr(native_cuda, "tile_products", lambda *tensors: seen.append([tuple(t.shape) for t in tensors]))
+    for call in sanitize.products(gpu_kernels.KERNELS["sm90"], torch.device("cpu")):
+        call()
+    assert seen == [[(64, dim), (77, dim), (64, 80)] for dim in (64, 128, 192, 256)]
+    assert not list(sanitize.products(gpu_kernels.KERNELS["sm80"], torch.device("cpu")))
+
+
+def test_the_sanitizers_cases_are_served_by_every_kernel():
+    """Sizes and types at least: on the CPU they run by the reference."""
+    for case in sanitize.CASES:
+        problem = sanitize.problem_of(case, torch.device("cpu"))
         assert native_cuda.refuses_inputs(problem) is None
         assert BACKENDS["reference"].solve(problem).rows.isfinite().all()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from sce_fast import KeyQueue, native_cuda, reference, sce_loss
 from sce_fast.backends import BACKENDS, Backend
+from sce_fast.benchmarks import gpu_machine
 from sce_fast.problem import checked_problem
 from sce_fast.rows import unit_rows
 from sce_fast.tools.parity import KINDS, Inputs, compare, make_inputs
@@ -560,10 +561,19 @@ def test_a_mistake_in_the_kernel_is_found(mistake, tmp_path, emulator):
 GPU_BACKENDS = ["cuda", "cuda_sm80"]
 
 
-@pytest.fixture
-def cuda():
-    assert native_cuda.MISSING == "", "the extension is not built: SCE_FAST_BUILD=cuda"
-    return torch.device("cuda", torch.cuda.current_device())
+@pytest.mark.parametrize(
+    ("nvcc", "outcome", "reason"),
+    [
+        (None, pytest.skip.Exception, "there is no nvcc"),
+        ("/usr/bin/nvcc", AssertionError, "the extension is not built: SCE_FAST_BUILD=cuda"),
+    ],
+)
+def test_without_nvcc_a_gpus_tests_are_not_run_and_with_it_they_fail(request, monkeypatch, nvcc, outcome, reason):
+    """What is not built although it could be is a mistake."""
+    monkeypatch.setattr(native_cuda, "MISSING", "No module named 'sce_fast._cuda'")
+    monkeypatch.setattr(gpu_machine, "find_tool", lambda name: nvcc)
+    with pytest.raises(outcome, match=reason):
+        request.getfixturevalue("cuda")
 
 
 def gpu_test(function):

@@ -17,9 +17,11 @@ TILES = {16: 128, 64: 128, 112: 128, 128: 128, 144: 112, 192: 112, 208: 80, 256:
 HAS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def emulator():
-    emulated.build("emulate")
+@pytest.fixture(autouse=True)
+def emulator(request):
+    """For what runs on a CPU: a GPU's tests need not wait for the emulator's compilation."""
+    if request.node.get_closest_marker("gpu") is None:
+        emulated.build("emulate")
     yield
     BACKENDS.pop("emulated", None)
 
@@ -59,8 +61,8 @@ def test_each_product_of_one_tile(d, dtype):
 @pytest.mark.parametrize("d", TILES)
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("product", ["rows from shared memory", "weights from registers"])
-def test_gpu_each_product_of_one_tile(d, dtype, product):
-    inputs = one_tile(d, dtype, "cuda")
+def test_gpu_each_product_of_one_tile(cuda, d, dtype, product):
+    inputs = one_tile(d, dtype, cuda)
     which = 0 if product == "rows from shared memory" else 1
     result, exact = native_cuda.tile_products(*inputs)[which], exact_products(*inputs)[which]
     torch.testing.assert_close(result.double(), exact, atol=1e-3, rtol=1e-4)

@@ -72,6 +72,43 @@ def test_one_architecture_on_request(monkeypatch, tmp_path):
         setup["ninja_file"]("nvcc", str(tmp_path), "out.so")
 
 
+IMPORTED = """
+import importlib.machinery, importlib.util, sys
+loader = importlib.machinery.ExtensionFileLoader("_cuda", sys.argv[1])
+module = importlib.util.module_from_spec(importlib.util.spec_from_loader("_cuda", loader))
+loader.exec_module(module)
+query, queue, none = (0, 1, 70), (0, 1, 1100), (0, 0, 0)
+sizes, numbers, hopper = (1, 1, 70, 256, 0), (0.1, 0.05, 0.5), (132, 227 << 10, 90)
+call = module.Call(query, query, queue, none, sizes, 0, False, False, True, numbers, 0, hopper, 0)
+print(module.architectures, call.kernel, call.shared["tile"], call.shared["stages"], call.fixed_shift, sep=";")
+try:
+    print(module.limits(0))
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on the PATH")
+def test_the_cuda_extension_compiles_links_and_loads_without_a_gpu(monkeypatch, tmp_path):
+    """With CUDA's own headers and runtime, for Hopper: tensor maps, launches and the binding are as on a GPU."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("SCE_FAST_BUILD", "none")
+    monkeypatch.setenv("SCE_FAST_CUDA_ARCHITECTURES", "90")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # for ninja
+    monkeypatch.setattr("setuptools.setup", lambda **options: None)
+    setup, target = runpy.run_path("setup.py"), tmp_path / "lib" / "_cuda.so"
+    setup["build_cuda"](setup["find_nvcc"](), str(tmp_path / "objects"), str(target))
+    # every symbol is looked for at once, and a name that no library has is an error
+    environment = {**os.environ, "LD_BIND_NOW": "1"}
+    command = [sys.executable, "-c", IMPORTED, target]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    planned, limits = done.stdout.splitlines()
+    assert planned == "sm_90 sm_90a;sm90;80;4;True"
+    assert re.fullmatch(r"cudaDeviceGetAttribute: cudaError\w+, .+|\(\d+, \d+, \d+\)", limits)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", [{"SCE_FAST_BUILD": "none"}, {"CXX": "false"}], ids=["asked for", "compiler fails"])
 def test_the_package_works_in_pure_python_and_says_what_it_lacks(tmp_path, photo_folder, broken):

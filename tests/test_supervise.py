@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -39,10 +40,13 @@ does = {
     "pass": lambda: {"value": 1}, "fail": fail, "crash": crash, "hang": lambda: time.sleep(60), "not run": not_run,
     "raise": lambda: 1 / 0, "child": leave_a_child, "half": half_a_line, "print": lambda: print("a word\\n" * 100),
     "spoil": fail,
+    "far": lambda: [events.at("far", "the second row"), time.sleep(60)],
+    "lively": lambda: [(events.at("lively", str(i)), time.sleep(0.3)) for i in range(200)],
 }
 names = sys.argv[1].split(",")
 spoilt = [name for name in names if name.startswith("spoil")]
-Events(Path(sys.argv[-1])).run({name: does[name.split(".")[0]] for name in names}, lambda: bool(spoilt))
+events = Events(Path(sys.argv[-1]))
+events.run({name: does[name.split(".")[0]] for name in names}, lambda: bool(spoilt))
 """
 
 
@@ -115,6 +119,23 @@ def test_time_that_is_over_ends_what_runs_and_names_what_did_not(run):
     assert outcomes["hang"].state == outcomes["pass.2"].state == "not run"
     assert outcomes["hang"].reason.startswith("cut off after")
     assert outcomes["pass.2"].reason == "no time left for it"
+
+
+@pytest.mark.parametrize(("item", "place"), [("hang", ""), ("far", ", at the second row")])
+def test_what_has_been_silent_when_time_is_over_has_failed(run, monkeypatch, item, place):
+    monkeypatch.setattr(s, "SILENT", 1.0, raising=False)
+    outcomes, kept = run("pass", item, "pass.2", seconds=3.5)
+    assert outcomes[item].state == "failed"
+    assert re.fullmatch(rf"no answer in \d s when its time was over{place}", outcomes[item].reason)
+    assert (outcomes["pass.2"].state, outcomes["pass.2"].reason) == ("not run", "no time left for it")
+    assert len(kept) == 1  # there was no time to start it again
+
+
+def test_what_shows_signs_of_life_when_time_is_over_was_not_run(run, monkeypatch):
+    monkeypatch.setattr(s, "SILENT", 1.0, raising=False)
+    outcomes, _ = run("lively", patience=1.5, seconds=3.5)
+    assert outcomes["lively"].state == "not run"
+    assert re.fullmatch(r"cut off after 0 s: no time was left, at \d+", outcomes["lively"].reason)
 
 
 def test_a_process_that_never_begins_is_one_failure_with_its_last_words(run):
