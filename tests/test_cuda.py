@@ -440,8 +440,9 @@ def test_refusals_say_why_and_what_to_do(monkeypatch):
 
 
 def test_auto_does_not_take_what_has_not_run_on_a_gpu(monkeypatch):
-    assert not BACKENDS["cuda"].automatic
-    monkeypatch.setitem(BACKENDS, "cuda", dataclasses.replace(BACKENDS["cuda"], refuses=lambda problem: None))
+    for name in ("cuda", "cuda_sm80"):
+        assert not BACKENDS[name].automatic
+        monkeypatch.setitem(BACKENDS, name, dataclasses.replace(BACKENDS[name], refuses=lambda problem: None))
     inputs = make_inputs("random", n=2, d=16, k=5).to(torch.bfloat16)
     assert sce_loss(inputs.query, inputs.key, inputs.queue, return_statistics=True)[1].backend == "cpu"
 
