@@ -4,7 +4,8 @@
 
 Registers, shared memory and spills of each kernel of csrc/cuda (nvcc) and of kernels/ (Triton). Exit status 1 on any
 spill, on more shared memory than a block of a GPU may have, on a kernel whose shared memory nobody states, on a Hopper
-kernel without Hopper's instructions, and where ptxas says that it makes less of them than it was given.
+kernel without Hopper's instructions or with other registers than it shares out, and where ptxas says that it makes less
+of them than it was given.
 """
 
 import importlib.util
@@ -30,6 +31,9 @@ TRITON_ARCHITECTURES = ("80", "90", "100")
 INSTRUCTIONS = {"90a": ("HGMMA", "UTMALDG")}
 # ptxas: products waited for one by one, registers not moved between warpgroups.
 LOST_SPEED = ("wgmma.mma_async instructions are serialized", "setmaxnreg ignored")
+# Registers a thread at launch of kernels that move them between warpgroups: the whole file's even share of 384 threads,
+# in steps of 8. With fewer, the warpgroups that ask for more than the others give back would wait for ever.
+REGISTERS = {"sm90_sce_forward": 65536 // 384 // 8 * 8}
 # Keys of a line of list_kernels that are no template arguments.
 NO_ARGUMENTS = ("kernel", "threads", "shared_bytes")
 
@@ -214,6 +218,11 @@ def faults_of(kernel: Kernel, limits: dict[str, int]) -> list[str]:
     label = f"sm_{kernel.architecture} {kernel.label}"
     faults = [f"{label}: spills {kernel.spill_bytes} bytes"] if kernel.spill_bytes else []
     faults += [f"{label}: {complaint}" for complaint in kernel.complaints]
+    wanted = REGISTERS.get(kernel.name)
+    if wanted is not None and kernel.registers not in (None, wanted):
+        faults.append(
+            f"{label}: has {kernel.registers} registers a thread at launch, and setmaxnreg counts on {wanted}"
+        )
     limit = limits[kernel.architecture.removesuffix("a")]
     if kernel.shared_bytes > limit:
         faults.append(_too_much(label, kernel.shared_bytes, limit))

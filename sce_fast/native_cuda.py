@@ -58,7 +58,9 @@ def refuses_inputs(problem: Problem) -> str | None:
             "KeyQueue(..., dtype=torch.bfloat16) and cast batch_keys to its dtype, or use another backend"
         )
     dim = problem.query.shape[-1]
-    if dim > LARGEST_DIM or dim % DIM_STEP != 0:
+    if dim > LARGEST_DIM:
+        return f"rows have {dim} values, and it takes up to {LARGEST_DIM}; use backend='triton'"
+    if dim % DIM_STEP != 0:
         return f"rows have {dim} values, and it takes multiples of {DIM_STEP} up to {LARGEST_DIM}; pad them with zeros"
     return None
 

@@ -134,6 +134,8 @@ def test_doctor_says_what_runs_and_what_does_not(capsys, monkeypatch):
     assert f"torch                 {torch.__version__.split('+')[0]}" in text
     assert "  cpu         float32, bfloat16, float16" in text
     assert "  reference   float64, float32, bfloat16, float16" in text
+    assert "  CUDA C++ on Hopper: a forward kernel of its own (TMA, wgmma); emulated, not yet run on a GPU" in text
+    assert "  by name only, until run on a GPU: cuda, cuda_sm80\n" in text + "\n"
     monkeypatch.setattr(native, "_cpu", None)
     monkeypatch.setattr(native, "MISSING", "no such module")
     main(["doctor"])

@@ -433,13 +433,16 @@ def test_refusals_say_why_and_what_to_do(monkeypatch):
     both = make_inputs("random", n=2, d=16, k=5, m=3).to(torch.bfloat16)
     mixed = dataclasses.replace(both, batch_keys=both.batch_keys.half())
     assert "bfloat16 and float16" in reason(mixed)
-    for d in (8, 24, 272):
-        assert f"rows have {d} values" in reason(make_inputs("random", n=2, d=d, k=5).to(torch.bfloat16))
+    for d, remedy in ((8, "pad them with zeros"), (24, "pad them with zeros"), (384, "use backend='triton'")):
+        told = reason(make_inputs("random", n=2, d=d, k=5).to(torch.bfloat16))
+        assert f"rows have {d} values" in told
+        assert told.endswith(remedy)
 
 
 def test_auto_does_not_take_what_has_not_run_on_a_gpu(monkeypatch):
-    assert not BACKENDS["cuda"].automatic
-    monkeypatch.setitem(BACKENDS, "cuda", dataclasses.replace(BACKENDS["cuda"], refuses=lambda problem: None))
+    for name in ("cuda", "cuda_sm80"):
+        assert not BACKENDS[name].automatic
+        monkeypatch.setitem(BACKENDS, name, dataclasses.replace(BACKENDS[name], refuses=lambda problem: None))
     inputs = make_inputs("random", n=2, d=16, k=5).to(torch.bfloat16)
     assert sce_loss(inputs.query, inputs.key, inputs.queue, return_statistics=True)[1].backend == "cpu"
 

@@ -156,6 +156,16 @@ def test_triton_kernels_are_held_to_the_same(monkeypatch, capsys, tmp_path):
     assert "sm_90 sce_forward D 256, bf16: spills 8 bytes" in text
 
 
+@pytest.mark.parametrize(("registers", "passes"), [(160, False), (168, True), (176, False), (None, True)])
+def test_the_hopper_kernel_has_the_registers_that_it_shares_out(registers, passes):
+    """None: a function of its that is not inlined, which has none of its own."""
+    kernel = Kernel("sm90_sce_forward.cu", "90a", "sm90_sce_forward", "<BFloat16, true, 64, 128, 6>", registers, 0, 0)
+    fault = f"{kernel.label}: has {registers} registers a thread at launch, and setmaxnreg counts on 168"
+    assert kernels.faults_of(kernel, {"90": 227 << 10}) == ([] if passes else [f"sm_90a {fault}"])
+    other = Kernel("sce_combine.cu", "90", "sce_combine_kernel", "", registers, 0, 0)
+    assert kernels.faults_of(other, {"90": 227 << 10}) == []
+
+
 @pytest.mark.parametrize(
     ("demangled", "parts"),
     [

@@ -152,6 +152,24 @@ def test_a_default_launch_compiles_for_hopper_without_a_spill():
     assert 0 < shared <= 227 * 1024
 
 
+@pytest.mark.parametrize(
+    ("architecture", "dim", "precision", "fixed", "batch_keys"),
+    [(80, 64, "tf32", True, False), (80, 384, "tf32", False, True), (100, 512, "tf32", True, True)],
+)
+def test_launches_at_the_edges_of_the_table_do_not_spill(architecture, dim, precision, fixed, batch_keys):
+    ahead = pytest.importorskip("sce_fast.kernels.ahead", reason="triton is not installed")
+    variant = ahead.forward_variant(architecture, dim, torch.float32, precision, fixed, batch_keys=batch_keys)
+    assert ahead.resources(variant, architecture)[2] == 0
+
+
+def test_the_gate_compiles_at_every_width_of_the_table():
+    """Every D at which an entry of the table ends, but for products of the slowest kind beyond 256."""
+    ahead = pytest.importorskip("sce_fast.kernels.ahead", reason="triton is not installed")
+    for (_, kind), entries in configs.TABLE.items():
+        ends = {entry.dim for entry in entries if kind != "exact" or entry.dim <= 256}
+        assert ends <= set(ahead.DIMS)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_all_kernels_compile_without_a_spill(architecture):

@@ -11,6 +11,8 @@ namespace {
 // The producer needs few registers, and what it gives back the consumers take: 128 · (24 + 2 · 240) are the 64512 that
 // 384 threads have at launch.
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+static_assert(kGroupThreads * (kProducerRegisters + 2 * kConsumerRegisters) <=
+              kHopperThreads * (65536 / kHopperThreads / 8 * 8));
 
 enum Barrier { kTurnOfFirst = 1, kTurnOfSecond, kRowsOfFirst, kRowsOfSecond };  // 0 is the whole block's
 
