@@ -34,6 +34,8 @@ LOST_SPEED = ("wgmma.mma_async instructions are serialized", "setmaxnreg ignored
 # Registers a thread at launch of kernels that move them between warpgroups: the whole file's even share of 384 threads,
 # in steps of 8. With fewer, the warpgroups that ask for more than the others give back would wait for ever.
 REGISTERS = {"sm90_sce_forward": 65536 // 384 // 8 * 8}
+# A pass that Triton finds no tensor memory for is compiled all the same, to nothing.
+FEWEST_REGISTERS = 8
 # Keys of a line of list_kernels that are no template arguments.
 NO_ARGUMENTS = ("kernel", "threads", "shared_bytes")
 
@@ -223,6 +225,8 @@ def faults_of(kernel: Kernel, limits: dict[str, int]) -> list[str]:
         faults.append(
             f"{label}: has {kernel.registers} registers a thread at launch, and setmaxnreg counts on {wanted}"
         )
+    if "sce_forward" in kernel.name and kernel.registers is not None and kernel.registers < FEWEST_REGISTERS:
+        faults.append(f"{label}: has {kernel.registers} registers a thread: the compiler has left it empty")
     limit = limits[kernel.architecture.removesuffix("a")]
     if kernel.shared_bytes > limit:
         faults.append(_too_much(label, kernel.shared_bytes, limit))

@@ -166,6 +166,12 @@ def test_the_hopper_kernel_has_the_registers_that_it_shares_out(registers, passe
     assert kernels.faults_of(other, {"90": 227 << 10}) == []
 
 
+def test_a_pass_that_was_compiled_to_nothing_is_a_fault():
+    kernel = Kernel("kernels/sce_forward.py", "100", "sce_forward_kernel", "D=512", 4, 0, 0)
+    (fault,) = kernels.faults_of(kernel, {"100": 227 << 10})
+    assert "has 4 registers a thread: the compiler has left it empty" in fault
+
+
 @pytest.mark.parametrize(
     ("demangled", "parts"),
     [
