@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_same_run, small_config
 from torch import nn
 
+from runs import assert_same_run, small_config
 from sce_fast.checkpoint import Checkpoint, checkpoints, collect, load_checkpoint, restore
 from sce_fast.config import EvaluationConfig, to_json
 from sce_fast.optim import SGD

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-import ranks
 import torch
-from runs import final_tensors, small_config
 from torch import nn
 
+import ranks
+from runs import final_tensors, small_config
 from sce_fast.batch_norm import GroupedBatchNorm2d, SyncBatchNorm, grouped, synchronized
 from sce_fast.config import EvaluationConfig, LossConfig, OptimizerConfig
 from sce_fast.data.index import index_images

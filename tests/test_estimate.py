@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from runs import small_config
 
+from runs import small_config
 from sce_fast import estimate as estimate_module
 from sce_fast.config import LossConfig
 from sce_fast.estimate import duration, estimate

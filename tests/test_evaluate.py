@@ -4,11 +4,11 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import write_png
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from conftest import write_png
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.sources import Listing
 from sce_fast.evaluate import (

@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import ranks
 import torch
-from runs import assert_same_run
 from torch import nn
 
+import ranks
 import sce_fast.checkpoint
+from runs import assert_same_run
 from sce_fast.checkpoint import checkpoints, load_checkpoint
 from sce_fast.cli import main
 from sce_fast.evaluate.periodic import PeriodicEvaluation

@@ -4,9 +4,9 @@ import os
 
 import numpy as np
 import pytest
-from conftest import write_png
 from PIL import Image
 
+from conftest import write_png
 from sce_fast.data import index
 from sce_fast.data.bad import as_text, describe, fault_of_undecoded, regular_file
 from sce_fast.data.index import index_images

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+
 import ranks
 from runs import assert_same_run, small_config
-
 from sce_fast.config import EvaluationConfig
 from sce_fast.train import train
 

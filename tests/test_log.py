@@ -5,9 +5,9 @@ import shutil
 import time
 
 import pytest
-from runs import small_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from runs import small_config
 from sce_fast import log
 from sce_fast.checkpoint import checkpoints
 from sce_fast.log import RunLog, progress_bar, read_log

@@ -1,10 +1,10 @@
 """The loss under torch.compile, fake tensors, autocast and torch.library's own checks."""
 
 import pytest
-import ranks
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import ranks
 from sce_fast import KeyQueue, SCELoss, sce_loss
 from sce_fast.distributed import gather_keys, process_group
 from sce_fast.tools.parity import make_inputs

@@ -2,11 +2,11 @@ import copy
 
 import numpy as np
 import pytest
-import ranks
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ranks
 from sce_fast import KeyQueue
 
 

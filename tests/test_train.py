@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import assert_same_run, final_tensors, small_config
 
+from runs import assert_same_run, final_tensors, small_config
 from sce_fast.checkpoint import checkpoints, load_checkpoint
 from sce_fast.config import (
     EvaluationConfig,
