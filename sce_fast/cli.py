@@ -276,7 +276,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _end_at_once(status: int) -> None:
     """Ends a rank without taking the interpreter down.
 
-    torch's DDP leaves gloo's threads running, and one in ten such interpreters aborts while it ends (torch 2.13:
+    torch's DDP leaves gloo's threads running, and now and then such an interpreter aborts while it ends (torch 2.13:
     "terminate called without an active exception"), so that torchrun would call a finished run failed.
     """
     sys.stdout.flush()
