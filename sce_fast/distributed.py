@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
-# The others may wait for as long as the first rank lists a data set or evaluates; torchrun ends those whose peer died.
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+# The others may wait for as long as the first rank lists a data set or evaluates; torchrun ends those whose peer died.
 PATIENCE = timedelta(hours=6)
 
 

@@ -93,10 +93,13 @@ def as_begun(config: TrainConfig, index: ImageIndex) -> ImageIndex:
     found = checkpoints(config.out / CHECKPOINTS)
     if not (config.resume and found and (config.out / IMAGES).exists()):
         return index
+    state = read_state(found[-1])
+    if state["data_fingerprint"] == index.fingerprint:
+        return index
     begun, now = _read_images(config.out), set(index.listing.names)
     gone = begun.keys() - now
-    if not gone or now - begun.keys() or gone - read_state(found[-1])["bad_files"].keys():
-        return index  # the same, or another one, which keep_image_list will say
+    if not gone or now - begun.keys() or gone - state["bad_files"].keys():
+        return index  # another one, which keep_image_list will say
     return index.listed_as(list(begun))
 
 

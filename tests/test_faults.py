@@ -172,12 +172,13 @@ def test_a_nan_among_the_pixels(tell, tmp_path, data, undisturbed, count):
     tell(NUMBERS, f"a NaN in {where}, step 6", broken.codes, broken.output, f"step 4, the names; {SAME_BITS}")
 
 
-def spoil_the_gradients():
+def spoil_the_gradients(always=False):
+    """In step 6, or in each."""
     original = TrainingStep._differentiate
 
     def differentiate(self, views, number, part):
         measured = original(self, views, number, part)
-        if number == 5:
+        if always or number == 5:
             self.parameters[0].grad[0] = float("inf")
         return measured
 
@@ -206,21 +207,10 @@ def test_a_float16_gradient_that_overflows_once(tell, tmp_path, data):
     tell(NUMBERS, "a float16 gradient that overflows, step 6", broken.codes, broken.output, kept)
 
 
-def overflow_always():
-    original = TrainingStep._differentiate
-
-    def differentiate(self, views, number, part):
-        measured = original(self, views, number, part)
-        self.parameters[0].grad[0] = float("inf")
-        return measured
-
-    TrainingStep._differentiate = differentiate
-
-
 @pytest.mark.slow
 def test_float16_gradients_that_overflow_always(tell, tmp_path, data):
     more = ["--precision", "float16", "--epochs", 6]
-    broken = Broken(tmp_path, data, *more, fault=overflow_always)
+    broken = Broken(tmp_path, data, *more, fault=partial(spoil_the_gradients, always=True))
     tell(NUMBERS, "float16 gradients that overflow at any scale", broken.codes, broken.output, "step 16")
 
 
