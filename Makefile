@@ -21,7 +21,7 @@ test-slow: venv
 	$(BIN)/python -m pytest -q -m slow
 
 kernels: venv
-	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.compile_gate
 
 # the run's first part builds the CUDA kernels, for the GPU at hand alone
 gpu: export SCE_FAST_BUILD = cpu

@@ -8,9 +8,9 @@ import statistics
 from pathlib import Path
 
 from sce_fast.benchmarks.record import machine, write_record
-from sce_fast.run import SUMMARY
 from sce_fast.tools.demo import demo_config, is_run_of, run_demo
 from sce_fast.tools.digits import write_digits
+from sce_fast.train.folder import SUMMARY
 
 COLUMNS = ("knn_top1", "linear_top1", "final_loss")
 

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 from sce_fast.benchmarks.record import machine, write_record
-from sce_fast.data import photometric
-from sce_fast.data.augment import AUGMENTATIONS, Augmentation
-from sce_fast.data.graph import normalized
+from sce_fast.data.image import photometric
+from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation
+from sce_fast.data.image.graph import normalized
+from sce_fast.data.image.photometric import SOLARIZED
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.loader import TrainingLoader
-from sce_fast.data.photometric import SOLARIZED
-from sce_fast.log import progress_bar
+from sce_fast.train.log import progress_bar
 
 STRONG = Augmentation(**AUGMENTATIONS["strong"])
 DISCARDED = 4  # batches at the start of a turn: those made while another peer had its turn

@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sce_fast.backends import BACKENDS
 from sce_fast.benchmarks.measure import (
     context_is_spoilt,
     extra_memory,
@@ -25,9 +24,10 @@ from sce_fast.benchmarks.measure import (
 )
 from sce_fast.benchmarks.peers import AbsentError, Case, Loss, Peer, peers
 from sce_fast.benchmarks.record import machine, write_record
-from sce_fast.log import progress_bar
-from sce_fast.names import pick
-from sce_fast.rows import unit_rows
+from sce_fast.loss.backends import BACKENDS
+from sce_fast.train.log import progress_bar
+from sce_fast.util.names import pick
+from sce_fast.util.rows import unit_rows
 
 SHORTEST_TURN = 0.02  # seconds; shorter calls are repeated within a turn
 SHARE_OF_FREE_MEMORY = 0.7  # that a peer may be expected to take

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from sce_fast import sce_loss
-from sce_fast.backends import choose
 from sce_fast.benchmarks.record import machine, write_record
-from sce_fast.problem import checked_problem
-from sce_fast.rows import unit_rows
+from sce_fast.loss.backends import choose
+from sce_fast.loss.problem import checked_problem
+from sce_fast.util.rows import unit_rows
 
 
 class _Trivial(torch.autograd.Function):

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from sce_fast import sce_loss
-from sce_fast.backends import BACKENDS
-from sce_fast.problem import Problem, checked_problem
+from sce_fast.loss.backends import BACKENDS
+from sce_fast.loss.problem import Problem, checked_problem
 
 Loss = Callable[[Tensor], Tensor]  # (V, N, D) or (N, D) → scalar
 Streams = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # rows (R, D), queue (K, D) → means (R, D), log-sums (R,)

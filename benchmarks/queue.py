@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sce_fast import reference, sce_loss
+from sce_fast import sce_loss
 from sce_fast.benchmarks.record import machine, write_record
-from sce_fast.log import progress_bar
-from sce_fast.problem import Solution, checked_problem
+from sce_fast.loss import reference
+from sce_fast.loss.problem import Solution, checked_problem
 from sce_fast.tools.parity import KINDS, Inputs, make_inputs
+from sce_fast.train.log import progress_bar
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

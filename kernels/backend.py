@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sce_fast.kernels import configs
-from sce_fast.problem import Problem, Solution
+from sce_fast.loss.problem import Problem, Solution
 
 LARGEST_DIM = 512
 OLDEST_CAPABILITY = (8, 0)

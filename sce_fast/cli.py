@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from sce_fast.files import printable
-from sce_fast.names import pick
+from sce_fast.util.files import printable
+from sce_fast.util.names import pick
 
 EXTRA_OF = {
     "nvidia": "cuda130",
@@ -48,8 +48,8 @@ def train(arguments: list[str]) -> None:
     config = tyro.cli(
         type(default), default=default, args=rest, prog=f"sce-fast train {name}", description=make.__doc__
     )
-    from sce_fast.run import SUMMARY
     from sce_fast.train import train
+    from sce_fast.train.folder import SUMMARY
 
     summary = train(config)
     if int(os.environ.get("RANK", 0)) > 0:
@@ -224,7 +224,8 @@ def bench(arguments: list[str]) -> None:
     """bench loss | step | loop | overhead | queue | loader | coefficient | acceptance: measure against named peers"""
     import tyro
 
-    from sce_fast.benchmarks import acceptance, coefficient, loader, loop, loss, overhead, queue, step
+    from sce_fast.benchmarks import coefficient, loader, loop, loss, overhead, queue, step
+    from sce_fast.benchmarks.acceptance import run as acceptance
 
     benchmarks: dict[str, Callable[..., Any]] = {
         "loss": loss.main,
@@ -306,7 +307,7 @@ def _run(arguments: list[str] | None) -> None:
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, *place: Any, **more: Any) -> None:
     """This package's own warnings as a line for users, above a progress bar; others with the place they come from."""
     if issubclass(category, UserWarning) and Path(filename).is_relative_to(Path(__file__).parent):
-        from sce_fast.log import say
+        from sce_fast.train.log import say
 
         say(f"Warning: {message}")
     else:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sce_fast.backends import BACKENDS
-from sce_fast.data.augment import AUGMENTATIONS, IMAGENET_MEAN, IMAGENET_STD, Augmentation, EvaluationView
-from sce_fast.names import pick
+from sce_fast.data.image.augment import AUGMENTATIONS, IMAGENET_MEAN, IMAGENET_STD, Augmentation, EvaluationView
+from sce_fast.loss.backends import BACKENDS
+from sce_fast.util.names import pick
 
 Device = Literal["auto", "cpu", "cuda"]
 

@@ -1,6 +1,5 @@
 """Images for the data tests: natural photographs that scikit-learn ships."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,9 @@ from hypothesis import settings
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from sce_fast import native_cuda
-from sce_fast.benchmarks import gpu_machine
-from sce_fast.benchmarks.gpu_kernels import KERNELS
+from sce_fast.benchmarks import machine as gpu_machine
+from sce_fast.benchmarks.acceptance.gpu_kernels import KERNELS
+from sce_fast.loss import cuda as native_cuda
 
 # Shapes drawn at random take different times on a busy machine: no deadline, and the same examples every time.
 settings.register_profile("tests", deadline=None, max_examples=30, derandomize=True)
@@ -56,12 +55,6 @@ def photo_folder(tmp_path_factory, photographs) -> Path:
             exif[0x0112] = 6
         image.save(path, quality=92, exif=exif)
     return root
-
-
-def write_png(path: Path | str, array: np.ndarray) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "wb") as file:
-        Image.fromarray(array).save(file, format="png")
 
 
 @pytest.fixture(params=list(KERNELS))

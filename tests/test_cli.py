@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from sce_fast import native
 from sce_fast.cli import COMMANDS, main
 from sce_fast.data.probe import Probe
+from sce_fast.loss import cpu as native
 
 
 def told(capsys, *arguments, status=2):

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-import ranks
-from runs import final_tensors, small_config
-from sce_fast.batch_norm import GroupedBatchNorm2d, SyncBatchNorm, grouped, synchronized
+from helpers import ranks
+from helpers.runs import final_tensors, small_config
 from sce_fast.config import EvaluationConfig, LossConfig, OptimizerConfig
 from sce_fast.data.index import index_images
 from sce_fast.distributed import process_group
-from sce_fast.step import TrainingStep
+from sce_fast.method.batch_norm import GroupedBatchNorm2d, SyncBatchNorm, grouped, synchronized
 from sce_fast.train import Trainer, train
+from sce_fast.train.step import TrainingStep
 
 CPU = torch.device("cpu")
 SYNC = dataclasses.replace(small_config(Path(), Path()).model, batch_norm="sync")

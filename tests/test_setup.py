@@ -123,7 +123,7 @@ def test_the_package_works_in_pure_python_and_says_what_it_lacks(tmp_path, photo
     subprocess.run([*install, "--target", site, source], env={**os.environ, **broken}, check=True)
     code = f"""
 import sys, sce_fast
-from sce_fast.data.augment import AUGMENTATIONS, Augmentation
+from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation
 from sce_fast.data.index import index_images
 from sce_fast.data.loader import TrainingLoader
 assert sce_fast.__file__.startswith({str(site)!r}), sce_fast.__file__

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from sce_fast.backbones.resnet import resnet18, resnet34, resnet50
-from sce_fast.names import pick
+from sce_fast.util.names import pick
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}
 

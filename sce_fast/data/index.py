@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sce_fast.data.bad import MISSING, fault_of_undecoded, regular_file
+from sce_fast.data.faults import MISSING, fault_of_undecoded, regular_file
 from sce_fast.data.sources import Listing, list_images
-from sce_fast.log import progress_bar
+from sce_fast.train.log import progress_bar
 
 CACHE_VERSION = 1
 SIZE_BATCH = 256

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sce_fast.data.augment import Augmentation, EvaluationView
-from sce_fast.data.bad import CHANGED, describe, fault_of_undecoded, regular_file, require_few
-from sce_fast.data.graph import (
+from sce_fast.data.faults import CHANGED, describe, fault_of_undecoded, regular_file, require_few
+from sce_fast.data.image.augment import Augmentation, EvaluationView
+from sce_fast.data.image.graph import (
     Feed,
     evaluation_feed,
     evaluation_pipeline,
@@ -22,10 +22,10 @@ from sce_fast.data.graph import (
     run_once,
     training_pipeline,
 )
+from sce_fast.data.image.plan import batch_of_rank, epoch_order, plan_view, without
 from sce_fast.data.index import ImageIndex
-from sce_fast.data.plan import batch_of_rank, epoch_order, plan_view, without
 from sce_fast.data.probe import Probe
-from sce_fast.files import printable
+from sce_fast.util.files import printable
 
 
 @dataclass(frozen=True)

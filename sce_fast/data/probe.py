@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sce_fast.data.bad import DAMAGED, fault_of_undecoded
-from sce_fast.data.graph import Feed, feed_paths, shape_pipeline
+from sce_fast.data.faults import DAMAGED, fault_of_undecoded
+from sce_fast.data.image.graph import Feed, feed_paths, shape_pipeline
 
 FILES_AT_ONCE = 64  # few, since all those of a failed batch are decoded again
 

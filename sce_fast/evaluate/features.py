@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from sce_fast.data.augment import EvaluationView
+from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.index import ImageIndex
 from sce_fast.data.loader import evaluation_batches
-from sce_fast.files import printable, save_tensors
+from sce_fast.util.files import printable, save_tensors
 
 
 @torch.no_grad()

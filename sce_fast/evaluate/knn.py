@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sce_fast.evaluate.accuracy import Accuracy, check_sets, ranks_of_truth
-from sce_fast.rows import unit_rows
+from sce_fast.util.rows import unit_rows
 
 QUERY_BLOCK = 256
 TRAIN_BLOCK = 65536

@@ -8,13 +8,13 @@ from torch import nn
 
 from sce_fast.config import Device, TrainConfig
 from sce_fast.evaluate import knn_top1, linear_top1, pixel_features
-from sce_fast.files import printable
-from sce_fast.model import build_model
+from sce_fast.method.sce import build_model
 from sce_fast.recipes import demo
-from sce_fast.run import CONFIG, SUMMARY, read_config, write_summary
 from sce_fast.tools.digits import write_digits
 from sce_fast.tools.report import write_report
 from sce_fast.train import Trainer
+from sce_fast.train.folder import CONFIG, SUMMARY, read_config, write_summary
+from sce_fast.util.files import printable
 
 STAGES = {"_raw_pixels": "raw pixels", "_untrained": "untrained network", "": "after SCE pretraining"}
 

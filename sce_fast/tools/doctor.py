@@ -4,10 +4,11 @@ import platform
 
 import torch
 
-from sce_fast import native, native_cuda
-from sce_fast.backends import BACKENDS
-from sce_fast.problem import DTYPES, Problem
-from sce_fast.versions import installed_version
+from sce_fast.loss import cpu as native
+from sce_fast.loss import cuda as native_cuda
+from sce_fast.loss.backends import BACKENDS
+from sce_fast.loss.problem import DTYPES, Problem
+from sce_fast.util.versions import installed_version
 
 PACKAGES = {
     "torch": "everything",

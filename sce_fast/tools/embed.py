@@ -5,9 +5,9 @@ from pathlib import Path
 from sce_fast.config import default_loader_threads
 from sce_fast.data.index import index_images
 from sce_fast.evaluate import extract_features, save_features
-from sce_fast.exported import open_backbone
-from sce_fast.files import printable, require_new
-from sce_fast.run import choose_device
+from sce_fast.export import open_backbone
+from sce_fast.train.folder import choose_device
+from sce_fast.util.files import printable, require_new
 
 
 def embed(source: Path, data: Path, *, out: Path | None = None, device: str = "auto", batch_size: int = 256) -> Path:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from sce_fast.config import Device, EvaluationConfig, default_loader_threads
 from sce_fast.evaluate import Accuracy, extract_features, knn_accuracy, labelled_indices, linear_accuracy, load_features
-from sce_fast.evaluate.labels import labels_among
-from sce_fast.evaluate.linear import REGULARIZATIONS
-from sce_fast.exported import open_backbone
-from sce_fast.files import printable, require_new, write_atomically
-from sce_fast.run import choose_device, read_config
+from sce_fast.evaluate.class_labels import labels_among
+from sce_fast.evaluate.logistic import REGULARIZATIONS
+from sce_fast.export import open_backbone
+from sce_fast.train.folder import choose_device, read_config
+from sce_fast.util.files import printable, require_new, write_atomically
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from sce_fast.exported import open_backbone, write_backbone
-from sce_fast.files import require_new
+from sce_fast.export import open_backbone, write_backbone
+from sce_fast.util.files import require_new
 
 
 def export(run: Path, *, out: Path, momentum: bool = False) -> Path:

@@ -13,13 +13,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from sce_fast import reference
-from sce_fast.backends import BACKENDS, choose
 from sce_fast.benchmarks.record import machine, write_record
-from sce_fast.log import progress_bar
-from sce_fast.problem import Problem, Solution, check_choice, checked_problem
-from sce_fast.rows import unit_rows
-from sce_fast.tools.weight_rounding import weight_rounding
+from sce_fast.loss import reference
+from sce_fast.loss.backends import BACKENDS, choose
+from sce_fast.loss.problem import Problem, Solution, check_choice, checked_problem
+from sce_fast.loss.weight_rounding import weight_rounding
+from sce_fast.train.log import progress_bar
+from sce_fast.util.rows import unit_rows
 
 Kind = Literal["random", "clustered", "converged"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -11,9 +11,9 @@ from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.loader import TrainingLoader, evaluation_batches
 from sce_fast.evaluate import extract_features, labelled_indices
 from sce_fast.evaluate.knn import nearest_rows
-from sce_fast.exported import open_backbone
-from sce_fast.log import LOG, read_log
-from sce_fast.run import choose_device, read_config
+from sce_fast.export import open_backbone
+from sce_fast.train.folder import choose_device, read_config
+from sce_fast.train.log import LOG, read_log
 
 PAIRS = 10
 QUERIES, NEIGHBOURS = 10, 5

@@ -17,8 +17,8 @@ import pybind11
 import torch
 from torch import Tensor
 
-from sce_fast import native_cuda
-from sce_fast.problem import Problem, Solution
+from sce_fast.loss import cuda as native_cuda
+from sce_fast.loss.problem import Problem, Solution
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "csrc" / "cuda"

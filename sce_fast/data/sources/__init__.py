@@ -5,7 +5,7 @@ from pathlib import Path
 from sce_fast.data.sources.folder import list_folder
 from sce_fast.data.sources.listfile import list_file
 from sce_fast.data.sources.listing import IMAGE_SUFFIXES, Listing, is_image_name
-from sce_fast.files import printable
+from sce_fast.util.files import printable
 
 __all__ = ["Listing", "list_images"]
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from sce_fast.data.sources.listing import Listing
-from sce_fast.files import printable
+from sce_fast.util.files import printable
 
 
 def list_file(path: Path) -> Listing:

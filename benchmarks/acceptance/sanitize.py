@@ -1,0 +1,211 @@
+"""Every kernel of the loss and of the enqueue at small sizes, for compute-sanitizer to look at.
+
+    compute-sanitizer --tool racecheck python -m benchmarks.acceptance.sanitize --kernel sm80      by hand
+    python -m benchmarks.acceptance.sanitize --kernel sm80 --tool memcheck --events FILE   supervised: runs the above
+
+memcheck finds accesses outside an allocation, racecheck hazards in shared memory. Torch's allocator is told not to
+cache, so that an access beyond a tensor is one beyond an allocation. Every case runs twice, cut for the GPU at hand and
+for a single multiprocessor: the one has many splits and their sums, the other a ring of tiles that is filled anew.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sce_fast.benchmarks.acceptance.gpu_kernels import KERNELS, ROOT, GpuKernel
+from sce_fast.benchmarks.acceptance.supervise import Events, NotRun, first_lines
+from sce_fast.benchmarks.machine import find_tool
+from sce_fast.kernels import backend as triton
+from sce_fast.loss import cuda as native_cuda
+from sce_fast.loss.backends import BACKENDS
+from sce_fast.loss.problem import Problem, checked_problem
+from sce_fast.tools.parity import make_inputs
+
+Case = tuple[dict[str, int], str, dict[str, Any], bool]
+# Sizes, dtype, settings of sce_loss, and whether the gradient is asked for: every branch of the kernels, with rows and
+# candidates that fill no block. On a single multiprocessor all but the last have more tiles for each block than twice
+# the places of its ring, or than all of them where a case is about something else.
+CASES: list[Case] = [
+    *[({"n": 70, "k": 1700, "d": d}, "bfloat16", {}, True) for d in (16, 64, 128)],
+    *[({"n": 70, "k": 1100, "d": d}, "bfloat16", {}, True) for d in (192, 256)],
+    ({"n": 70, "k": 1100, "d": 256}, "float16", {}, True),
+    ({"n": 33, "k": 1100, "d": 128}, "bfloat16", {"temperature": 0.02, "target_temperature": 0.01}, True),
+    ({"n": 33, "k": 1100, "d": 128}, "bfloat16", {"coefficient": 1.0}, True),
+    ({"n": 33, "k": 1100, "d": 128}, "bfloat16", {"positive_target": "zero_logit"}, False),
+    (
+        {"n": 40, "k": 900, "d": 64, "query_views": 3, "key_views": 2, "m": 910}, "bfloat16",
+        {"row_offset": 817, "coefficient": 0.4}, True,
+    ),
+    (
+        {"n": 40, "k": 0, "d": 64, "query_views": 2, "key_views": 2, "m": 910, "shared_batch_keys": True}, "float16",
+        {"row_offset": 850}, True,
+    ),
+    ({"n": 1, "k": 1, "d": 16}, "bfloat16", {}, True),
+]  # fmt: skip
+FLOAT32_CASES: list[Case] = [({"n": 20, "k": 150, "d": 64}, "float32", {}, True)]
+AT = "at: "  # begins a line that says how far the cases have come
+MEMCHECK_SAYS, RACECHECK_SAYS = r"ERROR SUMMARY: (\d+) error", r"RACECHECK SUMMARY: (\d+) hazard"
+CANNOT = ("Device not supported", "Unable to find injection library", "no CUDA-capable device")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--kernel", choices=list(KERNELS), required=True)
+    options.add_argument("--tool", choices=("memcheck", "racecheck"))
+    options.add_argument("--events", type=Path)
+    given = options.parse_args()
+    kernel = KERNELS[given.kernel]
+    if given.events is None:
+        run_cases(kernel)
+        return
+    events, title = Events(given.events), f"{given.tool}, {kernel.title}"
+    events.run({title: lambda: sanitized(given.kernel, given.tool, partial(events.at, title))})
+
+
+def run_cases(kernel: GpuKernel) -> None:
+    """Calls the kernel at each case and the enqueue of its language; ends with a line that says how many there were."""
+    print(f"{AT}the first use of the GPU", flush=True)
+    device = torch.device("cuda", torch.cuda.current_device())
+    run = 0
+    for cut, words in (
+        (contextlib.nullcontext, "cut for this GPU"),
+        (one_multiprocessor, "cut for one multiprocessor"),
+    ):
+        with cut():
+            for case in cases_of(kernel):
+                print(f"{AT}{case}, {words}", flush=True)
+                run_case(kernel, case, device)
+                run += 1
+    for call in (*enqueues(kernel, device), *products(kernel, device)):
+        call()
+        run += 1
+    torch.cuda.synchronize()
+    print(f"ran {run} calls of {kernel.title}", flush=True)
+
+
+def cases_of(kernel: GpuKernel) -> list[Case]:
+    return CASES + (FLOAT32_CASES if kernel.backend == "triton" else [])
+
+
+@contextlib.contextmanager
+def one_multiprocessor() -> Iterator[None]:
+    """Work is cut as for a GPU with one: a block meets all candidates, which fill its ring of tiles again and again.
+
+    Cut for all of a large GPU's, so few candidates are a tile or two for each block, and the loop over them is not
+    looked at.
+    """
+    limits, gpu = native_cuda._limits, triton._gpu
+    native_cuda._limits = lambda device: (1, *limits(device)[1:])  # type: ignore[assignment]
+    triton._gpu = lambda device: replace(gpu(device), processors=1)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        native_cuda._limits, triton._gpu = limits, gpu
+
+
+def problem_of(case: Case, device: torch.device) -> Problem:
+    size, dtype, settings, gradient = case
+    inputs = make_inputs("random", **size).to(getattr(torch, dtype), device)  # type: ignore[arg-type]
+    return checked_problem(
+        inputs.query.requires_grad_(gradient), inputs.key, inputs.queue, batch_keys=inputs.batch_keys,
+        needs_statistics=True, **settings,
+    )  # fmt: skip
+
+
+def run_case(kernel: GpuKernel, case: Case, device: torch.device) -> None:
+    problem, backend = problem_of(case, device), BACKENDS[kernel.backend]
+    reason = backend.refuses(problem)
+    if reason is not None:
+        raise RuntimeError(f"{kernel.title} refuses {case}: {reason}")
+    if not bool(backend.solve(problem).rows.isfinite().all()):
+        raise RuntimeError(f"{kernel.title} at {case}: a loss is not finite")
+
+
+def enqueues(kernel: GpuKernel, device: torch.device) -> Iterator[Callable[[], None]]:
+    enqueue = enqueue_of(kernel)
+    for stored in (torch.float32, torch.bfloat16):
+        keys = torch.zeros(50, 48, device=device, dtype=stored)
+        cursor = torch.zeros((), dtype=torch.int64, device=device)
+        for count in (20, 45, 130):
+            yield partial(enqueue, keys, cursor, torch.randn(count, 48, device=device), True)
+
+
+def products(kernel: GpuKernel, device: torch.device) -> Iterator[Callable[[], object]]:
+    """Of the Hopper kernel, each of its two alone, at every width that it is compiled for."""
+    for dim in (64, 128, 192, 256) if kernel.function == "sm90_sce_forward" else ():
+        tile = native_cuda.tile_of_sm90(dim)
+        rows, candidates, weights = (
+            torch.rand(*shape, device=device) for shape in ((64, dim), (tile - 3, dim), (64, tile))
+        )
+        yield partial(native_cuda.tile_products, rows.bfloat16(), candidates.bfloat16(), weights.bfloat16())
+
+
+def enqueue_of(kernel: GpuKernel) -> Callable[..., None]:
+    if kernel.backend == "triton":
+        from sce_fast.kernels.enqueue import enqueue
+
+        return enqueue
+    return lambda keys, cursor, rows, normalize: native_cuda.enqueue(keys, cursor, rows, normalize=normalize)
+
+
+def sanitized(name: str, tool: str, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Runs the cases under the tool and tells how far they have come; raises with the first thing that it found."""
+    kernel = KERNELS[name]
+    if (reason := kernel.missing()) is not None:
+        raise NotRun(reason)
+    program = find_tool("compute-sanitizer")
+    if program is None:
+        raise NotRun("there is no compute-sanitizer")
+    command = [program, "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9"]
+    command += ["--target-processes", "application-only"]
+    for part in kernel.sanitized:  # torch's own kernels are not ours to look at, and would take minutes
+        command += ["--kernel-name", f"kernel_substring={part}"]
+    command += [sys.executable, "-m", "benchmarks.acceptance.sanitize", "--kernel", name]
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    lines = []
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            print(line, end="", flush=True)
+            if line.startswith(AT):
+                tell(line.removeprefix(AT).strip())
+    return verdict("".join(lines), process.returncode, tool)
+
+
+def verdict(output: str, status: int, tool: str) -> dict[str, Any]:
+    """What the tool's words mean: nothing found, something found, or nothing looked at."""
+    for words in CANNOT:
+        if words in output:
+            raise NotRun(f"compute-sanitizer: {words}")
+    ran = re.search(r"ran (\d+) calls", output)
+    counts = re.findall(MEMCHECK_SAYS if tool == "memcheck" else RACECHECK_SAYS, output)
+    found = [line.removeprefix("=========").strip() for line in output.splitlines() if line.startswith("========= ")]
+    found = [line for line in found if re.match(r"Invalid|Error|Warning|Misaligned|Race|Program hit", line)]
+    if ran is None or not counts:
+        raise RuntimeError(f"it did not run to its end (exit status {status}): {first_lines(output[-600:])}")
+    if status != 0 or any(int(count) for count in counts):
+        raise RuntimeError(f"{counts[-1]} findings (exit status {status}): {first_lines('; '.join(found[:3]))}")
+    return {"calls": int(ran[1]), "findings": 0}
+
+
+if __name__ == "__main__":
+    main()

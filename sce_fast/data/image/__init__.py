@@ -1,0 +1,1 @@
+"""Images: augmentations, their plan, the graph that executes it."""

@@ -1,0 +1,95 @@
+"""Jitter, grayscale, blur and solarize inside a DALI graph: our kernel on a CPU, DALI's operators elsewhere."""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from nvidia.dali import fn, math, types
+
+from sce_fast.loss.cpu import MISSING, REMEDY, _cpu
+
+SOLARIZED = [value if value < 128 else 255 - value for value in range(256)]
+
+
+def photometric_operator(device: str, threads: int) -> Callable[..., Any]:
+    """The operator that does to the values of an image what its plan says, in the published order.
+
+    Args:
+        device: "cpu" or "gpu", where the images are.
+        threads: for the native kernel.
+
+    Returns:
+        A function of images (H, W, 3) uint8 and, all float32, operations (5,), factors (5,), sigma () and solarize ().
+    """
+    if device == "cpu" and _cpu is not None:
+        return partial(_native, threads=threads)
+    if device == "cpu":
+        warnings.warn(
+            f"the CPU kernels are not built ({MISSING}): colours are augmented by DALI's arithmetic, several times "
+            f"slower; {REMEDY}",
+            stacklevel=2,
+        )
+    return partial(_from_dali_operators, device=device)
+
+
+def _native(image: Any, operations: Any, factors: Any, sigma: Any, solarize: Any, threads: int) -> Any:
+    def run(images: list, operations: list, factors: list, sigmas: list, solarize: list) -> list:
+        return _cpu.augment(
+            images,
+            np.stack(operations).astype(np.int32),
+            np.stack(factors),
+            np.stack(sigmas).reshape(-1),
+            np.stack(solarize).reshape(-1) > 0,
+            threads,
+        )
+
+    done = fn.python_function(image, operations, factors, sigma, solarize, function=run, batch_processing=True)
+    # A Python function's output has no layout, and the operators that follow need one.
+    return fn.reinterpret(done, layout="HWC")
+
+
+def _from_dali_operators(image: Any, operations: Any, factors: Any, sigma: Any, solarize: Any, device: str) -> Any:
+    """The formulas of csrc/cpu in DALI's arithmetic; its `if` runs on the samples that ask for it."""
+    x = fn.cast(image, dtype=types.FLOAT)
+    for slot in range(4):
+        operation = operations[slot]
+        factor = factors[slot].gpu() if device == "gpu" else factors[slot]
+        if operation == 0:
+            x = math.clamp(x * factor, 0.0, 255.0)
+        if operation == 1:
+            x = math.clamp(x * factor + (1.0 - factor) * fn.reductions.mean(_grey(x)), 0.0, 255.0)
+        if operation == 2:
+            x = math.clamp(x * factor + (1.0 - factor) * _grey(x), 0.0, 255.0)
+        if operation == 3:
+            x = _turn_hue(x, factor)
+    if operations[4] == 4:
+        x = 0.0 * x + _grey(x)
+    x = fn.reinterpret(fn.cast(math.clamp(x, 0.0, 255.0), dtype=types.UINT8), layout="HWC")
+    if sigma > 0.0:
+        x = fn.gaussian_blur(x, sigma=sigma)
+    if solarize > 0.0:
+        x = fn.lookup_table(x, keys=list(range(256)), values=SOLARIZED, dtype=types.UINT8)
+    return x
+
+
+def _grey(x: Any) -> Any:
+    return 0.299 * x[:, :, 0:1] + 0.587 * x[:, :, 1:2] + 0.114 * x[:, :, 2:3]
+
+
+def _turn_hue(x: Any, turn: Any) -> Any:
+    r, g, b = x[:, :, 0:1], x[:, :, 1:2], x[:, :, 2:3]
+    value = math.max(math.max(r, g), b)
+    chroma = value - math.min(math.min(r, g), b)
+    inverse = 1.0 / math.max(chroma, 0.001)
+    is_red, is_green = fn.cast(value == r, dtype=types.FLOAT), fn.cast(value == g, dtype=types.FLOAT)
+    sector = is_red * (g - b) * inverse + (1.0 - is_red) * (
+        is_green * ((b - r) * inverse + 2.0) + (1.0 - is_green) * ((r - g) * inverse + 4.0)
+    )
+    channels = []
+    for offset in (5.0, 3.0, 1.0):
+        k = offset + sector + 6.0 * turn
+        k = k - 6.0 * math.floor(k / 6.0)
+        channels.append(value - chroma * math.clamp(math.min(k, 4.0 - k), 0.0, 1.0))
+    return fn.cat(*channels, axis=2)

@@ -1,0 +1,135 @@
+"""A backbone in a file of its own: torchvision's parameter names as safetensors, and what is needed to use it."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from sce_fast.backbones import build_backbone
+from sce_fast.data.image.augment import EvaluationView
+from sce_fast.train.checkpoint import checkpoints, load_checkpoint
+from sce_fast.train.folder import CHECKPOINTS, read_config
+from sce_fast.util.files import printable, save_tensors
+
+METADATA = "sce_fast"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a backbone is and which images it expects; JSON in the file's metadata, under "sce_fast"."""
+
+    backbone: str
+    """Name that build_backbone takes."""
+    width: int
+    """Channels of a ResNet's first stage."""
+    small_input: bool
+    """A ResNet's stem for small images."""
+    mean: tuple[float, float, float]
+    """Of the normalisation of values in [0, 1]."""
+    std: tuple[float, float, float]
+    """Of the same."""
+    resize: int
+    """Length of the shorter side in an evaluation, in pixels."""
+    crop: int
+    """Side of its centre crop."""
+    momentum: bool
+    """Whether it is the momentum encoder's backbone, not the student's."""
+    step: int
+    """Training steps behind it."""
+
+    def view(self) -> EvaluationView:
+        return EvaluationView(resize=self.resize, crop=self.crop, mean=self.mean, std=self.std)
+
+    def build(self) -> nn.Module:
+        """The network, with random weights."""
+        return build_backbone(self.backbone, width=self.width, small_input=self.small_input)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A trained network on the CPU with its description."""
+
+    network: nn.Module  # (N, 3, H, W) → (N, network.dim)
+    description: Description
+
+
+def open_backbone(path: Path, *, momentum: bool = False) -> Backbone:
+    """The backbone of a run folder's newest checkpoint, or of a file that write_backbone has written.
+
+    Args:
+        momentum: of a run, the momentum encoder's instead of the student's.
+
+    Raises:
+        FileNotFoundError: there is no such file, no run, or no checkpoint yet.
+        ValueError: the file is no exported backbone, or momentum is asked of a file.
+
+    Example:
+        >>> backbone = open_backbone(Path("backbone.safetensors"))
+        >>> backbone.network.eval()(images)
+    """
+    if path.is_dir():
+        return _of_run(path, momentum)
+    if momentum:
+        raise ValueError(f"momentum=True: {printable(path)} is a file and holds one backbone; give a run folder")
+    if not path.exists():
+        raise FileNotFoundError(f"{printable(path)}: no such run folder or exported backbone")
+    return _of_file(path)
+
+
+def write_backbone(path: Path, backbone: Backbone) -> None:
+    """Writes the tensors under torchvision's names and the description as metadata; whole or not at all."""
+    tensors = {name: tensor.contiguous() for name, tensor in backbone.network.state_dict().items()}
+    save_tensors(path, tensors, {METADATA: json.dumps(asdict(backbone.description))})
+
+
+def _of_run(run: Path, momentum: bool) -> Backbone:
+    config = read_config(run)
+    found = checkpoints(run / CHECKPOINTS)
+    if not found:
+        raise FileNotFoundError(f"{printable(run)} has no checkpoint yet")
+    checkpoint = load_checkpoint(found[-1])
+    view = config.evaluation_view()
+    description = Description(
+        backbone=config.model.backbone,
+        width=config.model.width,
+        small_input=config.model.small_input,
+        mean=view.mean,
+        std=view.std,
+        resize=view.resize,
+        crop=view.crop,
+        momentum=momentum,
+        step=checkpoint.state["step"],
+    )
+    prefix = "model.momentum_backbone." if momentum else "model.backbone."
+    tensors = {name.removeprefix(prefix): t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
+    return _loaded(description, tensors)
+
+
+def _of_file(path: Path) -> Backbone:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get(METADATA)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{printable(path)} is neither a run folder nor a safetensors file: {error}") from error
+    if metadata is None:
+        raise ValueError(
+            f"{printable(path)} is no backbone that sce-fast export has written: its metadata lacks {METADATA!r}"
+        )
+    return _loaded(_read_description(json.loads(metadata), path), tensors)
+
+
+def _read_description(values: dict[str, Any], path: Path) -> Description:
+    wrong = {f.name for f in fields(Description)} ^ values.keys()
+    if wrong:
+        raise ValueError(f"{printable(path)}: unknown or missing entries {sorted(wrong)} in its metadata")
+    return Description(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+
+def _loaded(description: Description, tensors: dict[str, Tensor]) -> Backbone:
+    network = description.build()
+    network.load_state_dict(tensors)
+    return Backbone(network, description)

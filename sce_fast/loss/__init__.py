@@ -1,0 +1,6 @@
+"""The loss and its queue."""
+
+from sce_fast.loss.api import SCELoss, SCEStatistics, sce_loss
+from sce_fast.loss.queue import KeyQueue
+
+__all__ = ["KeyQueue", "SCELoss", "SCEStatistics", "sce_loss"]

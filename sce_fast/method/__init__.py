@@ -1,0 +1,1 @@
+"""The method: two networks, which view goes through which, and the momentum update."""

@@ -1,0 +1,16 @@
+"""A training run. Importing this package loads no DALI; its trainer does."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sce_fast.train.trainer import Summary, Trainer, train
+
+__all__ = ["Summary", "Trainer", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from sce_fast.train import trainer
+
+        return getattr(trainer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,73 @@
+"""The evaluation that a run makes of itself every few epochs; the ranks share its work."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sce_fast.config import TrainConfig
+from sce_fast.data.index import ImageIndex
+from sce_fast.data.loader import BadFilesError
+from sce_fast.distributed import Ranks
+from sce_fast.evaluate.class_labels import labelled_indices
+from sce_fast.evaluate.features import extract_features
+from sce_fast.evaluate.knn import knn_top1
+
+
+class PeriodicEvaluation:
+    """kNN on the labelled folders of a config; nothing where it names none.
+
+    Args:
+        config: of the run.
+        device: of the networks.
+        ranks: that share the run; every one has to make every call.
+
+    Raises:
+        ValueError, FileNotFoundError: as labelled_indices.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device, ranks: Ranks) -> None:
+        self._config, self._device, self._ranks = config, device, ranks
+        self.indices: tuple[ImageIndex, ...] = ranks.first_then_others(
+            lambda: labelled_indices(config.evaluation, config.loader_threads)
+        )
+
+    def is_due(self, epoch: int) -> bool:
+        """After so many whole epochs: at the start, every few of them, and at the end."""
+        return bool(self.indices) and (epoch % self._config.evaluation.every == 0 or epoch == self._config.epochs)
+
+    def knn_top1(self, backbone: nn.Module) -> float:
+        """The share of test images that their nearest train images classify rightly.
+
+        Raises:
+            BadFilesError: as features.
+        """
+        train, test = (self.features(backbone, index) for index in self.indices)
+        train_labels, test_labels = (torch.as_tensor(index.labels) for index in self.indices)
+        k = self._config.evaluation.neighbours
+        return self._ranks.first(lambda: knn_top1(train, train_labels, test, test_labels, neighbours=k))
+
+    def features(self, backbone: nn.Module, index: ImageIndex) -> Tensor:
+        """Features (n, F) on the CPU, of all images, on every rank.
+
+        Raises:
+            BadFilesError: on all ranks, files that any of them cannot decode.
+        """
+        samples, size = np.arange(len(index)), self._ranks.size
+        if size > 1:
+            for buffer in backbone.buffers():  # running statistics: those of the first rank, which are saved
+                dist.broadcast(buffer, 0)
+            share = -(-len(index) // size)
+            samples = (np.arange(share) + self._ranks.rank * share) % len(index)
+        settings: dict[str, Any] = {"device": self._device, "threads": self._config.loader_threads}
+        features, failure = torch.empty(0), None
+        try:
+            features = extract_features(backbone, index.subset(samples), self._config.evaluation_view(), **settings)
+        except BadFilesError as error:
+            failure = str(error)
+        failures = [found for found in self._ranks.gather(failure) if found is not None]
+        if failures:
+            raise BadFilesError(failures[0])
+        return torch.cat(self._ranks.gather_tensors(features))[: len(index)]

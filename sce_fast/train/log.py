@@ -1,0 +1,129 @@
+"""What a run tells while it goes: a progress bar, and one JSON object a line for programs."""
+
+import json
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from sce_fast.util.files import printable, write_atomically
+
+LOG = "log.jsonl"
+PLAIN_LINE_SECONDS = 10.0
+
+
+def progress_bar(total: int, description: str, *, initial: int = 0, unit: str = "step", silent: bool = False) -> tqdm:
+    """A bar on a terminal; elsewhere (files, CI) a plain line every few seconds; nothing when silent."""
+    if silent:
+        return tqdm(total=total, initial=initial, disable=True)
+    if sys.stderr.isatty():
+        return tqdm(total=total, initial=initial, desc=description, unit=unit, dynamic_ncols=True, mininterval=0.5)
+    line = f"{{desc}}: {unit} {{n_fmt}}/{{total_fmt}} [{{elapsed}}<{{remaining}}{{postfix}}]"
+    return tqdm(
+        total=total, initial=initial, desc=description, mininterval=PLAIN_LINE_SECONDS, file=_Lines(), bar_format=line
+    )
+
+
+def say(text: str) -> None:
+    """A line on standard error, above a bar that is drawn there."""
+    tqdm.write(text, file=sys.stderr)
+
+
+class _Lines:
+    """A stream that turns tqdm's carriage returns into lines, and says nothing twice."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def write(self, text: str) -> None:
+        text = text.strip("\r\n ")
+        if text and text != self._last:
+            sys.stderr.write(text + "\n")
+            self._last = text
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class RunLog:
+    """Events of a run: one JSON object a line in FOLDER/log.jsonl, and curves where TensorBoard is installed.
+
+    Args:
+        folder: run folder.
+        resumed_at: step of the checkpoint that the run goes on from; what was written behind it is dropped, so that the
+            log reads as if never interrupted.
+        silent: writes nothing: all ranks but the first.
+
+    Raises:
+        OSError: the folder cannot be written, on making it and on every event; the file is named.
+    """
+
+    def __init__(self, folder: Path, *, resumed_at: int | None = None, silent: bool = False) -> None:
+        self._path = folder / LOG
+        self._file: TextIO | None = None
+        self._curves: Any = None
+        if silent:
+            return
+        kept = []
+        if resumed_at is not None and self._path.exists():
+            kept = [line for line in read_log(self._path) if _is_before(line, resumed_at)]
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self._path.open("a", buffering=1)
+        self._curves = _tensorboard(folder / "tensorboard")
+        for line in kept:
+            self._draw(**line)
+
+    def write(self, event: str, step: int, **values: Any) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+        except OSError as error:
+            raise OSError(f"{printable(self._path)} could not be written: {error}; go on with --resume") from error
+        self._draw(event, step, **values)
+
+    def _draw(self, event: str, step: int, **values: Any) -> None:
+        if self._curves is None:
+            return
+        try:
+            for name, value in values.items():
+                self._curves.add_scalar(f"{event}/{name}", value, step)
+        except OSError as error:
+            self._curves = None
+            say(f"Warning: no more curves for TensorBoard: {error}")
+
+    def close(self) -> None:
+        with suppress(OSError):  # what a full disk did not take has been told of by write
+            if self._file is not None:
+                self._file.close()
+            if self._curves is not None:
+                self._curves.close()
+
+
+def _is_before(line: dict[str, Any], resumed_at: int) -> bool:
+    """An evaluation follows the checkpoint of its step, and is done again."""
+    return line["step"] < resumed_at or (line["step"] == resumed_at and line["event"] == "train")
+
+
+def _tensorboard(folder: Path) -> Any:
+    """Curves that begin anew: on a resume they are drawn from the log, which knows of no step twice."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    shutil.rmtree(folder, ignore_errors=True)
+    return SummaryWriter(folder)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The events of a log; a last line cut off by a kill is dropped."""
+    events = []
+    for line in path.read_text().splitlines():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return events

@@ -1,0 +1,149 @@
+"""One optimizer step: networks, loss, gradients, optimizer, momentum encoder, queue. The host waits for none of it."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sce_fast.config import TrainConfig
+from sce_fast.data.image.plan import row_order
+from sce_fast.distributed import Ranks, gather_keys
+from sce_fast.loss.api import SCEStatistics, sce_loss
+from sce_fast.loss.queue import KeyQueue
+from sce_fast.method.sce import build_model
+from sce_fast.train.guard import Guard
+from sce_fast.train.optim import build_optimizer
+
+STAGES = ("networks", "loss", "backward", "optimizer", "momentum", "queue")
+
+
+class TrainingStep:
+    """What a run trains, and how it goes one step further.
+
+    Args:
+        config: of the run.
+        device: of networks and queue.
+        ranks: the processes that share each batch.
+
+    Raises:
+        ValueError: the batch or its normalisation cannot be shared equally among the ranks.
+
+    Example:
+        >>> step = TrainingStep(config, torch.device("cpu"))
+        >>> measures = step([views], number=0, learning_rate=0.1, momentum=0.99)
+        >>> step.guard.failed_step   # on the device: -1, or the number of the step that was not finite
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device, ranks: Ranks | None = None) -> None:
+        self.config, self.device, self.ranks = config, device, ranks or Ranks()
+        self.part_size = config.rank_batch(self.ranks.size)
+        wide = config.precision == "float64"
+        self.model = build_model(config.model, ranks=self.ranks.size, device=device)
+        config.require_whole_groups(self.part_size * self.ranks.size)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
+        queue_dtype = torch.float64 if wide else getattr(torch, config.loss.queue_dtype)
+        self.queue = KeyQueue(config.loss.queue, config.model.dim, queue_dtype).to(device)
+        self.guard = Guard(scales=config.precision == "float16").to(device)
+        if wide:
+            self.model.double()
+        self.dtype = torch.float64 if wide else torch.float32  # of weights and images
+        self.autocast = None if wide or config.precision == "float32" else getattr(torch, config.precision)
+        self.optimizer = build_optimizer(
+            self.model,
+            config.optimizer.name,
+            lr=config.learning_rate,
+            momentum=config.optimizer.momentum,
+            weight_decay=config.optimizer.weight_decay,
+        )
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.backend = config.loss.backend  # the one that ran, from the first step on
+        self.mark: Callable[[], None] = lambda: None  # called before each of STAGES, for who times them
+        if config.compile:
+            self.model.compile()
+        self.network: nn.Module = self.model
+        if self.ranks.size > 1:
+            devices = [device] if device.type == "cuda" else None
+            # Running statistics are each rank's own: nothing to broadcast. (torch has renamed the switch.)
+            names = inspect.signature(DistributedDataParallel).parameters
+            switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+            settings: dict[str, Any] = {"device_ids": devices, switch: False}
+            self.network = DistributedDataParallel(self.model, **settings)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """What has a state to be saved, beside the optimizer."""
+        return {"model": self.model, "queue": self.queue, "guard": self.guard}
+
+    def __call__(
+        self, parts: Iterable[list[Tensor]], *, number: int, learning_rate: float, momentum: float
+    ) -> dict[str, Tensor]:
+        """Goes one step on; returns what the log reads, means over this rank's rows, still on the device.
+
+        Args:
+            parts: `accumulation` lists of views (N, 3, size, size); each is asked for when its turn comes.
+            number: of the step, from 0.
+            learning_rate, momentum: of this step.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.zero_grad(set_to_none=True)
+        keys, measures = [], []
+        for part, views in enumerate(parts):
+            with self._gradients_averaged_over_ranks(part):
+                key, measured = self._differentiate(views, number, part)
+            keys.append(gather_keys(key))
+            measures.append(measured)
+        self.mark()
+        skip = self.guard.check([p.grad for p in self.parameters if p.grad is not None], number)
+        if self.config.optimizer.clip_norm:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip_norm)
+        self.optimizer.step(skip=skip)
+        self.mark()
+        self.model.update_momentum(momentum, skip=skip)
+        self.mark()
+        # Once a step: all parts have seen the queue as it was before it.
+        self.queue.enqueue(torch.cat(keys, dim=-2), gather=False, skip=skip)
+        return {name: torch.stack([m[name] for m in measures]).mean() for name in measures[0]}
+
+    def loss(
+        self, network: nn.Module, views: list[Tensor], shuffles: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, SCEStatistics]:
+        """The loss of these views over the queue, their keys, and the statistics, with the settings of the run."""
+        self.mark()
+        views = [
+            view.to(self.device, self.dtype, non_blocking=True, memory_format=torch.channels_last) for view in views
+        ]
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            query, key = network(views, shuffles)
+        self.mark()
+        loss, statistics = sce_loss(query, key, self.queue.keys, **self.config.loss.arguments(), return_statistics=True)
+        return loss, key, statistics
+
+    def _differentiate(self, views: list[Tensor], number: int, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adds this part's gradients; returns its keys, of this rank, and what the log reads."""
+        loss, key, statistics = self.loss(self.network, views, self._shuffles(number, part))
+        self.backend = statistics.backend
+        self.mark()
+        self.guard.guarded(loss / self.config.accumulation).backward()
+        return key, {
+            "loss": loss.detach(),
+            "target_entropy": statistics.target_entropy.mean(),
+            "positive_probability": statistics.positive_probability.mean(),
+        }
+
+    def _shuffles(self, number: int, part: int) -> list[Tensor] | None:
+        if self.config.model.batch_norm != "shuffle":
+            return None
+        rows, views = self.part_size * self.ranks.size, self.model.key_views
+        orders = [row_order(self.config.seed, number, rows, part * views + view) for view in range(views)]
+        return [torch.from_numpy(order).to(self.device, non_blocking=True) for order in orders]
+
+    def _gradients_averaged_over_ranks(self, part: int) -> AbstractContextManager:
+        """With the last part only: those of the others wait on their rank."""
+        if isinstance(self.network, DistributedDataParallel) and part < self.config.accumulation - 1:
+            return self.network.no_sync()
+        return nullcontext()

@@ -1,0 +1,1 @@
+"""Helpers that know nothing of training: files, names, versions, rows."""

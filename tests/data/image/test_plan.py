@@ -1,0 +1,223 @@
+"""The plan: pure, reproducible, and distributed as published."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation, EvaluationView
+from sce_fast.data.image.plan import (
+    JITTER_ORDERS,
+    ColorOperation,
+    Draw,
+    batch_of_rank,
+    epoch_order,
+    evaluation_boxes,
+    philox,
+    plan_view,
+    uniform,
+)
+
+EVERYTHING = Augmentation(**{**AUGMENTATIONS["strong"], "solarize": 0.5})
+
+
+def plan(augmentation=EVERYTHING, samples=range(64), seed=1, epoch=0, view=0, size=(375, 500)):
+    samples = np.array(samples)
+    return plan_view(
+        augmentation, np.tile(np.int32(size), (len(samples), 1)), seed=seed, epoch=epoch, samples=samples, view=view
+    )
+
+
+def as_arrays(view_plan):
+    return {field.name: getattr(view_plan, field.name) for field in dataclasses.fields(view_plan)}
+
+
+def test_philox_gives_the_published_answers():
+    """The known-answer vectors of Random123."""
+    cases = [
+        ((0, 0, 0, 0), (0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ]
+    for counter, key, expected in cases:
+        words = philox(np.array(counter, dtype=np.uint32), key)
+        assert " ".join(f"{word:08x}" for word in words) == expected
+
+
+def test_numbers_are_uniform_and_independent():
+    numbers = np.stack([uniform(3, 0, np.arange(20000), draw, view=0) for draw in Draw])
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    assert np.abs(numbers.mean(axis=1) - 0.5).max() < 0.01
+    correlation = np.corrcoef(numbers) - np.eye(len(Draw))
+    assert np.abs(correlation).max() < 0.035
+
+
+def test_a_drawn_number_depends_on_its_own_coordinates_alone():
+    """Not on the samples beside it, nor on what was drawn before, nor on how many numbers are asked for."""
+    samples = np.array([5, 2**33 + 1, 17])
+    alone = {
+        (sample, draw): uniform(9, 4, np.array([sample]), draw, view=2)[0]
+        for draw in reversed(Draw)
+        for sample in samples[::-1]
+    }
+    assert len(set(alone.values())) == len(alone)
+    for draw in Draw:
+        together = uniform(9, 4, samples, draw, view=2)
+        assert [alone[sample, draw] for sample in samples] == together.tolist()
+        assert np.array_equal(uniform(9, 4, samples, draw, view=2, count=7)[:, 0], together)
+    for other in (dict(seed=8, epoch=4, view=2), dict(seed=9, epoch=5, view=2), dict(seed=9, epoch=4, view=3)):
+        assert uniform(samples=samples, draw=Draw.FLIP, **other)[0] != alone[5, Draw.FLIP]
+
+
+def test_the_numbers_never_change():
+    """Pinned: a change here means that every resumed run and every published figure sees other pixels."""
+    assert uniform(42, 1, np.array([0, 1]), Draw.CROP_AREA, view=1).tolist() == [
+        0.9968655600381268,
+        0.07067029424719329,
+    ]
+    assert epoch_order(42, 1, 10).tolist() == [5, 3, 9, 2, 6, 1, 0, 4, 8, 7]
+
+
+def test_what_one_operator_does_changes_nothing_for_the_others():
+    """The plan may compute its parts in any order and leave parts out: what remains is the same."""
+    full = as_arrays(plan())
+    for part, settings in {
+        "operations": {"jitter": 0.0, "grayscale": 0.0},
+        "blur_sigma": {"blur": 0.0},
+        "solarize": {"solarize": 0.0},
+        "flip": {"flip": 0.0},
+        "boxes": {"scale": (0.5, 0.9)},
+    }.items():
+        changed = as_arrays(plan(dataclasses.replace(EVERYTHING, **settings)))
+        ignored = {part, "factors"} if part == "operations" else {part}
+        assert not np.array_equal(changed[part], full[part])
+        for name in full.keys() - ignored:
+            assert np.array_equal(changed[name], full[name]), (part, name)
+
+
+def test_a_sample_has_the_same_plan_in_any_batch():
+    full, part = as_arrays(plan(samples=range(64))), as_arrays(plan(samples=[40, 3]))
+    for name, values in full.items():
+        assert np.array_equal(values[[40, 3]], part[name])
+    assert not np.array_equal(as_arrays(plan(view=1))["boxes"], full["boxes"])
+
+
+@given(height=st.integers(1, 900), width=st.integers(1, 900), seed=st.integers(0, 2**32 - 1))
+def test_boxes_lie_in_the_image(height, width, seed):
+    boxes = plan(samples=range(20), seed=seed, size=(height, width)).boxes
+    top, left, bottom, right = boxes.T
+    assert (top >= 0).all()
+    assert (top < bottom).all()
+    assert (bottom <= height).all()
+    assert (left >= 0).all()
+    assert (left < right).all()
+    assert (right <= width).all()
+
+
+def test_crops_have_the_published_distribution():
+    boxes = plan(samples=range(4000), size=(500, 500)).boxes.astype(float)
+    height, width = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    area, ratio = height * width / 500**2, np.log(width / height)
+    assert 0.195 < area.min() < 0.21
+    assert ratio.min() == pytest.approx(np.log(3 / 4), abs=0.01)
+    assert ratio.max() == pytest.approx(np.log(4 / 3), abs=0.01)
+    small = area < 0.7  # where no attempt is refused for want of room, both are uniform
+    assert area[small].mean() == pytest.approx(0.45, abs=0.01)
+    assert ratio[small].mean() == pytest.approx(0, abs=0.01)
+    free = 500 - height[small]
+    assert (boxes[small, 0] / free).mean() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((10, 1000), (10, 13)), ((1000, 10), (13, 10)), ((12, 900), (12, 16))])
+def test_extreme_shapes_fall_back_to_the_centre(size, expected):
+    """torchvision's rule: the whole shorter side, the longer one cut to the nearest allowed ratio, in the middle."""
+    boxes = plan(Augmentation(scale=(0.9, 1.0)), samples=range(50), size=size).boxes
+    height, width = expected
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    assert (boxes == [top, left, top + height, left + width]).all()
+
+
+def test_jitter_has_the_published_distribution():
+    a = Augmentation(**AUGMENTATIONS["strong"])
+    drawn = plan(a, samples=range(8000))
+    jittered = drawn.operations[:, 0] != ColorOperation.NONE
+    assert jittered.mean() == pytest.approx(0.8, abs=0.02)
+    orders, counts = np.unique(drawn.operations[jittered, :4], axis=0, return_counts=True)
+    assert len(orders) == len(JITTER_ORDERS) == 24
+    assert counts.min() > 0.7 * counts.mean()
+    for operation, center, width in ((0, 1, 0.4), (1, 1, 0.4), (2, 1, 0.4), (3, 0, 0.1)):
+        factors = drawn.factors[:, :4][drawn.operations[:, :4] == operation]
+        assert np.abs(factors - center).max() <= width + 1e-6
+        assert factors.mean() == pytest.approx(center, abs=0.02)
+        assert factors.std() == pytest.approx(width / 3**0.5, rel=0.03)
+    assert (drawn.operations[:, 4] == ColorOperation.GRAYSCALE).mean() == pytest.approx(0.2, abs=0.02)
+    assert (drawn.blur_sigma > 0).mean() == pytest.approx(0.5, abs=0.02)
+    assert drawn.blur_sigma[drawn.blur_sigma > 0].min() >= 0.1
+    assert drawn.blur_sigma.max() <= 2.0
+    assert drawn.flip.mean() == pytest.approx(0.5, abs=0.02)
+    assert not drawn.solarize.any()
+
+
+def test_the_published_augmentations():
+    """The table of the papers: jitter strengths, grayscale, blur and solarize of each name."""
+    table = {
+        "weak": (0, 0, 0, 0, 0),
+        "strong": (0.8, 0.4, 0.2, 0.5, 0),
+        "alpha": (0.8, 0.2, 0.2, 1.0, 0),
+        "beta": (0.8, 0.2, 0.2, 0.1, 0.2),
+        "gamma": (0.8, 0.2, 0.2, 0.5, 0.2),
+    }
+    assert table.keys() == AUGMENTATIONS.keys()
+    for name, expected in table.items():
+        a = Augmentation(**AUGMENTATIONS[name])
+        assert (a.jitter, a.saturation, a.grayscale, a.blur, a.solarize) == expected
+        assert (a.scale, a.flip, a.blur_sigma) == ((0.2, 1.0), 0.5, (0.1, 2.0))
+        if a.jitter:
+            assert (a.brightness, a.contrast, a.hue) == (0.4, 0.4, 0.1)
+
+
+@given(samples=st.integers(1, 300), batch=st.integers(1, 40), ranks=st.integers(1, 4))
+def test_ranks_share_the_batch_of_one_process(samples, batch, ranks):
+    order = epoch_order(0, 3, samples)
+    assert sorted(order) == list(range(samples))
+    for step in range(samples // (batch * ranks)):
+        together = np.concatenate([batch_of_rank(order, step, batch, rank, ranks) for rank in range(ranks)])
+        assert np.array_equal(together, batch_of_rank(order, step, batch * ranks))
+
+
+def test_epochs_have_different_orders():
+    assert not np.array_equal(epoch_order(0, 0, 100), epoch_order(0, 1, 100))
+    assert not np.array_equal(epoch_order(0, 0, 100), epoch_order(1, 0, 100))
+
+
+def test_evaluation_boxes_are_torchvisions():
+    sizes, boxes = evaluation_boxes(
+        EvaluationView(resize=256, crop=224), np.array([[375, 500], [500, 333], [256, 256]])
+    )
+    assert sizes.tolist() == [[256, 341], [384, 256], [256, 256]]
+    assert boxes.tolist() == [[16, 58, 240, 282], [80, 16, 304, 240], [16, 16, 240, 240]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 0}, "size=0"),
+        ({"flip": 1.5}, "flip=1.5: expected a probability"),
+        ({"scale": (0.0, 1.0)}, "scale="),
+        ({"scale": (0.5, 0.2)}, "scale="),
+        ({"hue": 0.6}, "hue=0.6"),
+        ({"blur_sigma": (0.0, 1.0)}, "blur_sigma="),
+    ],
+)
+def test_bad_augmentations_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**settings)
+    with pytest.raises(ValueError, match="crop=300, resize=256"):
+        EvaluationView(resize=256, crop=300)

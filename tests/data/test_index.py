@@ -1,0 +1,253 @@
+"""What is found, in which order, how large, and what is said of bad input."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers.images import write_png
+from sce_fast.data import index
+from sce_fast.data.faults import as_text, describe, fault_of_undecoded, regular_file
+from sce_fast.data.index import index_images
+from sce_fast.data.probe import Probe
+
+GREY = np.full((9, 13, 3), 128, dtype=np.uint8)
+
+
+def test_class_folders(photo_folder):
+    found = index_images(photo_folder)
+    assert found.listing.classes == ["flower", "temple"]
+    assert found.labels.tolist() == [0] * 12 + [1] * 12
+    assert found.listing.names[0] == "flower/001.jpg"
+    assert found.listing.names == sorted(found.listing.names)
+    for path, size in zip(found.paths, found.sizes, strict=True):
+        with Image.open(path) as image:
+            sideways = image.getexif().get(0x0112) == 6
+            assert tuple(size) == (image.size if sideways else image.size[::-1])
+
+
+def test_flat_folder_has_no_labels_and_takes_every_depth(tmp_path):
+    for name in ("b.png", "a.PNG", "deeper/c.png", "deeper/still/d.png", ".hidden/e.png", ".f.png"):
+        write_png(tmp_path / name, GREY)
+    (tmp_path / "notes.txt").write_text("no image")
+    found = index_images(tmp_path)
+    assert found.listing.names == ["a.PNG", "b.png", "deeper/c.png", "deeper/still/d.png"]
+    assert found.labels is None
+    assert found.sizes.tolist() == [[9, 13]] * 4
+
+
+def test_classes_may_hold_folders_and_links(tmp_path):
+    write_png(tmp_path / "real" / "x" / "1.png", GREY)
+    root = tmp_path / "data"
+    write_png(root / "cat" / "deep" / "2.png", GREY)
+    (root / "empty").mkdir()
+    os.symlink(tmp_path / "real", root / "dog")
+    os.symlink(root / "cat", root / "cat" / "loop")
+    found = index_images(root)
+    assert found.listing.names == ["cat/deep/2.png", "dog/x/1.png"]
+    assert found.listing.classes == ["cat", "dog"]
+
+
+def test_list_file(tmp_path):
+    for name in ("x/1.png", "x/2.png", "3.png"):
+        write_png(tmp_path / name, GREY)
+    (tmp_path / "list.txt").write_text(f"# comment\nx/2.png\tzebra\n\n{tmp_path}/3.png\tape\nx/1.png\tzebra\n")
+    found = index_images(tmp_path / "list.txt")
+    assert found.listing.names == ["x/2.png", f"{tmp_path}/3.png", "x/1.png"]
+    assert found.labels.tolist() == [1, 0, 1]
+    assert found.listing.classes == ["ape", "zebra"]
+    (tmp_path / "plain.txt").write_text("x/2.png\nx/1.png\n")
+    assert index_images(tmp_path / "plain.txt").labels is None
+    (tmp_path / "mixed.txt").write_text("x/2.png\nx/1.png\tape\n")
+    with pytest.raises(ValueError, match=r"mixed.txt, line 2: either every line"):
+        index_images(tmp_path / "mixed.txt")
+    (tmp_path / "missing.txt").write_text("x/2.png\nx/9.png\n")
+    assert index_images(tmp_path / "missing.txt").bad == {1: "missing"}
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    write_png(os.fsdecode(folder + b"/\xff\xfe.png"), GREY)
+    found = index_images(tmp_path)
+    assert found.paths == [folder + b"/\xff\xfe.png"]
+    assert found.sizes.tolist() == [[9, 13]]
+    assert np.array_equal(index_images(tmp_path).sizes, found.sizes)  # from the cache
+    with open(folder + b"/broken\xff.png", "wb") as file:
+        file.write(b"not an image")
+    found = index_images(tmp_path)
+    assert found.by_path(found.bad) == {os.fsdecode(folder + b"/broken\xff.png"): "not an image"}
+
+
+def test_sizes_come_from_the_cache_until_a_file_changes(tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    for name in ("1.png", "2.png"):
+        write_png(data / name, GREY)
+    read = []
+    original = index.read_sizes
+    monkeypatch.setattr(index, "read_sizes", lambda paths, **kw: read.append(len(paths)) or original(paths, **kw))
+    first = index_images(data)
+    again = index_images(data)
+    assert read == [2]
+    assert again.fingerprint == first.fingerprint
+    write_png(data / "2.png", np.zeros((5, 6, 3), dtype=np.uint8))
+    write_png(data / "0.png", GREY)
+    changed = index_images(data)
+    assert read == [2, 2]
+    assert changed.sizes.tolist() == [[9, 13], [9, 13], [5, 6]]
+    assert changed.fingerprint != first.fingerprint
+    (data / "1.png").write_bytes(b"")
+    assert index_images(data).fingerprint == changed.fingerprint  # a file that breaks leaves the list what it is
+
+
+def test_a_damaged_or_unwritable_cache_is_passed_over(tmp_path):
+    write_png(tmp_path / "data" / "1.png", GREY)
+    cache = tmp_path / "cache"
+    index_images(tmp_path / "data", cache=cache)
+    (file,) = cache.iterdir()
+    file.write_bytes(b"PK\x03\x04 damaged")
+    assert index_images(tmp_path / "data", cache=cache).sizes.tolist() == [[9, 13]]
+    (tmp_path / "blocked").write_text("a file where a folder should be")
+    assert len(index_images(tmp_path / "data", cache=tmp_path / "blocked" / "cache")) == 1
+
+
+def with_bad_files(folder):
+    """Writes one file of each kind that is no use; returns name → reason."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_png(folder / "good.png", GREY)
+    (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:30])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "page.jpg").write_text("<html>404</html>")
+    (folder / "sound.webp").write_bytes(b"RIFF\0\0\0\0WAVEfmt ")
+    Image.fromarray(GREY).save(folder / "film.gif")
+    (folder / "film.gif").rename(folder / "film.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    os.symlink("nowhere.jpg", folder / "link.jpg")
+    return {
+        "cut.png": "truncated or damaged",
+        "empty.jpg": "empty",
+        "film.jpg": "unsupported format",
+        "link.jpg": "missing",
+        "page.jpg": "not an image",
+        "pipe.jpg": "not a file",
+        "sound.webp": "not an image",
+    }
+
+
+def test_bad_files_are_in_the_index_with_their_reasons(tmp_path):
+    """A pipe would be waited for and a broken link passed over: both are named."""
+    reasons = with_bad_files(tmp_path / "data")
+    for _ in range(2):  # read, then from the cache
+        found = index_images(tmp_path / "data")
+        assert {found.listing.names[i]: reason for i, reason in found.bad.items()} == reasons
+        assert [found.listing.names[i] for i in np.flatnonzero(found.sizes[:, 0])] == ["good.png"]
+    part = found.subset(np.array([found.listing.names.index(name) for name in ("good.png", "page.jpg")]))
+    assert part.bad == {1: "not an image"}
+
+
+def test_bad_entries_of_a_list_file_keep_their_places(tmp_path):
+    write_png(tmp_path / "a.png", GREY)
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "list.txt").write_text("gone.png\tx\na.png\tx\nfolder.jpg\ty\na.png/b.png\ty\n")
+    found = index_images(tmp_path / "list.txt")
+    assert found.bad == {0: "missing", 2: "not a file", 3: "missing"}
+    assert found.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_what_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
+    """Root may read everything, so the refusal is made."""
+    write_png(tmp_path / "a.png", GREY)
+
+    def refuse(path, *rest, **more):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("sce_fast.data.faults.os.stat", refuse)
+    assert regular_file(b"a.png") == "unreadable"
+    monkeypatch.undo()
+    monkeypatch.setattr("builtins.open", refuse)
+    assert fault_of_undecoded(os.fsencode(tmp_path / "a.png")) == "unreadable"
+
+
+def test_a_folder_with_an_images_name_is_a_class(tmp_path):
+    write_png(tmp_path / "a" / "1.png", GREY)
+    write_png(tmp_path / "b.png" / "2.png", GREY)  # a folder with an image's name is a folder
+    assert index_images(tmp_path).listing.classes == ["a", "b.png"]
+
+
+def test_names_with_line_ends_print_in_one_line(tmp_path):
+    assert as_text({f"{tmp_path}/a\nb\t.jpg": "empty"}) == f"{tmp_path}/a\\x0ab\\x09.jpg\tempty\n"
+
+
+def test_long_lists_of_bad_files_are_cut(tmp_path):
+    text = describe({f"{i:03d}.jpg": "empty" if i % 3 else "missing" for i in range(50)}, 1000)
+    assert text.startswith("50 of 1000 files cannot be used (33 empty, 17 missing):\n  000.jpg: missing\n")
+    assert text.endswith("  019.jpg: empty\n  and 30 more; sce-fast scan names all")
+
+
+@pytest.mark.parametrize("cut", [0.02, 0.5, 0.99, "end marker"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_cut_off_anywhere_is_found_by_decoding_alone(tmp_path, photographs, progressive, cut):
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(photographs[0]).save(path, progressive=progressive)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2] if cut == "end marker" else whole[: int(cut * len(whole))])
+    assert Probe(decode=False).sizes([os.fsencode(path)]).tolist() == [[427, 640]]
+    assert Probe(decode=True).sizes([os.fsencode(path)]).tolist() == [[0, 0]]
+
+
+def unusual_images(folder, photograph):
+    image, turned = Image.fromarray(photograph), Image.Exif()
+    turned[0x0112] = 6
+    grey16 = Image.fromarray(photograph[:, :, 0].astype(np.uint16) * 257)
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    image.convert("L").save(folder / "grey.jpg")
+    image.convert("P").save(folder / "palette.png")
+    image.convert("RGBA").save(folder / "alpha.png")
+    image.convert("LA").save(folder / "grey_alpha.png")
+    image.save(folder / "animated.webp", save_all=True, append_images=[image])
+    image.save(folder / "animated.png", save_all=True, append_images=[image])
+    image.save(folder / "pages.tif", save_all=True, append_images=[image])
+    image.convert("CMYK").save(folder / "cmyk.tif")
+    image.save(folder / "turned.png", exif=turned)
+    grey16.save(folder / "sixteen.png")
+    grey16.save(folder / "sixteen.tif")
+    for name in ("image.jpg", "image.bmp", "image.ppm", "image.webp", "image.jp2", "image.tif"):
+        image.save(folder / name)
+    image.convert("1").save(folder / "bits.pbm")
+    image.convert("L").save(folder / "grey.pgm")
+
+
+def test_unusual_images_decode_to_the_size_of_their_header(tmp_path, photographs):
+    """A size that the decoder does not keep to would put crops outside the image."""
+    unusual_images(tmp_path, photographs[0][:60, :90])
+    paths = [os.fsencode(path) for path in sorted(tmp_path.iterdir())]
+    sizes = Probe(decode=False).sizes(paths)
+    assert np.array_equal(Probe(decode=True).sizes(paths), sizes)
+    assert sizes.tolist() == [[90, 60] if b"turned" in path else [60, 90] for path in paths]
+    # In a batch that fails, files that do not begin like an image are not asked about again: these must.
+    broken = tmp_path / "broken.png"
+    broken.write_text("no image")
+    together = Probe(decode=True).sizes([os.fsencode(broken), *paths])
+    assert np.array_equal(together[1:], sizes)
+
+
+def test_a_probe_finds_the_bad_ones_in_any_mixture(tmp_path):
+    write_png(tmp_path / "good.png", GREY)
+    (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:-20])
+    good, bad = (os.fsencode(tmp_path / f"{name}.png") for name in ("good", "bad"))
+    probe = Probe(decode=True, batch_size=8, threads=2)
+    for pattern in ("g", "b", "gggggggggggg", "bbbbbbbbbbbb", "gbggggbbg", "bgbgbgbgbgbgbgbgb", ""):
+        sizes = probe.sizes([good if letter == "g" else bad for letter in pattern])
+        assert sizes.tolist() == [[9, 13] if letter == "g" else [0, 0] for letter in pattern]
+
+
+def test_missing_and_empty_folders_are_named(tmp_path):
+    (tmp_path / "binary").write_bytes(b"\x00\x01")
+    with pytest.raises(ValueError, match="binary is neither a folder nor a text file"):
+        index_images(tmp_path / "binary")
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder or list file"):
+        index_images(tmp_path / "nowhere")
+    (tmp_path / "empty" / "deeper").mkdir(parents=True)
+    (tmp_path / "empty" / "deeper" / "movie.gif").write_bytes(b"GIF89a")
+    with pytest.raises(ValueError, match="empty: no images found"):
+        index_images(tmp_path / "empty")

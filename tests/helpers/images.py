@@ -1,0 +1,13 @@
+"""Image files of given pixels."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def write_png(path: Path | str, array: np.ndarray) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        Image.fromarray(array).save(file, format="png")

@@ -1,0 +1,80 @@
+"""Runs a function in processes of its own: as the ranks of a group, or alone, to be killed."""
+
+import multiprocessing
+import os
+import socket
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from sce_fast.cli import main
+
+
+def _context() -> ForkServerContext:
+    """Processes forked from one that has imported everything: a start takes a fraction of a second."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sce_fast.train", "sce_fast.data.image.graph", "torch.utils.tensorboard", "tyro"])
+    return context
+
+
+def start(function, *arguments, ranks: int = 1) -> list[BaseProcess]:
+    """Starts function(*arguments) in each of the ranks, as torchrun would."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        _context().Process(target=_run, args=(rank, ranks, port, function, arguments), daemon=True)
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def join(processes: list[BaseProcess], timeout: float = 120) -> list[int | None]:
+    """The exit codes; a process that does not end in time is killed and has None."""
+    codes = []
+    for process in processes:
+        process.join(timeout)
+        codes.append(process.exitcode)
+    for process in processes:
+        process.kill()
+    return codes
+
+
+def run(function, *arguments, ranks: int = 1) -> None:
+    """Runs function(*arguments) in the ranks; each has to end well."""
+    assert join(start(function, *arguments, ranks=ranks)) == [0] * ranks
+
+
+def command(words, output: Path, fault=None, ranks: int = 1) -> list[int | None]:
+    """Runs `sce-fast WORDS`, in each of the ranks; returns the exit codes. What rank r tells goes to OUTPUT.r.
+
+    fault() is called before, in the same process: it may break something there.
+    """
+    return join(start(_command, [str(word) for word in words], output, fault, ranks=ranks))
+
+
+def _command(words, output, fault):
+    told = os.open(f"{output}.{os.environ.get('RANK', 0)}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(told, stream)
+    if fault is not None:
+        fault()
+    main(words)
+
+
+def _run(rank, ranks, port, function, arguments):
+    torch.set_num_threads(1)
+    if ranks > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    function(*arguments)

@@ -1,0 +1,45 @@
+"""A small but whole training run on photographs, for tests."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from sce_fast.config import EvaluationConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig
+from sce_fast.train.checkpoint import checkpoints, load_checkpoint
+
+
+def small_config(data: Path, out: Path, **changes) -> TrainConfig:
+    config = TrainConfig(
+        data=data,
+        out=out,
+        epochs=3,
+        batch_size=8,
+        seed=1,
+        device="cpu",
+        checkpoint_every=2,
+        keep_checkpoints=3,
+        log_every=1,
+        pictures=False,
+        views=ViewsConfig(names=("alpha", "beta"), sizes=(32,)),
+        model=ModelConfig(
+            backbone="resnet18", width=8, small_input=True, projector_hidden=(16,), dim=8, predictor_hidden=16
+        ),
+        loss=LossConfig(queue=40),
+        optimizer=OptimizerConfig(warmup_epochs=1),
+        evaluation=EvaluationConfig(train=data, test=data, every=2, resize=40, crop=32, neighbours=3),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def final_tensors(run: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(checkpoints(run / "checkpoints")[-1]).tensors
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Bit for bit: weights, momentum encoder, optimizer, queue, random state, log."""
+    tensors, others = final_tensors(run), final_tensors(other)
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), name
+    assert (run / "log.jsonl").read_text() == (other / "log.jsonl").read_text()

@@ -1,0 +1,278 @@
+"""The Triton backend: what it refuses, its launches, its kernels in the interpreter, ahead of time and on a GPU.
+
+The interpreter's tests stand in triton_interpreter.py and run in a process of their own, because TRITON_INTERPRET
+has to be set before triton is imported.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from sce_fast import KeyQueue, sce_loss
+from sce_fast.kernels import backend, configs
+from sce_fast.loss.problem import checked_problem
+from sce_fast.tools.parity import KINDS, compare, make_inputs
+
+gpu = pytest.mark.gpu
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+A100 = configs.Gpu((8, 0), 163 * 1024, 108)
+RTX4090 = configs.Gpu((8, 9), 99 * 1024, 128)
+H100 = configs.Gpu((9, 0), 227 * 1024, 132)
+B200 = configs.Gpu((10, 0), 227 * 1024, 148)
+RTX5090 = configs.Gpu((12, 0), 99 * 1024, 170)
+PRODUCTS = [(torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "exact")]
+
+
+# ---------------------------------------------------------------------------------------------- interpreter
+
+
+@pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_in_the_interpreter(chosen):
+    file = Path(__file__).with_name("triton_interpreter.py")
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", chosen, str(file)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=file.parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stdout[-8000:] + finished.stderr[-2000:]
+    assert " passed" in finished.stdout
+
+
+# ---------------------------------------------------------------------------------------------- refusals
+
+
+def problem(dtype=torch.float32, d=16):
+    inputs = make_inputs("random", n=4, d=d, k=20).to(dtype)
+    return checked_problem(inputs.query, inputs.key, inputs.queue)
+
+
+def test_refusals_say_why_and_what_to_do(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "the inputs are on cpu; move them to an NVIDIA GPU" in backend.refuses(problem())
+    with monkeypatch.context() as old_gpu:
+        old_gpu.setattr(backend, "_gpu", lambda device: configs.Gpu((7, 5), 64 * 1024, 40))
+        old_gpu.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+        inputs = dataclasses.replace(problem(), query=types.SimpleNamespace(device=torch.device("cuda", 0)))
+        assert "Tesla T4 has compute capability 7.5, and it needs 8.0; use" in backend.refuses(inputs)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backend.refuses(problem()) is None
+    assert "torch.float64; use backend='reference'" in backend.refuses(problem(torch.float64))
+    assert "rows have 528 values, and it takes up to 512" in backend.refuses(problem(d=528))
+    monkeypatch.setattr(backend, "INSTALLED", False)
+    assert "triton is not installed (pip install triton" in backend.refuses(problem())
+    inputs = make_inputs("random", n=4, d=16, k=20)
+    with pytest.raises(ValueError, match="backend='triton' cannot serve this call: triton is not installed"):
+        sce_loss(inputs.query, inputs.key, inputs.queue, backend="triton")
+
+
+def test_torch_compile_traces_through_the_refusal():
+    """The question about the GPU's age too, which a CPU only reaches here."""
+
+    def loss(query, key, queue):
+        assert backend.too_old(query.device) is None
+        return sce_loss(query, key, queue)
+
+    inputs = make_inputs("random", n=4, d=16, k=20)
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    arguments = inputs.query, inputs.key, inputs.queue
+    torch.testing.assert_close(compiled(*arguments), loss(*arguments))
+
+
+def test_the_package_imports_no_triton():
+    code = "import sys, sce_fast; sys.exit('triton' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---------------------------------------------------------------------------------------------- launches
+
+
+def choose(dim=256, product=torch.bfloat16, precision="ieee", gpu=H100, rows=(256, 256), parts=1, k=65536):
+    return configs.choose(
+        dim=dim, product=product, precision=precision, gpu=gpu, student_rows=rows[0], teacher_rows=rows[1], parts=parts,
+        candidates=(0, k),
+    )  # fmt: skip
+
+
+def test_every_size_has_a_launch_that_fits():
+    for gpu_ in (A100, RTX4090, H100, B200, RTX5090):
+        for product, precision in PRODUCTS:
+            for dim in range(1, 513):
+                config = choose(dim, product, precision, gpu_)
+                assert dim <= config.head + config.tail <= max(16, 2 * dim)
+                for part in (config.head, config.tail, config.block_rows, config.block_candidates):
+                    assert part & (part - 1) == 0
+                tiles = config.num_stages * config.block_candidates * (config.head + config.tail) * product.itemsize
+                assert tiles <= gpu_.shared_memory
+
+
+@pytest.mark.parametrize(
+    ("dim", "expected"),
+    [
+        (1, (16, 0)),
+        (33, (32, 16)),
+        (64, (64, 0)),
+        (96, (64, 32)),
+        (128, (128, 0)),
+        (192, (128, 64)),
+        (256, (128, 128)),
+        (384, (256, 128)),
+        (512, (256, 256)),
+    ],
+)
+def test_head_and_tail(dim, expected):
+    assert configs.split_dim(dim) == expected
+
+
+def test_splits_fill_the_gpu_once():
+    assert choose().splits == 33  # 4 row blocks on 132 processors
+    assert choose(rows=(4096, 4096)).splits == 2
+    assert choose(rows=(16384, 16384)).splits == 1
+    assert choose(k=100).splits == 1  # two tiles are not worth sharing
+    assert choose(rows=(1, 0)).block_rows == 64
+    assert choose(rows=(256, 256), parts=2).splits == 16
+
+
+# ---------------------------------------------------------------------------------------------- ahead of time
+
+
+def test_a_default_launch_compiles_for_hopper_without_a_spill():
+    ahead = pytest.importorskip("sce_fast.kernels.ahead", reason="triton is not installed")
+    variant = ahead.forward_variant(90, 256, torch.bfloat16, "ieee", fixed=True)
+    registers, shared, spilled = ahead.resources(variant, 90)
+    assert spilled == 0
+    assert 128 < registers <= 255
+    assert 0 < shared <= 227 * 1024
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dim", "precision", "fixed", "batch_keys"),
+    [(80, 64, "tf32", True, False), (80, 384, "tf32", False, True), (100, 512, "tf32", True, True)],
+)
+def test_launches_at_the_edges_of_the_table_do_not_spill(architecture, dim, precision, fixed, batch_keys):
+    ahead = pytest.importorskip("sce_fast.kernels.ahead", reason="triton is not installed")
+    variant = ahead.forward_variant(architecture, dim, torch.float32, precision, fixed, batch_keys=batch_keys)
+    assert ahead.resources(variant, architecture)[2] == 0
+
+
+def test_the_gate_compiles_at_every_width_of_the_table():
+    """Every D at which an entry of the table ends, but for products of the slowest kind beyond 256."""
+    ahead = pytest.importorskip("sce_fast.kernels.ahead", reason="triton is not installed")
+    for (_, kind), entries in configs.TABLE.items():
+        ends = {entry.dim for entry in entries if kind != "exact" or entry.dim <= 256}
+        assert ends <= set(ahead.DIMS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_all_kernels_compile_without_a_spill(architecture):
+    ahead = pytest.importorskip("sce_fast.kernels.ahead", reason="triton is not installed")
+    rows = list(ahead.compiled(architecture))
+    assert {row[0] for row in rows} == {
+        "sce_forward_kernel", "merge_splits_kernel", "epilogue_kernel", "enqueue_kernel", "advance_kernel"
+    }  # fmt: skip
+    bad = [row for row in rows if row[4] > 0 or row[3] > configs.SHARED_MEMORY[architecture] or row[2] < 8]
+    assert not bad, bad
+
+
+# ---------------------------------------------------------------------------------------------- on a GPU
+
+
+@gpu
+@on_gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("n", "k", "d"), [(256, 65536, 256), (301, 5003, 128), (1, 1, 32), (77, 4099, 384), (64, 999, 512)]
+)
+def test_parity_on_a_gpu(kind, dtype, precision, n, k, d):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        inputs = make_inputs(kind, n=n, d=d, k=k, query_views=2, key_views=2).to(dtype, "cuda")
+        for tau in (0.1, 0.02):
+            parity = compare("triton", inputs, temperature=tau, target_temperature=tau / 2)
+            assert parity.holds, parity
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@gpu
+@on_gpu
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("k", [0, 4096])
+def test_parity_with_batch_keys_on_a_gpu(shared, k):
+    inputs = make_inputs("random", n=130, d=256, k=k, query_views=3, key_views=2, m=519, shared_batch_keys=shared)
+    inputs.batch_keys[..., 130:260, :] = inputs.key[0] if shared else inputs.key
+    assert compare("triton", inputs.to(torch.bfloat16, "cuda"), row_offset=130).holds
+
+
+@gpu
+@on_gpu
+def test_same_bits_every_time_on_a_gpu():
+    inputs = make_inputs("random", n=256, d=128, k=65536).to(torch.bfloat16, "cuda")
+    rows = [sce_loss(inputs.query, inputs.key, inputs.queue, backend="triton", reduction="none") for _ in range(5)]
+    assert all(torch.equal(row, rows[0]) for row in rows)
+
+
+@gpu
+@on_gpu
+def test_loss_and_enqueue_in_a_cuda_graph():
+    from sce_fast.kernels.enqueue import enqueue
+
+    inputs = make_inputs("random", n=64, d=128, k=1000).to(torch.bfloat16, "cuda")
+    buffer, cursor = inputs.queue.clone(), torch.zeros((), dtype=torch.int64, device="cuda")
+    query = inputs.query.clone().requires_grad_()
+
+    def step():
+        query.grad = None
+        loss = sce_loss(query, inputs.key, buffer, backend="triton", temperature=torch.tensor(0.1, device="cuda"))
+        enqueue(buffer, cursor, inputs.key, True)
+        loss.backward()
+        return loss
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()  # compiles
+    torch.cuda.synchronize()
+    buffer.copy_(inputs.queue)
+    cursor.zero_()
+    expected = [step().item() for _ in range(3)]
+    gradient = query.grad.clone()
+    buffer.copy_(inputs.queue)
+    cursor.zero_()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+    replayed = []
+    for _ in range(3):
+        graph.replay()
+        replayed.append(loss.item())
+    assert replayed == expected
+    assert torch.equal(query.grad, gradient)
+    assert cursor.item() == 192
+
+
+@gpu
+@on_gpu
+def test_in_torch_compile():
+    inputs = make_inputs("random", n=64, d=128, k=1000).to(torch.bfloat16, "cuda")
+    queue = KeyQueue(1000, 128, torch.bfloat16).cuda()
+
+    def loss(query):
+        return sce_loss(torch.nn.functional.normalize(query, dim=-1), inputs.key, queue.keys, backend="triton")
+
+    gradients = []
+    for function in (loss, torch.compile(loss, fullgraph=True)):
+        leaf = inputs.query.clone().requires_grad_()
+        function(leaf).backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)

@@ -1,0 +1,291 @@
+"""The CPU kernel against float64, by the rule: at most twice the error of plain PyTorch plus a floor."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from sce_fast import KeyQueue, sce_loss
+from sce_fast.loss import cpu as native
+from sce_fast.loss.problem import checked_problem
+from sce_fast.tools.parity import compare, make_inputs
+from sce_fast.util.rows import unit_rows
+
+
+@pytest.fixture(params=["brgemm", "plain loops"], autouse=True)
+def either_product(request, monkeypatch):
+    assert native.MISSING == "", "the extension is not built: make venv"
+    # The same arithmetic on every processor; what is about products in bfloat16 asks for them.
+    monkeypatch.setattr(native, "BFLOAT16_PRODUCTS", False)
+    if request.param == "plain loops":
+        monkeypatch.setattr(native, "BRGEMM", dict.fromkeys(native.BRGEMM, False))
+    elif not native.BRGEMM[torch.float32]:
+        pytest.skip("ATen has no brgemm for this processor; the plain loops are what runs here")
+
+
+def inputs(kind, query_views, key_views, n, d, k, m, dtype=torch.float32):
+    return make_inputs(kind, n=n, d=d, k=k, query_views=query_views, key_views=key_views, m=m).to(dtype)
+
+
+def simple_inputs(k=130):
+    """query (6, 16), key (6, 16), queue (k, 16)"""
+    six = inputs("random", 0, 0, 6, 16, k, 0)
+    return six.query, six.key, six.queue
+
+
+def assert_parity(tensors, **settings):
+    """Loss rows, gradient and statistics by the rule; the kernel multiplies in float32 whatever the inputs are."""
+    parity = compare("cpu", tensors, torch.float32, needs_statistics=True, **settings)
+    assert parity.holds, (parity.failures, parity)
+
+
+@given(
+    kind=st.sampled_from(["random", "clustered", "converged"]),
+    n=st.integers(1, 9),
+    d=st.integers(1, 70),
+    k=st.integers(0, 200),
+    query_views=st.integers(0, 4),
+    key_views=st.integers(0, 3),
+    extra_batch=st.one_of(st.none(), st.integers(0, 70)),
+    tau=st.sampled_from([0.01, 0.024, 0.05, 0.1, 1.0]),
+    tau_m=st.sampled_from([0.01, 0.024, 0.05, 0.1, 1.0]),
+    coefficient=st.sampled_from([0.0, 0.4, 1.0]),
+    positive_target=st.sampled_from(["excluded", "zero_logit"]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_parity(kind, n, d, k, query_views, key_views, extra_batch, tau, tau_m, coefficient, positive_target, dtype):
+    m = 0 if extra_batch is None else n + extra_batch
+    assume((query_views, key_views) != (1, 1) and k + max(m - 1, 0) > 0)  # a term, and a candidate
+    tensors = inputs(kind, query_views, key_views, n, d, k, m, dtype)
+    assert_parity(
+        tensors, temperature=tau, target_temperature=tau_m, coefficient=coefficient,
+        positive_target=positive_target, row_offset=extra_batch or 0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["random", "clustered", "converged"])
+@pytest.mark.parametrize(("tau", "tau_m"), [(0.1, 0.05), (0.02, 0.01)])
+def test_parity_over_many_blocks_and_slices(kind, tau, tau_m):
+    """More rows than a block and more candidates than a slice, in a size that is a multiple of nothing."""
+    tensors = inputs(kind, 2, 2, 301, 48, 5003, 0)
+    assert_parity(tensors, temperature=tau, target_temperature=tau_m)
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.01])
+def test_own_keys_are_masked_in_every_block(tau):
+    """The real keys stand among the batch keys, so that a mask in the wrong place shows."""
+    tensors = inputs("converged", 2, 2, 300, 32, 500, 700)
+    tensors.batch_keys[:, 390:690] = tensors.key
+    assert_parity(tensors, temperature=tau, target_temperature=tau, row_offset=390)
+    assert_parity(replace(tensors, queue=None), temperature=tau, target_temperature=tau, row_offset=390)
+
+
+def test_mixed_dtypes_and_strides():
+    tensors = inputs("random", 2, 2, 5, 24, 90, 0)
+    query, key, queue = tensors.query, tensors.key, tensors.queue
+    wide = torch.zeros(90, 48)
+    wide[:, ::2] = queue
+    expected = sce_loss(query, key, queue, backend="reference")
+    torch.testing.assert_close(sce_loss(query, key, wide[:, ::2], backend="cpu"), expected)
+    swapped = query.transpose(0, 1).contiguous().transpose(0, 1)
+    torch.testing.assert_close(sce_loss(swapped, key, queue, backend="cpu"), expected)
+    narrow = queue.to(torch.bfloat16)
+    torch.testing.assert_close(
+        sce_loss(query, key.half(), narrow, backend="cpu"),
+        sce_loss(query, key.half().float(), narrow.float(), backend="reference"),
+    )
+
+
+def test_same_bits_for_any_number_of_threads_and_every_time():
+    tensors = inputs("random", 2, 2, 300, 64, 3000, 0)
+    results = []
+    for count in (1, 2, 3, 1):
+        torch.set_num_threads(count)
+        leaf = tensors.query.clone().requires_grad_()
+        rows = sce_loss(leaf, tensors.key, tensors.queue, backend="cpu", reduction="none")
+        results.append((rows, *torch.autograd.grad(rows.sum(), leaf)))
+    for rows, gradient in results[1:]:
+        assert torch.equal(rows, results[0][0])
+        assert torch.equal(gradient, results[0][1])
+
+
+@given(
+    kind=st.sampled_from(["random", "clustered", "converged"]),
+    n=st.integers(1, 9),
+    d=st.integers(1, 40).map(lambda half: 2 * half),
+    k=st.integers(1, 300),
+    query_views=st.integers(0, 3),
+    extra_batch=st.one_of(st.none(), st.integers(0, 70)),
+    tau=st.sampled_from([0.01, 0.05, 0.1, 1.0]),
+    tau_m=st.sampled_from([0.01, 0.05, 0.1, 1.0]),
+)
+def test_parity_of_products_in_bfloat16(kind, n, d, k, query_views, extra_batch, tau, tau_m):
+    """The layouts of such products, multiplied by plain loops where the processor has none of its own."""
+    m = 0 if extra_batch is None else n + extra_batch
+    tensors = make_inputs(kind, n=n, d=d, k=k, query_views=query_views, m=m).to(torch.bfloat16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "BFLOAT16_PRODUCTS", True)
+        parity = compare(
+            "cpu", tensors, torch.bfloat16, temperature=tau, target_temperature=tau_m, row_offset=extra_batch or 0
+        )
+        assert parity.holds, (parity.failures, parity)
+
+
+@pytest.mark.parametrize("kind", ["random", "clustered", "converged"])
+def test_parity_of_products_in_bfloat16_with_wider_rows(kind, monkeypatch):
+    """Rows are rounded for the products. Enough of them that neither side's worst is a matter of luck."""
+    monkeypatch.setattr(native, "BFLOAT16_PRODUCTS", True)
+    tensors = make_inputs(kind, n=130, d=64, k=700, query_views=2, key_views=2).rounded(
+        torch.float32, torch.bfloat16, "cpu"
+    )
+    parity = compare("cpu", tensors, torch.bfloat16, needs_statistics=True)
+    assert parity.holds, (parity.failures, parity)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_bad_rows_and_candidates_in_bfloat16(bfloat16, monkeypatch):
+    monkeypatch.setattr(native, "BFLOAT16_PRODUCTS", bfloat16)
+    query, key, queue = (t.to(torch.bfloat16) for t in simple_inputs())
+    clean = sce_loss(query, key, queue, reduction="none", backend="cpu")
+    bad = query.clone()
+    bad[2, 0] = float("nan")
+    loss = sce_loss(bad, key, queue, reduction="none", backend="cpu")
+    assert loss[2].isnan()
+    assert torch.equal(loss[[0, 1, 3, 4, 5]], clean[[0, 1, 3, 4, 5]])
+    queue[129, 3] = float("nan")
+    assert sce_loss(query, key, queue, reduction="none", backend="cpu").isnan().all()
+
+
+def test_products_in_bfloat16_are_for_candidates_of_that_dtype(monkeypatch):
+    monkeypatch.setattr(native, "BFLOAT16_PRODUCTS", True)
+
+    def product_dtype(queue, d=16):
+        row = torch.zeros(1, d)
+        return native.product_dtype_of(checked_problem(row, row, queue))
+
+    assert product_dtype(torch.zeros(3, 16, dtype=torch.bfloat16)) == torch.bfloat16
+    assert product_dtype(torch.zeros(3, 15, dtype=torch.bfloat16), 15) == torch.float32
+    assert product_dtype(torch.zeros(3, 16, dtype=torch.float16)) == torch.float32
+    monkeypatch.setattr(native, "BFLOAT16_PRODUCTS", False)
+    assert product_dtype(torch.zeros(3, 16, dtype=torch.bfloat16)) == torch.float32
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.02])
+def test_long_sums_lose_nothing(tau):
+    """More candidates than a slice adds up at a time; all alike, so that a naive sum in float32 would drift."""
+    tensors = inputs("random", 0, 0, 3, 8, 1, 0)
+    tensors = replace(tensors, queue=tensors.queue.expand(450_001, 8).contiguous())
+    assert_parity(tensors, temperature=tau, target_temperature=tau)
+
+
+def test_a_converged_loss_keeps_its_digits():
+    """With λ = 1 and query = key far from all candidates, log A + exp(p) and p agree to the last digit of float32."""
+    key = torch.zeros(2, 16)
+    key[:, 0] = 1
+    queue = unit_rows(torch.randn(300, 16))
+    queue = unit_rows(queue - 1.3 * queue[:, :1] * key[:1])  # at less than half the similarity
+    settings = dict(temperature=0.04, coefficient=1.0, reduction="none")
+    query = key.clone().requires_grad_()
+    loss = sce_loss(query, key, queue, backend="cpu", **settings)
+    exact_query = key.double().requires_grad_()
+    exact = sce_loss(exact_query, key.double(), queue.double(), backend="reference", **settings)
+    assert exact.max() < 1e-5
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
+    loss.sum().backward()
+    exact.sum().backward()
+    torch.testing.assert_close(query.grad.double(), exact_query.grad, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.01])
+@pytest.mark.parametrize("bad", ["query", "key"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_row_spoils_no_other(bad, value, tau):
+    query, key, queue = simple_inputs()
+    settings = dict(temperature=tau, target_temperature=tau, reduction="none", backend="cpu")
+    clean = sce_loss(query, key, queue, **settings)
+    (query if bad == "query" else key)[2, 0] = value
+    loss = sce_loss(query, key, queue, **settings)
+    others = torch.tensor([0, 1, 3, 4, 5])
+    assert not loss[2].isfinite()
+    assert torch.equal(loss[others], clean[others])
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.01])
+def test_a_bad_candidate_reaches_all_rows(tau):
+    query, key, queue = simple_inputs()
+    queue[77, 3] = float("nan")
+    loss = sce_loss(query, key, queue, temperature=tau, target_temperature=tau, reduction="none", backend="cpu")
+    assert loss.isnan().all()
+
+
+@pytest.mark.parametrize("tau", [0.0251, 0.1, 0.02])
+@pytest.mark.parametrize("opposite", [False, True])
+def test_long_rows_are_right_or_not_finite(tau, opposite):
+    """Rows that break the contract: never a wrong finite number."""
+    tensors = inputs("converged" if opposite else "random", 0, 0, 4, 16, 130, 0)
+    query, key, queue = tensors.query, tensors.key, tensors.queue
+    if opposite:
+        queue = unit_rows(-key[:1] + 0.01 * queue)
+    settings = dict(temperature=tau, target_temperature=tau, reduction="none")
+    for length in (1.1, 1.2, 1.5, 3.0, 30.0, 1000.0):
+        with torch.no_grad():
+            loss = sce_loss(length * query, key, length * queue, backend="cpu", **settings)
+        exact = sce_loss(length * query.double(), key.double(), length * queue.double(), **settings)
+        right = (loss.double() - exact).abs() <= 1e-4 * exact.abs().clamp(min=1)
+        assert (right | ~loss.isfinite()).all(), length
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_torchs_defaults_do_not_matter(default):
+    query, key, queue = simple_inputs()
+    expected = sce_loss(query, key, queue, backend="cpu")
+    torch.set_default_dtype(default)
+    try:
+        with torch.device("meta"):
+            assert torch.equal(sce_loss(query, key, queue, backend="cpu"), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_temperature_that_learns_gets_no_gradient(recwarn):
+    query, key, queue = simple_inputs()
+    temperature = torch.tensor(0.1, requires_grad=True)
+    assert sce_loss(query, key, queue, temperature=temperature, backend="cpu") == sce_loss(query, key, queue)
+    assert not recwarn.list
+
+
+def test_no_gradient_and_no_target_are_left_out_and_change_nothing():
+    query, key, queue = simple_inputs()
+    with_gradient = sce_loss(query.clone().requires_grad_(), key, queue, backend="cpu")
+    with torch.no_grad():
+        assert torch.equal(sce_loss(query, key, queue, backend="cpu"), with_gradient)
+    infonce = sce_loss(query, key, queue, coefficient=1.0, backend="cpu")
+    with_target, _ = sce_loss(query, key, queue, coefficient=1.0, backend="cpu", return_statistics=True)
+    assert torch.equal(infonce, with_target)
+
+
+def test_enqueue_between_loss_and_backward():
+    queue = KeyQueue(70, 16)
+    query, key, _ = simple_inputs()
+    query.requires_grad_()
+    (expected,) = torch.autograd.grad(sce_loss(query, key, queue.keys, backend="cpu"), query)
+    loss = sce_loss(query, key, queue.keys, backend="cpu")
+    queue.enqueue(key)
+    loss.backward()
+    assert torch.equal(query.grad, expected)
+
+
+def test_auto_takes_the_kernel_and_a_refusal_says_why(monkeypatch):
+    query, key, queue = simple_inputs(20)
+    assert sce_loss(query, key, queue, return_statistics=True)[1].backend == "cpu"
+    doubles = query.double(), key.double(), queue.double()
+    assert sce_loss(*doubles, return_statistics=True)[1].backend == "reference"
+    with pytest.raises(ValueError, match=r"backend='cpu' cannot serve.*torch.float64; use backend='reference'"):
+        sce_loss(*doubles, backend="cpu")
+    monkeypatch.setattr(native, "_cpu", None)
+    monkeypatch.setattr(native, "MISSING", "no module")
+    with pytest.raises(ValueError, match=r"the CPU kernels are not built \(no module\); install again"):
+        sce_loss(query, key, queue, backend="cpu")
+    assert sce_loss(query, key, queue, return_statistics=True)[1].backend == "reference"

@@ -1,0 +1,162 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers import ranks
+from sce_fast import KeyQueue
+
+
+def numbered(start, count, dim=3):
+    return torch.arange(start, start + count, dtype=torch.float32)[:, None].expand(count, dim)
+
+
+@given(size=st.integers(1, 12), counts=st.lists(st.integers(0, 30), max_size=8))
+def test_holds_the_newest_keys_in_a_ring(size, counts):
+    queue = KeyQueue(size, 3)
+    initial = queue.keys.clone()
+    ring, written = list(initial), 0
+    for count in counts:
+        rows = numbered(written, count)
+        queue.enqueue(rows)
+        for row in rows:
+            ring[written % size] = row
+            written += 1
+    assert torch.equal(queue.keys, torch.stack(ring))
+    assert queue.cursor.item() == written % size
+
+
+def test_starts_with_random_unit_rows_of_the_seed():
+    torch.manual_seed(3)
+    queue = KeyQueue(64, 16)
+    torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(64))
+    assert queue.keys.unique(dim=0).shape[0] == 64
+    torch.manual_seed(3)
+    assert torch.equal(KeyQueue(64, 16).keys, queue.keys)
+
+
+def test_views_are_stored_view_after_view():
+    queue = KeyQueue(4, 3)
+    queue.enqueue(torch.stack([numbered(0, 2), numbered(10, 2)]))
+    assert queue.keys[:, 0].tolist() == [0, 1, 10, 11]
+
+
+def test_sixteen_bit_storage_rounds_keys():
+    queue = KeyQueue(4, 3, dtype=torch.bfloat16)
+    keys = torch.rand(4, 3)
+    queue.enqueue(keys)
+    assert torch.equal(queue.keys, keys.to(torch.bfloat16))
+
+
+def test_state_dict_round_trip():
+    queue, other = KeyQueue(8, 3), KeyQueue(8, 3)
+    queue.enqueue(numbered(0, 5))
+    other.load_state_dict(queue.state_dict())
+    for q in (queue, other):
+        q.enqueue(numbered(5, 5))
+    assert torch.equal(queue.keys, other.keys)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [((0, 3), "size=0"), ((4, -1), "dim=-1")])
+def test_bad_sizes_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        KeyQueue(*arguments)
+
+
+def test_bad_keys_are_named():
+    with pytest.raises(ValueError, match=r"keys has shape \(2, 5\), expected \(N, 3\)"):
+        KeyQueue(4, 3).enqueue(torch.zeros(2, 5))
+
+
+def _enqueue_on_rank(results):
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    torch.manual_seed(0)
+    queue = KeyQueue(10, 3)
+    for step in range(2):
+        first = 100 * step + 10 * rank
+        queue.enqueue(torch.stack([numbered(first, 2), numbered(first + 1000, 2)]))
+    queue.enqueue(numbered(7, 1), gather=False)
+    np.save(f"{results}/{rank}.npy", queue.keys.numpy())
+    torch.distributed.destroy_process_group()
+
+
+def test_all_ranks_hold_the_same_keys_in_the_same_order(tmp_path):
+    ranks.run(_enqueue_on_rank, tmp_path, ranks=2)
+    first, second = (np.load(tmp_path / f"{rank}.npy")[:, 0] for rank in range(2))
+    assert first.tolist() == second.tolist()
+    # view 0 of rank 0, of rank 1, then view 1; seventeen keys in a ring of ten
+    assert first.tolist() == [110, 111, 1100, 1101, 1110, 1111, 7, 1011, 100, 101]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalises_on_request(dtype):
+    queue, keys = KeyQueue(4, 3, dtype=dtype), 5 * torch.rand(4, 3)
+    queue.enqueue(keys, normalize=True)
+    assert torch.equal(queue.keys, torch.nn.functional.normalize(keys, dim=1).to(dtype))
+
+
+def test_enqueue_is_an_operator():
+    queue = KeyQueue(4, 3)
+    torch.library.opcheck(torch.ops.sce_fast.enqueue.default, (queue.keys, queue.cursor, torch.rand(6, 3), True))
+    compiled = torch.compile(queue.enqueue, fullgraph=True, backend="aot_eager")
+    compiled(torch.ones(3, 3))
+    assert queue.keys.eq(1).all(1).sum() == 3
+
+
+# ---------------------------------------------------------------------------------------------- on a GPU
+
+
+def on_gpu(function):
+    no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+    return pytest.mark.gpu(no_gpu(function))
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_gpu_ring_is_that_of_a_cpu(dtype):
+    on_cpu = KeyQueue(50, 24, dtype=dtype)
+    queue = copy.deepcopy(on_cpu).cuda()
+    for count in (20, 45, 0, 130, 1):
+        keys = torch.randn(count, 24)
+        on_cpu.enqueue(keys)
+        queue.enqueue(keys.cuda())
+        assert torch.equal(queue.keys.cpu(), on_cpu.keys)
+    assert queue.cursor.item() == on_cpu.cursor.item()
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpu_normalises_on_request(dtype):
+    queue, keys = KeyQueue(50, 24, dtype=dtype).cuda(), 5 * torch.randn(2, 10, 24, device="cuda")
+    queue.enqueue(keys, normalize=True)
+    expected = torch.nn.functional.normalize(keys.flatten(0, 1), dim=1).to(dtype)
+    torch.testing.assert_close(queue.keys[:20], expected)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gpu_enqueue_in_a_cuda_graph(dtype):
+    """The place moves on with every replay and wraps; nothing of it is baked into the graph."""
+    on_cpu = KeyQueue(50, 24, dtype=dtype)
+    queue, keys = copy.deepcopy(on_cpu).cuda(), torch.zeros(2, 9, 24, device="cuda")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        KeyQueue(50, 24, dtype=dtype).cuda().enqueue(keys)  # compiles
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        queue.enqueue(keys)
+    assert queue.cursor.item() == 0  # a capture runs nothing
+    for _ in range(7):
+        fresh = torch.randn(2, 9, 24)
+        keys.copy_(fresh)
+        graph.replay()
+        on_cpu.enqueue(fresh)
+        assert torch.equal(queue.keys.cpu(), on_cpu.keys)
+    assert queue.cursor.item() == 7 * 18 % 50
