@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 from sce_fast.benchmarks.record import machine, write_record
-from sce_fast.data.image import photometric
 from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation
 from sce_fast.data.image.graph import normalized
 from sce_fast.data.image.photometric import SOLARIZED
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.loader import TrainingLoader
-from sce_fast.train.log import progress_bar
+from sce_fast.native import CPU
+from sce_fast.util.terminal import progress_bar
 
 STRONG = Augmentation(**AUGMENTATIONS["strong"])
 DISCARDED = 4  # batches at the start of a turn: those made while another peer had its turn
@@ -107,7 +107,7 @@ def ours(index: ImageIndex, batch_size: int, threads: int) -> Iterator[Any]:
 def dali_arithmetic(index: ImageIndex, batch_size: int, threads: int) -> Iterator[Any]:
     """Our loader as it is without the native kernel."""
     loader = ours(index, batch_size, threads)
-    with mock.patch.object(photometric, "_cpu", None):
+    with mock.patch.object(CPU, "module", None):
         next(loader)  # builds the graph
     return loader
 

@@ -19,12 +19,12 @@ from sce_fast.data.loader import TrainingLoader
 from sce_fast.distributed import Vote
 from sce_fast.loss.api import sce_loss
 from sce_fast.loss.queue import KeyQueue
-from sce_fast.method.sce import build_model
+from sce_fast.method.build import build_model
 from sce_fast.recipes import demo
 from sce_fast.tools.digits import write_digits
 from sce_fast.train import Trainer
-from sce_fast.train.log import progress_bar
 from sce_fast.train.stop import StopRequest
+from sce_fast.util.terminal import progress_bar
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from sce_fast.benchmarks.measure import (
 from sce_fast.benchmarks.peers import AbsentError, Case, Loss, Peer, peers
 from sce_fast.benchmarks.record import machine, write_record
 from sce_fast.loss.backends import BACKENDS
-from sce_fast.train.log import progress_bar
 from sce_fast.util.names import pick
 from sce_fast.util.rows import unit_rows
+from sce_fast.util.terminal import progress_bar
 
 SHORTEST_TURN = 0.02  # seconds; shorter calls are repeated within a turn
 SHARE_OF_FREE_MEMORY = 0.7  # that a peer may be expected to take

@@ -13,9 +13,9 @@ from torch import Tensor
 from sce_fast import sce_loss
 from sce_fast.benchmarks.record import machine, write_record
 from sce_fast.loss import reference
+from sce_fast.loss.parity import KINDS, Inputs, make_inputs
 from sce_fast.loss.problem import Solution, checked_problem
-from sce_fast.tools.parity import KINDS, Inputs, make_inputs
-from sce_fast.train.log import progress_bar
+from sce_fast.util.terminal import progress_bar
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

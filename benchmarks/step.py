@@ -18,8 +18,8 @@ from torch import Tensor
 from sce_fast.benchmarks.measure import stage_seconds
 from sce_fast.benchmarks.record import machine, write_record
 from sce_fast.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig, to_json
-from sce_fast.train.log import progress_bar
 from sce_fast.train.step import STAGES, TrainingStep
+from sce_fast.util.terminal import progress_bar
 
 OURS = ("loss", "momentum", "queue")  # what the method adds to two networks and an optimizer
 Precision = Literal["bfloat16", "float32"]

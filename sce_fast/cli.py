@@ -48,10 +48,10 @@ def train(arguments: list[str]) -> None:
     config = tyro.cli(
         type(default), default=default, args=rest, prog=f"sce-fast train {name}", description=make.__doc__
     )
-    from sce_fast.train import train
+    from sce_fast.tools.train import pretrain
     from sce_fast.train.folder import SUMMARY
 
-    summary = train(config)
+    summary = pretrain(config)
     if int(os.environ.get("RANK", 0)) > 0:
         return
     print(f"{summary.steps} steps at {summary.images_per_second} images/s, final loss {summary.final_loss:.4f}")
@@ -102,7 +102,7 @@ def export(arguments: list[str]) -> None:
             out: The file, which must not exist.
             momentum: The momentum encoder's backbone instead of the student's.
         """
-        from sce_fast.tools.export import export
+        from sce_fast.export import export
 
         print(printable(export(run, out=out, momentum=momentum)))
 
@@ -307,7 +307,7 @@ def _run(arguments: list[str] | None) -> None:
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, *place: Any, **more: Any) -> None:
     """This package's own warnings as a line for users, above a progress bar; others with the place they come from."""
     if issubclass(category, UserWarning) and Path(filename).is_relative_to(Path(__file__).parent):
-        from sce_fast.train.log import say
+        from sce_fast.util.terminal import say
 
         say(f"Warning: {message}")
     else:

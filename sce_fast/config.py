@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sce_fast.data.image.augment import AUGMENTATIONS, IMAGENET_MEAN, IMAGENET_STD, Augmentation, EvaluationView
-from sce_fast.loss.backends import BACKENDS
+from sce_fast.loss.names import BACKEND_NAMES
 from sce_fast.util.names import pick
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -122,7 +122,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         if self.backend != "auto":
-            pick("backend", self.backend, BACKENDS, also="auto")
+            pick("backend", self.backend, dict.fromkeys(BACKEND_NAMES), also="auto")
         _require(self.temperature > 0, "loss.temperature", self.temperature, "a number > 0")
         _require(self.target_temperature > 0, "loss.target_temperature", self.target_temperature, "a number > 0")
         _require(0 <= self.coefficient <= 1, "loss.coefficient", self.coefficient, "a number in [0, 1]")

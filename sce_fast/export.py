@@ -12,7 +12,7 @@ from sce_fast.backbones import build_backbone
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.train.checkpoint import checkpoints, load_checkpoint
 from sce_fast.train.folder import CHECKPOINTS, read_config
-from sce_fast.util.files import printable, save_tensors
+from sce_fast.util.files import printable, require_new, save_tensors
 
 METADATA = "sce_fast"
 
@@ -83,6 +83,18 @@ def write_backbone(path: Path, backbone: Backbone) -> None:
     """Writes the tensors under torchvision's names and the description as metadata; whole or not at all."""
     tensors = {name: tensor.contiguous() for name, tensor in backbone.network.state_dict().items()}
     save_tensors(path, tensors, {METADATA: json.dumps(asdict(backbone.description))})
+
+
+def export(run: Path, *, out: Path, momentum: bool = False) -> Path:
+    """Writes the backbone of the newest checkpoint as safetensors with torchvision's parameter names; returns out.
+
+    Raises:
+        FileNotFoundError: no run, or no checkpoint yet.
+        ValueError: the file exists already.
+    """
+    require_new(out)
+    write_backbone(out, open_backbone(run, momentum=momentum))
+    return out
 
 
 def _of_run(run: Path, momentum: bool) -> Backbone:

@@ -11,7 +11,7 @@ from sklearn.datasets import load_sample_images
 
 from sce_fast.benchmarks import machine as gpu_machine
 from sce_fast.benchmarks.acceptance.gpu_kernels import KERNELS
-from sce_fast.loss import cuda as native_cuda
+from sce_fast.native import CUDA
 
 # Shapes drawn at random take different times on a busy machine: no deadline, and the same examples every time.
 settings.register_profile("tests", deadline=None, max_examples=30, derandomize=True)
@@ -70,7 +70,7 @@ def gpu_backend(request) -> str:
 @pytest.fixture
 def cuda() -> torch.device:
     """The GPU, where the CUDA kernels are built; without nvcc they cannot be."""
-    if native_cuda.MISSING and gpu_machine.find_tool("nvcc") is None:
+    if CUDA.missing and gpu_machine.find_tool("nvcc") is None:
         pytest.skip("there is no nvcc, so the CUDA kernels are not built")
-    assert native_cuda.MISSING == "", "the extension is not built: SCE_FAST_BUILD=cuda"
+    assert CUDA.missing == "", "the extension is not built: SCE_FAST_BUILD=cuda"
     return torch.device("cuda", torch.cuda.current_device())

@@ -10,7 +10,7 @@ import torch
 
 from sce_fast.cli import COMMANDS, main
 from sce_fast.data.probe import Probe
-from sce_fast.loss import cpu as native
+from sce_fast.native import CPU
 
 
 def told(capsys, *arguments, status=2):
@@ -136,8 +136,8 @@ def test_doctor_says_what_runs_and_what_does_not(capsys, monkeypatch):
     assert "  reference   float64, float32, bfloat16, float16" in text
     assert "  CUDA C++ on Hopper: a forward kernel of its own (TMA, wgmma); emulated, not yet run on a GPU" in text
     assert "  by name only, until run on a GPU: cuda, cuda_sm80\n" in text + "\n"
-    monkeypatch.setattr(native, "_cpu", None)
-    monkeypatch.setattr(native, "MISSING", "no such module")
+    monkeypatch.setattr(CPU, "module", None)
+    monkeypatch.setattr(CPU, "missing", "no such module")
     main(["doctor"])
     assert "  cpu         the CPU kernels are not built (no such module); install again" in capsys.readouterr().out
 

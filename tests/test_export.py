@@ -13,10 +13,9 @@ from helpers.runs import final_tensors, small_config
 from sce_fast.backbones import resnet18
 from sce_fast.config import EvaluationConfig
 from sce_fast.evaluate import load_features
-from sce_fast.export import open_backbone
+from sce_fast.export import export, open_backbone
 from sce_fast.tools.embed import embed
 from sce_fast.tools.evaluate import knn
-from sce_fast.tools.export import export
 from sce_fast.train import train
 
 

@@ -23,14 +23,14 @@ INSTALL += ["--target", str(SITE), "--editable", "."]
 CHECK = """
 import sys
 import sce_fast.benchmarks, sce_fast.kernels
-from sce_fast.loss import cpu as native
-from sce_fast.loss import cuda as native_cuda
-assert not native.MISSING, native.MISSING
-if native_cuda.MISSING and sys.argv[1] == "without nvcc":
-    print("without the CUDA kernels:", native_cuda.MISSING)
+from sce_fast.loss import cuda
+from sce_fast.native import CPU, CUDA
+assert not CPU.missing, CPU.missing
+if CUDA.missing and sys.argv[1] == "without nvcc":
+    print("without the CUDA kernels:", CUDA.missing)
 else:
-    assert not native_cuda.MISSING, native_cuda.MISSING
-    print("built for", native_cuda.architectures())
+    assert not CUDA.missing, CUDA.missing
+    print("built for", cuda.architectures())
 """
 
 

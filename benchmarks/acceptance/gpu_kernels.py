@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from sce_fast.loss import cuda as native_cuda
 from sce_fast.loss.backends import BACKENDS
 from sce_fast.loss.problem import checked_problem
+from sce_fast.native import CUDA
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,8 +34,8 @@ class GpuKernel:
         major, minor = torch.cuda.get_device_capability()
         if self.major is not None and major != self.major:
             return f"it is for compute capability {self.major}.x, and this GPU has {major}.{minor}"
-        if self.backend.startswith("cuda") and native_cuda.MISSING:
-            return f"the CUDA kernels are not built ({native_cuda.MISSING})"
+        if self.backend.startswith("cuda") and CUDA.missing:
+            return f"the CUDA kernels are not built ({CUDA.missing})"
         return None
 
 

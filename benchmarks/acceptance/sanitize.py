@@ -28,8 +28,8 @@ from sce_fast.benchmarks.machine import find_tool
 from sce_fast.kernels import backend as triton
 from sce_fast.loss import cuda as native_cuda
 from sce_fast.loss.backends import BACKENDS
+from sce_fast.loss.parity import make_inputs
 from sce_fast.loss.problem import Problem, checked_problem
-from sce_fast.tools.parity import make_inputs
 
 Case = tuple[dict[str, int], str, dict[str, Any], bool]
 # Sizes, dtype, settings of sce_loss, and whether the gradient is asked for: every branch of the kernels, with rows and

@@ -23,8 +23,8 @@ from sce_fast.benchmarks.measure import context_is_spoilt, copy_rate
 from sce_fast.benchmarks.peers import peers
 from sce_fast.config import LossConfig, ModelConfig
 from sce_fast.loss.backends import BACKENDS
+from sce_fast.loss.parity import Inputs, compare, float32_precision, make_inputs
 from sce_fast.loss.problem import Problem, checked_problem
-from sce_fast.tools.parity import Inputs, compare, float32_precision, make_inputs
 
 Items = dict[str, Callable[[], Any]]
 ROWS_AT_A_TIME = 512  # of float64's N × K matrices: 1 GiB each at K 262,144

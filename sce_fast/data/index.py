@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sce_fast.data.faults import MISSING, fault_of_undecoded, regular_file
 from sce_fast.data.sources import Listing, list_images
-from sce_fast.train.log import progress_bar
+from sce_fast.util.terminal import progress_bar
 
 CACHE_VERSION = 1
 SIZE_BATCH = 256

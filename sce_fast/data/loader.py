@@ -22,8 +22,9 @@ from sce_fast.data.image.graph import (
     run_once,
     training_pipeline,
 )
-from sce_fast.data.image.plan import batch_of_rank, epoch_order, plan_view, without
+from sce_fast.data.image.plan import plan_view
 from sce_fast.data.index import ImageIndex
+from sce_fast.data.order import batch_of_rank, epoch_order, replace_bad
 from sce_fast.data.probe import Probe
 from sce_fast.util.files import printable
 
@@ -208,7 +209,7 @@ class TrainingLoader:
             order = epoch_order(self.seed, epoch, len(self.index))
             for s in range(step, self.steps_per_epoch):
                 slots = batch_of_rank(order, s, self.batch_size, self.rank, self.ranks)
-                samples = without(self._is_bad, slots, seed=self.seed, epoch=epoch)
+                samples = replace_bad(slots, self._is_bad, seed=self.seed, epoch=epoch)
                 self._in_flight.append((epoch, s, samples))
                 yield self._feed(epoch, samples)
             epoch, step = epoch + 1, 0

@@ -1,24 +1,22 @@
 """Train and test sets whose classes agree."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor, as_tensor
 
-from sce_fast.config import EvaluationConfig
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.loader import require_whole
 from sce_fast.util.files import printable
 
 
-def labelled_indices(evaluation: EvaluationConfig, threads: int) -> tuple[ImageIndex, ...]:
-    """The train and test index of an evaluation, with the same number for the same class; none without folders.
+def labelled_indices(train_path: Path, test_path: Path, *, threads: int) -> tuple[ImageIndex, ImageIndex]:
+    """The train and test index of an evaluation, with the same number for the same class.
 
     Raises:
         ValueError: one has no classes or files without a readable header, or test has a class that train lacks.
     """
-    if evaluation.train is None or evaluation.test is None:
-        return ()
-    train, test = (index_images(path, threads=threads) for path in (evaluation.train, evaluation.test))
+    train, test = (index_images(path, threads=threads) for path in (train_path, test_path))
     for index in (train, test):
         if index.labels is None:
             raise ValueError(

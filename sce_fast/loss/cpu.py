@@ -4,21 +4,14 @@ import torch
 from torch import Tensor
 
 from sce_fast.loss.problem import Problem, Solution
+from sce_fast.native import CPU
 
 PRODUCTS = (torch.float32, torch.bfloat16)
 
-try:
-    from sce_fast import _cpu
-
-    MISSING = ""
-except ImportError as error:  # built without a compiler or without torch
-    _cpu, MISSING = None, str(error)
-
 # Whether ATen's brgemm multiplies these on this processor, and whether products are in bfloat16 where candidates are.
-BRGEMM = {dtype: _cpu is not None and _cpu.has_brgemm(dtype == torch.bfloat16) for dtype in PRODUCTS}
+BRGEMM = {dtype: CPU.module is not None and CPU.module.has_brgemm(dtype == torch.bfloat16) for dtype in PRODUCTS}
 BFLOAT16_PRODUCTS = BRGEMM[torch.bfloat16]
 
-REMEDY = "install again where torch and a C++ compiler are, with SCE_FAST_BUILD=cpu to see why it fails"
 # As in csrc/problem.h.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NOTHING = (0, 0, 0)
@@ -26,13 +19,13 @@ NOTHING = (0, 0, 0)
 
 def vector_instructions() -> str:
     """Those that the kernel's exponentials use on this processor."""
-    return str(_cpu.vector_instructions())
+    return str(CPU.module.vector_instructions())
 
 
 def refuses(problem: Problem) -> str | None:
     """Why the kernel cannot serve these inputs, or None."""
-    if _cpu is None:
-        return f"the CPU kernels are not built ({MISSING}); {REMEDY}"
+    if CPU.module is None:
+        return f"the CPU kernels are not built ({CPU.missing}); {CPU.remedy}"
     if problem.query.device.type != "cpu":
         return f"the inputs are on {problem.query.device}; move them to the CPU or use another backend"
     if problem.compute_dtype not in TYPES:
@@ -54,7 +47,7 @@ def solve(problem: Problem) -> Solution:
 
     rows, positive_probability, target_entropy = empty(batch), empty(batch), empty(key_views, batch)
     gradient = empty(views, batch, dim) if problem.needs_gradient else None
-    _cpu.sce_forward(
+    CPU.module.sce_forward(
         *(NOTHING if t is None else (t.data_ptr(), TYPES[t.dtype], t.numel() // dim) for t in inputs),
         (views, key_views, batch_keys_views, batch, dim),
         problem.row_offset,

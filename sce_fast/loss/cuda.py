@@ -1,21 +1,13 @@
 """The loss and the enqueue on a GPU by our CUDA C++ kernels: csrc/cuda, for bf16 and fp16 candidates."""
 
 import functools
-import importlib
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sce_fast.loss.problem import Problem, Solution
+from sce_fast.native import CUDA
 
-_cuda: Any
-try:
-    _cuda, MISSING = importlib.import_module("sce_fast._cuda"), ""
-except ImportError as error:  # built without nvcc
-    _cuda, MISSING = None, str(error)
-
-REMEDY = "install again where nvcc is, with SCE_FAST_BUILD=cuda"
 # As in csrc/problem.h.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 # As in csrc/cuda/plan.h: the forward kernel of the GPU's own architecture, or a certain one.
@@ -27,13 +19,13 @@ ALIGNMENT = 16  # bytes, of what one asynchronous copy moves
 
 def architectures() -> str:
     """What the built kernels are compiled for."""
-    return str(_cuda.architectures)
+    return str(CUDA.module.architectures)
 
 
 def refuses(problem: Problem) -> str | None:
     """Why the kernels cannot serve these inputs, or None."""
-    if _cuda is None:
-        return f"the CUDA kernels are not built ({MISSING}); {REMEDY}"
+    if CUDA.module is None:
+        return f"the CUDA kernels are not built ({CUDA.missing}); {CUDA.remedy}"
     device = problem.query.device
     if device.type != "cuda":
         return f"the inputs are on {device}; move them to a CUDA device or use another backend"
@@ -77,7 +69,7 @@ def solve(problem: Problem, kernel: str = "best") -> Solution:
     inputs = [_rows(t) for t in (problem.query, problem.key, problem.queue, problem.batch_keys)]
     scalars = None if problem.scalars is None else problem.scalars.contiguous()
     on_host = (problem.temperature, problem.target_temperature, problem.coefficient)
-    call = _cuda.Call(
+    call = CUDA.module.Call(
         *(NOTHING if t is None else (t.data_ptr(), TYPES[t.dtype], len(t)) for t in inputs),
         (views, key_views, batch, dim, 0 if problem.batch_keys is None else len(problem.batch_keys)),
         problem.row_offset,
@@ -120,8 +112,8 @@ def enqueue(keys: Tensor, cursor: Tensor, rows: Tensor, *, normalize: bool = Fal
         RuntimeError: the kernels are not built, or a launch fails.
         ValueError: a shape, dtype or device is another.
     """
-    if _cuda is None:
-        raise RuntimeError(f"the CUDA kernels are not built ({MISSING}); {REMEDY}")
+    if CUDA.module is None:
+        raise RuntimeError(f"the CUDA kernels are not built ({CUDA.missing}); {CUDA.remedy}")
     if keys.dim() != 2 or rows.dim() != 2 or rows.shape[1] != keys.shape[1]:
         raise ValueError(f"rows has shape {tuple(rows.shape)}, expected (R, D) for keys of {tuple(keys.shape)}")
     if not keys.is_contiguous():
@@ -135,7 +127,7 @@ def enqueue(keys: Tensor, cursor: Tensor, rows: Tensor, *, normalize: bool = Fal
         if tensor.device.type != "cuda" or tensor.device != keys.device:
             raise ValueError(f"{name} is on {tensor.device}, expected one CUDA device for keys, cursor and rows")
     rows = rows.contiguous()
-    _cuda.enqueue(
+    CUDA.module.enqueue(
         (keys.data_ptr(), TYPES[keys.dtype], len(keys)),
         keys.shape[1],
         cursor.data_ptr(),
@@ -161,7 +153,7 @@ def tile_products(rows: Tensor, candidates: Tensor, weights: Tensor) -> tuple[Te
         raise ValueError(f"weights has shape {tuple(weights.shape)}, expected (64, {tile_of_sm90(dim)}) for D {dim}")
     products, outputs = (torch.empty(64, columns, device=rows.device) for columns in (tile, dim))
     inputs = [_rows(t) for t in (rows, candidates, weights)]
-    _cuda.multiply_one_tile(
+    CUDA.module.multiply_one_tile(
         *((t.data_ptr(), TYPES[t.dtype], len(t)) for t in inputs[:2] if t is not None),
         dim,
         *(t.data_ptr() for t in (inputs[2], products, outputs) if t is not None),
@@ -172,13 +164,13 @@ def tile_products(rows: Tensor, candidates: Tensor, weights: Tensor) -> tuple[Te
 
 def tile_of_sm90(dim: int) -> int:
     """Candidates in a tile of the Hopper kernel for rows of so many values."""
-    return int(_cuda.sm90_tile(dim))
+    return int(CUDA.module.sm90_tile(dim))
 
 
 @functools.cache
 def _limits(device: torch.device) -> tuple[int, int, int]:
     """Multiprocessors, bytes of shared memory that a block may ask for, compute capability (90 for 9.0)."""
-    return _cuda.limits(torch.cuda.current_device() if device.index is None else device.index)
+    return CUDA.module.limits(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def _where(device: torch.device) -> tuple[int, int]:

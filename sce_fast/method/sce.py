@@ -1,17 +1,12 @@
 """SCE on one page: two networks, which view goes through which, and the momentum update."""
 
 import copy
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from sce_fast.backbones import build_backbone
-from sce_fast.config import ModelConfig
 from sce_fast.distributed import gather_rows, own_rows
-from sce_fast.method.batch_norm import grouped, synchronized
-from sce_fast.method.heads import predictor, projector
-from sce_fast.train.guard import unless
+from sce_fast.util.masked import unless
 from sce_fast.util.rows import unit_rows
 
 
@@ -101,33 +96,3 @@ class SCE(nn.Module):
         skip = teacher[0].new_zeros((), dtype=torch.bool) if skip is None else skip
         torch._foreach_mul_(teacher, unless(skip, momentum, 1.0, teacher[0]))
         torch._foreach_add_(teacher, torch._foreach_mul(student, unless(skip, 1 - momentum, 0.0, teacher[0])))
-
-
-def build_model(config: ModelConfig, *, ranks: int = 1, device: torch.device | None = None) -> SCE:
-    """The model of a config, with fresh weights from torch's current random state.
-
-    Args:
-        ranks: that share a batch.
-        device: where it goes; by default it stays on the CPU.
-
-    Raises:
-        ValueError: the groups of the config's batch normalisation cannot be shared equally among the ranks.
-    """
-    device = device or torch.device("cpu")
-    backbone = build_backbone(config.backbone, width=config.width, small_input=config.small_input)
-    model = SCE(
-        backbone,
-        projector(cast(int, backbone.dim), config.projector_hidden, config.dim, norm=config.projector_norm),
-        predictor(config.dim, config.predictor_hidden) if config.predictor_hidden else None,
-        symmetric=config.symmetric,
-        key_views=config.key_views,
-    )
-    if config.batch_norm == "sync" and ranks > 1:
-        synchronized(model, device)
-    if config.batch_norm == "shuffle":
-        groups = config.batch_norm_groups
-        if groups % ranks:
-            raise ValueError(f"model.batch_norm_groups={groups}: expected a multiple of the {ranks} ranks")
-        if groups > ranks:
-            grouped(model.momentum_backbone, groups // ranks)
-    return model.to(device)

@@ -8,7 +8,7 @@ from torch import nn
 
 from sce_fast.config import Device, TrainConfig
 from sce_fast.evaluate import knn_top1, linear_top1, pixel_features
-from sce_fast.method.sce import build_model
+from sce_fast.method.build import build_model
 from sce_fast.recipes import demo
 from sce_fast.tools.digits import write_digits
 from sce_fast.tools.report import write_report

@@ -4,10 +4,10 @@ import platform
 
 import torch
 
-from sce_fast.loss import cpu as native
-from sce_fast.loss import cuda as native_cuda
+from sce_fast.loss import cpu, cuda
 from sce_fast.loss.backends import BACKENDS
 from sce_fast.loss.problem import DTYPES, Problem
+from sce_fast.native import CPU, CUDA
 from sce_fast.util.versions import installed_version
 
 PACKAGES = {
@@ -35,11 +35,11 @@ def report() -> str:
     else:
         lines.append("  GPU: torch sees none")
     lines += ["", "CPU kernels (augmentation and loss)"]
-    if native.MISSING:
-        lines.append(f"  not built: {native.MISSING}; {native.REMEDY}")
+    if CPU.missing:
+        lines.append(f"  not built: {CPU.missing}; {CPU.remedy}")
     else:
-        lines.append(f"  built; exponentials by {native.vector_instructions()}")
-        for dtype, brgemm in native.BRGEMM.items():
+        lines.append(f"  built; exponentials by {cpu.vector_instructions()}")
+        for dtype, brgemm in cpu.BRGEMM.items():
             how = "by ATen's brgemm" if brgemm else "by plain loops" if dtype == torch.float32 else "widened to float32"
             lines.append(f"  tiles of {str(dtype).removeprefix('torch.')} are multiplied {how}")
     lines += ["", "GPU kernels (loss and enqueue)"]
@@ -56,9 +56,9 @@ def report() -> str:
 
 
 def _cuda_build() -> str:
-    if native_cuda.MISSING:
-        return f"not built: {native_cuda.MISSING}; {native_cuda.REMEDY}"
-    return f"built for {native_cuda.architectures()} (compute_: PTX for later GPUs)"
+    if CUDA.missing:
+        return f"not built: {CUDA.missing}; {CUDA.remedy}"
+    return f"built for {cuda.architectures()} (compute_: PTX for later GPUs)"
 
 
 def _service(name: str, device: str) -> str:

@@ -149,7 +149,7 @@ def labelled_sets(
 def _from_images(source: Path, train: Path, test: Path, *, batch_size: int, device: torch.device) -> LabelledSets:
     threads = default_loader_threads()
     backbone = open_backbone(source)
-    indices = labelled_indices(EvaluationConfig(train=train, test=test), threads)
+    indices = labelled_indices(train, test, threads=threads)
     network, view = backbone.network.to(device), backbone.description.view()
     features = [
         extract_features(network, index, view, device=device, batch_size=batch_size, threads=threads)

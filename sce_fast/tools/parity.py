@@ -1,239 +1,31 @@
-"""How far a backend is from float64, beside plain PyTorch at the same dtype: the rule every fast path is held to.
+"""Errors of each backend against float64, beside plain PyTorch's, as a table.
 
 sce-fast parity --n 256 --k 65536 --d 256 --dtypes bfloat16
 """
 
-import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from sce_fast.benchmarks.record import machine, write_record
-from sce_fast.loss import reference
 from sce_fast.loss.backends import BACKENDS, choose
-from sce_fast.loss.problem import Problem, Solution, check_choice, checked_problem
-from sce_fast.loss.weight_rounding import weight_rounding
-from sce_fast.train.log import progress_bar
-from sce_fast.util.rows import unit_rows
+from sce_fast.loss.parity import (
+    KINDS,
+    Inputs,
+    Kind,
+    MatmulPrecision,
+    Parity,
+    compare,
+    float32_precision,
+    make_inputs,
+    problem_of,
+)
+from sce_fast.util.terminal import progress_bar
 
-Kind = Literal["random", "clustered", "converged"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 Dtype = Literal["float32", "bfloat16", "float16"]
-MatmulPrecision = Literal["highest", "high", "medium"]
-# A fast path may be off by twice what plain PyTorch is off, plus what rounded weights do (weight_rounding.py), plus
-# this: what rounding of sums and of the result itself allows, as a share of the largest logit 1/τ (a loss row, a
-# gradient entry), and of the largest gradient entry.
-LOSS_FLOOR = GRADIENT_FLOOR = 1e-6
-# Of the statistics: an entropy is the difference of a log-sum and a mean logit, each rounded at the size of 1/τ_m.
-ENTROPY_FLOOR = 4e-6
-PROBABILITY_FLOOR = 1e-6
-GRADIENT_ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What sce_loss is given, unit rows in float64 or rounded."""
-
-    query: Tensor  # (N, D) or (V, N, D)
-    key: Tensor  # (N, D) or (U, N, D)
-    queue: Tensor | None  # (K, D)
-    batch_keys: Tensor | None  # (M, D) or (U, M, D)
-
-    def to(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> "Inputs":
-        tensors = (self.query, self.key, self.queue, self.batch_keys)
-        return Inputs(*(None if t is None else t.to(device, dtype) for t in tensors))  # type: ignore[arg-type]
-
-    def rounded(self, rows: torch.dtype, candidates: torch.dtype, device: str) -> "Inputs":
-        """Query and key in one dtype, queue and batch keys in another."""
-        first, second = self.to(rows, device), self.to(candidates, device)
-        return Inputs(first.query, first.key, second.queue, second.batch_keys)
-
-
-def make_inputs(
-    kind: str,
-    *,
-    n: int,
-    d: int,
-    k: int,
-    query_views: int = 0,
-    key_views: int = 0,
-    m: int = 0,
-    shared_batch_keys: bool = False,
-    seed: int = 0,
-) -> Inputs:
-    """Unit rows in float64: independent ("random"), in three clusters ("clustered"), or with query ≈ key ("converged").
-
-    Args:
-        kind: One of KINDS.
-        n, d, k: N, D and K; no queue for k = 0.
-        query_views, key_views: 0 for 2-D tensors.
-        m: Rows of batch_keys, 0 for none; 2-D where shared_batch_keys or the key is.
-        shared_batch_keys: 2-D batch_keys although the key has views.
-        seed: Of the random numbers.
-    """
-    check_choice("kind", kind, KINDS)
-    sizes = {"n": n, "d": d, "k": k, "query_views": query_views, "key_views": key_views, "m": m}
-    for name, size in sizes.items():
-        if size < (least := 1 if name in ("n", "d") else 0):
-            raise ValueError(f"{name}={size}: expected at least {least}")
-    generator = torch.Generator().manual_seed(seed)
-
-    def rows(*shape: int) -> Tensor:
-        noise = torch.randn(*shape, d, generator=generator, dtype=torch.float64)
-        if kind == "clustered":
-            centers = torch.randn(3, d, generator=generator, dtype=torch.float64)
-            noise = 0.3 * noise + centers[torch.randint(3, shape, generator=generator)]
-        return unit_rows(noise)
-
-    query, key = (rows(*([views] if views else []), n) for views in (query_views, key_views))
-    if kind == "converged":  # every view of a sample at nearly the same place
-        base = key[0] if key_views else key
-        query, key = (unit_rows(base + 0.01 * t) for t in (query, key))
-    own_views = key_views if key_views and not shared_batch_keys else 0
-    batch_keys = rows(*([own_views] if own_views else []), m) if m else None
-    return Inputs(query, key, rows(k) if k else None, batch_keys)
-
-
-@dataclass(frozen=True)
-class Error:
-    """The largest error of one quantity against float64."""
-
-    backend: float
-    plain: float  # of plain PyTorch at the same dtype
-    allowed: float
-
-    @property
-    def holds(self) -> bool:
-        return self.backend <= self.allowed
-
-    def joined(self, other: "Error") -> "Error":
-        """The same quantity's over the rows of both: the largest errors, and what they allow."""
-        plain = max(self.plain, other.plain)
-        floor = max(self.allowed - 2 * self.plain, other.allowed - 2 * other.plain)
-        return Error(max(self.backend, other.backend), plain, 2 * plain + floor)
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Largest errors against float64 on the same rounded inputs, and what the rule allows."""
-
-    loss: Error
-    gradient: Error
-    positive_probability: Error
-    target_entropy: Error | None  # None where nobody asks for it: λ = 1 without statistics
-
-    @property
-    def holds(self) -> bool:
-        return not self.failures
-
-    @property
-    def failures(self) -> list[str]:
-        """The quantities that are off by more than is allowed."""
-        return [name for name, error in vars(self).items() if error is not None and not error.holds]
-
-    @property
-    def worst(self) -> float:
-        """The largest error as a share of what is allowed."""
-        return max(error.backend / error.allowed for error in vars(self).values() if error is not None)
-
-    def joined(self, other: "Parity") -> "Parity":
-        """That of the rows of both."""
-        pairs = ((mine, getattr(other, name)) for name, mine in vars(self).items())
-        return Parity(*(None if mine is None or its is None else mine.joined(its) for mine, its in pairs))  # type: ignore[arg-type]
-
-
-def compare(
-    backend: str,
-    inputs: Inputs,
-    product_dtype: torch.dtype | None = None,
-    rows_at_a_time: int | None = None,
-    **settings: Any,
-) -> Parity:
-    """Loss rows, gradient and statistics of a backend against float64 and plain PyTorch.
-
-    Args:
-        backend: A name of BACKENDS.
-        inputs: Already rounded, on the device under test.
-        product_dtype: The dtype in which plain PyTorch multiplies; by default that of the queue (of the batch keys
-            without one).
-        rows_at_a_time: The backend computes all N rows at once; float64 and plain PyTorch, which hold N × K matrices,
-            so many.
-        settings: temperature, target_temperature, coefficient, positive_target and row_offset of sce_loss.
-    """
-    candidates = inputs.queue if inputs.queue is not None else inputs.batch_keys
-    assert candidates is not None
-    problem = _problem(inputs, settings)
-    solution = BACKENDS[backend].solve(problem)
-    count = problem.query.shape[1]
-    step = rows_at_a_time or count
-    parities = []
-    for start in range(0, count, step):
-        rows = slice(start, start + step)
-        some = Inputs(inputs.query[..., rows, :], inputs.key[..., rows, :], inputs.queue, inputs.batch_keys)
-        offset = {} if inputs.batch_keys is None else {"row_offset": settings.get("row_offset", 0) + start}
-        part = Solution(
-            solution.rows[rows], _gradient(solution)[:, rows], solution.target_entropy[:, rows],
-            solution.positive_probability[rows],
-        )  # fmt: skip
-        parities.append(_parity(part, some, product_dtype or candidates.dtype, {**settings, **offset}))
-    return functools.reduce(Parity.joined, parities)
-
-
-def _parity(solution: Solution, inputs: Inputs, dtype: torch.dtype, settings: dict[str, Any]) -> Parity:
-    """Of a solution for these inputs."""
-    exact_problem = _problem(inputs.to(torch.float64, inputs.query.device), settings)
-    exact, weights = reference.solve(exact_problem), weight_rounding(exact_problem, dtype)
-    problem = _problem(inputs, settings)
-    plain = reference.solve(problem, dtype)
-    scale = 1 / min(float(problem.temperature), float(problem.target_temperature))
-    result_rounding = GRADIENT_ROUNDING[problem.query.dtype] * float(_gradient(exact).abs().max())
-
-    def error(values: Tensor, plain: Tensor, exact: Tensor, floor: float) -> Error:
-        plain_error = _largest(plain, exact)
-        return Error(_largest(values, exact), plain_error, 2 * plain_error + floor)
-
-    return Parity(
-        loss=error(solution.rows, plain.rows, exact.rows, LOSS_FLOOR * scale + weights.loss),
-        gradient=error(
-            _gradient(solution),
-            _gradient(plain),
-            _gradient(exact),
-            GRADIENT_FLOOR * scale + result_rounding + weights.gradient,
-        ),
-        positive_probability=error(
-            solution.positive_probability,
-            plain.positive_probability,
-            exact.positive_probability,
-            PROBABILITY_FLOOR * scale,
-        ),
-        target_entropy=error(
-            solution.target_entropy, plain.target_entropy, exact.target_entropy, ENTROPY_FLOOR * scale + weights.entropy
-        )
-        if problem.needs_target
-        else None,
-    )
-
-
-def _problem(inputs: Inputs, settings: dict[str, Any]) -> Problem:
-    return checked_problem(
-        inputs.query.detach().requires_grad_(), inputs.key, inputs.queue, batch_keys=inputs.batch_keys, **settings
-    )
-
-
-def _gradient(solution: Solution) -> Tensor:
-    assert solution.gradient is not None
-    return solution.gradient
-
-
-def _largest(values: Tensor, exact: Tensor) -> float:
-    """The largest error; infinite where a value is not finite although the exact one is."""
-    error = (values.double() - exact.double()).abs()
-    return float(error.nan_to_num(nan=float("inf")).max())
 
 
 @dataclass(frozen=True)
@@ -342,7 +134,7 @@ def main(
 def _compare_all(
     inputs: Inputs, backends: tuple[str, ...], settings: dict[str, Any], dtype: str, kind: str, seed: int
 ) -> Iterator[Comparison]:
-    problem = _problem(inputs, settings)
+    problem = problem_of(inputs, settings)
     asked = [choose(name, problem).name for name in backends]  # raises where one of these refuses
     for name in asked or BACKENDS:
         label = dtype, kind, seed, name
@@ -387,14 +179,3 @@ def _cells(comparison: Comparison) -> str:
         f"{error.backend:>10.1e}{error.plain:>10.1e}{error.allowed:>10.1e}" for error in (parity.loss, parity.gradient)
     )
     return f"{errors}   {'holds' if parity.holds else 'FAILS: ' + ', '.join(parity.failures)}"
-
-
-@contextmanager
-def float32_precision(precision: MatmulPrecision | None) -> Iterator[str]:
-    """torch's precision of float32 products as asked for, and as it was afterwards."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision or before)
-    try:
-        yield torch.get_float32_matmul_precision()
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -33,7 +33,8 @@ def write_report(run: Path) -> list[Path]:
     pictures = [loss_curve(events, run / "loss.png"), view_pairs(config, run / "views.png")]
     if config.evaluation.train and config.evaluation.test:
         pictures.append(knn_curve(events, run / "knn.png"))
-        pictures.append(nearest_neighbours(run, run / "neighbours.png"))
+        folders = config.evaluation.train, config.evaluation.test
+        pictures.append(nearest_neighbours(run, *folders, run / "neighbours.png"))
     return pictures
 
 
@@ -58,11 +59,11 @@ def view_pairs(config: TrainConfig, path: Path) -> Path:
     return _grid(rows, [f"view {v}: {name}" for v, name in enumerate(config.views.names)], path)
 
 
-def nearest_neighbours(run: Path, path: Path) -> Path:
+def nearest_neighbours(run: Path, train_folder: Path, test_folder: Path, path: Path) -> Path:
     """Ten test images, each followed by the train images whose features are nearest."""
     backbone, config = open_backbone(run).network, read_config(run)
     device, threads = choose_device(config.device), config.loader_threads
-    indices = labelled_indices(config.evaluation, threads)
+    indices = labelled_indices(train_folder, test_folder, threads=threads)
     train, test = (
         extract_features(backbone.to(device), index, config.evaluation_view(), device=device, threads=threads)
         for index in indices

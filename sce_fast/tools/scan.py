@@ -16,8 +16,8 @@ from sce_fast.config import default_loader_threads
 from sce_fast.data.faults import as_text, fault_of_undecoded
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.probe import FILES_AT_ONCE, Probe
-from sce_fast.train.log import progress_bar
 from sce_fast.util.files import printable, require_new, write_atomically
+from sce_fast.util.terminal import progress_bar
 
 PIXELS_AT_ONCE = 2**27  # bounds the memory: 384 MiB of decoded images
 

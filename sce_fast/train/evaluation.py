@@ -30,9 +30,10 @@ class PeriodicEvaluation:
 
     def __init__(self, config: TrainConfig, device: torch.device, ranks: Ranks) -> None:
         self._config, self._device, self._ranks = config, device, ranks
-        self.indices: tuple[ImageIndex, ...] = ranks.first_then_others(
-            lambda: labelled_indices(config.evaluation, config.loader_threads)
-        )
+        train, test, threads = config.evaluation.train, config.evaluation.test, config.loader_threads
+        self.indices: tuple[ImageIndex, ...] = ()
+        if train is not None and test is not None:
+            self.indices = ranks.first_then_others(lambda: labelled_indices(train, test, threads=threads))
 
     def is_due(self, epoch: int) -> bool:
         """After so many whole epochs: at the start, every few of them, and at the end."""

@@ -68,8 +68,3 @@ class Guard(nn.Module):
         failure = failure & (self.failed_step < 0)
         self.failed_step.copy_(torch.where(failure, step, self.failed_step))
         return skip | (self.failed_step >= 0)
-
-
-def unless(skip: Tensor, value: float, masked: float, like: Tensor) -> Tensor:
-    """() value, or masked where skip is true, on the device and of the dtype of `like`; nothing is copied there."""
-    return torch.where(skip, like.new_full((), masked), like.new_full((), value))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sce_fast.train.guard import unless
+from sce_fast.util.masked import unless
 
 
 class SGD(torch.optim.Optimizer):

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sce_fast.config import TrainConfig
-from sce_fast.data.image.plan import row_order
 from sce_fast.distributed import Ranks, gather_keys
 from sce_fast.loss.api import SCEStatistics, sce_loss
 from sce_fast.loss.queue import KeyQueue
-from sce_fast.method.sce import build_model
+from sce_fast.method.build import build_model
 from sce_fast.train.guard import Guard
 from sce_fast.train.optim import build_optimizer
+from sce_fast.util.philox import Draw, permutation
 
 STAGES = ("networks", "loss", "backward", "optimizer", "momentum", "queue")
 
@@ -139,7 +139,7 @@ class TrainingStep:
         if self.config.model.batch_norm != "shuffle":
             return None
         rows, views = self.part_size * self.ranks.size, self.model.key_views
-        orders = [row_order(self.config.seed, number, rows, part * views + view) for view in range(views)]
+        orders = [permutation(self.config.seed, number, rows, Draw.SHUFFLE, part * views + v) for v in range(views)]
         return [torch.from_numpy(order).to(self.device, non_blocking=True) for order in orders]
 
     def _gradients_averaged_over_ranks(self, part: int) -> AbstractContextManager:

@@ -40,11 +40,12 @@ from sce_fast.train.folder import (
     require_same_images,
     write_summary,
 )
-from sce_fast.train.log import RunLog, progress_bar, say
+from sce_fast.train.log import RunLog
 from sce_fast.train.schedules import learning_rate, momentum
 from sce_fast.train.step import TrainingStep
 from sce_fast.train.stop import Stopped, StopRequest
 from sce_fast.util.files import printable, write_atomically
+from sce_fast.util.terminal import progress_bar, say
 from sce_fast.util.versions import versions
 
 # What a resumed run reports as if it had never stopped.
@@ -359,7 +360,7 @@ class Trainer:
 
 
 def train(config: TrainConfig) -> Summary:
-    """Runs a config to its end, or from its newest checkpoint when it says `resume`; writes summary.json and pictures.
+    """Runs a config to its end, or from its newest checkpoint when it says `resume`; writes summary.json.
 
     Under torchrun the ranks share each batch.
 
@@ -373,16 +374,4 @@ def train(config: TrainConfig) -> Summary:
     with process_group(choose_device(config.device)) as ranks, StopRequest() as request:
         summary = Trainer(config, ranks).train(request)
         ranks.first(lambda: write_summary(config.out, asdict(summary)))
-        if config.pictures:
-            ranks.first(lambda: _draw_pictures(config.out))
     return summary
-
-
-def _draw_pictures(run: Path) -> None:
-    """A run is finished without them."""
-    from sce_fast.tools.report import write_report
-
-    try:
-        write_report(run)
-    except Exception as error:
-        say(f"Warning: no pictures: {error}")

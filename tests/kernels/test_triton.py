@@ -16,8 +16,8 @@ import torch
 
 from sce_fast import KeyQueue, sce_loss
 from sce_fast.kernels import backend, configs
+from sce_fast.loss.parity import KINDS, compare, make_inputs
 from sce_fast.loss.problem import checked_problem
-from sce_fast.tools.parity import KINDS, compare, make_inputs
 
 gpu = pytest.mark.gpu
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter, on a CPU, against float64 by the rule of sce_fast/tools/parity.py.
+"""The Triton kernels in Triton's interpreter, on a CPU, against float64 by the rule of sce_fast/loss/parity.py.
 
 Not collected by itself: TRITON_INTERPRET must be set before triton is imported, so test_triton.py runs this file
 in a process of its own.
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sce_fast import KeyQueue, sce_loss
 from sce_fast.kernels import backend, configs
-from sce_fast.tools.parity import KINDS, Inputs, compare, make_inputs
+from sce_fast.loss.parity import KINDS, Inputs, compare, make_inputs
 from sce_fast.util.rows import unit_rows
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run by tests/kernels/test_triton.py"

@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 
 from sce_fast import KeyQueue, sce_loss
 from sce_fast.loss import cpu as native
+from sce_fast.loss.parity import compare, make_inputs
 from sce_fast.loss.problem import checked_problem
-from sce_fast.tools.parity import compare, make_inputs
+from sce_fast.native import CPU
 from sce_fast.util.rows import unit_rows
 
 
 @pytest.fixture(params=["brgemm", "plain loops"], autouse=True)
 def either_product(request, monkeypatch):
-    assert native.MISSING == "", "the extension is not built: make venv"
+    assert CPU.missing == "", "the extension is not built: make venv"
     # The same arithmetic on every processor; what is about products in bfloat16 asks for them.
     monkeypatch.setattr(native, "BFLOAT16_PRODUCTS", False)
     if request.param == "plain loops":
@@ -284,8 +285,8 @@ def test_auto_takes_the_kernel_and_a_refusal_says_why(monkeypatch):
     assert sce_loss(*doubles, return_statistics=True)[1].backend == "reference"
     with pytest.raises(ValueError, match=r"backend='cpu' cannot serve.*torch.float64; use backend='reference'"):
         sce_loss(*doubles, backend="cpu")
-    monkeypatch.setattr(native, "_cpu", None)
-    monkeypatch.setattr(native, "MISSING", "no module")
+    monkeypatch.setattr(CPU, "module", None)
+    monkeypatch.setattr(CPU, "missing", "no module")
     with pytest.raises(ValueError, match=r"the CPU kernels are not built \(no module\); install again"):
         sce_loss(query, key, queue, backend="cpu")
     assert sce_loss(query, key, queue, return_statistics=True)[1].backend == "reference"

@@ -1,4 +1,4 @@
-"""The CUDA kernels: emulated on a CPU at small sizes by the rule of sce_fast/tools/parity.py, on a GPU at real ones."""
+"""The CUDA kernels: emulated on a CPU at small sizes by the rule of sce_fast/loss/parity.py, on a GPU at real ones."""
 
 import dataclasses
 import json
@@ -18,8 +18,9 @@ from sce_fast.benchmarks import machine as gpu_machine
 from sce_fast.loss import cuda as native_cuda
 from sce_fast.loss import reference
 from sce_fast.loss.backends import BACKENDS, Backend
+from sce_fast.loss.parity import KINDS, Inputs, compare, make_inputs
 from sce_fast.loss.problem import checked_problem
-from sce_fast.tools.parity import KINDS, Inputs, compare, make_inputs
+from sce_fast.native import CUDA
 from sce_fast.util.rows import unit_rows
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -420,10 +421,10 @@ def test_kernel_files_touch_the_hardware_through_named_functions_only():
 
 def test_refusals_say_why_and_what_to_do(monkeypatch):
     inputs = make_inputs("random", n=2, d=16, k=5)
-    if native_cuda._cuda is None:
+    if CUDA.module is None:
         with pytest.raises(ValueError, match=r"the CUDA kernels are not built \(.*SCE_FAST_BUILD=cuda"):
             sce_loss(inputs.query, inputs.key, inputs.queue, backend="cuda")
-    monkeypatch.setattr(native_cuda, "_cuda", object())
+    monkeypatch.setattr(CUDA, "module", object())
     assert "are on cpu; move them to a CUDA device" in native_cuda.refuses(problem_of(inputs))
 
     def reason(inputs):
@@ -453,7 +454,7 @@ def test_auto_does_not_take_what_has_not_run_on_a_gpu(monkeypatch):
 def test_the_binding_with_its_kernels_emulated(monkeypatch):
     """native_cuda and bindings.cpp as they are, on tensors of the CPU."""
     module = emulated.load_module()
-    monkeypatch.setattr(native_cuda, "_cuda", module)
+    monkeypatch.setattr(CUDA, "module", module)
     monkeypatch.setattr(native_cuda, "_limits", lambda device: module.limits(0))
     monkeypatch.setattr(native_cuda, "_where", lambda device: (0, 0))
     cases = [
@@ -503,10 +504,10 @@ def test_the_binding_with_its_kernels_emulated(monkeypatch):
 def test_enqueue_names_bad_arguments(monkeypatch):
     keys, cursor, rows = torch.zeros(4, 8), torch.zeros((), dtype=torch.int64), torch.zeros(2, 8)
     with monkeypatch.context() as patch:
-        patch.setattr(native_cuda, "_cuda", None)
+        patch.setattr(CUDA, "module", None)
         with pytest.raises(RuntimeError, match="are not built"):
             native_cuda.enqueue(keys, cursor, rows)
-    monkeypatch.setattr(native_cuda, "_cuda", object())
+    monkeypatch.setattr(CUDA, "module", object())
     for bad, message in [
         ((keys, cursor, rows[:, :7]), r"rows has shape \(2, 7\), expected \(R, D\)"),
         ((keys.t(), cursor, rows[:, :4]), "keys has strides"),
@@ -575,7 +576,7 @@ GPU_BACKENDS = ["cuda", "cuda_sm80"]
 )
 def test_without_nvcc_a_gpus_tests_are_not_run_and_with_it_they_fail(request, monkeypatch, nvcc, outcome, reason):
     """What is not built although it could be is a mistake."""
-    monkeypatch.setattr(native_cuda, "MISSING", "No module named 'sce_fast._cuda'")
+    monkeypatch.setattr(CUDA, "missing", "No module named 'sce_fast._cuda'")
     monkeypatch.setattr(gpu_machine, "find_tool", lambda name: nvcc)
     with pytest.raises(outcome, match=reason):
         request.getfixturevalue("cuda")

@@ -10,7 +10,7 @@ import torch
 from cuda_emulator import emulated
 from sce_fast.loss import cuda as native_cuda
 from sce_fast.loss.backends import BACKENDS, Backend
-from sce_fast.tools.parity import compare, make_inputs
+from sce_fast.loss.parity import compare, make_inputs
 
 HALVES = [torch.bfloat16, torch.float16]
 TILES = {16: 128, 64: 128, 112: 128, 128: 128, 144: 112, 192: 112, 208: 80, 256: 80}

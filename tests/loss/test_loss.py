@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sce_fast import KeyQueue, SCELoss, sce_loss
 from sce_fast.loss import cpu as native
-from sce_fast.tools.parity import make_inputs
+from sce_fast.loss.parity import make_inputs
 from sce_fast.util.rows import unit_rows
 
 

@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from helpers import ranks
 from sce_fast import KeyQueue, SCELoss, sce_loss
 from sce_fast.distributed import gather_keys, process_group
-from sce_fast.tools.parity import make_inputs
+from sce_fast.loss.parity import make_inputs
 
 BACKENDS = ("cpu", "reference")
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sce_fast.cli import main
-from sce_fast.loss import cpu as native
 from sce_fast.loss import reference
 from sce_fast.loss.backends import BACKENDS, Backend
-from sce_fast.tools.parity import KINDS, compare, make_inputs
+from sce_fast.loss.parity import KINDS, compare, make_inputs
+from sce_fast.native import CPU
 
 SMALL = ["parity", "--n", "5", "--k", "40", "--d", "16"]
 
@@ -82,7 +82,7 @@ def test_what_is_not_finite_fails_and_what_nobody_asked_for_is_not_looked_at(add
 
 def test_the_table_shows_every_backend_dtype_and_kind(capsys, tmp_path):
     text = told(capsys, "--dtypes", "float32", "bfloat16", "--out", tmp_path / "parity.json", status=0)
-    served = [backend for backend in BACKENDS if backend != "cpu" or not native.MISSING]
+    served = [backend for backend in BACKENDS if backend != "cpu" or not CPU.missing]
     for dtype in ("float32", "bfloat16"):
         for kind in KINDS:
             assert f"{dtype} {kind} reference" in text

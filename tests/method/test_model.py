@@ -7,8 +7,8 @@ from torch import nn
 from sce_fast import SCE
 from sce_fast.backbones import build_backbone
 from sce_fast.config import ModelConfig
+from sce_fast.method.build import build_model
 from sce_fast.method.heads import mlp, predictor, projector
-from sce_fast.method.sce import build_model
 
 
 def small_model(**settings):

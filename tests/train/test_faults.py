@@ -604,10 +604,10 @@ def train_for_long(data, run, trains):
 
 def other_networks():
     """As if a later version of the code built another projector."""
-    from sce_fast.method import sce as model
+    from sce_fast.method import build
 
-    original = model.projector
-    model.projector = lambda *settings, **more: nn.Sequential(original(*settings, **more), nn.Identity())
+    original = build.projector
+    build.projector = lambda *settings, **more: nn.Sequential(original(*settings, **more), nn.Identity())
 
 
 CHANGES = {

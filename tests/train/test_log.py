@@ -10,7 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from helpers.runs import small_config
 from sce_fast.train import log, train
 from sce_fast.train.checkpoint import checkpoints
-from sce_fast.train.log import RunLog, progress_bar, read_log
+from sce_fast.train.log import RunLog, read_log
+from sce_fast.util.terminal import progress_bar
 
 
 def test_plain_lines_keep_their_interval_and_tell_of_loss_and_time_left(capsys, monkeypatch):

@@ -23,6 +23,7 @@ from sce_fast.evaluate import labelled_indices, load_features
 from sce_fast.export import open_backbone
 from sce_fast.recipes import RECIPES
 from sce_fast.tools.embed import embed
+from sce_fast.tools.train import pretrain
 from sce_fast.train import Trainer, train
 from sce_fast.train.checkpoint import checkpoints, load_checkpoint
 from sce_fast.train.folder import choose_device, open_run
@@ -224,11 +225,11 @@ def test_evaluation_needs_labels(photo_folder, tmp_path):
 def test_classes_are_matched_by_name(photo_folder, tmp_path):
     """A test folder that lacks a class must not shift the others' numbers."""
     shutil.copytree(photo_folder / "temple", tmp_path / "some" / "temple")
-    train_index, test_index = labelled_indices(EvaluationConfig(train=photo_folder, test=tmp_path / "some"), 2)
+    train_index, test_index = labelled_indices(photo_folder, tmp_path / "some", threads=2)
     assert train_index.listing.classes == test_index.listing.classes == ["flower", "temple"]
     assert set(test_index.labels.tolist()) == {1}
     with pytest.raises(ValueError, match=r"photos0 has classes that \S*some lacks: flower"):
-        labelled_indices(EvaluationConfig(train=tmp_path / "some", test=photo_folder), 2)
+        labelled_indices(tmp_path / "some", photo_folder, threads=2)
 
 
 def test_clipping_bounds_the_norm_of_all_gradients(photo_folder, tmp_path):
@@ -270,7 +271,7 @@ def test_compiled_networks_train_as_the_others_and_resume(photo_folder, tmp_path
 
 
 def test_a_finished_run_has_pictures(photo_folder, tmp_path):
-    train(small_config(photo_folder, tmp_path / "run", epochs=1, pictures=True))
+    pretrain(small_config(photo_folder, tmp_path / "run", epochs=1, pictures=True))
     assert sorted(path.name for path in (tmp_path / "run").glob("*.png")) == [
         "knn.png", "loss.png", "neighbours.png", "views.png",
     ]  # fmt: skip

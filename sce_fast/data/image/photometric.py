@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from nvidia.dali import fn, math, types
 
-from sce_fast.loss.cpu import MISSING, REMEDY, _cpu
+from sce_fast.native import CPU
 
 SOLARIZED = [value if value < 128 else 255 - value for value in range(256)]
 
@@ -23,12 +23,12 @@ def photometric_operator(device: str, threads: int) -> Callable[..., Any]:
     Returns:
         A function of images (H, W, 3) uint8 and, all float32, operations (5,), factors (5,), sigma () and solarize ().
     """
-    if device == "cpu" and _cpu is not None:
+    if device == "cpu" and CPU.module is not None:
         return partial(_native, threads=threads)
     if device == "cpu":
         warnings.warn(
-            f"the CPU kernels are not built ({MISSING}): colours are augmented by DALI's arithmetic, several times "
-            f"slower; {REMEDY}",
+            f"the CPU kernels are not built ({CPU.missing}): colours are augmented by DALI's arithmetic, several times "
+            f"slower; {CPU.remedy}",
             stacklevel=2,
         )
     return partial(_from_dali_operators, device=device)
@@ -36,7 +36,7 @@ def photometric_operator(device: str, threads: int) -> Callable[..., Any]:
 
 def _native(image: Any, operations: Any, factors: Any, sigma: Any, solarize: Any, threads: int) -> Any:
     def run(images: list, operations: list, factors: list, sigmas: list, solarize: list) -> list:
-        return _cpu.augment(
+        return CPU.module.augment(
             images,
             np.stack(operations).astype(np.int32),
             np.stack(factors),

@@ -1,8 +1,4 @@
-"""Every random decision about the data, as a pure function of (seed, epoch, sample, view).
-
-The numbers come from our own counter-based generator (Philox4x32-10), so they do not change with a release of NumPy,
-with the batch size, the number of ranks or the order in which this code asks for them.
-"""
+"""Every random decision about an image, as a pure function of (seed, epoch, sample, view)."""
 
 import enum
 import itertools
@@ -12,31 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sce_fast.data.image.augment import Augmentation, EvaluationView
+from sce_fast.util.philox import Draw, uniform
 
 CROP_ATTEMPTS = 10
-
-
-class Draw(enum.IntEnum):
-    """What a number is drawn for. The values are part of the data's identity: append, never renumber."""
-
-    ORDER = 0
-    CROP_AREA = 1
-    CROP_RATIO = 2
-    CROP_TOP = 3
-    CROP_LEFT = 4
-    FLIP = 5
-    JITTER = 6
-    JITTER_ORDER = 7
-    BRIGHTNESS = 8
-    CONTRAST = 9
-    SATURATION = 10
-    HUE = 11
-    GRAYSCALE = 12
-    BLUR = 13
-    BLUR_SIGMA = 14
-    SOLARIZE = 15
-    REPLACEMENT = 16
-    SHUFFLE = 17
 
 
 class ColorOperation(enum.IntEnum):
@@ -51,75 +25,6 @@ class ColorOperation(enum.IntEnum):
 
 
 JITTER_ORDERS = np.array(list(itertools.permutations(range(4))), dtype=np.int32)  # (24, 4)
-
-
-def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
-    """Philox4x32-10 (Salmon et al., SC 2011): counters (…, 4) and a key of two words → random words (…, 4)."""
-    c0, c1, c2, c3 = (counter[..., i].astype(np.uint64) for i in range(4))
-    k0, k1 = np.uint64(key[0]), np.uint64(key[1])
-    low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
-    for _ in range(10):
-        product0, product1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (product1 >> shift) ^ c1 ^ k0, product1 & low, (product0 >> shift) ^ c3 ^ k1, product0 & low
-        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
-    return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
-
-
-def random_words(
-    seed: int, epoch: int, samples: NDArray[np.int64], draw: Draw, view: int, blocks: int
-) -> NDArray[np.uint64]:
-    """(N, 2 · blocks) words of 64 bits for these samples; each depends on nothing but its own coordinates."""
-    counter = np.empty((len(samples), blocks, 4), dtype=np.uint32)
-    counter[..., 0] = (samples & 0xFFFFFFFF)[:, None]
-    counter[..., 1] = (samples >> 32)[:, None]
-    counter[..., 2] = view << 16 | draw
-    counter[..., 3] = np.arange(blocks)
-    words = philox(counter, (seed, epoch)).astype(np.uint64)
-    return (words[..., 0::2] << np.uint64(32) | words[..., 1::2]).reshape(len(samples), -1)
-
-
-def uniform(
-    seed: int, epoch: int, samples: NDArray[np.int64], draw: Draw, view: int, count: int = 1
-) -> NDArray[np.float64]:
-    """(N, count) numbers in [0, 1), or (N,) for a count of 1."""
-    words = random_words(seed, epoch, samples, draw, view, blocks=(count + 1) // 2)[:, :count]
-    numbers = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return numbers[:, 0] if count == 1 else numbers
-
-
-def epoch_order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
-    """A random permutation of range(samples): the samples sorted by a random key each."""
-    keys = random_words(seed, epoch, np.arange(samples), Draw.ORDER, view=0, blocks=1)[:, 0]
-    return np.argsort(keys, kind="stable")
-
-
-def row_order(seed: int, step: int, rows: int, view: int) -> NDArray[np.int64]:
-    """A random permutation of the rows of a batch, for batch normalisation over shuffled rows."""
-    keys = random_words(seed, step, np.arange(rows), Draw.SHUFFLE, view, blocks=1)[:, 0]
-    return np.argsort(keys, kind="stable")
-
-
-def batch_of_rank(
-    order: NDArray[np.int64], step: int, batch_size: int, rank: int = 0, ranks: int = 1
-) -> NDArray[np.int64]:
-    """The samples (batch_size,) of this rank: a contiguous slice of the ranks · batch_size of the step."""
-    start = (step * ranks + rank) * batch_size
-    return order[start : start + batch_size]
-
-
-def without(bad: NDArray[np.bool_], samples: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The samples (N,) with each that is marked in `bad` (one entry an image) replaced by another of the data set.
-
-    The replacement is a function of seed, epoch, sample and attempt: order, other samples and other ranks stay as
-    they were.
-    """
-    replaced = samples.copy()
-    attempt = 0
-    while len(still_bad := np.flatnonzero(bad[replaced])):
-        numbers = uniform(seed, epoch, samples[still_bad], Draw.REPLACEMENT, view=attempt)
-        replaced[still_bad] = (numbers * len(bad)).astype(np.int64)
-        attempt += 1
-    return replaced
 
 
 @dataclass(frozen=True)

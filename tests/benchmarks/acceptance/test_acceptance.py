@@ -26,6 +26,7 @@ from sce_fast.benchmarks.acceptance.supervise import Events, NotRun, Work, read_
 from sce_fast.benchmarks.peers import peers
 from sce_fast.loss import cuda as native_cuda
 from sce_fast.loss.backends import BACKENDS, Backend
+from sce_fast.native import CUDA
 
 ROOT = Path(__file__).parents[3]
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where torch sees no CUDA device")
@@ -530,7 +531,7 @@ def test_every_kernel_of_the_table_is_one_that_exists_or_says_that_it_does_not(m
             assert kernel.function in source.read_text()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
-    monkeypatch.setattr(gpu_kernels.native_cuda, "MISSING", "")
+    monkeypatch.setattr(gpu_kernels.CUDA, "missing", "")
     assert gpu_kernels.KERNELS["sm80"].missing() is None
     monkeypatch.setattr(gpu_kernels, "ROOT", Path("/nowhere"))
     assert gpu_kernels.KERNELS["sm90"].missing() == "csrc/cuda/sm90_sce_forward.cu is not there"
@@ -547,8 +548,8 @@ def test_the_build_takes_the_machine_code_that_the_gpu_runs():
 
 def test_without_nvcc_the_build_is_not_run_and_the_rest_can_be(tmp_path, monkeypatch):
     """The package has no CUDA kernels then, and that is no failure; with nvcc it is one."""
-    code = "native_cuda.MISSING = 'No module named sce_fast._cuda'"
-    check = re.sub("from sce_fast.loss import cuda as native_cuda", rf"\g<0>\n{code}", gpu_build.CHECK)
+    code = "CUDA.missing = 'No module named sce_fast._cuda'"
+    check = re.sub("from sce_fast.native import CPU, CUDA", rf"\g<0>\n{code}", gpu_build.CHECK)
     monkeypatch.setattr(gpu_build, "CHECK", check)
     monkeypatch.setattr(gpu_build, "install", lambda environment: (False, ""))
     monkeypatch.setattr(gpu_build, "find_tool", lambda name: None)
@@ -624,7 +625,7 @@ def test_the_sanitizers_cases_fill_the_ring_of_the_cuda_kernels_anew(monkeypatch
     from cuda_emulator import emulated
 
     module = OnlyPlanned(emulated.load_module())
-    monkeypatch.setattr(native_cuda, "_cuda", module)
+    monkeypatch.setattr(CUDA, "module", module)
     monkeypatch.setattr(native_cuda, "_limits", lambda device: (132, 227 << 10, 90))
     monkeypatch.setattr(native_cuda, "_where", lambda device: (0, 0))
 

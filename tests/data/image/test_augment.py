@@ -9,7 +9,6 @@ import scipy.ndimage
 import torch
 from PIL import Image
 
-from sce_fast.data.image import photometric
 from sce_fast.data.image.augment import Augmentation, EvaluationView
 from sce_fast.data.image.graph import (
     evaluation_feed,
@@ -20,6 +19,7 @@ from sce_fast.data.image.graph import (
     training_pipeline,
 )
 from sce_fast.data.image.plan import JITTER_ORDERS, ViewPlan
+from sce_fast.native import CPU
 
 pytestmark = pytest.mark.filterwarnings("ignore:the CPU kernels are not built")
 
@@ -35,9 +35,9 @@ MEAN_ERROR = 2.0  # of 255
 @pytest.fixture(params=["native", "DALI operators"])
 def either_kernel(request, monkeypatch):
     if request.param == "native":
-        assert photometric._cpu is not None, "the extension is not built: make venv"
+        assert CPU.module is not None, "the extension is not built: make venv"
     else:
-        monkeypatch.setattr(photometric, "_cpu", None)
+        monkeypatch.setattr(CPU, "module", None)
 
 
 def cut(photograph, top=100, left=200):
@@ -233,7 +233,7 @@ def test_both_kernels_agree(files, monkeypatch):
     plan = still(4, blur_sigma=np.float32([0, 0.5, 1, 2]), solarize=np.array([False, True, False, True]))
     plan.operations[:, :4], plan.factors[:, :4] = JITTER_ORDERS[[3, 9, 14, 20]], [0.9, 1.2, 0.07, 1.1]
     native_images = render(files, plan)
-    monkeypatch.setattr(photometric, "_cpu", None)
+    monkeypatch.setattr(CPU, "module", None)
     with pytest.warns(UserWarning, match="the CPU kernels are not built"):
         difference = np.abs(render(files, plan) - native_images)
     near = difference <= 1
@@ -253,9 +253,7 @@ def native(images, operations=NONE, factors=0.0, blur_sigma=0.0, solarize=False,
     rows = [
         np.tile(np.array(row, dtype=dtype), (n, 1)) for row, dtype in ((operations, np.int32), (factors, np.float32))
     ]
-    return photometric._cpu.augment(
-        images, *rows, np.full(n, blur_sigma, dtype=np.float32), np.full(n, solarize), threads
-    )
+    return CPU.module.augment(images, *rows, np.full(n, blur_sigma, dtype=np.float32), np.full(n, solarize), threads)
 
 
 def test_kernel_refuses_what_it_does_not_understand():
@@ -273,7 +271,7 @@ def test_kernel_refuses_what_it_does_not_understand():
         ({"threads": 0}, "threads is 0"),
     ]:
         with pytest.raises(ValueError, match=message):
-            photometric._cpu.augment(**{**call, **change})
+            CPU.module.augment(**{**call, **change})
 
 
 def test_kernel_jitters_any_number_of_pixels():

@@ -11,14 +11,11 @@ from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation, EvaluationV
 from sce_fast.data.image.plan import (
     JITTER_ORDERS,
     ColorOperation,
-    Draw,
-    batch_of_rank,
-    epoch_order,
     evaluation_boxes,
-    philox,
     plan_view,
-    uniform,
 )
+from sce_fast.data.order import batch_of_rank, epoch_order
+from sce_fast.util.philox import Draw, philox, uniform
 
 EVERYTHING = Augmentation(**{**AUGMENTATIONS["strong"], "solarize": 0.5})
 
