@@ -27,8 +27,8 @@ CPU_SOURCES = (
     "csrc/cpu/color_jitter.cpp",
     "csrc/cpu/exponentials.cpp",
     "csrc/cpu/gaussian_blur.cpp",
-    "csrc/cpu/sce_forward.cpp",
-    "csrc/cpu/sce_pass.cpp",
+    "csrc/cpu/solve.cpp",
+    "csrc/cpu/forward_pass.cpp",
     "csrc/cpu/tile.cpp",
 )
 # No -ffast-math: a NaN stays one. No contraction to fused multiply-adds: pixels are the same on every instruction set.
@@ -37,11 +37,11 @@ CUDA_FOLDER = Path("csrc/cuda")
 CUDA_SOURCES = (
     "bindings.cpp",
     "enqueue.cu",
-    "sce_combine.cu",
-    "sce_solve.cu",
-    "sm80_sce_forward.cu",
+    "combine.cu",
+    "solve.cu",
+    "sm80_forward_pass.cu",
     "sm90_products.cu",
-    "sm90_sce_forward.cu",
+    "sm90_forward_pass.cu",
 )
 
 

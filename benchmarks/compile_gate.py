@@ -209,9 +209,9 @@ def compile_triton(architecture: str) -> Iterator[Kernel]:
         import triton  # noqa: F401  (a clear message where it is missing)
     except ImportError:
         raise RuntimeError("triton is not installed; pip install triton") from None
-    from sce_fast.kernels import ahead
+    from sce_fast.kernels import compile_offline
 
-    for name, variant, registers, shared_bytes, spill_bytes in ahead.compiled(int(architecture)):
+    for name, variant, registers, shared_bytes, spill_bytes in compile_offline.compiled(int(architecture)):
         yield Kernel("triton", architecture, name, variant, registers, shared_bytes, spill_bytes)
 
 

@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
+from sce_fast.kernels.forward_pass import FIXED_LIFT, NOTHING_SEEN
 from sce_fast.kernels.rounding import store_rounded
-from sce_fast.kernels.sce_forward import FIXED_LIFT, NOTHING_SEEN
 
 LN2 = tl.constexpr(0.6931471805599453)
 # The smallest sum of weights that rows of length 1 (up to rounding) can give under a fixed shift is 2^-76. A smaller

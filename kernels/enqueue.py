@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sce_fast.kernels.configs import next_power_of_2, warps_of_a_row
+from sce_fast.kernels.plan import next_power_of_2, warps_of_a_row
 from sce_fast.kernels.rounding import store_rounded
 
 SMALLEST_NORM = tl.constexpr(1e-12)  # as torch.nn.functional.normalize

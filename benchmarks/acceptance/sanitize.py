@@ -25,7 +25,7 @@ import torch
 from sce_fast.benchmarks.acceptance.gpu_kernels import KERNELS, ROOT, GpuKernel
 from sce_fast.benchmarks.acceptance.supervise import Events, NotRun, first_lines
 from sce_fast.benchmarks.machine import find_tool
-from sce_fast.kernels import backend as triton
+from sce_fast.kernels import solve as triton
 from sce_fast.loss import cuda as native_cuda
 from sce_fast.loss.backends import BACKENDS
 from sce_fast.loss.parity import make_inputs

@@ -10,7 +10,7 @@
 #include "color_jitter.h"
 #include "exponentials.h"
 #include "gaussian_blur.h"
-#include "sce_forward.h"
+#include "solve.h"
 
 namespace py = pybind11;
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <tuple>
 
-#include "sce_cuda.h"
+#include "solve.h"
 
 namespace py = pybind11;
 

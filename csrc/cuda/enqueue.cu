@@ -1,6 +1,6 @@
 // The newest keys into the ring of past keys: normalise, round to the ring's type, write, advance the cursor.
 #include "pass.h"
-#include "sce_cuda.h"
+#include "solve.h"
 
 namespace sce_fast {
 namespace {

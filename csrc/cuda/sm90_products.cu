@@ -1,6 +1,6 @@
 // One tile and 64 rows: each of the forward pass's two products alone, so that on a new GPU, compiler or driver it can be
 // told which of them is wrong.
-#include "sce_cuda.h"
+#include "solve.h"
 #include "sm90_tiles.h"
 
 namespace sce_fast {

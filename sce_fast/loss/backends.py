@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from sce_fast.kernels import backend as triton
+from sce_fast.kernels import solve as triton
 from sce_fast.loss import cpu as native
 from sce_fast.loss import cuda as native_cuda
 from sce_fast.loss import reference

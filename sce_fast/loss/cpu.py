@@ -1,4 +1,4 @@
-"""The loss on a CPU by our C++ kernel: one pass over the candidates in csrc/cpu/sce_forward.cpp."""
+"""The loss on a CPU by our C++ kernel: one pass over the candidates in csrc/cpu/solve.cpp."""
 
 import torch
 from torch import Tensor

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sce_fast.kernels import backend as triton_backend
+from sce_fast.kernels import solve as triton_backend
 from sce_fast.loss.backends import BACKENDS
 from sce_fast.loss.problem import Problem, Solution, widest
 from sce_fast.util.rows import unit_rows

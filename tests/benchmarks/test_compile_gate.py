@@ -144,8 +144,10 @@ def test_triton_kernels_are_held_to_the_same(monkeypatch, capsys, tmp_path):
         yield "sce_forward", "D 256, bf16", 255, 164 << 10, 8 if architecture == 90 else 0
 
     monkeypatch.setitem(sys.modules, "triton", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "sce_fast.kernels.ahead", SimpleNamespace(compiled=compiled))
-    monkeypatch.setattr("sce_fast.kernels.ahead", sys.modules["sce_fast.kernels.ahead"], raising=False)
+    monkeypatch.setitem(sys.modules, "sce_fast.kernels.compile_offline", SimpleNamespace(compiled=compiled))
+    monkeypatch.setattr(
+        "sce_fast.kernels.compile_offline", sys.modules["sce_fast.kernels.compile_offline"], raising=False
+    )
     sources = write_sources(tmp_path, shared_kib={"80": 163, "90": 227, "100": 227})
     assert not kernels.main(which="triton", sources=sources)
     text = capsys.readouterr().out
@@ -159,15 +161,15 @@ def test_triton_kernels_are_held_to_the_same(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(("registers", "passes"), [(160, False), (168, True), (176, False), (None, True)])
 def test_the_hopper_kernel_has_the_registers_that_it_shares_out(registers, passes):
     """None: a function of its that is not inlined, which has none of its own."""
-    kernel = Kernel("sm90_sce_forward.cu", "90a", "sm90_sce_forward", "<BFloat16, true, 64, 128, 6>", registers, 0, 0)
+    kernel = Kernel("sm90_forward_pass.cu", "90a", "sm90_sce_forward", "<BFloat16, true, 64, 128, 6>", registers, 0, 0)
     fault = f"{kernel.label}: has {registers} registers a thread at launch, and setmaxnreg counts on 168"
     assert kernels.faults_of(kernel, {"90": 227 << 10}) == ([] if passes else [f"sm_90a {fault}"])
-    other = Kernel("sce_combine.cu", "90", "sce_combine_kernel", "", registers, 0, 0)
+    other = Kernel("combine.cu", "90", "sce_combine_kernel", "", registers, 0, 0)
     assert kernels.faults_of(other, {"90": 227 << 10}) == []
 
 
 def test_a_pass_that_was_compiled_to_nothing_is_a_fault():
-    kernel = Kernel("kernels/sce_forward.py", "100", "sce_forward_kernel", "D=512", 4, 0, 0)
+    kernel = Kernel("kernels/forward_pass.py", "100", "sce_forward_kernel", "D=512", 4, 0, 0)
     (fault,) = kernels.faults_of(kernel, {"100": 227 << 10})
     assert "has 4 registers a thread: the compiler has left it empty" in fault
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "emulator.h"
-#include "sce_cuda.h"
+#include "solve.h"
 
 using namespace sce_fast;
 

@@ -15,17 +15,18 @@ import pytest
 import torch
 
 from sce_fast import KeyQueue, sce_loss
-from sce_fast.kernels import backend, configs
+from sce_fast.kernels import plan
+from sce_fast.kernels import solve as triton_solve
 from sce_fast.loss.parity import KINDS, compare, make_inputs
 from sce_fast.loss.problem import checked_problem
 
 gpu = pytest.mark.gpu
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-A100 = configs.Gpu((8, 0), 163 * 1024, 108)
-RTX4090 = configs.Gpu((8, 9), 99 * 1024, 128)
-H100 = configs.Gpu((9, 0), 227 * 1024, 132)
-B200 = configs.Gpu((10, 0), 227 * 1024, 148)
-RTX5090 = configs.Gpu((12, 0), 99 * 1024, 170)
+A100 = plan.Gpu((8, 0), 163 * 1024, 108)
+RTX4090 = plan.Gpu((8, 9), 99 * 1024, 128)
+H100 = plan.Gpu((9, 0), 227 * 1024, 132)
+B200 = plan.Gpu((10, 0), 227 * 1024, 148)
+RTX5090 = plan.Gpu((12, 0), 99 * 1024, 170)
 PRODUCTS = [(torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "exact")]
 
 
@@ -56,18 +57,18 @@ def problem(dtype=torch.float32, d=16):
 
 def test_refusals_say_why_and_what_to_do(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert "the inputs are on cpu; move them to an NVIDIA GPU" in backend.refuses(problem())
+    assert "the inputs are on cpu; move them to an NVIDIA GPU" in triton_solve.refuses(problem())
     with monkeypatch.context() as old_gpu:
-        old_gpu.setattr(backend, "_gpu", lambda device: configs.Gpu((7, 5), 64 * 1024, 40))
+        old_gpu.setattr(triton_solve, "_gpu", lambda device: plan.Gpu((7, 5), 64 * 1024, 40))
         old_gpu.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
         inputs = dataclasses.replace(problem(), query=types.SimpleNamespace(device=torch.device("cuda", 0)))
-        assert "Tesla T4 has compute capability 7.5, and it needs 8.0; use" in backend.refuses(inputs)
+        assert "Tesla T4 has compute capability 7.5, and it needs 8.0; use" in triton_solve.refuses(inputs)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert backend.refuses(problem()) is None
-    assert "torch.float64; use backend='reference'" in backend.refuses(problem(torch.float64))
-    assert "rows have 528 values, and it takes up to 512" in backend.refuses(problem(d=528))
-    monkeypatch.setattr(backend, "INSTALLED", False)
-    assert "triton is not installed (pip install triton" in backend.refuses(problem())
+    assert triton_solve.refuses(problem()) is None
+    assert "torch.float64; use backend='reference'" in triton_solve.refuses(problem(torch.float64))
+    assert "rows have 528 values, and it takes up to 512" in triton_solve.refuses(problem(d=528))
+    monkeypatch.setattr(triton_solve, "INSTALLED", False)
+    assert "triton is not installed (pip install triton" in triton_solve.refuses(problem())
     inputs = make_inputs("random", n=4, d=16, k=20)
     with pytest.raises(ValueError, match="backend='triton' cannot serve this call: triton is not installed"):
         sce_loss(inputs.query, inputs.key, inputs.queue, backend="triton")
@@ -77,7 +78,7 @@ def test_torch_compile_traces_through_the_refusal():
     """The question about the GPU's age too, which a CPU only reaches here."""
 
     def loss(query, key, queue):
-        assert backend.too_old(query.device) is None
+        assert triton_solve.too_old(query.device) is None
         return sce_loss(query, key, queue)
 
     inputs = make_inputs("random", n=4, d=16, k=20)
@@ -95,7 +96,7 @@ def test_the_package_imports_no_triton():
 
 
 def choose(dim=256, product=torch.bfloat16, precision="ieee", gpu=H100, rows=(256, 256), parts=1, k=65536):
-    return configs.choose(
+    return plan.choose(
         dim=dim, product=product, precision=precision, gpu=gpu, student_rows=rows[0], teacher_rows=rows[1], parts=parts,
         candidates=(0, k),
     )  # fmt: skip
@@ -128,7 +129,7 @@ def test_every_size_has_a_launch_that_fits():
     ],
 )
 def test_head_and_tail(dim, expected):
-    assert configs.split_dim(dim) == expected
+    assert plan.split_dim(dim) == expected
 
 
 def test_splits_fill_the_gpu_once():
@@ -144,9 +145,9 @@ def test_splits_fill_the_gpu_once():
 
 
 def test_a_default_launch_compiles_for_hopper_without_a_spill():
-    ahead = pytest.importorskip("sce_fast.kernels.ahead", reason="triton is not installed")
-    variant = ahead.forward_variant(90, 256, torch.bfloat16, "ieee", fixed=True)
-    registers, shared, spilled = ahead.resources(variant, 90)
+    compile_offline = pytest.importorskip("sce_fast.kernels.compile_offline", reason="triton is not installed")
+    variant = compile_offline.forward_variant(90, 256, torch.bfloat16, "ieee", fixed=True)
+    registers, shared, spilled = compile_offline.resources(variant, 90)
     assert spilled == 0
     assert 128 < registers <= 255
     assert 0 < shared <= 227 * 1024
@@ -157,28 +158,28 @@ def test_a_default_launch_compiles_for_hopper_without_a_spill():
     [(80, 64, "tf32", True, False), (80, 384, "tf32", False, True), (100, 512, "tf32", True, True)],
 )
 def test_launches_at_the_edges_of_the_table_do_not_spill(architecture, dim, precision, fixed, batch_keys):
-    ahead = pytest.importorskip("sce_fast.kernels.ahead", reason="triton is not installed")
-    variant = ahead.forward_variant(architecture, dim, torch.float32, precision, fixed, batch_keys=batch_keys)
-    assert ahead.resources(variant, architecture)[2] == 0
+    compile_offline = pytest.importorskip("sce_fast.kernels.compile_offline", reason="triton is not installed")
+    variant = compile_offline.forward_variant(architecture, dim, torch.float32, precision, fixed, batch_keys=batch_keys)
+    assert compile_offline.resources(variant, architecture)[2] == 0
 
 
 def test_the_gate_compiles_at_every_width_of_the_table():
     """Every D at which an entry of the table ends, but for products of the slowest kind beyond 256."""
-    ahead = pytest.importorskip("sce_fast.kernels.ahead", reason="triton is not installed")
-    for (_, kind), entries in configs.TABLE.items():
+    compile_offline = pytest.importorskip("sce_fast.kernels.compile_offline", reason="triton is not installed")
+    for (_, kind), entries in plan.TABLE.items():
         ends = {entry.dim for entry in entries if kind != "exact" or entry.dim <= 256}
-        assert ends <= set(ahead.DIMS)
+        assert ends <= set(compile_offline.DIMS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_all_kernels_compile_without_a_spill(architecture):
-    ahead = pytest.importorskip("sce_fast.kernels.ahead", reason="triton is not installed")
-    rows = list(ahead.compiled(architecture))
+    compile_offline = pytest.importorskip("sce_fast.kernels.compile_offline", reason="triton is not installed")
+    rows = list(compile_offline.compiled(architecture))
     assert {row[0] for row in rows} == {
         "sce_forward_kernel", "merge_splits_kernel", "epilogue_kernel", "enqueue_kernel", "advance_kernel"
     }  # fmt: skip
-    bad = [row for row in rows if row[4] > 0 or row[3] > configs.SHARED_MEMORY[architecture] or row[2] < 8]
+    bad = [row for row in rows if row[4] > 0 or row[3] > plan.SHARED_MEMORY[architecture] or row[2] < 8]
     assert not bad, bad
 
 

@@ -13,7 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sce_fast import KeyQueue, sce_loss
-from sce_fast.kernels import backend, configs
+from sce_fast.kernels import plan
+from sce_fast.kernels import solve as triton_solve
 from sce_fast.loss.parity import KINDS, Inputs, compare, make_inputs
 from sce_fast.util.rows import unit_rows
 
@@ -28,11 +29,11 @@ def small_blocks(monkeypatch):
     """Many row blocks, tiles and splits in a small problem."""
 
     def choose(**sizes):
-        config = configs.choose(**sizes)
+        config = plan.choose(**sizes)
         blocks = -(-sizes["student_rows"] // 16) + -(-sizes["teacher_rows"] // 16)
         return dataclasses.replace(config, block_rows=16, block_candidates=16, splits=3 if blocks < 8 else 2)
 
-    monkeypatch.setattr(backend, "launch_config", choose)
+    monkeypatch.setattr(triton_solve, "launch_config", choose)
 
 
 def check_parity(kind, n, d, k, views, batch, shared, tau, tau_m, coefficient, positive_target, dtype):

@@ -543,7 +543,7 @@ def test_a_mistake_in_the_kernel_is_found(mistake, tmp_path, emulator):
     right, wrong, message = MISTAKES[mistake]
     shutil.copytree(emulated.KERNELS, tmp_path / "cuda")
     shutil.copy(emulated.KERNELS.parent / "problem.h", tmp_path)
-    kernel = tmp_path / "cuda" / "sm80_sce_forward.cu"
+    kernel = tmp_path / "cuda" / "sm80_forward_pass.cu"
     text = kernel.read_text()
     assert text.count(right) == 1
     # one shape is enough, and compiles in a few seconds

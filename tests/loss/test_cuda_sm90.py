@@ -142,7 +142,7 @@ def test_choice_of_the_kernel():
 # ---------------------------------------------------------------------------------------------- changed kernels
 
 
-def changed(folder, right, wrong, name="sm90_sce_forward.cu"):
+def changed(folder, right, wrong, name="sm90_forward_pass.cu"):
     """The emulator of the kernels with one text replaced; of the Hopper kernel only the shape for D 64."""
     shutil.copytree(emulated.KERNELS, folder / "cuda")
     shutil.copy(emulated.KERNELS.parent / "problem.h", folder)
@@ -206,7 +206,7 @@ MISTAKES = {
     "mask forgotten": ("candidate != own);", "candidate != own + 1);", None),
     "wrong step in the tile": ("n * 16 * ptx::kBoxRowBytes", "n * 8 * ptx::kBoxRowBytes", None, "sm90_tiles.h"),
     "swizzle forgotten": ("((chunk ^ row) % 8 << 4)", "(chunk % 8 << 4)", None, "sm90_tiles.h"),
-    "combined too early": ("  ptx::wait_for_launches();\n", "", "without having waited for the", "sce_combine.cu"),
+    "combined too early": ("  ptx::wait_for_launches();\n", "", "without having waited for the", "combine.cu"),
 }  # fmt: skip
 
 

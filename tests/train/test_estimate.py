@@ -43,7 +43,7 @@ def test_activations_grow_with_the_batch(photo_folder, tmp_path):
 
 
 def test_a_run_tells_its_estimate_before_the_first_step(photo_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sce_fast.train.ESTIMATE_FROM", 9)
+    monkeypatch.setattr("sce_fast.train.trainer.ESTIMATE_FROM", 9)
     train(small_config(photo_folder, tmp_path / "run"))
     lines = capsys.readouterr().err.splitlines()
     (place,) = (i for i, line in enumerate(lines) if line.startswith("Estimate: "))

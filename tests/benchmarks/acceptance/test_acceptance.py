@@ -397,7 +397,7 @@ def test_the_page_tells_what_matters():
         outcome("triton: N 77, K 4099, D 64, tf32", "failed", "clustered: loss", {"worst": 1.7}),
         outcome("sm80: N 1, K 1, D 64, bfloat16", "failed", "crashed: signal 6 (SIGABRT)"),
         outcome("sm80: N 1, K 1, D 64, tf32", "not run", "it does not serve them: its candidates are 16-bit"),
-        outcome("sm90: N 1, K 1, D 64, bfloat16", "not run", "csrc/cuda/sm90_sce_forward.cu is not there"),
+        outcome("sm90: N 1, K 1, D 64, bfloat16", "not run", "csrc/cuda/sm90_forward_pass.cu is not there"),
     ]
     text = page(record_of(
         parity=parity,
@@ -421,7 +421,7 @@ def test_the_page_tells_what_matters():
     assert "compute-sanitizer, memcheck, CUDA sm_80: nothing found in 18 calls" in text
     assert "images/s: cpu 900, gpu 5100" in text
     assert "- parity: `sm80: N 1, K 1, D 64, bfloat16`: crashed: signal 6 (SIGABRT)" in text
-    assert "- parity: csrc/cuda/sm90_sce_forward.cu is not there: sm90: N 1, K 1, D 64, bfloat16" in text
+    assert "- parity: csrc/cuda/sm90_forward_pass.cu is not there: sm90: N 1, K 1, D 64, bfloat16" in text
     assert "to save time, or after a crash: flex" in text
     assert len(text.splitlines()) < 90
 
@@ -534,7 +534,7 @@ def test_every_kernel_of_the_table_is_one_that_exists_or_says_that_it_does_not(m
     monkeypatch.setattr(gpu_kernels.CUDA, "missing", "")
     assert gpu_kernels.KERNELS["sm80"].missing() is None
     monkeypatch.setattr(gpu_kernels, "ROOT", Path("/nowhere"))
-    assert gpu_kernels.KERNELS["sm90"].missing() == "csrc/cuda/sm90_sce_forward.cu is not there"
+    assert gpu_kernels.KERNELS["sm90"].missing() == "csrc/cuda/sm90_forward_pass.cu is not there"
 
 
 def test_the_build_takes_the_machine_code_that_the_gpu_runs():
@@ -653,25 +653,26 @@ def test_the_sanitizers_cases_fill_the_ring_of_the_cuda_kernels_anew(monkeypatch
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
 def test_the_sanitizers_cases_fill_the_pipeline_of_the_triton_kernel_anew(monkeypatch, capability):
     """By the launches it would choose: a loop's copies are ahead of it by as many tiles as there are stages."""
-    from sce_fast.kernels import backend, configs
+    from sce_fast.kernels import plan
+    from sce_fast.kernels import solve as triton_solve
 
     class Launched(Exception):
         pass
 
     def choose(**sizes):
-        config = configs.choose(**sizes)
+        config = plan.choose(**sizes)
         tiles = sum(-(-count // config.block_candidates) for count in sizes["candidates"])
         raise Launched(tiles // config.splits, config.num_stages)
 
-    monkeypatch.setattr(backend, "launch_config", choose)
-    shared_memory = configs.shared_memory(capability)
-    monkeypatch.setattr(backend, "_gpu", lambda device: configs.Gpu(capability, shared_memory, 132))
+    monkeypatch.setattr(triton_solve, "launch_config", choose)
+    shared_memory = plan.shared_memory(capability)
+    monkeypatch.setattr(triton_solve, "_gpu", lambda device: plan.Gpu(capability, shared_memory, 132))
     with sanitize.one_multiprocessor():
         for case in sanitize.cases_of(gpu_kernels.KERNELS["triton"]):
             if case[0]["k"] == 1:
                 continue
             with pytest.raises(Launched) as launched:
-                backend._solve(sanitize.problem_of(case, torch.device("cpu")))
+                triton_solve._solve(sanitize.problem_of(case, torch.device("cpu")))
             tiles, stages = launched.value.args
             assert tiles > 2 * stages, case
 

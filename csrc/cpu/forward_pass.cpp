@@ -1,4 +1,4 @@
-#include "sce_pass.h"
+#include "forward_pass.h"
 
 #include <omp.h>
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sce_fast.kernels import configs
+from sce_fast.kernels import plan
 from sce_fast.loss.problem import Problem, Solution
 
 LARGEST_DIM = 512
@@ -93,7 +93,7 @@ def _solve(problem: Problem) -> Solution:
 
     rows, positive_probability, target_entropy = empty(batch), empty(batch), empty(key_views, batch)
     gradient = empty(views, batch, dim, dtype=query.dtype) if problem.needs_gradient else None
-    block_d = configs.next_power_of_2(dim)
+    block_d = plan.next_power_of_2(dim)
     epilogue_kernel[(batch,)](
         query, key, shared.statistics, shared.outputs, own.statistics, own.outputs,
         rows, gradient, target_entropy, positive_probability,
@@ -102,7 +102,7 @@ def _solve(problem: Problem) -> Solution:
         D=dim, BLOCK_D=block_d, SHARED=shared.statistics is not None, PER_VIEW=per_view, FIXED=settings.fixed,
         GRADIENT=problem.needs_gradient, TARGET=problem.needs_target, ZERO_LOGIT=problem.zero_logit,
         SAME_VIEWS=problem.same_views,
-        num_warps=configs.warps_of_a_row(dim),
+        num_warps=plan.warps_of_a_row(dim),
     )  # fmt: skip
     return Solution(rows, gradient, target_entropy, positive_probability)
 
@@ -159,7 +159,7 @@ def _stream(
 ) -> _Stream:
     """One pass over the candidates of batch_keys (B, M, D) and queue (K, D)."""
     from sce_fast.kernels.combine import merge_splits_kernel
-    from sce_fast.kernels.sce_forward import sce_forward_kernel
+    from sce_fast.kernels.forward_pass import sce_forward_kernel
 
     _, batch, dim = problem.query.shape
     parts = 1 if batch_keys is None else len(batch_keys)
@@ -213,8 +213,8 @@ def _stream(
     merged_outputs = torch.empty((parts, rows - no_output, dim), dtype=torch.float32, device=query.device)
     merge_splits_kernel[(rows, parts)](
         statistics, outputs, merged, merged_outputs, config.splits, rows, no_output,
-        D=dim, BLOCK_D=configs.next_power_of_2(dim), SPLITS=configs.next_power_of_2(config.splits),
-        SPLITS_AT_A_TIME=configs.SPLITS_AT_A_TIME, num_warps=configs.warps_of_a_merge(dim),
+        D=dim, BLOCK_D=plan.next_power_of_2(dim), SPLITS=plan.next_power_of_2(config.splits),
+        SPLITS_AT_A_TIME=plan.SPLITS_AT_A_TIME, num_warps=plan.warps_of_a_merge(dim),
     )  # fmt: skip
     return _Stream(merged, merged_outputs)
 
@@ -225,19 +225,19 @@ def triton_dtype(dtype: torch.dtype) -> Any:
     return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
 
 
-def launch_config(**sizes: Any) -> configs.Config:
-    """configs.choose; tests put smaller blocks in its place."""
-    return configs.choose(**sizes)
+def launch_config(**sizes: Any) -> plan.Config:
+    """plan.choose; tests put smaller blocks in its place."""
+    return plan.choose(**sizes)
 
 
 @functools.cache
-def _gpu(device: torch.device) -> configs.Gpu:
+def _gpu(device: torch.device) -> plan.Gpu:
     if device.type != "cuda":  # the interpreter runs block after block
-        return configs.Gpu(capability=(8, 0), shared_memory=163 * 1024, processors=4)
+        return plan.Gpu(capability=(8, 0), shared_memory=163 * 1024, processors=4)
     properties = torch.cuda.get_device_properties(device)
-    return configs.Gpu(
+    return plan.Gpu(
         capability=(properties.major, properties.minor),
-        shared_memory=configs.shared_memory((properties.major, properties.minor)),
+        shared_memory=plan.shared_memory((properties.major, properties.minor)),
         processors=properties.multi_processor_count,
     )
 

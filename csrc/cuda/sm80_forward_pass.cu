@@ -2,7 +2,7 @@
 // student and teacher rows together. cp.async fills a ring of candidate tiles; each tile is read once as the right
 // operand of rows · candidatesᵀ and once, transposed by ldmatrix, as that of weights · candidates.
 #include "rows.h"
-#include "sce_cuda.h"
+#include "solve.h"
 
 namespace sce_fast {
 namespace {

@@ -1,6 +1,6 @@
 """The launch of the pass as a pure function of sizes, dtype and GPU: block sizes, warps, stages, splits.
 
-The table's entries are those that ptxas compiles without spilling a register for every variant (`compiled` in ahead.py
+The table's entries are those that ptxas compiles without spilling a register for every variant (`compiled` in compile_offline.py
 lists them), but for three tf32 products of rows longer than 256; none has been timed on a GPU.
 """
 

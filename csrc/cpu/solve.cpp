@@ -1,4 +1,4 @@
-#include "sce_forward.h"
+#include "solve.h"
 
 #include <omp.h>
 
@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "exponentials.h"
-#include "sce_pass.h"
+#include "forward_pass.h"
 
 namespace sce_fast {
 namespace {

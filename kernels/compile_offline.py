@@ -13,11 +13,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sce_fast.kernels import configs
-from sce_fast.kernels.backend import triton_dtype
+from sce_fast.kernels import plan
 from sce_fast.kernels.combine import epilogue_kernel, merge_splits_kernel
 from sce_fast.kernels.enqueue import advance_kernel, enqueue_kernel
-from sce_fast.kernels.sce_forward import sce_forward_kernel
+from sce_fast.kernels.forward_pass import sce_forward_kernel
+from sce_fast.kernels.solve import triton_dtype
 
 ARCHITECTURES = (80, 90, 100)
 DIMS = (64, 128, 256, 384, 512)
@@ -43,7 +43,7 @@ def compiled(architecture: int) -> Iterator[tuple[str, str, int, int, int]]:
     """(kernel, variant, registers a thread, bytes of shared memory a block, bytes spilled a thread) of each kernel.
 
     Compiles every kernel at each D of DIMS in its default configuration, for 80, 90, 100, or another architecture of
-    configs.SHARED_MEMORY; no GPU is needed. Spilled bytes are the stack that ptxas gives a thread (no kernel has
+    plan.SHARED_MEMORY; no GPU is needed. Spilled bytes are the stack that ptxas gives a thread (no kernel has
     another use for one).
 
     Example:
@@ -55,7 +55,7 @@ def compiled(architecture: int) -> Iterator[tuple[str, str, int, int, int]]:
 
 
 def variants(architecture: int) -> Iterator[Variant]:
-    """Of every kernel; the launch's sizes are as in backend.py."""
+    """Of every kernel; the launch's sizes are as in solve.py."""
     for dim in DIMS:
         for product, precision, fixed in (
             (torch.bfloat16, "ieee", True),
@@ -83,8 +83,8 @@ def forward_variant(
     batch_keys: bool = False, queue: bool = True, per_view: bool = False, scalars: bool = False, rows: int = 4096,
 ) -> Variant:  # fmt: skip
     """The pass in its default configuration, with a queue of a multiple of the tile and any number of batch keys."""
-    gpu = configs.Gpu(divmod(architecture, 10), configs.SHARED_MEMORY[architecture], 128)
-    config = configs.choose(
+    gpu = plan.Gpu(divmod(architecture, 10), plan.SHARED_MEMORY[architecture], 128)
+    config = plan.choose(
         dim=dim, product=product, precision=precision, gpu=gpu, student_rows=rows, teacher_rows=rows, parts=1,
         candidates=(4096, 65536),
     )  # fmt: skip
@@ -108,10 +108,10 @@ def forward_variant(
 
 def row_variants(dim: int) -> Iterator[Variant]:
     """The kernels that take a row or a few at a time."""
-    sizes = {"D": dim, "BLOCK_D": configs.next_power_of_2(dim)}
+    sizes = {"D": dim, "BLOCK_D": plan.next_power_of_2(dim)}
     yield Variant(
-        merge_splits_kernel, f"D={dim}", {**sizes, "SPLITS": 64, "SPLITS_AT_A_TIME": configs.SPLITS_AT_A_TIME},
-        num_warps=configs.warps_of_a_merge(dim),
+        merge_splits_kernel, f"D={dim}", {**sizes, "SPLITS": 64, "SPLITS_AT_A_TIME": plan.SPLITS_AT_A_TIME},
+        num_warps=plan.warps_of_a_merge(dim),
     )  # fmt: skip
     for dtype in (torch.float32, torch.bfloat16):
         title = f"D={dim}, {dtype}".replace("torch.", "")
@@ -128,9 +128,9 @@ def row_variants(dim: int) -> Iterator[Variant]:
             constants |= {} if given["scalars"] else {"scalars": None}
             constants |= {} if given["per view"] else {"own_statistics": None, "own_outputs": None}
             constants |= {} if given["gradient"] else {"gradient": None}
-            warps = configs.warps_of_a_row(dim)
+            warps = plan.warps_of_a_row(dim)
             yield Variant(epilogue_kernel, f"{title}, {words}", constants, dtype, num_warps=warps)
-        yield Variant(enqueue_kernel, title, {**sizes, "NORMALIZE": True}, dtype, num_warps=configs.warps_of_a_row(dim))
+        yield Variant(enqueue_kernel, title, {**sizes, "NORMALIZE": True}, dtype, num_warps=plan.warps_of_a_row(dim))
 
 
 FLOAT32_POINTERS = {

@@ -3,7 +3,7 @@
 #include <string>
 
 #include "pass.h"
-#include "sce_cuda.h"
+#include "solve.h"
 
 namespace sce_fast {
 namespace {

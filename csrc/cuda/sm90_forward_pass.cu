@@ -2,7 +2,7 @@
 // have 64 rows each and multiply: a tile is read once as rows · candidatesᵀ and once, transposed, as weights · candidates.
 // While a tile's weights are worked out, the product of the last tile's weights runs; and while one warpgroup works out
 // weights, the other has the tensor cores.
-#include "sce_cuda.h"
+#include "solve.h"
 #include "sm90_tiles.h"
 
 namespace sce_fast {
