@@ -1,7 +1,7 @@
 """The launch of the pass as a pure function of sizes, dtype and GPU: block sizes, warps, stages, splits.
 
-The table's entries are those that ptxas compiles without spilling a register for every variant (`compiled` in compile_offline.py
-lists them), but for three tf32 products of rows longer than 256; none has been timed on a GPU.
+ptxas compiles the table's entries without spilling a register for every variant (`compiled` in compile_offline.py lists
+them), except for three tf32 products of rows longer than 256. None has been timed on a GPU.
 """
 
 from dataclasses import dataclass

@@ -15,13 +15,10 @@ import torch
 from torch import Tensor
 
 from sce_fast.kernels import plan
-from sce_fast.loss.problem import Problem, Solution
+from sce_fast.loss.problem import FIXED_SHIFT_BITS, Problem, Solution
 
 LARGEST_DIM = 512
 OLDEST_CAPABILITY = (8, 0)
-# With unit rows |logit| ≤ 1/τ. As long as the whole range of 2/τ · log₂e bits is this short, the largest possible
-# logit may stand for the row's maximum.
-FIXED_SHIFT_BITS = 115.0
 INSTALLED = importlib.util.find_spec("triton") is not None
 
 

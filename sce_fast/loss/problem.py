@@ -11,6 +11,9 @@ from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Scalar = float | Tensor
+# With unit rows |logit| ≤ 1/τ. While the whole range of 2/τ · log₂e is at most this many bits, the largest possible
+# logit can stand for a row's maximum: no weight that matters underflows. csrc/problem.h holds the same number.
+FIXED_SHIFT_BITS = 115.0
 
 
 @dataclass(slots=True)  # not frozen: that would take as long to make as all checks together
@@ -30,6 +33,11 @@ class Problem:
     zero_logit: bool  # positive_target
     needs_gradient: bool
     needs_target: bool  # False where λ = 1 and nobody asks for statistics: the teacher's side is not needed
+
+    @property
+    def batch_key_views(self) -> int:
+        """1 where all key views share the batch keys, else U; 0 without batch keys."""
+        return 0 if self.batch_keys is None else len(self.batch_keys)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -52,6 +60,22 @@ class Solution:
     gradient: Tensor | None  # (V, N, D) d rows.sum() / d query, in the query's dtype
     target_entropy: Tensor  # (U, N) nats; undefined without needs_target
     positive_probability: Tensor  # (N,)
+
+    @classmethod
+    def empty(cls, problem: Problem, gradient_dtype: torch.dtype | None = None) -> "Solution":
+        """Return uninitialised float32 results on the query's device, whatever torch's defaults are.
+
+        The gradient has the query's dtype, or `gradient_dtype`; it is None where the problem asks for none.
+        """
+        (views, batch, dim), device = problem.query.shape, problem.query.device
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        gradient = None
+        if problem.needs_gradient:
+            gradient = empty(views, batch, dim, dtype=gradient_dtype or problem.query.dtype)
+        return cls(empty(batch), gradient, empty(len(problem.key), batch), empty(batch))
 
 
 def checked_problem(
