@@ -16,14 +16,14 @@ struct Matrix {
 };
 
 struct Problem {
-  Matrix query;       // (V · N, D)
-  Matrix key;         // (U · N, D)
-  Matrix queue;       // (K, D), rows 0 for none
-  Matrix batch_keys;  // (B · M, D), rows 0 for none
+  Matrix query;                                                  // (V · N, D)
+  Matrix key;                                                    // (U · N, D)
+  Matrix queue;                                                  // (K, D), rows 0 for none
+  Matrix batch_keys;                                             // (B · M, D), rows 0 for none
   int64_t query_views, key_views, batch_keys_views, batch, dim;  // B is 1 where all key views share them, else U
-  int64_t row_offset;   // own key of row i stands at row_offset + i of its view's batch keys
-  bool same_views;      // index v of query and key is the same view, and v = u is no term
-  bool zero_logit;      // positive_target
+  int64_t row_offset;  // own key of row i stands at row_offset + i of its view's batch keys
+  bool same_views;     // index v of query and key is the same view, and v = u is no term
+  bool zero_logit;     // positive_target
   bool needs_target;   // false where λ = 1 and nobody asks for the target's entropy: half the work
   float temperature, target_temperature, coefficient;
 };

@@ -79,15 +79,15 @@ sce_fast::Matrix matrix(const Tensor& t) {
 }
 
 void sce_forward(const Tensor& query, const Tensor& key, const Tensor& queue, const Tensor& batch_keys,
-                 const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>& sizes, int64_t row_offset, bool same_views,
-                 bool zero_logit, bool needs_target, float temperature, float target_temperature, float coefficient,
-                 const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t>& outputs,
-                 bool brgemm, bool bfloat16, int threads) {
+                 const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>& sizes, int64_t row_offset,
+                 bool same_views, bool zero_logit, bool needs_target, float temperature, float target_temperature,
+                 float coefficient, const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t>& outputs, bool brgemm,
+                 bool bfloat16, int threads) {
   const auto [query_views, key_views, batch_keys_views, batch, dim] = sizes;
-  const sce_fast::Problem problem{matrix(query), matrix(key),   matrix(queue),      matrix(batch_keys),
-                                  query_views,   key_views,     batch_keys_views,   batch,
-                                  dim,           row_offset,    same_views,         zero_logit,
-                                  needs_target,  temperature,   target_temperature, coefficient};
+  const sce_fast::Problem problem{matrix(query), matrix(key), matrix(queue),      matrix(batch_keys),
+                                  query_views,   key_views,   batch_keys_views,   batch,
+                                  dim,           row_offset,  same_views,         zero_logit,
+                                  needs_target,  temperature, target_temperature, coefficient};
   const auto pointer = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
   const sce_fast::Solution solution{pointer(std::get<0>(outputs)), pointer(std::get<1>(outputs)),
                                     pointer(std::get<2>(outputs)), pointer(std::get<3>(outputs))};

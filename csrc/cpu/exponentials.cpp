@@ -89,13 +89,13 @@ struct Functions {
   WeightSums (*narrowed)(float*, uint16_t*, int64_t, float, float, float);
 };
 
-#define SCE_FAST_EXPONENTIALS(NAME, TARGET, FUSED)                                                                      \
-  TARGET WeightSums in_place_##NAME(float* logits, int64_t count, float scale, float shift, float underflow) {          \
-    return exponentials_of<FUSED, false>(logits, nullptr, count, scale, shift, underflow);                              \
-  }                                                                                                                     \
-  TARGET WeightSums narrowed_##NAME(float* logits, uint16_t* weights, int64_t count, float scale, float shift,          \
-                                    float underflow) {                                                                  \
-    return exponentials_of<FUSED, true>(logits, weights, count, scale, shift, underflow);                               \
+#define SCE_FAST_EXPONENTIALS(NAME, TARGET, FUSED)                                                             \
+  TARGET WeightSums in_place_##NAME(float* logits, int64_t count, float scale, float shift, float underflow) { \
+    return exponentials_of<FUSED, false>(logits, nullptr, count, scale, shift, underflow);                     \
+  }                                                                                                            \
+  TARGET WeightSums narrowed_##NAME(float* logits, uint16_t* weights, int64_t count, float scale, float shift, \
+                                    float underflow) {                                                         \
+    return exponentials_of<FUSED, true>(logits, weights, count, scale, shift, underflow);                      \
   }
 SCE_FAST_EXPONENTIALS(portable, , false)
 #if SCE_FAST_X86

@@ -61,7 +61,8 @@ class Pass {
       : segments_(segments), dim_(dim), batch_(batch), products_(products) {
     for (const Group& group : groups) {
       for (int64_t first = 0; first < group.count; first += kRowBlock)
-        blocks_.push_back({&group, first, std::min(kRowBlock, group.count - first), rows_ + first, output_rows_ + first});
+        blocks_.push_back(
+            {&group, first, std::min(kRowBlock, group.count - first), rows_ + first, output_rows_ + first});
       rows_ += group.count;
       output_rows_ += group.needs_output ? group.count : 0;
     }
@@ -106,7 +107,8 @@ class Pass {
   // Tile t of all segments, one behind the other.
   void load(int64_t t, Tile& tile, int64_t& first, int64_t& count, int64_t& own_offset) const {
     const Segment* segment = segments_.data();
-    for (; t >= divided_up(segment->candidates.rows, kTile); ++segment) t -= divided_up(segment->candidates.rows, kTile);
+    for (; t >= divided_up(segment->candidates.rows, kTile); ++segment)
+      t -= divided_up(segment->candidates.rows, kTile);
     first = t * kTile;
     count = std::min(kTile, segment->candidates.rows - first);
     own_offset = segment->own_offset;

@@ -80,8 +80,12 @@ class Forward {
     add_views(0, left_out_view < 0 ? p_.query_views : left_out_view);
     if (left_out_view >= 0) add_views(left_out_view + 1, p_.query_views);
     if (p_.needs_target) groups.push_back({key_.at(keys.first * p_.batch), keys.count * p_.batch, target_scale, true});
-    return {run_pass(segments, groups, p_.dim, p_.batch, products_, threads_), p_.batch, left_out_view,
-            p_.query_views - (left_out_view >= 0), keys.first, gradient};
+    return {run_pass(segments, groups, p_.dim, p_.batch, products_, threads_),
+            p_.batch,
+            left_out_view,
+            p_.query_views - (left_out_view >= 0),
+            keys.first,
+            gradient};
   }
 
   // log Σ exp(logit) of what a row has seen in its streams, and into `mean` the softmax-weighted mean of it.
@@ -122,7 +126,8 @@ class Forward {
       const float* key = static_cast<const float*>(widened_key_.at(u * n + i));
       double log_target = std::numeric_limits<double>::quiet_NaN(), own_share = 0;
       if (p_.needs_target) {
-        log_target = merged(shared, shared ? shared->teacher_row(u, i) : 0, own, own ? own->teacher_row(u, i) : 0, target_mean);
+        log_target =
+            merged(shared, shared ? shared->teacher_row(u, i) : 0, own, own ? own->teacher_row(u, i) : 0, target_mean);
         // s₀ = 1 / (1 + B): the share of the logit 0 that stands for the own key
         if (p_.zero_logit) own_share = 1 / (1 + std::exp(log_target));
       } else {
@@ -134,11 +139,13 @@ class Forward {
       for (int64_t v = 0; v < p_.query_views; ++v) {
         if (p_.same_views && u == v) continue;
         const float* query = static_cast<const float*>(widened_query_.at(v * n + i));
-        const double log_sum = merged(shared, shared ? shared->student_row(v, i) : 0, own, own ? own->student_row(v, i) : 0, student_mean);
+        const double log_sum =
+            merged(shared, shared ? shared->student_row(v, i) : 0, own, own ? own->student_row(v, i) : 0, student_mean);
         // Written with d = log A − p, so that nothing cancels where query ≈ key: L − p = softplus(d), 1 − p₀ = σ(d).
         const double odds = log_sum - dot(query, key) / p_.temperature;
         const double against = 1 / (1 + std::exp(-odds));
-        const double gap = dot_of_difference(query, key, target_mean) + lost_dot(query, query_.at(v * n + i), target_mean);
+        const double gap =
+            dot_of_difference(query, key, target_mean) + lost_dot(query, query_.at(v * n + i), target_mean);
         loss += softplus(odds) + others * gap / p_.temperature;
         probability += 1 / (1 + std::exp(odds));
         if (!solution_.gradient) continue;
@@ -171,7 +178,8 @@ class Forward {
   double lost_dot(const float* row, const void* product_row, const float* mean) const {
     if (!products_.bfloat16) return 0;
     double sum = 0;
-    for (int64_t j = 0; j < p_.dim; ++j) sum += (double(row[j]) - widened(static_cast<const uint16_t*>(product_row)[j])) * mean[j];
+    for (int64_t j = 0; j < p_.dim; ++j)
+      sum += (double(row[j]) - widened(static_cast<const uint16_t*>(product_row)[j])) * mean[j];
     return sum;
   }
 

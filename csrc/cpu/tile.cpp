@@ -99,7 +99,8 @@ bool brgemm_agrees(const T* values) {
   } catch (const std::exception&) {  // ATen asks the processor and has no other way to tell
     return false;
   }
-  return std::equal(expected, expected + kRows * kColumns, found, [](float x, float y) { return std::abs(x - y) < 1e-3f; });
+  return std::equal(expected, expected + kRows * kColumns, found,
+                    [](float x, float y) { return std::abs(x - y) < 1e-3f; });
 }
 
 }  // namespace
@@ -197,11 +198,11 @@ void Tile::load_pairs(const uint16_t* rows, int64_t count) {
 
 void Tile::multiply(const void* rows, int64_t count) {
   if (products_.bfloat16)
-    product(products_.brgemm, static_cast<const uint16_t*>(rows), dim_, dimension_pairs_.get(), kTile, logits_.get(), kTile, count,
-            count_, dim_, false);
+    product(products_.brgemm, static_cast<const uint16_t*>(rows), dim_, dimension_pairs_.get(), kTile, logits_.get(),
+            kTile, count, count_, dim_, false);
   else
-    product(products_.brgemm, static_cast<const float*>(rows), dim_, transposed_.get(), kTile, logits_.get(), kTile, count, count_,
-            dim_, false);
+    product(products_.brgemm, static_cast<const float*>(rows), dim_, transposed_.get(), kTile, logits_.get(), kTile,
+            count, count_, dim_, false);
 }
 
 void Tile::accumulate(int64_t count, float* out) {
@@ -210,7 +211,8 @@ void Tile::accumulate(int64_t count, float* out) {
   const int64_t pairs = (count_ + 1) / 2 * 2;  // an odd last candidate is paired with a zero of weight zero
   if (pairs > count_)
     for (int64_t i = 0; i < count; ++i) narrow_weights(i)[count_] = 0;
-  product(products_.brgemm, narrow_weights_.get(), kTile, candidate_pairs_.get(), dim_, out, dim_, count, dim_, pairs, true);
+  product(products_.brgemm, narrow_weights_.get(), kTile, candidate_pairs_.get(), dim_, out, dim_, count, dim_, pairs,
+          true);
 }
 
 void Tile::release() const {

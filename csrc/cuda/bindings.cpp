@@ -148,7 +148,8 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("enqueue", &enqueue_rows, "Newest rows into the ring of past keys.");
   m.def("sm90_tile", &sm90_tile, "Candidates in a tile of the Hopper kernel for rows of so many values.");
   m.def("multiply_one_tile", &multiply_one_tile_at, "The two products of one step of the Hopper kernel, each alone.");
-  m.def("limits", &limits, "Multiprocessors, bytes of shared memory that a block may ask for, compute capability (90 for 9.0).");
+  m.def("limits", &limits,
+        "Multiprocessors, bytes of shared memory that a block may ask for, compute capability (90 for 9.0).");
   m.def("choose_splits", &choose_splits, py::arg("blocks"), py::arg("tiles"), py::arg("resident"),
         "Into how many parts the tiles of candidates are cut.");
 }

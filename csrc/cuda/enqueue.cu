@@ -5,12 +5,12 @@
 namespace sce_fast {
 namespace {
 
-constexpr int kWarps = 8;
+constexpr int kWarps = 8, kThreads = kWarps * kWarpSize;
 // As torch.nn.functional.normalize: a row shorter than this is divided by it.
 constexpr float kShortest = 1e-12f;
 
 // One warp for each row.
-__global__ void __launch_bounds__(kWarps * kWarpSize) enqueue_rows(Ring ring, Matrix rows, bool normalize) {
+__global__ void __launch_bounds__(kThreads) enqueue_rows(Ring ring, Matrix rows, bool normalize) {
   const int lane = ptx::thread_index() % kWarpSize;
   const int64_t kept = rows.rows < ring.size ? rows.rows : ring.size;
   const int64_t offset = static_cast<int64_t>(ptx::block_index().x) * kWarps + ptx::thread_index() / kWarpSize;
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kWarpSize) advance_cursor(Ring ring, int64_t r
 void enqueue(const Ring& ring, const Matrix& rows, bool normalize, void* stream) {
   if (rows.rows == 0) return;
   const int64_t kept = std::min(rows.rows, ring.size);
-  ptx::launch({"enqueue_rows", {static_cast<uint32_t>(ceil_div(kept, kWarps)), 1, 1}, kWarps * kWarpSize, 0, stream},
+  ptx::launch({"enqueue_rows", {static_cast<uint32_t>(ceil_div(kept, kWarps)), 1, 1}, kThreads, 0, stream},
               enqueue_rows, ring, rows, normalize);
   ptx::launch({"advance_cursor", {1, 1, 1}, kWarpSize, 0, stream}, advance_cursor, ring, rows.rows);
 }

@@ -18,17 +18,19 @@ int main(int count, char** arguments) {
     for (int32_t dim = 64; dim <= kLargestDim; dim += 64) {
       const Config& c = kConfigs[config_index(kConfigs, dim, limits)];
       // the template arguments, as they stand at the end of the demangled name
-      printf("{\"kernel\": \"sm80_sce_forward\", \"dim\": %d, \"rows\": %d, \"row_tiles\": %d, \"tile\": %d, "
-             "\"stages\": %d, \"threads\": %d, \"shared_bytes\": %d}\n",
-             c.dim, c.rows, c.row_tiles, c.tile, c.stages, c.threads(), c.shared_bytes());
+      printf(
+          "{\"kernel\": \"sm80_sce_forward\", \"dim\": %d, \"rows\": %d, \"row_tiles\": %d, \"tile\": %d, "
+          "\"stages\": %d, \"threads\": %d, \"shared_bytes\": %d}\n",
+          c.dim, c.rows, c.row_tiles, c.tile, c.stages, c.threads(), c.shared_bytes());
     }
     for (const HopperConfig& c : kHopperConfigs) {
       if (!hopper) break;
       printf("{\"kernel\": \"sm90_products\", \"dim\": %d, \"tile\": %d, \"threads\": 128, \"shared_bytes\": %d}\n",
              c.dim, c.tile, HopperConfig{c.dim, c.tile, 1}.shared_bytes());
-      printf("{\"kernel\": \"sm90_sce_forward\", \"dim\": %d, \"tile\": %d, \"stages\": %d, \"threads\": %d, "
-             "\"shared_bytes\": %d}\n",
-             c.dim, c.tile, c.stages, kHopperThreads, c.shared_bytes());
+      printf(
+          "{\"kernel\": \"sm90_sce_forward\", \"dim\": %d, \"tile\": %d, \"stages\": %d, \"threads\": %d, "
+          "\"shared_bytes\": %d}\n",
+          c.dim, c.tile, c.stages, kHopperThreads, c.shared_bytes());
     }
     printf("{\"kernel\": \"sce_combine_kernel\", \"dim\": %d, \"threads\": %d, \"shared_bytes\": %d}\n", kLargestDim,
            combine_threads(kLargestDim), combine_shared_bytes(combine_threads(kLargestDim)));

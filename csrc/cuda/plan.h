@@ -66,8 +66,8 @@ inline Kernel choose_kernel(Kernel wanted, const Limits& limits) {
   if (wanted == Kernel::kBest) return limits.capability == 90 ? Kernel::kSm90 : Kernel::kSm80;
   if (wanted == Kernel::kSm90 && limits.capability != 90)
     throw std::invalid_argument("kernel is sm90, and the GPU has compute capability " +
-                                std::to_string(limits.capability / 10) + "." +
-                                std::to_string(limits.capability % 10) + ", expected 9.0");
+                                std::to_string(limits.capability / 10) + "." + std::to_string(limits.capability % 10) +
+                                ", expected 9.0");
   return wanted;
 }
 

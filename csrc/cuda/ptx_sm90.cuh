@@ -109,8 +109,9 @@ struct TensorMap {
 // tells the barrier that a box's bytes have come. Called by one thread.
 SCE_FAST_DEVICE void copy_box(Shared to, const TensorMap& from, Shared barrier, int column, int row, int matrix) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];"
-      ::"r"(to), "l"(reinterpret_cast<uint64_t>(&from.map)), "r"(barrier), "r"(column), "r"(row), "r"(matrix)
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+      "[%2];" ::"r"(to),
+      "l"(reinterpret_cast<uint64_t>(&from.map)), "r"(barrier), "r"(column), "r"(row), "r"(matrix)
       : "memory");
 }
 
@@ -167,39 +168,38 @@ SCE_FAST_DEVICE void pin(uint32_t (&registers)[kCount][4]) {
   SCE_FAST_NAMES_90 SCE_FAST_NAMES_10("9") SCE_FAST_NAMES_10("10") SCE_FAST_NAMES_10("11") SCE_FAST_NAMES_8("12")
 #define SCE_FAST_VALUES_OF_64 SCE_FAST_VALUES_30, SCE_FAST_VALUES_2(30)
 #define SCE_FAST_VALUES_OF_80 SCE_FAST_VALUES_30, SCE_FAST_VALUES_10(30)
-#define SCE_FAST_VALUES_OF_112 \
-  SCE_FAST_VALUES_30, SCE_FAST_VALUES_10(30), SCE_FAST_VALUES_10(40), SCE_FAST_VALUES_6(50)
+#define SCE_FAST_VALUES_OF_112 SCE_FAST_VALUES_30, SCE_FAST_VALUES_10(30), SCE_FAST_VALUES_10(40), SCE_FAST_VALUES_6(50)
 #define SCE_FAST_VALUES_OF_128 SCE_FAST_VALUES_60, SCE_FAST_VALUES_4(60)
 #define SCE_FAST_VALUES_OF_192 SCE_FAST_VALUES_90, SCE_FAST_VALUES_6(90)
-#define SCE_FAST_VALUES_OF_256                                                                         \
-  SCE_FAST_VALUES_90, SCE_FAST_VALUES_10(90), SCE_FAST_VALUES_10(100), SCE_FAST_VALUES_10(110), \
-      SCE_FAST_VALUES_8(120)
+#define SCE_FAST_VALUES_OF_256 \
+  SCE_FAST_VALUES_90, SCE_FAST_VALUES_10(90), SCE_FAST_VALUES_10(100), SCE_FAST_VALUES_10(110), SCE_FAST_VALUES_8(120)
 
-#define SCE_FAST_PRODUCT(columns, type, a, b, accumulate, transposed, ...)                                      \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " accumulate ", 0;\n"                                     \
-               "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." type "." type " {"                      \
-               SCE_FAST_NAMES_OF_##columns "}, " a ", " b ", add, 1, 1, " transposed ";\n}"                    \
-               : SCE_FAST_VALUES_OF_##columns                                                                   \
+#define SCE_FAST_PRODUCT(columns, type, a, b, accumulate, transposed, ...)                                            \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " accumulate                                                     \
+               ", 0;\n"                                                                                               \
+               "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." type "." type " {" SCE_FAST_NAMES_OF_##columns \
+               "}, " a ", " b ", add, 1, 1, " transposed ";\n}"                                                       \
+               : SCE_FAST_VALUES_OF_##columns                                                                         \
                : __VA_ARGS__)
 
 // d += a b, both from shared memory as rows of their boxes.
-#define SCE_FAST_PRODUCT_OF_SHARED(columns, i0, i1, i2)                                                         \
-  if constexpr (kColumns == columns) {                                                                          \
-    if constexpr (std::is_same_v<T, BFloat16>)                                                                  \
-      SCE_FAST_PRODUCT(columns, "bf16", i0, i1, i2, "0, 0", "l"(a), "l"(b), "r"(accumulate ? 1 : 0));           \
-    else                                                                                                        \
-      SCE_FAST_PRODUCT(columns, "f16", i0, i1, i2, "0, 0", "l"(a), "l"(b), "r"(accumulate ? 1 : 0));            \
+#define SCE_FAST_PRODUCT_OF_SHARED(columns, i0, i1, i2)                                               \
+  if constexpr (kColumns == columns) {                                                                \
+    if constexpr (std::is_same_v<T, BFloat16>)                                                        \
+      SCE_FAST_PRODUCT(columns, "bf16", i0, i1, i2, "0, 0", "l"(a), "l"(b), "r"(accumulate ? 1 : 0)); \
+    else                                                                                              \
+      SCE_FAST_PRODUCT(columns, "f16", i0, i1, i2, "0, 0", "l"(a), "l"(b), "r"(accumulate ? 1 : 0));  \
   }
 
 // d += a b, a from registers, b from shared memory as columns of its boxes.
-#define SCE_FAST_PRODUCT_OF_REGISTERS(columns, i0, i1, i2, i3, i4, i5)                                          \
-  if constexpr (kColumns == columns) {                                                                          \
-    if constexpr (std::is_same_v<T, BFloat16>)                                                                  \
-      SCE_FAST_PRODUCT(columns, "bf16", "{" i0 ", " i1 ", " i2 ", " i3 "}", i4, i5, "1", "r"(a[0]), "r"(a[1]),  \
-                       "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));                                                   \
-    else                                                                                                        \
-      SCE_FAST_PRODUCT(columns, "f16", "{" i0 ", " i1 ", " i2 ", " i3 "}", i4, i5, "1", "r"(a[0]), "r"(a[1]),   \
-                       "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));                                                   \
+#define SCE_FAST_PRODUCT_OF_REGISTERS(columns, i0, i1, i2, i3, i4, i5)                                         \
+  if constexpr (kColumns == columns) {                                                                         \
+    if constexpr (std::is_same_v<T, BFloat16>)                                                                 \
+      SCE_FAST_PRODUCT(columns, "bf16", "{" i0 ", " i1 ", " i2 ", " i3 "}", i4, i5, "1", "r"(a[0]), "r"(a[1]), \
+                       "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));                                                  \
+    else                                                                                                       \
+      SCE_FAST_PRODUCT(columns, "f16", "{" i0 ", " i1 ", " i2 ", " i3 "}", i4, i5, "1", "r"(a[0]), "r"(a[1]),  \
+                       "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));                                                  \
   }
 
 // wgmma.m64nNk16 [9.7.15.5.1]: d (64 × kColumns) = a (64 × 16) bᵀ, plus d where it accumulates; products of T summed in

@@ -31,8 +31,7 @@ SCE_FAST_DEVICE ptx::Chunk load_rounded(const void* rows, Type type, int64_t ind
   ptx::Chunk result;
 #pragma unroll
   for (int w = 0; w < 4; ++w)
-    result.words[w] =
-        ptx::pack<T>(load_number(rows, type, index + 2 * w), load_number(rows, type, index + 2 * w + 1));
+    result.words[w] = ptx::pack<T>(load_number(rows, type, index + 2 * w), load_number(rows, type, index + 2 * w + 1));
   return result;
 }
 

@@ -66,8 +66,7 @@ class WarpSums {
         for (int e = 0; e < 4; ++e) outputs_[m][d][e] = 0.f;
   }
 
-  SCE_FAST_DEVICE void add_tile(const Pass& pass, Shared rows, Shared candidates, const Tile& tile,
-                                bool needs_output) {
+  SCE_FAST_DEVICE void add_tile(const Pass& pass, Shared rows, Shared candidates, const Tile& tile, bool needs_output) {
     float products[kRowTiles][kTile / 8][4] = {};
     multiply_rows(rows, candidates, products);
     uint32_t weights[kRowTiles][kTile / 16][4];
@@ -110,8 +109,7 @@ class WarpSums {
     for (int k = 0; k < kDim / 16; ++k) {
       uint32_t a[kRowTiles][4];
 #pragma unroll
-      for (int m = 0; m < kRowTiles; ++m)
-        ptx::load_matrices(a[m], Layout::chunk(rows, m * 16 + row, 2 * k, row_depth));
+      for (int m = 0; m < kRowTiles; ++m) ptx::load_matrices(a[m], Layout::chunk(rows, m * 16 + row, 2 * k, row_depth));
 #pragma unroll
       for (int n = 0; n < kTile / 16; ++n) {
         uint32_t b[4];
@@ -158,8 +156,8 @@ class WarpSums {
           row.sum += weight[j];
         }
         const uint32_t word = ptx::pack<T>(weight[0], weight[1]);
-        row.rounded_sum += ptx::to_float(T{static_cast<uint16_t>(word)}) +
-                           ptx::to_float(T{static_cast<uint16_t>(word >> 16)});
+        row.rounded_sum +=
+            ptx::to_float(T{static_cast<uint16_t>(word)}) + ptx::to_float(T{static_cast<uint16_t>(word >> 16)});
         weights[m][n / 2][n % 2 * 2 + r % 2] = word;
       }
     }
@@ -212,8 +210,7 @@ __global__ void __launch_bounds__(kRows / (16 * kRowTiles) * 32, 1)
   const Shared rows = ptx::shared_memory(), ring = rows + kRows * kDim * 2;
   const auto [begin, end] = range_of_split(tiles_of<kTile>(pass), split, pass.splits);
   const auto start = [&, end = end](int t, int stage) {
-    if (t < end)
-      start_tile<kDim, kTile, kThreads>(pass, z, find_tile<kTile>(pass, t), ring + stage * kTileBytes);
+    if (t < end) start_tile<kDim, kTile, kThreads>(pass, z, find_tile<kTile>(pass, t), ring + stage * kTileBytes);
     ptx::copy_async_commit();  // an empty group too: the number of groups under way is what is waited for
   };
 #pragma unroll
@@ -263,8 +260,7 @@ void launch_type(const Pass& pass, int config, void* stream) {
 }  // namespace
 
 void sm80_sce_forward_pass(const Pass& pass, Type product, bool fixed_shift, int32_t config, void* stream) {
-  with_arithmetic(product, fixed_shift,
-                  [&]<class T, bool kFixed>() { launch_type<T, kFixed>(pass, config, stream); });
+  with_arithmetic(product, fixed_shift, [&]<class T, bool kFixed>() { launch_type<T, kFixed>(pass, config, stream); });
 }
 
 }  // namespace sce_fast

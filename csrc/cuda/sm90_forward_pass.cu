@@ -2,8 +2,8 @@
 // have 64 rows each and multiply: a tile is read once as rows · candidatesᵀ and once, transposed, as weights · candidates.
 // While a tile's weights are worked out, the product of the last tile's weights runs; and while one warpgroup works out
 // weights, the other has the tensor cores.
-#include "solve.h"
 #include "sm90_tiles.h"
+#include "solve.h"
 
 namespace sce_fast {
 namespace {
@@ -312,8 +312,7 @@ void launch_type(const Pass& pass, int config, void* stream) {
 }  // namespace
 
 void sm90_sce_forward_pass(const Pass& pass, Type product, bool fixed_shift, int32_t config, void* stream) {
-  with_arithmetic(product, fixed_shift,
-                  [&]<class T, bool kFixed>() { launch_type<T, kFixed>(pass, config, stream); });
+  with_arithmetic(product, fixed_shift, [&]<class T, bool kFixed>() { launch_type<T, kFixed>(pass, config, stream); });
 }
 
 }  // namespace sce_fast

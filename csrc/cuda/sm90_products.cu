@@ -1,7 +1,7 @@
 // One tile and 64 rows: each of the forward pass's two products alone, so that on a new GPU, compiler or driver it can be
 // told which of them is wrong.
-#include "solve.h"
 #include "sm90_tiles.h"
+#include "solve.h"
 
 namespace sce_fast {
 namespace {

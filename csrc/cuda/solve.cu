@@ -16,8 +16,8 @@ Type product_type(const Problem& p) { return p.queue.rows > 0 ? p.queue.type : p
 
 void check(const CudaProblem& p) {
   require(p.query_views > 0 && p.key_views > 0 && p.batch > 0, "expected at least one view and one row");
-  require(p.query.rows == p.query_views * p.batch, "query has " + std::to_string(p.query.rows) + " rows, expected " +
-                                                        std::to_string(p.query_views * p.batch));
+  require(p.query.rows == p.query_views * p.batch,
+          "query has " + std::to_string(p.query.rows) + " rows, expected " + std::to_string(p.query_views * p.batch));
   require(p.key.rows == p.key_views * p.batch,
           "key has " + std::to_string(p.key.rows) + " rows, expected " + std::to_string(p.key_views * p.batch));
   require(p.queue.rows + p.batch_keys.rows > 0, "expected a queue or batch keys");
@@ -65,8 +65,8 @@ PassPlan plan_pass(const Shape& shape, int64_t rows, int64_t views, std::initial
   for (const int64_t candidates : segments) tiles += ceil_div(candidates, shape.tile);
   if (tiles == 0) return {};
   if (splits == 0)
-    splits = choose_splits(ceil_div(rows, shape.block_rows) * views, tiles,
-                           limits.multiprocessors * shape.resident_blocks);
+    splits =
+        choose_splits(ceil_div(rows, shape.block_rows) * views, tiles, limits.multiprocessors * shape.resident_blocks);
   return {shape.config, splits, rows, views};
 }
 
@@ -82,8 +82,7 @@ Plan make_plan(const CudaProblem& p, const Limits& limits, Kernel kernel, int32_
   plan.shared = plan_pass(shape, p.query.rows + teachers * p.key_views, 1, {per_view ? 0 : batch_keys, p.queue.rows},
                           limits, splits);
   if (per_view)
-    plan.per_view =
-        plan_pass(shape, p.query.rows + teachers, p.key_views, {batch_keys / p.key_views}, limits, splits);
+    plan.per_view = plan_pass(shape, p.query.rows + teachers, p.key_views, {batch_keys / p.key_views}, limits, splits);
   const float coldest = p.needs_target ? std::min(p.temperature, p.target_temperature) : p.temperature;
   plan.fixed_shift =
       product_type(p) == Type::kBFloat16 && p.scalars == nullptr && 2.f * kLog2e / coldest <= kFixedShiftBits;

@@ -15,9 +15,28 @@ using namespace sce_fast::ptx;
 namespace {
 
 enum Mistake {
-  kNone, kNoInitFence, kTooManyBytes, kTooFewBytes, kNoBarrier, kNoStoreFence, kNoWait, kOneWaits, kNoProductFence,
-  kNoProductWait, kTouchesSums, kTouchesWeights, kStoresOverRows, kCopiesEarly, kNoRelease, kOneReleases,
-  kNoWaitForRelease, kArrivesTwice, kUnalignedBox, kWrongOffset, kLeavesBarrier, kNoRegistersLeft,
+  kNone,
+  kNoInitFence,
+  kTooManyBytes,
+  kTooFewBytes,
+  kNoBarrier,
+  kNoStoreFence,
+  kNoWait,
+  kOneWaits,
+  kNoProductFence,
+  kNoProductWait,
+  kTouchesSums,
+  kTouchesWeights,
+  kStoresOverRows,
+  kCopiesEarly,
+  kNoRelease,
+  kOneReleases,
+  kNoWaitForRelease,
+  kArrivesTwice,
+  kUnalignedBox,
+  kWrongOffset,
+  kLeavesBarrier,
+  kNoRegistersLeft,
   kNeverWaitsForLaunches
 };
 
@@ -30,8 +49,9 @@ float number(int row, int column) { return static_cast<float>((row * 7 + column 
 void step(Mistake made, TensorMap tensor, float* products_to, float* outputs_to) {
   const auto has = [&](Mistake mistake) { return made == mistake; };
   const int mine = static_cast<int>(thread_index()), warp = mine / 32, lane = mine % 32;
-  const Shared rows = (shared_memory() + 1023) & ~1023u, tile = rows + kRows * kBoxRowBytes + (has(kUnalignedBox) ? 64 : 0),
-               filled = tile + kTileBytes, emptied = filled + 8;
+  const Shared rows = (shared_memory() + 1023) & ~1023u,
+               tile = rows + kRows * kBoxRowBytes + (has(kUnalignedBox) ? 64 : 0), filled = tile + kTileBytes,
+               emptied = filled + 8;
   const auto fill = [&] {
     const uint32_t error = has(kTooManyBytes) ? 16 : has(kTooFewBytes) ? -16 : 0;
     mbarrier_arrive_expect(filled, kTileBytes + error);
@@ -57,7 +77,8 @@ void step(Mistake made, TensorMap tensor, float* products_to, float* outputs_to)
   float products[kTile / 2];
   if (!has(kNoProductFence)) product_fence();
   for (int k = 0; k < 4; ++k)
-    multiply_shared<BFloat16, kTile>(products, descriptor_of_rows(rows) + k * 2, descriptor_of_rows(tile) + k * 2, k > 0);
+    multiply_shared<BFloat16, kTile>(products, descriptor_of_rows(rows) + k * 2, descriptor_of_rows(tile) + k * 2,
+                                     k > 0);
   product_commit();
   if (has(kStoresOverRows) && mine == 0) store_shared(rows, 0.f);
   if (has(kTouchesSums)) products[3] = 0.f;
@@ -66,7 +87,8 @@ void step(Mistake made, TensorMap tensor, float* products_to, float* outputs_to)
     products_to[(warp * 16 + lane / 4 + i % 4 / 2 * 8) * kTile + i / 4 * 8 + lane % 4 * 2 + i % 2] = products[i];
 
   uint32_t weights[kTile / 16][4];
-  for (int i = 0; i < kTile / 4; ++i) weights[i / 4][i % 4] = pack<BFloat16>(products[2 * i] / 64, products[2 * i + 1] / 64);
+  for (int i = 0; i < kTile / 4; ++i)
+    weights[i / 4][i % 4] = pack<BFloat16>(products[2 * i] / 64, products[2 * i + 1] / 64);
   float outputs[kColumns / 2] = {};
   product_fence();
   for (int n = 0; n < kTile / 16; ++n)

@@ -102,7 +102,7 @@ void read_fragments(void* const* operands, float* a) {
 
 // d (64 × n) += a (64 × 16) b (16 × n)
 __attribute__((no_sanitize("address", "undefined"), optimize("O3"))) inline void add_product(float* d, const float* a,
-                                                                                            const float* b, int n) {
+                                                                                             const float* b, int n) {
   for (int row = 0; row < 64; ++row)
     for (int k = 0; k < 16; ++k) {
       const float left = a[row * 16 + k];

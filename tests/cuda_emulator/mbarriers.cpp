@@ -92,7 +92,8 @@ void reset_mbarriers(uint32_t threads) {
 
 void check_no_bulk_copy_under_way() {
   for (const auto& [at, m] : g_mbarriers)
-    if (!m.copies.empty()) fail("the block ends while a bulk copy to the mbarrier at %u is under way", at - kSharedStart);
+    if (!m.copies.empty())
+      fail("the block ends while a bulk copy to the mbarrier at %u is under way", at - kSharedStart);
 }
 
 void mbarrier_init(uint32_t barrier, uint32_t arrivals) {
