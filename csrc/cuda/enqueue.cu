@@ -1,4 +1,4 @@
-// The newest keys into the ring of past keys: normalise, round to the ring's type, write, advance the cursor.
+// Writes the newest keys into the ring of past keys: normalise, round to the ring's type, write, advance the cursor.
 #include "pass.h"
 #include "solve.h"
 
@@ -6,7 +6,7 @@ namespace sce_fast {
 namespace {
 
 constexpr int kWarps = 8, kThreads = kWarps * kWarpSize;
-// As torch.nn.functional.normalize: a row shorter than this is divided by it.
+// As in torch.nn.functional.normalize, a shorter row is divided by this length.
 constexpr float kShortest = 1e-12f;
 
 // One warp for each row.
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads) enqueue_rows(Ring ring, Matrix rows,
     }
     for (int lanes = 16; lanes > 0; lanes /= 2) squares += ptx::shuffle_xor(squares, lanes);
     length = sqrtf(squares);
-    if (length < kShortest) length = kShortest;  // a NaN stays one
+    if (length < kShortest) length = kShortest;  // NaN stays NaN
   }
   for (int64_t d = lane; d < ring.dim; d += kWarpSize) {
     const float x = load_number(rows.data, rows.type, from * ring.dim + d);
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads) enqueue_rows(Ring ring, Matrix rows,
   }
 }
 
-// A launch of its own: all blocks of enqueue_rows have read the cursor when it starts.
+// A separate launch, so that all blocks of enqueue_rows have read the cursor when it starts.
 __global__ void __launch_bounds__(kWarpSize) advance_cursor(Ring ring, int64_t rows) {
   if (ptx::thread_index() == 0) *ring.cursor = (*ring.cursor + rows) % ring.size;
 }

@@ -1,6 +1,6 @@
-// checks_sm90 NAME SEED: one step of a Hopper kernel, as it should be or with one mistake, for the tests of the emulator
-// itself. Prints "right" or "wrong"; a mistake that the emulator knows ends the process before.
-// checks_sm90 descriptors: the bits of the descriptors, without a start, for boxes of 64, 80 and 128 rows.
+// checks_sm90 NAME SEED: runs one step of a Hopper kernel, right or with one mistake, for the tests of the emulator
+// itself. Prints "right" or "wrong"; a mistake that the emulator finds ends the process before.
+// checks_sm90 descriptors: prints the bits of the descriptors, without a start, for boxes of 64, 80 and 128 rows.
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -45,7 +45,8 @@ constexpr uint32_t kTileBytes = kTile * kBoxRowBytes;
 
 float number(int row, int column) { return static_cast<float>((row * 7 + column * 3) % 17 - 8); }
 
-// products (64 × 80) = rows · tileᵀ, then outputs (64 × 64) = rounded products · tile, and the tile's place is filled again.
+// Computes products (64 × 80) = rows · tileᵀ and outputs (64 × 64) = rounded products · tile, then fills the tile's
+// place again.
 void step(Mistake made, TensorMap tensor, float* products_to, float* outputs_to) {
   const auto has = [&](Mistake mistake) { return made == mistake; };
   const int mine = static_cast<int>(thread_index()), warp = mine / 32, lane = mine % 32;
