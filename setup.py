@@ -1,14 +1,14 @@
-"""Builds the native extension; everything else about the package stands in pyproject.toml.
+"""Build the native extensions; pyproject.toml holds everything else about the package.
 
 SCE_FAST_BUILD chooses what is compiled:
-  auto  (default) the CPU kernels when a C++ compiler and torch are at hand, those of csrc/cuda when torch also sees a
-        GPU and nvcc is found; otherwise nothing, and says so
+  auto  (default) the CPU kernels if there is a C++ compiler and torch, and the CUDA kernels if torch also sees a GPU
+        and nvcc is found; otherwise nothing, with a message
   cpu   the CPU kernels, or an error
   none  nothing: the package then runs in pure Python
-  cuda  the CPU kernels and those of csrc/cuda, or an error; needs nvcc (CUDA_HOME/bin or PATH) but no GPU
+  cuda  the CPU and the CUDA kernels, or an error; needs nvcc (CUDA_HOME/bin or PATH) but no GPU
 
-SCE_FAST_CUDA_ARCHITECTURES, as in 80,90, leaves the machine code of all others of csrc/cuda/architectures.json out, and
-the PTX for later GPUs: for one GPU at hand, in a fraction of the time.
+SCE_FAST_CUDA_ARCHITECTURES=80,90 compiles machine code for these architectures only, without the others in
+csrc/cuda/architectures.json and without PTX for later GPUs. For a single GPU this takes a fraction of the time.
 """
 
 import json
@@ -31,7 +31,7 @@ CPU_SOURCES = (
     "csrc/cpu/forward_pass.cpp",
     "csrc/cpu/tile.cpp",
 )
-# No -ffast-math: a NaN stays one. No contraction to fused multiply-adds: pixels are the same on every instruction set.
+# No -ffast-math: NaN stays NaN. No contraction to fused multiply-adds: pixels are the same on every instruction set.
 CPU_FLAGS = ["-O3", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CUDA_FOLDER = Path("csrc/cuda")
 CUDA_SOURCES = (
@@ -46,12 +46,13 @@ CUDA_SOURCES = (
 
 
 def find_nvcc() -> str | None:
+    """Return the path of nvcc in CUDA_HOME, CUDA_PATH or PATH, or None."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
     return next(filter(None, (shutil.which("nvcc", path=f"{home}/bin") for home in homes)), shutil.which("nvcc"))
 
 
 def ninja_file(nvcc: str, folder: str, target: str) -> str:
-    """How nvcc makes `target` of csrc/cuda for the architectures of architectures.json; torch has no part in it."""
+    """Return the ninja file that compiles csrc/cuda into `target` for the chosen architectures, without torch."""
     import pybind11
 
     wanted = chosen_architectures()
@@ -87,7 +88,7 @@ def ninja_file(nvcc: str, folder: str, target: str) -> str:
 
 
 def chosen_architectures() -> dict:
-    """Those of architectures.json, or what SCE_FAST_CUDA_ARCHITECTURES leaves of them."""
+    """Return the content of architectures.json, reduced to SCE_FAST_CUDA_ARCHITECTURES if that is set."""
     wanted = json.loads((CUDA_FOLDER / "architectures.json").read_text())
     asked = os.environ.get("SCE_FAST_CUDA_ARCHITECTURES", "")
     if not asked:
@@ -101,7 +102,7 @@ def chosen_architectures() -> dict:
 
 
 def build_cuda(nvcc: str, folder: str, target: str) -> None:
-    """Compiles csrc/cuda by ninja into the extension module `target`."""
+    """Compile csrc/cuda with ninja into the extension module `target`."""
     os.makedirs(folder, exist_ok=True)
     os.makedirs(os.path.dirname(target), exist_ok=True)
     (Path(folder) / "build.ninja").write_text(ninja_file(nvcc, folder, target))
@@ -110,18 +111,19 @@ def build_cuda(nvcc: str, folder: str, target: str) -> None:
 
 
 def what_is_missing() -> str | None:
-    """The reason why no extension can be built here, or None."""
+    """Return why no extension can be built here, or None."""
     compiler = os.environ.get("CXX", "c++").split()[0]
     if shutil.which(compiler) is None:
         return f"no C++ compiler ('{compiler}' is not on the PATH; set CXX to name another)"
     try:
-        import torch  # noqa: F401  (its headers and its build helper are needed)
+        import torch  # noqa: F401  (the build needs its headers and its build helper)
     except ImportError:
         return "torch is not installed where the build runs (install torch first and use pip's --no-build-isolation)"
     return None
 
 
 def extensions(choice: str) -> dict:
+    """Return the arguments of setup() that build the chosen extensions."""
     if choice not in CHOICES:
         sys.exit(f"SCE_FAST_BUILD={choice!r}: expected one of {', '.join(CHOICES)}")
     missing = None if choice == "none" else what_is_missing()
@@ -140,15 +142,15 @@ def extensions(choice: str) -> dict:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     class OptionalInAuto(BuildExtension):
-        """With SCE_FAST_BUILD=auto a failed compilation leaves a pure Python package behind, with a warning."""
+        """Install a pure Python package, with a warning, if a compilation fails and SCE_FAST_BUILD is auto."""
 
         def run(self) -> None:
             try:
                 super().run()
-            except Exception as error:  # compilers fail in many ways; each ends in the same advice
+            except Exception as error:  # compilers fail in many ways, and the advice is the same for each
                 if choice != "auto":
                     raise
-                print(f"sce_fast: the CPU kernels did not build, going on without: {error}", file=sys.stderr)
+                print(f"sce_fast: the CPU kernels did not build, installing without them: {error}", file=sys.stderr)
                 self.extensions = []
 
         def build_extension(self, ext: Extension) -> None:

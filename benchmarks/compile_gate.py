@@ -33,7 +33,7 @@ INSTRUCTIONS = {"90a": ("HGMMA", "UTMALDG")}
 LOST_SPEED = ("wgmma.mma_async instructions are serialized", "setmaxnreg ignored")
 # Registers a thread at launch of kernels that move them between warpgroups: the whole file's even share of 384 threads,
 # in steps of 8. With fewer, the warpgroups that ask for more than the others give back would wait for ever.
-REGISTERS = {"sm90_sce_forward": 65536 // 384 // 8 * 8}
+REGISTERS = {"sm90_forward_pass": 65536 // 384 // 8 * 8}
 # A pass that Triton finds no tensor memory for is compiled all the same, to nothing.
 FEWEST_REGISTERS = 8
 # Keys of a line of list_kernels that are no template arguments.

@@ -1,4 +1,4 @@
-"""The two native extension modules, or why they are not there: csrc/cpu as `CPU`, csrc/cuda as `CUDA`."""
+"""The two native extension modules: `CPU` from csrc/cpu and `CUDA` from csrc/cuda. Either may be missing."""
 
 import importlib
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from typing import Any
 
 @dataclass
 class Extension:
-    """A native extension module."""
+    """A native extension module, or the reason why it is missing."""
 
-    module: Any  # None where it cannot be imported
-    missing: str  # why it cannot; empty where it can
+    module: Any  # None if it cannot be imported
+    missing: str  # the import error; empty if there is a module
     remedy: str
 
 
 def _load(name: str, remedy: str) -> Extension:
     try:
         return Extension(importlib.import_module(f"sce_fast.{name}"), "", remedy)
-    except ImportError as error:  # built without a compiler, or for another torch
+    except ImportError as error:  # not built, or built for another torch
         return Extension(None, str(error), remedy)
 
 

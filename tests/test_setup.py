@@ -1,4 +1,4 @@
-"""What an installation says where it cannot build."""
+"""Builds of the native extensions, and their messages when a build is not possible."""
 
 import json
 import os
@@ -47,14 +47,14 @@ def test_without_a_compiler_auto_goes_on_and_cpu_does_not():
     [("gpu", "expected one of auto, cpu, cuda, none"), ("cuda", "'cuda' cannot be met: no nvcc (neither in CUDA_HOME")],
 )
 def test_builds_that_cannot_be_are_refused(build, message, tmp_path):
-    (tmp_path / "c++").symlink_to(shutil.which("c++"))  # and no nvcc
+    (tmp_path / "c++").symlink_to(shutil.which("c++"))  # a PATH without nvcc
     result = ask_setup(build, PATH=str(tmp_path), CUDA_HOME="", CUDA_PATH="")
     assert result.returncode != 0
     assert message in result.stderr
 
 
 def test_one_architecture_on_request(monkeypatch, tmp_path):
-    """What ninja is told; an unknown name is refused."""
+    """The ninja file names the chosen architecture only; an unknown name is refused."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("SCE_FAST_BUILD", "none")
     monkeypatch.setattr("setuptools.setup", lambda **options: None)
@@ -77,10 +77,13 @@ import importlib.machinery, importlib.util, sys
 loader = importlib.machinery.ExtensionFileLoader("_cuda", sys.argv[1])
 module = importlib.util.module_from_spec(importlib.util.spec_from_loader("_cuda", loader))
 loader.exec_module(module)
-query, queue, none = (0, 1, 70), (0, 1, 1100), (0, 0, 0)
-sizes, numbers, hopper = (1, 1, 70, 256, 0), (0.1, 0.05, 0.5), (132, 227 << 10, 90)
-call = module.Call(query, query, queue, none, sizes, 0, False, False, True, numbers, 0, hopper, 0)
-print(module.architectures, call.kernel, call.shared["tile"], call.shared["stages"], call.fixed_shift, sep=";")
+problem = module.Problem(
+    query=(0, 1, 70), key=(0, 1, 70), queue=(0, 1, 1100), batch_keys=(0, 0, 0), query_views=1, key_views=1,
+    batch_key_views=0, batch=70, dim=256, row_offset=0, same_views=False, zero_logit=False, needs_gradient=True,
+    needs_target=True, temperature=0.1, target_temperature=0.05, coefficient=0.5, scalars=0,
+)
+plan = module.plan(problem, (132, 227 << 10, 90), 0)
+print(module.architectures, plan.kernel, plan.shared["tile"], plan.shared["stages"], plan.fixed_shift, sep=";")
 try:
     print(module.limits(0))
 except RuntimeError as error:
@@ -91,7 +94,7 @@ except RuntimeError as error:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on the PATH")
 def test_the_cuda_extension_compiles_links_and_loads_without_a_gpu(monkeypatch, tmp_path):
-    """With CUDA's own headers and runtime, for Hopper: tensor maps, launches and the binding are as on a GPU."""
+    """For Hopper, with CUDA's own headers and runtime: tensor maps, launches and binding are the same as on a GPU."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("SCE_FAST_BUILD", "none")
     monkeypatch.setenv("SCE_FAST_CUDA_ARCHITECTURES", "90")
@@ -99,7 +102,7 @@ def test_the_cuda_extension_compiles_links_and_loads_without_a_gpu(monkeypatch, 
     monkeypatch.setattr("setuptools.setup", lambda **options: None)
     setup, target = runpy.run_path("setup.py"), tmp_path / "lib" / "_cuda.so"
     setup["build_cuda"](setup["find_nvcc"](), str(tmp_path / "objects"), str(target))
-    # every symbol is looked for at once, and a name that no library has is an error
+    # Resolve every symbol at once, so that a missing one is an error.
     environment = {**os.environ, "LD_BIND_NOW": "1"}
     command = [sys.executable, "-c", IMPORTED, target]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -112,10 +115,10 @@ def test_the_cuda_extension_compiles_links_and_loads_without_a_gpu(monkeypatch, 
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", [{"SCE_FAST_BUILD": "none"}, {"CXX": "false"}], ids=["asked for", "compiler fails"])
 def test_the_package_works_in_pure_python_and_says_what_it_lacks(tmp_path, photo_folder, broken):
-    """Installed without its extension, it loads data and gives the same values, with a warning."""
+    """Without its extension the package loads data with the same values and warns."""
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    source = tmp_path / "source"  # a build leaves files beside the sources
+    source = tmp_path / "source"  # a copy, because a build leaves files among the sources
     for part in ("sce_fast", "kernels", "benchmarks", "csrc"):
         shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md"):
@@ -132,7 +135,7 @@ batch = next(TrainingLoader(index_images({str(photo_folder)!r}), (view, view), b
 print(f"{{batch.views[0].double().mean():.3f}}")
 """
     run = [sys.executable, "-W", "always", "-c", code]
-    # without the .pth files of the environment: the editable installation would lend its extension
+    # -S skips the environment's .pth files: the editable installation would supply its extension.
     path = os.pathsep.join([str(site), sysconfig.get_paths()["purelib"]])
     pure = subprocess.run(
         [run[0], "-S", *run[1:]],

@@ -44,8 +44,8 @@ SM80, SM90 = "csrc/cuda/sm80_forward_pass.cu", "csrc/cuda/sm90_forward_pass.cu"
 # A further kernel is one further line. backend="cuda" takes the one of the GPU's own architecture.
 KERNELS = {
     "triton": GpuKernel("Triton", "triton", "kernels/forward_pass.py", "sce_forward_kernel", TRITON_KERNELS),
-    "sm80": GpuKernel("CUDA sm_80", "cuda_sm80", SM80, "sm80_sce_forward", ("sce_fast",)),
-    "sm90": GpuKernel("CUDA sm_90", "cuda", SM90, "sm90_sce_forward", ("sce_fast",), major=9),
+    "sm80": GpuKernel("CUDA sm_80", "cuda_sm80", SM80, "sm80_forward_pass", ("sce_fast",)),
+    "sm90": GpuKernel("CUDA sm_90", "cuda", SM90, "sm90_forward_pass", ("sce_fast",), major=9),
 }
 
 

@@ -142,7 +142,7 @@ def enqueues(kernel: GpuKernel, device: torch.device) -> Iterator[Callable[[], N
 
 def products(kernel: GpuKernel, device: torch.device) -> Iterator[Callable[[], object]]:
     """Of the Hopper kernel, each of its two alone, at every width that it is compiled for."""
-    for dim in (64, 128, 192, 256) if kernel.function == "sm90_sce_forward" else ():
+    for dim in (64, 128, 192, 256) if kernel.function == "sm90_forward_pass" else ():
         tile = native_cuda.tile_of_sm90(dim)
         rows, candidates, weights = (
             torch.rand(*shape, device=device) for shape in ((64, dim), (tile - 3, dim), (64, tile))

@@ -1,12 +1,12 @@
-// Python face of the CPU kernels: checks, allocation, threads. The kernels themselves know neither Python nor torch.
+// Python bindings of the CPU kernels: checks, allocation, threads. The kernels themselves do not use Python.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <string>
-#include <tuple>
 #include <vector>
 
+#include "../bind_problem.h"
 #include "color_jitter.h"
 #include "exponentials.h"
 #include "gaussian_blur.h"
@@ -24,7 +24,7 @@ void require(bool holds, const std::string& message) {
   if (!holds) throw py::value_error("augment: " + message);
 }
 
-// One image of the batch, as plain pointers that need no interpreter.
+// One image of the batch as plain pointers, usable without the interpreter's lock.
 struct Task {
   const uint8_t* input;
   uint8_t* output;
@@ -71,28 +71,10 @@ std::vector<Image> augment(const std::vector<Image>& images, const Rows<int32_t>
   return outputs;
 }
 
-// (address, type, rows) of a tensor.
-using Tensor = std::tuple<uintptr_t, int32_t, int64_t>;
-
-sce_fast::Matrix matrix(const Tensor& t) {
-  return {reinterpret_cast<const void*>(std::get<0>(t)), static_cast<sce_fast::Type>(std::get<1>(t)), std::get<2>(t)};
-}
-
-void sce_forward(const Tensor& query, const Tensor& key, const Tensor& queue, const Tensor& batch_keys,
-                 const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>& sizes, int64_t row_offset, bool same_views,
-                 bool zero_logit, bool needs_target, float temperature, float target_temperature, float coefficient,
-                 const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t>& outputs,
-                 bool brgemm, bool bfloat16, int threads) {
-  const auto [query_views, key_views, batch_keys_views, batch, dim] = sizes;
-  const sce_fast::Problem problem{matrix(query), matrix(key),   matrix(queue),      matrix(batch_keys),
-                                  query_views,   key_views,     batch_keys_views,   batch,
-                                  dim,           row_offset,    same_views,         zero_logit,
-                                  needs_target,  temperature,   target_temperature, coefficient};
-  const auto pointer = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
-  const sce_fast::Solution solution{pointer(std::get<0>(outputs)), pointer(std::get<1>(outputs)),
-                                    pointer(std::get<2>(outputs)), pointer(std::get<3>(outputs))};
+void solve(const sce_fast::Problem& problem, const sce_fast::Solution& solution, bool brgemm, bool bfloat16,
+           int threads) {
   py::gil_scoped_release release;
-  sce_fast::sce_forward(problem, solution, {brgemm, bfloat16}, threads);
+  sce_fast::solve(problem, solution, {brgemm, bfloat16}, threads);
 }
 
 }  // namespace
@@ -101,10 +83,12 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of sce_fast.";
   m.def("augment", &augment, py::arg("images"), py::arg("operations"), py::arg("factors"), py::arg("blur_sigma"),
         py::arg("solarize"), py::arg("threads") = 1,
-        "Colour operations, blur and solarize on a list of (H, W, 3) uint8 images; a row of operations and factors "
-        "(N, S), a blur_sigma (N,) in pixels with 0 for none, and a solarize (N,) for each.");
-  m.def("sce_forward", &sce_forward, "Loss and gradient in one pass; called by sce_fast/native.py alone.");
-  m.def("vector_instructions", &sce_fast::vector_instructions, "Those that the loss's exponentials use here.");
+        "Apply colour operations, blur and solarize to N uint8 images (H, W, 3). Image i takes row i of operations and "
+        "factors (N, S), blur_sigma[i] in pixels (0 for no blur) and solarize[i].");
+  sce_fast::bind_problem(m);
+  m.def("solve", &solve, "Compute loss and gradient in one pass over the candidates; called by sce_fast/loss/cpu.py.");
+  m.def("vector_instructions", &sce_fast::vector_instructions,
+        "Return the name of the vector instructions that the exponentials of the loss use on this processor.");
   m.def("has_brgemm", &sce_fast::has_brgemm, py::arg("bfloat16"),
-        "Whether ATen's brgemm multiplies tiles of float32 or bfloat16 on this processor.");
+        "Return whether ATen's brgemm multiplies tiles of float32 or bfloat16 on this processor.");
 }

@@ -1,4 +1,4 @@
-// Memory of a kernel: aligned to a cache line and not filled with anything.
+// Memory of a kernel: aligned to a cache line, uninitialised.
 #pragma once
 
 #include <cstdint>

@@ -10,7 +10,7 @@ namespace sce_fast {
 namespace {
 
 constexpr int kLanes = 16;
-// A block of three float planes stays in the first-level cache over all operations.
+// A block of three float planes stays in the first-level cache through all operations.
 constexpr int kBlock = 2048;
 
 struct Block {
@@ -36,7 +36,7 @@ SCE_FAST_CLONES void store(const Block& x, uint8_t* pixel, int count) {
   }
 }
 
-// x ← factor · x + to_grey · grey(x) + constant: brightness, contrast, saturation and grayscale are all of this form.
+// x ← factor · x + to_grey · grey(x) + constant: the form of brightness, contrast, saturation and grayscale.
 SCE_FAST_CLONES void blend(Block& x, int count, float factor, float to_grey, float constant) {
   for (int i = 0; i < count; ++i) {
     const float add = to_grey * grey(x.r[i], x.g[i], x.b[i]) + constant;
@@ -68,7 +68,7 @@ SCE_FAST_CLONES void turn_hue(Block& x, int count, float turn) {
   }
 }
 
-// Adds the greys of a block to sixteen running sums: a fixed order of additions on every instruction set.
+// Adds the greys of a block to sixteen running sums, so that every instruction set adds in the same order.
 SCE_FAST_CLONES void add_grey(const Block& x, int count, float* lane) {
   int i = 0;
   for (; i + kLanes <= count; i += kLanes)
@@ -95,8 +95,8 @@ void color_jitter(const uint8_t* input, uint8_t* output, int64_t pixels, const i
     std::memcpy(output, input, static_cast<size_t>(3 * pixels));
     return;
   }
-  // Contrast needs the mean over the whole image as it stands then: the blocks are run up to there once for the mean,
-  // then again from the start. Two passes in cache are cheaper than one with float planes of the whole image.
+  // Contrast needs the mean over the whole image after the operations before it: one pass over the blocks computes the
+  // mean, another starts again. Two passes in cache are cheaper than one with float planes of the whole image.
   std::vector<float> grey_means(static_cast<size_t>(count), 0.f);
   thread_local Block x;
   const auto run = [&](int64_t first, int size, int until) {

@@ -1,11 +1,11 @@
-// Colour operations of the contrastive augmentations on one image, in any order. No torch header here.
+// The colour operations of contrastive augmentation on one image, in any order. No torch header here.
 #pragma once
 
 #include <cstdint>
 
 namespace sce_fast {
 
-// The numbers stand in sce_fast/data/plan.py as ColorOperation.
+// The codes of ColorOperation in sce_fast/data/image/plan.py.
 enum ColorOperation : int32_t {
   kNone = -1,
   kBrightness = 0,  // factor: x f
@@ -16,7 +16,7 @@ enum ColorOperation : int32_t {
 };
 
 // Applies operations[0..count) with factors[0..count) to an RGB image of `pixels` interleaved uint8 pixels.
-// torchvision's meaning, computed in float from the first operation to the last and rounded once.
+// Each operation means the same as in torchvision. All are computed in float, and the result is rounded once.
 void color_jitter(const uint8_t* input, uint8_t* output, int64_t pixels, const int32_t* operations,
                   const float* factors, int count);
 

@@ -9,10 +9,10 @@
 namespace sce_fast {
 namespace {
 
-constexpr float kRoundToWhole = 12582912.f;  // 1.5 · 2²³: what is added to it loses its fraction
+constexpr float kRoundToWhole = 12582912.f;  // 1.5 · 2²³: adding it removes the fraction
 constexpr float kLowest = -126.f, kHighest = 127.5f;
 
-// Fused where the processor can: the build forbids the compiler to fuse by itself, for the sake of other kernels.
+// Fused where the processor can. The build forbids the compiler to fuse, for the sake of other kernels.
 template <bool kFused>
 SCE_FAST_INLINE float multiply_add(float a, float b, float c) {
   if constexpr (kFused)
@@ -21,7 +21,8 @@ SCE_FAST_INLINE float multiply_add(float a, float b, float c) {
     return a * b + c;
 }
 
-// 2^x for x in [kLowest, kHighest]: the fraction by a polynomial fitted on [-0.5, 0.5], the whole part into the exponent.
+// 2^x for x in [kLowest, kHighest]: a polynomial fitted on [-0.5, 0.5] for the fraction, the exponent bits for the
+// rest.
 template <bool kFused>
 SCE_FAST_INLINE float exp2_in_range(float x) {
   const float shifted = x + kRoundToWhole;
@@ -42,12 +43,12 @@ SCE_FAST_INLINE uint32_t bfloat16_bits(float value) {
 
 SCE_FAST_INLINE uint32_t bfloat16_bits_or_nan(float value) { return value == value ? bfloat16_bits(value) : 0x7FC0; }
 
-// With kNarrow the weights go to `narrow` in bfloat16, otherwise over the logits. Loops know nothing of rows out of
-// range but that there are some; those are done again, slowly.
+// With kNarrow the weights go to `narrow` in bfloat16, otherwise they replace the logits. The vector loop only detects
+// that a value is out of range; such rows are recomputed by a slow path.
 template <bool kFused, bool kNarrow>
 SCE_FAST_INLINE WeightSums exponentials_of(float* __restrict logits, uint16_t* __restrict narrow, int64_t count,
                                            float scale, float shift, float underflow) {
-  float exact = 0.f, rounded = 0.f;
+  float sum = 0.f, rounded_sum = 0.f;
   int32_t outside = 0;
 #pragma omp simd reduction(| : outside)
   for (int64_t i = 0; i < count; ++i) {
@@ -55,14 +56,14 @@ SCE_FAST_INLINE WeightSums exponentials_of(float* __restrict logits, uint16_t* _
     outside |= !((x >= kLowest) & (x <= kHighest));
   }
   if (!outside) {
-#pragma omp simd reduction(+ : exact, rounded)
+#pragma omp simd reduction(+ : sum, rounded_sum)
     for (int64_t i = 0; i < count; ++i) {
       const float y = exp2_in_range<kFused>(multiply_add<kFused>(logits[i], scale, -shift));
-      exact += y;
+      sum += y;
       if constexpr (kNarrow) {
         const uint32_t bits = bfloat16_bits(y);
         narrow[i] = static_cast<uint16_t>(bits);
-        rounded += std::bit_cast<float>(bits << 16);
+        rounded_sum += std::bit_cast<float>(bits << 16);
       } else {
         logits[i] = y;
       }
@@ -70,17 +71,17 @@ SCE_FAST_INLINE WeightSums exponentials_of(float* __restrict logits, uint16_t* _
   } else {
     for (int64_t i = 0; i < count; ++i) {
       const float y = exp2_approximate(multiply_add<kFused>(logits[i], scale, -shift), underflow);
-      exact += y;
+      sum += y;
       if constexpr (kNarrow) {
         const uint32_t bits = bfloat16_bits_or_nan(y);
         narrow[i] = static_cast<uint16_t>(bits);
-        rounded += std::bit_cast<float>(bits << 16);
+        rounded_sum += std::bit_cast<float>(bits << 16);
       } else {
         logits[i] = y;
       }
     }
   }
-  return {exact, kNarrow ? rounded : exact};
+  return {sum, kNarrow ? rounded_sum : sum};
 }
 
 struct Functions {
@@ -89,13 +90,13 @@ struct Functions {
   WeightSums (*narrowed)(float*, uint16_t*, int64_t, float, float, float);
 };
 
-#define SCE_FAST_EXPONENTIALS(NAME, TARGET, FUSED)                                                                      \
-  TARGET WeightSums in_place_##NAME(float* logits, int64_t count, float scale, float shift, float underflow) {          \
-    return exponentials_of<FUSED, false>(logits, nullptr, count, scale, shift, underflow);                              \
-  }                                                                                                                     \
-  TARGET WeightSums narrowed_##NAME(float* logits, uint16_t* weights, int64_t count, float scale, float shift,          \
-                                    float underflow) {                                                                  \
-    return exponentials_of<FUSED, true>(logits, weights, count, scale, shift, underflow);                               \
+#define SCE_FAST_EXPONENTIALS(NAME, TARGET, FUSED)                                                             \
+  TARGET WeightSums in_place_##NAME(float* logits, int64_t count, float scale, float shift, float underflow) { \
+    return exponentials_of<FUSED, false>(logits, nullptr, count, scale, shift, underflow);                     \
+  }                                                                                                            \
+  TARGET WeightSums narrowed_##NAME(float* logits, uint16_t* weights, int64_t count, float scale, float shift, \
+                                    float underflow) {                                                         \
+    return exponentials_of<FUSED, true>(logits, weights, count, scale, shift, underflow);                      \
   }
 SCE_FAST_EXPONENTIALS(portable, , false)
 #if SCE_FAST_X86

@@ -12,17 +12,14 @@
 namespace sce_fast {
 namespace {
 
-// With unit rows |logit| ≤ 1/τ. As long as the whole range of 2/τ · log₂e bits is this short, the largest possible
-// logit may stand for the row's maximum: no term that matters underflows.
-constexpr float kFixedShiftBits = 115.f;
-// Rows whose logits with a tile are made, turned into weights and used while they are in the second-level cache.
+// So many rows at a time: their logits with a tile stay in the second-level cache until the weights have been used.
 constexpr int64_t kRowBlock = 128;
-// The candidates are cut into slices, the rows into bands: a task is a slice for a band, whose tiles are loaded once.
-// Sizes alone decide about both, and so about the bits of the sums. Slices are few enough for their outputs to stay
-// within this many bytes, whatever K; tasks are many enough for many cores.
+// Candidates are cut into slices and rows into bands. A task is a slice for a band, whose tiles are loaded once. Both
+// depend on sizes alone, so the bits of the sums do too. There are few enough slices for their outputs to fit
+// kWorkspaceBytes for any K, and enough tasks for many cores.
 constexpr int64_t kWorkspaceBytes = 32 << 20;
 constexpr int64_t kMostSlices = 16, kTasks = 64, kBandBlocks = 8;
-// After so many tiles what they add up to is added to the slice's total, lest small terms drown in a long sum.
+// The sum of so many tiles is added to the slice's total, so that small terms do not drown in a long sum.
 constexpr int64_t kChunkTiles = 64;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -44,14 +41,14 @@ int64_t divided_up(int64_t count, int64_t size) { return (count + size - 1) / si
 struct Block {
   const Group* group;
   int64_t first, count;  // rows in the group
-  int64_t row;           // of the first among all rows of the pass
-  int64_t output_row;    // and among those that need an output
+  int64_t row;           // the first row's number among all rows of the pass
+  int64_t output_row;    // and among the rows that need an output
 };
 
-// What a thread works with.
+// The memory of one thread.
 struct Scratch {
   Tile tile;
-  Buffer<float> outputs;  // (rows of a band, dim), of the current chunk
+  Buffer<float> outputs;  // (rows of a band, dim) of the current chunk
 };
 
 class Pass {
@@ -61,7 +58,8 @@ class Pass {
       : segments_(segments), dim_(dim), batch_(batch), products_(products) {
     for (const Group& group : groups) {
       for (int64_t first = 0; first < group.count; first += kRowBlock)
-        blocks_.push_back({&group, first, std::min(kRowBlock, group.count - first), rows_ + first, output_rows_ + first});
+        blocks_.push_back(
+            {&group, first, std::min(kRowBlock, group.count - first), rows_ + first, output_rows_ + first});
       rows_ += group.count;
       output_rows_ += group.needs_output ? group.count : 0;
     }
@@ -79,7 +77,7 @@ class Pass {
     const int64_t tasks = slices_ * bands_;
     threads = worthwhile(rows_ * tiles_ * kTile * dim_, static_cast<int>(std::min<int64_t>(threads, tasks)));
     const int64_t band_rows = std::min(rows_, band_blocks_ * kRowBlock);
-    std::vector<Scratch> scratch;  // made here: an exception must not leave a parallel region
+    std::vector<Scratch> scratch;  // allocated here, as a parallel region must not throw
     for (int t = 0; t < threads; ++t)
       scratch.push_back({Tile(dim_, std::min(rows_, kRowBlock), products_), allocate<float>(band_rows * dim_)});
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -97,16 +95,17 @@ class Pass {
   }
 
  private:
-  Partial* partials(int64_t slice, const Block& block) { return partials_.data() + slice * rows_ + block.row; }
+  Partial<double>* partials(int64_t slice, const Block& block) { return partials_.data() + slice * rows_ + block.row; }
   float* outputs(int64_t slice, const Block& block) {
     return outputs_.get() + (slice * output_rows_ + block.output_row) * dim_;
   }
   static bool fixed_shift(const Group& group) { return 2.f * group.scale <= kFixedShiftBits; }
 
-  // Tile t of all segments, one behind the other.
+  // Loads tile t; tiles are numbered over all segments.
   void load(int64_t t, Tile& tile, int64_t& first, int64_t& count, int64_t& own_offset) const {
     const Segment* segment = segments_.data();
-    for (; t >= divided_up(segment->candidates.rows, kTile); ++segment) t -= divided_up(segment->candidates.rows, kTile);
+    for (; t >= divided_up(segment->candidates.rows, kTile); ++segment)
+      t -= divided_up(segment->candidates.rows, kTile);
     first = t * kTile;
     count = std::min(kTile, segment->candidates.rows - first);
     own_offset = segment->own_offset;
@@ -119,7 +118,7 @@ class Pass {
     for (size_t b = from; b < to; ++b) {
       const Group& group = *blocks_[b].group;
       const float shift = fixed_shift(group) ? group.scale : -kInfinity;
-      std::fill_n(partials(slice, blocks_[b]), blocks_[b].count, Partial{shift, 0., 0.});
+      std::fill_n(partials(slice, blocks_[b]), blocks_[b].count, Partial<double>{shift, 0., 0.});
     }
     const int64_t begin = tiles_ * slice / slices_, end = tiles_ * (slice + 1) / slices_;
     for (int64_t t = begin; t < end; ++t) {
@@ -146,7 +145,7 @@ class Pass {
 
   int64_t row_bytes() const { return dim_ * (products_.bfloat16 ? 2 : 4); }
 
-  // `offset` is where the own key of the batch's first row stands, counted from the tile's first candidate.
+  // `offset` is the place of the first row's own key, counted from the tile's first candidate.
   void mask_own_keys(const Block& block, int64_t offset, int64_t count, Tile& tile) const {
     for (int64_t i = 0; i < block.count; ++i) {
       const int64_t own = offset + (block.first + i) % batch_;
@@ -154,45 +153,47 @@ class Pass {
     }
   }
 
-  // Logits of a block → weights, and their sums. `chunk` and `total` hold the outputs that a new maximum has to rescale.
-  void weigh(const Block& block, int64_t count, Tile& tile, Partial* partials, float* chunk, float* total) const {
+  // Turns the logits of a block into weights and adds these up. A new maximum rescales the outputs in `chunk` and
+  // `total`.
+  void weigh(const Block& block, int64_t count, Tile& tile, Partial<double>* partials, float* chunk,
+             float* total) const {
     const Group& group = *block.group;
     const bool fixed = fixed_shift(group);
-    // Under a fixed shift nothing that unit rows give underflows: what does is of rows that break the contract, and
+    // Under a fixed shift no weight of unit rows underflows. One that does comes from rows that break the contract and
     // must not pass for a result.
     const float underflow = fixed ? std::numeric_limits<float>::quiet_NaN() : 0.f;
     for (int64_t i = 0; i < block.count; ++i) {
       float* logits = tile.logits(i);
-      Partial& partial = partials[i];
+      Partial<double>& partial = partials[i];
       if (!fixed) {
         const float maximum = largest(logits, count) * group.scale;
         if (maximum > partial.shift && maximum > kUnseenBelow) {
           const float factor = rescaling(partial, maximum);
-          partial = {maximum, partial.exact * factor, partial.rounded * factor};
+          partial = {maximum, partial.sum * factor, partial.rounded_sum * factor};
           if (group.needs_output) multiply(chunk + i * dim_, dim_, factor);
           if (group.needs_output && total) multiply(total + i * dim_, dim_, factor);
         }
       }
-      const float shift = std::isinf(partial.shift) ? 0.f : partial.shift;  // −∞: nothing seen so far
+      const float shift = std::isinf(partial.shift) ? 0.f : partial.shift;  // −∞: nothing seen yet
       const WeightSums sums = products_.bfloat16
                                   ? exponentials(logits, tile.narrow_weights(i), count, group.scale, shift, underflow)
                                   : exponentials(logits, count, group.scale, shift, underflow);
-      partial.exact += sums.exact;
-      partial.rounded += sums.rounded;
+      partial.sum += sums.sum;
+      partial.rounded_sum += sums.rounded_sum;
     }
   }
 
-  // Into the place of the first slice, in the order of the slices.
+  // Adds the slices, in order, in the place of the first.
   void sum_slices(const Block& block) {
     for (int64_t i = 0; i < block.count; ++i) {
       float shift = -kInfinity;
       for (int64_t s = 0; s < slices_; ++s) shift = std::max(shift, partials(s, block)[i].shift);
-      Partial total{shift, 0., 0.};
+      Partial<double> total{shift, 0., 0.};
       for (int64_t s = 0; s < slices_; ++s) {
-        const Partial& part = partials(s, block)[i];
-        const float factor = rescaling(part, shift);
-        total.exact += factor * part.exact;
-        total.rounded += factor * part.rounded;
+        const Partial<double>& partial = partials(s, block)[i];
+        const float factor = rescaling(partial, shift);
+        total.sum += factor * partial.sum;
+        total.rounded_sum += factor * partial.rounded_sum;
         if (!block.group->needs_output) continue;
         float* to = outputs(0, block) + i * dim_;
         if (s > 0)
@@ -208,19 +209,19 @@ class Pass {
   int64_t dim_, batch_, rows_ = 0, output_rows_ = 0, tiles_ = 0, slices_ = 1, band_blocks_ = 1, bands_ = 1;
   Products products_;
   std::vector<Block> blocks_;
-  std::vector<Partial> partials_;  // (slices, rows)
-  Buffer<float> outputs_;          // (slices, output rows, dim)
+  std::vector<Partial<double>> partials_;  // (slices, rows)
+  Buffer<float> outputs_;                  // (slices, output rows, dim)
 };
 
 }  // namespace
 
-float rescaling(const Partial& partial, float larger_shift) {
-  if (partial.exact == 0.) return 0.f;
+float rescaling(const Partial<double>& partial, float larger_shift) {
+  if (partial.sum == 0.) return 0.f;
   return partial.shift == larger_shift ? 1.f : exp2_approximate(partial.shift - larger_shift, 0.f);
 }
 
-PassResult run_pass(const std::vector<Segment>& segments, const std::vector<Group>& groups, int64_t dim, int64_t batch,
-                    Products products, int threads) {
+PassResult forward_pass(const std::vector<Segment>& segments, const std::vector<Group>& groups, int64_t dim,
+                        int64_t batch, Products products, int threads) {
   return Pass(segments, groups, dim, batch, products).run(threads);
 }
 

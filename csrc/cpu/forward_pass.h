@@ -1,4 +1,5 @@
-// One pass over candidates for many rows: Σ 2^(logit − shift), and Σ 2^(logit − shift) · candidate.
+// The forward pass: many rows stream over the candidates and collect Σ 2^(logit − shift) and
+// Σ 2^(logit − shift) · candidate.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +11,13 @@
 
 namespace sce_fast {
 
-// Candidates, and where a row meets its own key among them: row i must not see candidate own_offset + i mod batch.
+// Candidates, and where a row meets its own key among them: candidate own_offset + i mod batch is hidden from row i.
 struct Segment {
   Matrix candidates;
-  int64_t own_offset = -1;  // −1: nowhere
+  int64_t own_offset = -1;  // negative: nowhere
 };
 
-// Rows that share a temperature, in the products' type.
+// Rows that share a temperature, in the type of the products.
 struct Group {
   const void* rows;
   int64_t count;
@@ -24,26 +25,20 @@ struct Group {
   bool needs_output;
 };
 
-// Weights of a row are 2^(logit − shift). Sums of the weights as they are, and as the product rounded them.
-struct Partial {
-  float shift;
-  double exact, rounded;
-};
-
-// Of all rows of the groups, in their order.
+// The results of all rows of all groups, in order.
 struct PassResult {
-  std::vector<Partial> partials;
-  Buffer<float> outputs;  // (rows that need one, dim), not divided by a sum
+  std::vector<Partial<double>> partials;
+  Buffer<float> outputs;  // (rows that need an output, dim), not divided by a sum
 };
 
-// What brings a partial result with this shift to a larger one; nothing seen needs no factor.
-float rescaling(const Partial& partial, float larger_shift);
+// Returns the factor that brings a partial result to a larger shift; 0 if the row has seen nothing.
+float rescaling(const Partial<double>& partial, float larger_shift);
 
-// Same bits for any number of threads.
-PassResult run_pass(const std::vector<Segment>& segments, const std::vector<Group>& groups, int64_t dim, int64_t batch,
-                    Products products, int threads);
+// Returns the same bits for any number of threads.
+PassResult forward_pass(const std::vector<Segment>& segments, const std::vector<Group>& groups, int64_t dim,
+                        int64_t batch, Products products, int threads);
 
-// Waking threads for less than this many multiplications takes longer than doing them.
+// One thread below a million multiplications: waking others would take longer than the work.
 inline int worthwhile(int64_t multiplications, int threads) { return multiplications < 1'000'000 ? 1 : threads; }
 
 }  // namespace sce_fast

@@ -19,7 +19,7 @@ std::vector<float> window(float sigma) {
   return weights;
 }
 
-// -1 → 1, size → size − 2, and on for windows wider than the image.
+// -1 → 1, size → size − 2, and so on for windows wider than the image.
 int64_t mirrored(int64_t i, int64_t size) {
   if (size == 1) return 0;
   const int64_t period = 2 * (size - 1);
@@ -27,7 +27,7 @@ int64_t mirrored(int64_t i, int64_t size) {
   return i < size ? i : period - i;
 }
 
-// out[i] = Σ_k weights[k] · rows[k][i]: the same loop blurs along a row (rows shifted by a pixel each) and across rows.
+// out[i] = Σ_k weights[k] · rows[k][i]: blurs along a row (rows shifted by one pixel each) and across rows.
 SCE_FAST_CLONES void weighted_sum(float* __restrict out, const float* const* rows, const float* weights, int taps,
                                   int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] = weights[0] * rows[0][i];

@@ -5,7 +5,7 @@
 
 namespace sce_fast {
 
-// sigma in pixels, greater than 0; the window reaches ceil(3 sigma) to each side, the border is mirrored without
+// Takes sigma > 0 in pixels. The window reaches ceil(3 sigma) to each side, and the border is mirrored without
 // repeating the edge (numpy's "reflect"). Computed in float and rounded once.
 void gaussian_blur(uint8_t* image, int64_t height, int64_t width, float sigma);
 

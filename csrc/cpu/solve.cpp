@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numbers>
 #include <optional>
+#include <stdexcept>
 #include <vector>
 
 #include "exponentials.h"
@@ -14,17 +16,13 @@
 namespace sce_fast {
 namespace {
 
-constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
-
-// A pass and which rows were in it: those of all query views but one, then those of some key views.
+// A forward pass and the rows that were in it: all query views but one, then some key views.
 struct Stream {
   PassResult result;
-  int64_t batch, left_out_view, query_views, first_key_view;
+  int64_t batch, skipped_view, query_views, first_key_view;
   bool student_output;
 
-  int64_t student_row(int64_t v, int64_t i) const {
-    return (v - (left_out_view >= 0 && v > left_out_view)) * batch + i;
-  }
+  int64_t student_row(int64_t v, int64_t i) const { return (v - (skipped_view >= 0 && v > skipped_view)) * batch + i; }
   int64_t teacher_row(int64_t u, int64_t i) const { return (query_views + u - first_key_view) * batch + i; }
   const float* output(int64_t row, int64_t dim) const {
     return result.outputs.get() + (student_output ? row : row - query_views * batch) * dim;
@@ -35,116 +33,138 @@ struct KeyViews {
   int64_t first, count;
 };
 
-class Forward {
+class Solver {
  public:
-  Forward(const Problem& problem, const Solution& solution, Products products, int threads)
-      : p_(problem), solution_(solution), products_(products), threads_(threads),
-        query_(problem.query, problem.dim, products.bfloat16), key_(problem.key, problem.dim, products.bfloat16),
-        widened_query_(problem.query, problem.dim, false), widened_key_(problem.key, problem.dim, false) {}
+  Solver(const Problem& problem, const Solution& solution, Products products, int threads)
+      : p_(problem), solution_(solution), gradient_(static_cast<float*>(solution.gradient)), products_(products),
+        threads_(threads), query_(problem.query, problem.dim, products.bfloat16),
+        key_(problem.key, problem.dim, products.bfloat16), widened_query_(problem.query, problem.dim, false),
+        widened_key_(problem.key, problem.dim, false) {}
 
-  void run() {
+  void solve() {
     run_streams();
     const int64_t n = p_.batch, d = p_.dim;
     const int threads = worthwhile(n * p_.query_views * p_.key_views * d * 8, threads_);
-    std::vector<Buffer<float>> means;  // (2, dim) a thread: made here, as an exception must not leave a parallel region
+    std::vector<Buffer<float>> means;  // (2, dim) per thread; allocated here, as a parallel region must not throw
     for (int t = 0; t < threads; ++t) means.push_back(allocate<float>(2 * d));
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < n; ++i) solve_row(i, means[static_cast<size_t>(omp_get_thread_num())].get());
+    for (int64_t i = 0; i < n; ++i) combine(i, means[static_cast<size_t>(omp_get_thread_num())].get());
   }
 
  private:
-  // Candidates that all key views share take one pass of all rows; batch keys of a view take one of their own.
+  // All rows pass over the candidates that the key views share. Batch keys of a single key view take a pass of their
+  // own.
   void run_streams() {
-    const bool own_batch_keys = p_.batch_keys_views > 1;
+    const bool own_batch_keys = p_.batch_key_views > 1;
     std::vector<Segment> shared;
     if (p_.batch_keys.rows > 0 && !own_batch_keys) shared.push_back({p_.batch_keys, p_.row_offset});
     if (p_.queue.rows > 0) shared.push_back({p_.queue, -1});
-    // with a single key view, the same view of the query has no term
+    // With a single key view, the same query view has no term.
     if (!shared.empty()) shared_ = stream(shared, p_.same_views && p_.key_views == 1 ? 0 : -1, {0, p_.key_views});
     for (int64_t u = 0; own_batch_keys && u < p_.key_views; ++u) {
-      const int64_t m = p_.batch_keys.rows / p_.batch_keys_views, width = p_.batch_keys.type == Type::kFloat32 ? 4 : 2;
-      const Matrix own{static_cast<const char*>(p_.batch_keys.data) + u * m * p_.dim * width, p_.batch_keys.type, m};
-      of_view_.push_back(stream({{own, p_.row_offset}}, p_.same_views ? u : -1, {u, 1}));
+      const int64_t m = p_.batch_keys.rows / p_.batch_key_views;
+      const int64_t bytes = m * p_.dim * bytes_of(p_.batch_keys.type);
+      const Matrix own{static_cast<const char*>(p_.batch_keys.data) + u * bytes, p_.batch_keys.type, m};
+      per_view_.push_back(stream({{own, p_.row_offset}}, p_.same_views ? u : -1, {u, 1}));
     }
   }
 
-  Stream stream(const std::vector<Segment>& segments, int64_t left_out_view, KeyViews keys) const {
-    const bool gradient = solution_.gradient != nullptr;
-    const float scale = static_cast<float>(kLog2e / p_.temperature);
-    const float target_scale = static_cast<float>(kLog2e / p_.target_temperature);
-    if (left_out_view >= p_.query_views) left_out_view = -1;
+  Stream stream(const std::vector<Segment>& segments, int64_t skipped_view, KeyViews keys) const {
+    const float scale = static_cast<float>(std::numbers::log2e / p_.temperature);
+    const float target_scale = static_cast<float>(std::numbers::log2e / p_.target_temperature);
+    if (skipped_view >= p_.query_views) skipped_view = -1;
     std::vector<Group> groups;
     const auto add_views = [&](int64_t first, int64_t end) {
-      if (end > first) groups.push_back({query_.at(first * p_.batch), (end - first) * p_.batch, scale, gradient});
+      const void* rows = query_.at(first * p_.batch);
+      if (end > first) groups.push_back({rows, (end - first) * p_.batch, scale, p_.needs_gradient});
     };
-    add_views(0, left_out_view < 0 ? p_.query_views : left_out_view);
-    if (left_out_view >= 0) add_views(left_out_view + 1, p_.query_views);
+    add_views(0, skipped_view < 0 ? p_.query_views : skipped_view);
+    if (skipped_view >= 0) add_views(skipped_view + 1, p_.query_views);
     if (p_.needs_target) groups.push_back({key_.at(keys.first * p_.batch), keys.count * p_.batch, target_scale, true});
-    return {run_pass(segments, groups, p_.dim, p_.batch, products_, threads_), p_.batch, left_out_view,
-            p_.query_views - (left_out_view >= 0), keys.first, gradient};
+    const int64_t query_views = p_.query_views - (skipped_view >= 0);
+    return {forward_pass(segments, groups, p_.dim, p_.batch, products_, threads_),
+            p_.batch,
+            skipped_view,
+            query_views,
+            keys.first,
+            p_.needs_gradient};
   }
 
-  // log Σ exp(logit) of what a row has seen in its streams, and into `mean` the softmax-weighted mean of it.
+  // Returns log Σ exp(logit) over what a row has seen in its streams, and writes the softmax-weighted mean of the
+  // candidates to `mean`.
   double merged(const Stream* a, int64_t row_a, const Stream* b, int64_t row_b, float* mean) const {
     float shift = -std::numeric_limits<float>::infinity();
     if (a) shift = std::max(shift, a->result.partials[row_a].shift);
     if (b) shift = std::max(shift, b->result.partials[row_b].shift);
-    double exact = 0, rounded = 0;
+    double sum = 0, rounded_sum = 0;
     if (mean) std::fill_n(mean, p_.dim, 0.f);
     const auto take = [&](const Stream* stream, int64_t row) {
       if (!stream) return;
-      const Partial& part = stream->result.partials[row];
-      const float factor = rescaling(part, shift);
-      exact += factor * part.exact;
-      rounded += factor * part.rounded;
+      const Partial<double>& partial = stream->result.partials[row];
+      const float factor = rescaling(partial, shift);
+      sum += factor * partial.sum;
+      rounded_sum += factor * partial.rounded_sum;
       if (mean) add_scaled(mean, stream->output(row, p_.dim), factor);
     };
     take(a, row_a);
     take(b, row_b);
-    for (int64_t j = 0; mean && j < p_.dim; ++j) mean[j] *= static_cast<float>(1 / rounded);
-    return shift * kLn2 + std::log(exact);
+    for (int64_t j = 0; mean && j < p_.dim; ++j) mean[j] *= static_cast<float>(1 / rounded_sum);
+    return shift * std::numbers::ln2 + std::log(sum);
   }
+
+  double merged_student(int64_t u, int64_t v, int64_t i, float* mean) const {
+    const Stream *shared = shared_stream(), *own = own_stream(u);
+    return merged(shared, shared ? shared->student_row(v, i) : 0, own, own ? own->student_row(v, i) : 0, mean);
+  }
+
+  double merged_teacher(int64_t u, int64_t i, float* mean) const {
+    const Stream *shared = shared_stream(), *own = own_stream(u);
+    return merged(shared, shared ? shared->teacher_row(u, i) : 0, own, own ? own->teacher_row(u, i) : 0, mean);
+  }
+
+  const Stream* shared_stream() const { return shared_ ? &*shared_ : nullptr; }
+  const Stream* own_stream(int64_t u) const { return per_view_.empty() ? nullptr : &per_view_[static_cast<size_t>(u)]; }
 
   void add_scaled(float* to, const float* from, float factor) const {
     for (int64_t j = 0; j < p_.dim; ++j) to[j] += factor * from[j];
   }
 
-  void solve_row(int64_t i, float* means) {
+  // Loss, gradient and statistics of sample i.
+  void combine(int64_t i, float* means) {
     const int64_t n = p_.batch, d = p_.dim;
-    const Stream* shared = shared_ ? &*shared_ : nullptr;
-    float *target_mean = means, *student_mean = solution_.gradient ? means + d : nullptr;
-    int64_t terms = p_.query_views * p_.key_views - (p_.same_views ? std::min(p_.query_views, p_.key_views) : 0);
+    float *target_mean = means, *student_mean = p_.needs_gradient ? means + d : nullptr;
+    const int64_t terms = p_.query_views * p_.key_views - (p_.same_views ? std::min(p_.query_views, p_.key_views) : 0);
     double loss = 0, probability = 0;
-    if (solution_.gradient)
-      for (int64_t v = 0; v < p_.query_views; ++v) std::fill_n(solution_.gradient + (v * n + i) * d, d, 0.f);
+    for (int64_t v = 0; p_.needs_gradient && v < p_.query_views; ++v) std::fill_n(gradient_ + (v * n + i) * d, d, 0.f);
     for (int64_t u = 0; u < p_.key_views; ++u) {
-      const Stream* own = of_view_.empty() ? nullptr : &of_view_[static_cast<size_t>(u)];
       const float* key = static_cast<const float*>(widened_key_.at(u * n + i));
-      double log_target = std::numeric_limits<double>::quiet_NaN(), own_share = 0;
+      double log_target = std::numeric_limits<double>::quiet_NaN(), zero_logit_share = 0;
       if (p_.needs_target) {
-        log_target = merged(shared, shared ? shared->teacher_row(u, i) : 0, own, own ? own->teacher_row(u, i) : 0, target_mean);
+        log_target = merged_teacher(u, i, target_mean);
         // s₀ = 1 / (1 + B): the share of the logit 0 that stands for the own key
-        if (p_.zero_logit) own_share = 1 / (1 + std::exp(log_target));
+        if (p_.zero_logit) zero_logit_share = 1 / (1 + std::exp(log_target));
       } else {
         std::copy_n(key, d, target_mean);
       }
       const double similarity = dot(key, target_mean) - lost_dot(key, key_.at(u * n + i), target_mean);
       solution_.target_entropy[u * n + i] = static_cast<float>(log_target - similarity / p_.target_temperature);
-      const double others = (1. - p_.coefficient) * (1 - own_share);
+      const double others_weight = (1. - p_.coefficient) * (1 - zero_logit_share);
       for (int64_t v = 0; v < p_.query_views; ++v) {
         if (p_.same_views && u == v) continue;
         const float* query = static_cast<const float*>(widened_query_.at(v * n + i));
-        const double log_sum = merged(shared, shared ? shared->student_row(v, i) : 0, own, own ? own->student_row(v, i) : 0, student_mean);
-        // Written with d = log A − p, so that nothing cancels where query ≈ key: L − p = softplus(d), 1 − p₀ = σ(d).
-        const double odds = log_sum - dot(query, key) / p_.temperature;
-        const double against = 1 / (1 + std::exp(-odds));
-        const double gap = dot_of_difference(query, key, target_mean) + lost_dot(query, query_.at(v * n + i), target_mean);
-        loss += softplus(odds) + others * gap / p_.temperature;
-        probability += 1 / (1 + std::exp(odds));
-        if (!solution_.gradient) continue;
-        const float of_student = static_cast<float>(against / (p_.temperature * double(terms)));
-        const float of_target = static_cast<float>(others / (p_.temperature * double(terms)));
-        float* to = solution_.gradient + (v * n + i) * d;
+        const double log_sum = merged_student(u, v, i, student_mean);
+        // With log_odds = log A − p nothing cancels where query ≈ key: L − p = softplus(log_odds) and
+        // 1 − p₀ = σ(log_odds).
+        const double log_odds = log_sum - dot(query, key) / p_.temperature;
+        const double others_probability = 1 / (1 + std::exp(-log_odds));
+        const double gap =
+            dot_of_difference(query, key, target_mean) + lost_dot(query, query_.at(v * n + i), target_mean);
+        loss += softplus(log_odds) + others_weight * gap / p_.temperature;
+        probability += 1 / (1 + std::exp(log_odds));
+        if (!p_.needs_gradient) continue;
+        const float of_student = static_cast<float>(others_probability / (p_.temperature * double(terms)));
+        const float of_target = static_cast<float>(others_weight / (p_.temperature * double(terms)));
+        float* to = gradient_ + (v * n + i) * d;
         for (int64_t j = 0; j < d; ++j)
           to[j] += of_student * (student_mean[j] - key[j]) + of_target * (key[j] - target_mean[j]);
       }
@@ -166,12 +186,13 @@ class Forward {
     return sum;
   }
 
-  // (row − row as the products have rounded it) · mean: the sums of exponentials are of rounded rows, and what is
-  // subtracted from them has to be too, lest a rounding that would cancel stays.
+  // (row − row as the products have rounded it) · mean. The sums of exponentials use rounded rows, so the terms that
+  // are subtracted from them must too; otherwise a rounding error that would cancel remains.
   double lost_dot(const float* row, const void* product_row, const float* mean) const {
     if (!products_.bfloat16) return 0;
+    const auto* rounded = static_cast<const uint16_t*>(product_row);
     double sum = 0;
-    for (int64_t j = 0; j < p_.dim; ++j) sum += (double(row[j]) - widened(static_cast<const uint16_t*>(product_row)[j])) * mean[j];
+    for (int64_t j = 0; j < p_.dim; ++j) sum += (double(row[j]) - widened(rounded[j])) * mean[j];
     return sum;
   }
 
@@ -180,17 +201,22 @@ class Forward {
 
   const Problem& p_;
   const Solution& solution_;
+  float* gradient_;
   Products products_;
   int threads_;
   ProductRows query_, key_, widened_query_, widened_key_;
   std::optional<Stream> shared_;
-  std::vector<Stream> of_view_;  // one a key view, where each has batch keys of its own
+  std::vector<Stream> per_view_;  // one per key view, if each has batch keys of its own
 };
 
 }  // namespace
 
-void sce_forward(const Problem& problem, const Solution& solution, Products products, int threads) {
-  Forward(problem, solution, products, threads).run();
+void solve(const Problem& problem, const Solution& solution, Products products, int threads) {
+  if (problem.needs_gradient && solution.gradient_type != Type::kFloat32)
+    throw std::invalid_argument("the CPU kernel writes a float32 gradient; expected gradient_type 0");
+  if (problem.scalars != nullptr)
+    throw std::invalid_argument("the CPU kernel reads temperatures and coefficient as numbers; expected scalars 0");
+  Solver(problem, solution, products, threads).solve();
 }
 
 }  // namespace sce_fast

@@ -6,7 +6,8 @@
 
 namespace sce_fast {
 
-// Results are the same bits for any number of threads.
-void sce_forward(const Problem& problem, const Solution& solution, Products products, int threads);
+// Solves a problem with the same bits for any number of threads. Throws std::invalid_argument if the gradient is not
+// float32 or `scalars` is set.
+void solve(const Problem& problem, const Solution& solution, Products products, int threads);
 
 }  // namespace sce_fast

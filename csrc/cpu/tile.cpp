@@ -16,14 +16,12 @@ namespace {
 using at::BFloat16;
 using at::Half;
 
-int64_t bytes_of(Type type) { return type == Type::kFloat32 ? 4 : 2; }
-
 template <typename From>
 void widen(const From* from, float* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
 }
 
-// A block of columns is summed apart before it is added to what is there: long sums lose less, and it stays in registers.
+// A block of columns is summed in registers before it is added to the output: long sums lose less.
 constexpr int64_t kColumns = 32;
 
 void store(const float* sums, float* to, int64_t count, bool accumulate) {
@@ -50,7 +48,7 @@ SCE_FAST_CLONES void plain_product(const float* a, int64_t a_stride, const float
   }
 }
 
-// The same in bfloat16, rows k and k + 1 of b lying side by side.
+// The same in bfloat16, with rows k and k + 1 of b side by side.
 SCE_FAST_CLONES void plain_product(const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride, float* out,
                                    int64_t out_stride, int64_t rows, int64_t columns, int64_t inner, bool accumulate) {
   for (int64_t i = 0; i < rows; ++i) {
@@ -87,7 +85,7 @@ void product(bool with_brgemm, const T* a, int64_t a_stride, const T* b, int64_t
     plain_product(a, a_stride, b, b_stride, out, out_stride, rows, columns, inner, accumulate);
 }
 
-// Whether brgemm agrees with the plain loops on a small product in the layouts of a tile.
+// Returns whether brgemm agrees with the plain loops on a small product in the layouts of a tile.
 template <typename T>
 bool brgemm_agrees(const T* values) {
   constexpr int64_t kRows = 3, kColumns = 5, kInner = 4;
@@ -96,10 +94,11 @@ bool brgemm_agrees(const T* values) {
   try {
     brgemm(values, kInner, values, kColumns, found, kColumns, kRows, kColumns, kInner, false);
     at::native::cpublas::brgemm_release(sizeof(T) == 2);
-  } catch (const std::exception&) {  // ATen asks the processor and has no other way to tell
+  } catch (const std::exception&) {  // how ATen reports that the processor lacks it
     return false;
   }
-  return std::equal(expected, expected + kRows * kColumns, found, [](float x, float y) { return std::abs(x - y) < 1e-3f; });
+  return std::equal(expected, expected + kRows * kColumns, found,
+                    [](float x, float y) { return std::abs(x - y) < 1e-3f; });
 }
 
 }  // namespace
@@ -183,7 +182,7 @@ SCE_FAST_CLONES void interleave(const uint16_t* first, const uint16_t* second, u
 }  // namespace
 
 void Tile::load_pairs(const uint16_t* rows, int64_t count) {
-  // a pair of dimensions is four bytes that move together, like a float of which only the bits matter
+  // A pair of dimensions is four bytes that move together, like the bits of a float.
   at::native::utils::transpose<float>(count, dim_ / 2, reinterpret_cast<const float*>(rows), dim_ / 2,
                                       reinterpret_cast<float*>(dimension_pairs_.get()), kTile);
   for (int64_t i = 0; i + 1 < count; i += 2)
@@ -197,11 +196,11 @@ void Tile::load_pairs(const uint16_t* rows, int64_t count) {
 
 void Tile::multiply(const void* rows, int64_t count) {
   if (products_.bfloat16)
-    product(products_.brgemm, static_cast<const uint16_t*>(rows), dim_, dimension_pairs_.get(), kTile, logits_.get(), kTile, count,
-            count_, dim_, false);
+    product(products_.brgemm, static_cast<const uint16_t*>(rows), dim_, dimension_pairs_.get(), kTile, logits_.get(),
+            kTile, count, count_, dim_, false);
   else
-    product(products_.brgemm, static_cast<const float*>(rows), dim_, transposed_.get(), kTile, logits_.get(), kTile, count, count_,
-            dim_, false);
+    product(products_.brgemm, static_cast<const float*>(rows), dim_, transposed_.get(), kTile, logits_.get(), kTile,
+            count, count_, dim_, false);
 }
 
 void Tile::accumulate(int64_t count, float* out) {
@@ -210,7 +209,8 @@ void Tile::accumulate(int64_t count, float* out) {
   const int64_t pairs = (count_ + 1) / 2 * 2;  // an odd last candidate is paired with a zero of weight zero
   if (pairs > count_)
     for (int64_t i = 0; i < count; ++i) narrow_weights(i)[count_] = 0;
-  product(products_.brgemm, narrow_weights_.get(), kTile, candidate_pairs_.get(), dim_, out, dim_, count, dim_, pairs, true);
+  product(products_.brgemm, narrow_weights_.get(), kTile, candidate_pairs_.get(), dim_, out, dim_, count, dim_, pairs,
+          true);
 }
 
 void Tile::release() const {

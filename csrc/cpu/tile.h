@@ -1,4 +1,4 @@
-// A tile of candidates in the layouts of both products of the pass, and the products.
+// A tile of candidates in the layouts of the forward pass's two products, and these products.
 #pragma once
 
 #include <cstdint>
@@ -10,16 +10,17 @@ namespace sce_fast {
 
 constexpr int64_t kTile = 128;
 
-// How tiles are multiplied: by ATen's brgemm, or by plain loops where it does not serve this processor; in float32, or
-// in bfloat16 with float32 sums (AMX, AVX-512), where the candidates are.
+// How tiles are multiplied: by ATen's brgemm or, if it does not serve this processor, by plain loops; in float32 or,
+// for bfloat16 candidates, in bfloat16 with float32 sums (AMX, AVX-512).
 struct Products {
   bool brgemm, bfloat16;
 };
 
-// Whether ATen's brgemm multiplies tiles of that type correctly on this processor: asked by multiplying some.
+// Returns whether ATen's brgemm multiplies tiles of this type correctly on this processor; it multiplies some to find
+// out.
 bool has_brgemm(bool bfloat16);
 
-// Rows of one matrix in the products' type: the very memory of the matrix where it is of that type already.
+// The rows of a matrix in the type of the products; without a copy if the matrix has this type.
 class ProductRows {
  public:
   ProductRows(const Matrix& matrix, int64_t dim, bool bfloat16);
@@ -32,22 +33,22 @@ class ProductRows {
   Buffer<uint16_t> narrow_;
 };
 
-// (count, dim) of any type in float32.
+// Writes `count` rows in float32.
 void widen_rows(const Matrix& matrix, int64_t first, int64_t count, int64_t dim, float* to);
 
-// A tile of up to kTile candidates and room for the weights of `rows` rows. Belongs to one thread.
+// A tile of up to kTile candidates, and memory for the weights of `rows` rows. Belongs to one thread.
 class Tile {
  public:
   Tile(int64_t dim, int64_t rows, Products products);
 
   void load(const Matrix& candidates, int64_t first, int64_t count);
-  // rows · candidatesᵀ of `count` rows; a row of logits has kTile places.
+  // logits = rows · candidatesᵀ of `count` rows; a row of logits has kTile places.
   void multiply(const void* rows, int64_t count);
   float* logits(int64_t row) { return logits_.get() + row * kTile; }
   uint16_t* narrow_weights(int64_t row) { return narrow_weights_.get() + row * kTile; }
-  // out (count, dim) += weights · candidates, the weights standing in logits() or, for bfloat16, in narrow_weights().
+  // out (count, dim) += weights · candidates, with weights from logits() or, in bfloat16, from narrow_weights().
   void accumulate(int64_t count, float* out);
-  // brgemm keeps a state of the thread, which has to be let go in that thread.
+  // Releases the state that brgemm keeps for the calling thread.
   void release() const;
 
  private:

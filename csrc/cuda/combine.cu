@@ -1,6 +1,6 @@
-// Sums the partial results over the splits in their order, and makes loss, gradient and statistics of them: the
-// epilogue of the pass. One block for each sample, one thread for each column of its rows; no atomics.
-#include <limits>
+// Adds the partial results of the splits, in order, and finishes loss, gradient and statistics. One block for each
+// sample, one thread for each column of its rows; no atomics.
+#include <numbers>
 
 #include "pass.h"
 #include "solve.h"
@@ -10,24 +10,15 @@ namespace {
 
 using ptx::Shared;
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-
-struct Epilogue {
+struct Combination {
   Pass shared, per_view;  // splits 0: no such launch
-  float temperature, target_temperature, coefficient;
-  const float* scalars;  // null: the numbers before it
-  bool zero_logit;
+  Solution solution;
   int32_t threads;  // of a block
-  float* rows;
-  void* gradient;
-  float* target_entropy;
-  float* positive_probability;
 };
 
-// A row's partial results of one launch: those of split s at s · stride.
+// A row's partial results of one launch; split s stands at s · stride.
 struct Source {
-  const Partial* partials;
+  const Partial<float>* partials;
   const float* outputs;
   int32_t splits;
   int64_t stride;
@@ -36,17 +27,18 @@ struct Source {
 SCE_FAST_DEVICE Source source(const Pass& pass, int z, int place) {
   if (pass.splits == 0) return {nullptr, nullptr, 0, 0};
   const int64_t first = partial_index(pass, z, 0, place);
-  return {pass.partials + first, pass.outputs + first * pass.dim, pass.splits, pass.rows};
+  return {pass.partials + first, pass.outputs + first * pass.dim(), pass.splits, pass.rows};
 }
 
-// What a row has seen in all: log Σ exp(logit), and this thread's column of the softmax-weighted mean of candidates.
+// What a row has seen over all splits: log Σ exp(logit), and this thread's column of the softmax-weighted mean of the
+// candidates.
 struct Seen {
   float log_sum, mean;
 };
 
-// What brings a partial sum with this shift to the larger one; nothing seen needs no factor.
-SCE_FAST_DEVICE float rescaling(const Partial& part, float shift) {
-  return part.sum == 0.f ? 0.f : ptx::exp2(part.shift - shift);
+// Returns the factor that brings a partial result to a larger shift; 0 if the row has seen nothing.
+SCE_FAST_DEVICE float rescaling(const Partial<float>& partial, float larger_shift) {
+  return partial.sum == 0.f ? 0.f : ptx::exp2(partial.shift - larger_shift);
 }
 
 SCE_FAST_DEVICE Seen merge(const Source& first, const Source& second, int dim, int column, bool with_mean) {
@@ -57,26 +49,27 @@ SCE_FAST_DEVICE Seen merge(const Source& first, const Source& second, int dim, i
   const auto take = [&](const Source& from) {
 #pragma unroll 4
     for (int s = 0; s < from.splits; ++s) {
-      const Partial part = from.partials[s * from.stride];
-      const float factor = rescaling(part, shift);
-      sum += factor * part.sum;
-      rounded_sum += factor * part.rounded_sum;
-      if (with_mean && column < dim && part.sum != 0.f) output += factor * from.outputs[s * from.stride * dim + column];
+      const Partial<float> partial = from.partials[s * from.stride];
+      const float factor = rescaling(partial, shift);
+      sum += factor * partial.sum;
+      rounded_sum += factor * partial.rounded_sum;
+      if (with_mean && column < dim && partial.sum != 0.f)
+        output += factor * from.outputs[s * from.stride * dim + column];
     }
   };
   take(first);
   take(second);
-  return {shift * kLn2 + logf(sum), output / rounded_sum};
+  return {shift * std::numbers::ln2_v<float> + logf(sum), output / rounded_sum};
 }
 
-// log(1 + exp(x)) and 1 / (1 + exp(−x)); a NaN stays one.
+// log(1 + exp(x)) and 1 / (1 + exp(−x)); NaN stays NaN.
 SCE_FAST_DEVICE float softplus(float x) { return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x))); }
 SCE_FAST_DEVICE float sigmoid(float x) {
   const float small = expf(-fabsf(x));
   return (x < 0.f ? small : 1.f) / (1.f + small);
 }
 
-// Sums over the block, the same bits in every thread.
+// Sums over the block, with the same bits in every thread.
 class BlockSum {
  public:
   SCE_FAST_DEVICE BlockSum(Shared scratch, int threads) : scratch_(scratch), warps_(threads / kWarpSize) {}
@@ -97,7 +90,7 @@ class BlockSum {
       a += ptx::load_shared(scratch_ + w * 8);
       b += ptx::load_shared(scratch_ + w * 8 + 4);
     }
-    ptx::barrier();  // the next sum takes the same place
+    ptx::barrier();  // the next sum reuses the place
   }
 
  private:
@@ -105,7 +98,7 @@ class BlockSum {
   int warps_;
 };
 
-// Each thread's own two numbers for each of the first teachers.
+// Two numbers of each thread for each of the first teachers.
 class KeptTeachers {
  public:
   SCE_FAST_DEVICE KeptTeachers(Shared start, int threads)
@@ -123,106 +116,98 @@ class KeptTeachers {
   uint32_t stride_;
 };
 
-SCE_FAST_DEVICE Seen merge_teacher(const Epilogue& e, int u, int i, int column) {
-  const Pass &shared = e.shared, &own = e.per_view;
+SCE_FAST_DEVICE Seen merge_teacher(const Combination& c, int u, int i, int column) {
+  const Pass &shared = c.shared, &own = c.per_view;
   return merge(source(shared, 0, teacher_place(shared, row_list(shared, 0), u, i)),
-               source(own, u, teacher_place(own, row_list(own, u), u, i)), shared.dim, column, true);
+               source(own, u, teacher_place(own, row_list(own, u), u, i)), shared.dim(), column, true);
 }
 
-SCE_FAST_DEVICE Seen merge_student(const Epilogue& e, int v, int u, int i, int column) {
-  const Pass &shared = e.shared, &own = e.per_view;
+SCE_FAST_DEVICE Seen merge_student(const Combination& c, int v, int u, int i, int column) {
+  const Pass &shared = c.shared, &own = c.per_view;
   return merge(source(shared, 0, student_place(shared, row_list(shared, 0), v, i)),
-               source(own, u, student_place(own, row_list(own, u), v, i)), shared.dim, column, e.gradient != nullptr);
+               source(own, u, student_place(own, row_list(own, u), v, i)), shared.dim(), column,
+               shared.problem.needs_gradient);
 }
 
-__global__ void __launch_bounds__(kLargestDim, 1) sce_combine_kernel(const __grid_constant__ Epilogue e) {
+__global__ void __launch_bounds__(kLargestDim, 1) combine_kernel(const __grid_constant__ Combination c) {
   ptx::wait_for_launches();
-  const Pass& p = e.shared;  // its rows and sizes hold with or without a launch
-  const int i = ptx::block_index().x, column = ptx::thread_index(), threads = e.threads;
-  const float temperature = e.scalars ? e.scalars[0] : e.temperature;
-  const float target_temperature = e.scalars ? e.scalars[1] : e.target_temperature;
-  const float coefficient = e.scalars ? e.scalars[2] : e.coefficient;
+  const Problem& p = c.shared.problem;
+  const int32_t dim = c.shared.dim(), batch = c.shared.batch();
+  const int32_t query_views = c.shared.query_views(), key_views = c.shared.key_views();
+  const int i = ptx::block_index().x, column = ptx::thread_index(), threads = c.threads;
+  const float temperature = p.scalars ? p.scalars[0] : p.temperature;
+  const float target_temperature = p.scalars ? p.scalars[1] : p.target_temperature;
+  const float coefficient = p.scalars ? p.scalars[2] : p.coefficient;
   const BlockSum block_sum(ptx::shared_memory(), threads);
   const KeptTeachers kept(ptx::shared_memory() + threads / kWarpSize * 8, threads);
-  const auto number = [&](const void* rows, Type type, int64_t row) {
-    return column < p.dim ? load_number(rows, type, row * p.dim + column) : 0.f;
+  const auto number = [&](const Matrix& matrix, int64_t row) {
+    return column < dim ? load_number(matrix.data, matrix.type, row * dim + column) : 0.f;
   };
 
   int terms = 0;
-  for (int u = 0; u < p.key_views; ++u) {
-    terms += p.query_views - (p.same_views && u < p.query_views ? 1 : 0);
-    const int64_t row = static_cast<int64_t>(u) * p.batch + i;
+  for (int u = 0; u < key_views; ++u) {
+    terms += query_views - (p.same_views && u < query_views ? 1 : 0);
+    const int64_t row = static_cast<int64_t>(u) * batch + i;
     float entropy = kNaN;
     if (p.needs_target) {
-      const Seen teacher = merge_teacher(e, u, i, column);
+      const Seen teacher = merge_teacher(c, u, i, column);
       if (u < kKeptTeachers) kept.store(u, teacher);
-      float own = number(p.key, p.key_type, row) * teacher.mean, unused = 0.f;
+      float own = number(p.key, row) * teacher.mean, unused = 0.f;
       block_sum(own, unused);
       entropy = teacher.log_sum - own / target_temperature;
     }
-    if (column == 0) e.target_entropy[row] = entropy;
+    if (column == 0) c.solution.target_entropy[row] = entropy;
   }
 
   float loss = 0.f, probability = 0.f;
-  for (int v = 0; v < p.query_views; ++v) {
-    const int64_t row = static_cast<int64_t>(v) * p.batch + i;
-    const float query = number(p.query, p.query_type, row);
+  for (int v = 0; v < query_views; ++v) {
+    const int64_t row = static_cast<int64_t>(v) * batch + i;
+    const float query = number(p.query, row);
     Seen student{};
-    if (e.per_view.splits == 0) student = merge_student(e, v, 0, i, column);
+    if (c.per_view.splits == 0) student = merge_student(c, v, 0, i, column);
     float gradient = 0.f;
-    for (int u = 0; u < p.key_views; ++u) {
+    for (int u = 0; u < key_views; ++u) {
       if (p.same_views && u == v) continue;
-      if (e.per_view.splits > 0) student = merge_student(e, v, u, i, column);
-      const float key = number(p.key, p.key_type, static_cast<int64_t>(u) * p.batch + i);
-      float away = 0.f, weight = 0.f;  // from the target's mean to the own key, and what the candidates have of it
+      if (c.per_view.splits > 0) student = merge_student(c, v, u, i, column);
+      const float key = number(p.key, static_cast<int64_t>(u) * batch + i);
+      float away = 0.f, others_weight = 0.f;  // away: from the target's mean to the own key
       if (p.needs_target) {
-        const Seen teacher = u < kKeptTeachers ? kept.load(u) : merge_teacher(e, u, i, column);
+        const Seen teacher = u < kKeptTeachers ? kept.load(u) : merge_teacher(c, u, i, column);
         // s₀ = 1 / (1 + B): the share of the logit 0 that stands for the own key
-        const float own_share = e.zero_logit ? sigmoid(-teacher.log_sum) : 0.f;
+        const float zero_logit_share = p.zero_logit ? sigmoid(-teacher.log_sum) : 0.f;
         away = key - teacher.mean;
-        weight = (1.f - coefficient) * (1.f - own_share);
+        others_weight = (1.f - coefficient) * (1.f - zero_logit_share);
       }
-      float own = query * key, expected = query * away;
-      block_sum(own, expected);
-      const float distance = student.log_sum - own / temperature;
-      loss += softplus(distance) + (p.needs_target ? weight * expected / temperature : 0.f);
-      probability += sigmoid(-distance);
-      gradient += sigmoid(distance) * (student.mean - key) + (p.needs_target ? weight * away : 0.f);
+      float own = query * key, gap = query * away;
+      block_sum(own, gap);
+      // log A − p
+      const float log_odds = student.log_sum - own / temperature;
+      loss += softplus(log_odds) + (p.needs_target ? others_weight * gap / temperature : 0.f);
+      probability += sigmoid(-log_odds);
+      gradient += sigmoid(log_odds) * (student.mean - key) + (p.needs_target ? others_weight * away : 0.f);
     }
-    if (e.gradient && column < p.dim)
-      store_number(e.gradient, p.query_type, row * p.dim + column,
+    if (p.needs_gradient && column < dim)
+      store_number(c.solution.gradient, c.solution.gradient_type, row * dim + column,
                    gradient / (temperature * static_cast<float>(terms)));
   }
   if (column == 0) {
-    e.rows[i] = loss / static_cast<float>(terms);
-    e.positive_probability[i] = probability / static_cast<float>(terms);
+    c.solution.rows[i] = loss / static_cast<float>(terms);
+    c.solution.positive_probability[i] = probability / static_cast<float>(terms);
   }
 }
 
 }  // namespace
 
-void sce_combine(const Pass& shared, const Pass& per_view, const CudaProblem& problem, const CudaSolution& solution,
-                 bool early, void* stream) {
-  const int32_t threads = combine_threads(shared.dim);
-  const Epilogue epilogue{shared,
-                          per_view,
-                          problem.temperature,
-                          problem.target_temperature,
-                          problem.coefficient,
-                          problem.scalars,
-                          problem.zero_logit,
-                          threads,
-                          solution.rows,
-                          solution.gradient,
-                          solution.target_entropy,
-                          solution.positive_probability};
-  ptx::launch({"sce_combine",
-               {static_cast<uint32_t>(shared.batch), 1, 1},
+void combine(const Pass& shared, const Pass& per_view, const Solution& solution, bool early, void* stream) {
+  const Problem& p = shared.problem;
+  const int32_t threads = combine_threads(static_cast<int32_t>(p.dim));
+  ptx::launch({"combine_kernel",
+               {static_cast<uint32_t>(p.batch), 1, 1},
                static_cast<uint32_t>(threads),
                static_cast<uint32_t>(combine_shared_bytes(threads)),
                stream,
                early},
-              sce_combine_kernel, epilogue);
+              combine_kernel, Combination{shared, per_view, solution, threads});
 }
 
 }  // namespace sce_fast

@@ -1,16 +1,16 @@
-// The newest keys into the ring of past keys: normalise, round to the ring's type, write, advance the cursor.
+// Writes the newest keys into the ring of past keys: normalise, round to the ring's type, write, advance the cursor.
 #include "pass.h"
 #include "solve.h"
 
 namespace sce_fast {
 namespace {
 
-constexpr int kWarps = 8;
-// As torch.nn.functional.normalize: a row shorter than this is divided by it.
+constexpr int kWarps = 8, kThreads = kWarps * kWarpSize;
+// As in torch.nn.functional.normalize, a shorter row is divided by this length.
 constexpr float kShortest = 1e-12f;
 
 // One warp for each row.
-__global__ void __launch_bounds__(kWarps * kWarpSize) enqueue_rows(Ring ring, Matrix rows, bool normalize) {
+__global__ void __launch_bounds__(kThreads) enqueue_rows(Ring ring, Matrix rows, bool normalize) {
   const int lane = ptx::thread_index() % kWarpSize;
   const int64_t kept = rows.rows < ring.size ? rows.rows : ring.size;
   const int64_t offset = static_cast<int64_t>(ptx::block_index().x) * kWarps + ptx::thread_index() / kWarpSize;
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kWarps * kWarpSize) enqueue_rows(Ring ring, Ma
     }
     for (int lanes = 16; lanes > 0; lanes /= 2) squares += ptx::shuffle_xor(squares, lanes);
     length = sqrtf(squares);
-    if (length < kShortest) length = kShortest;  // a NaN stays one
+    if (length < kShortest) length = kShortest;  // NaN stays NaN
   }
   for (int64_t d = lane; d < ring.dim; d += kWarpSize) {
     const float x = load_number(rows.data, rows.type, from * ring.dim + d);
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kWarps * kWarpSize) enqueue_rows(Ring ring, Ma
   }
 }
 
-// A launch of its own: all blocks of enqueue_rows have read the cursor when it starts.
+// A separate launch, so that all blocks of enqueue_rows have read the cursor when it starts.
 __global__ void __launch_bounds__(kWarpSize) advance_cursor(Ring ring, int64_t rows) {
   if (ptx::thread_index() == 0) *ring.cursor = (*ring.cursor + rows) % ring.size;
 }
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kWarpSize) advance_cursor(Ring ring, int64_t r
 void enqueue(const Ring& ring, const Matrix& rows, bool normalize, void* stream) {
   if (rows.rows == 0) return;
   const int64_t kept = std::min(rows.rows, ring.size);
-  ptx::launch({"enqueue_rows", {static_cast<uint32_t>(ceil_div(kept, kWarps)), 1, 1}, kWarps * kWarpSize, 0, stream},
+  ptx::launch({"enqueue_rows", {static_cast<uint32_t>(ceil_div(kept, kWarps)), 1, 1}, kThreads, 0, stream},
               enqueue_rows, ring, rows, normalize);
   ptx::launch({"advance_cursor", {1, 1, 1}, kWarpSize, 0, stream}, advance_cursor, ring, rows.rows);
 }

@@ -1,5 +1,6 @@
-// list_kernels GPU SHARED_KIB: the dynamic shared memory, which ptxas does not report, of the kernels that serve a GPU of
-// that compute capability (90 for 9.0) whose blocks may ask for so many KiB; a line of JSON each. Needs no CUDA:
+// list_kernels GPU SHARED_KIB
+// Prints the kernels that serve a GPU of this compute capability (90 for 9.0) whose blocks may request so many KiB of
+// shared memory: one JSON line each, with the dynamic shared memory, which ptxas does not report. Needs no CUDA:
 // g++ -std=c++20 list_kernels.cpp
 #include <cstdio>
 #include <cstdlib>
@@ -17,20 +18,22 @@ int main(int count, char** arguments) {
   try {
     for (int32_t dim = 64; dim <= kLargestDim; dim += 64) {
       const Config& c = kConfigs[config_index(kConfigs, dim, limits)];
-      // the template arguments, as they stand at the end of the demangled name
-      printf("{\"kernel\": \"sm80_sce_forward\", \"dim\": %d, \"rows\": %d, \"row_tiles\": %d, \"tile\": %d, "
-             "\"stages\": %d, \"threads\": %d, \"shared_bytes\": %d}\n",
-             c.dim, c.rows, c.row_tiles, c.tile, c.stages, c.threads(), c.shared_bytes());
+      // The numbers are the template arguments at the end of the demangled name.
+      printf(
+          "{\"kernel\": \"sm80_forward_pass\", \"dim\": %d, \"rows\": %d, \"row_tiles\": %d, \"tile\": %d, "
+          "\"stages\": %d, \"threads\": %d, \"shared_bytes\": %d}\n",
+          c.dim, c.rows, c.row_tiles, c.tile, c.stages, c.threads(), c.shared_bytes());
     }
     for (const HopperConfig& c : kHopperConfigs) {
       if (!hopper) break;
       printf("{\"kernel\": \"sm90_products\", \"dim\": %d, \"tile\": %d, \"threads\": 128, \"shared_bytes\": %d}\n",
              c.dim, c.tile, HopperConfig{c.dim, c.tile, 1}.shared_bytes());
-      printf("{\"kernel\": \"sm90_sce_forward\", \"dim\": %d, \"tile\": %d, \"stages\": %d, \"threads\": %d, "
-             "\"shared_bytes\": %d}\n",
-             c.dim, c.tile, c.stages, kHopperThreads, c.shared_bytes());
+      printf(
+          "{\"kernel\": \"sm90_forward_pass\", \"dim\": %d, \"tile\": %d, \"stages\": %d, \"threads\": %d, "
+          "\"shared_bytes\": %d}\n",
+          c.dim, c.tile, c.stages, kHopperThreads, c.shared_bytes());
     }
-    printf("{\"kernel\": \"sce_combine_kernel\", \"dim\": %d, \"threads\": %d, \"shared_bytes\": %d}\n", kLargestDim,
+    printf("{\"kernel\": \"combine_kernel\", \"dim\": %d, \"threads\": %d, \"shared_bytes\": %d}\n", kLargestDim,
            combine_threads(kLargestDim), combine_shared_bytes(combine_threads(kLargestDim)));
     for (const char* kernel : {"enqueue_rows", "advance_cursor"})
       printf("{\"kernel\": \"%s\", \"shared_bytes\": 0}\n", kernel);

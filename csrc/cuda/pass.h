@@ -1,42 +1,40 @@
-// What the kernels of the one pass share: the list of rows, the candidates, the partial results.
+// What the forward pass and its combination share: the list of rows, the candidates, the partial results.
 #pragma once
+
+#include <limits>
 
 #include "../problem.h"
 #include "ptx.cuh"
 
 namespace sce_fast {
 
-constexpr float kLog2e = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-// What a row has seen in one split beside Σ weight · candidate: its weights are 2^(logit − shift), and these are their
-// sum and the sum of what the tensor cores multiplied, the weights rounded to 16 bits.
-struct Partial {
-  float shift, sum, rounded_sum;
-};
-
-// Candidates (rows, D) of 16 bits; sample i does not see candidate own_offset + i.
+// Candidates (rows, D) of 16 bits. Candidate own_offset + i is hidden from sample i.
 struct Segment {
-  const void* data;
-  int32_t rows;
-  int32_t own_offset;  // negative: it sees all
+  const void* data = nullptr;
+  int32_t rows = 0;
+  int32_t own_offset = -1;  // negative: no candidate is hidden
 };
 
-// One launch: student and teacher rows against at most two segments of candidates, the tiles of the second numbered
-// after those of the first. With `per_key_view`, grid z is a key view u with its own candidates (u-th part of
-// segment 0), seen by the teacher rows of view u and the student rows of the views that have a term with it.
+// One launch: student and teacher rows against at most two segments of candidates, whose tiles are numbered one after
+// another. With `per_key_view`, grid z is a key view u with candidates of its own (part u of segment 0). They are seen
+// by the teacher rows of view u and by the student rows of the views that have a term with it.
 struct Pass {
-  const void *query, *key;  // (V · N, D), (U · N, D)
-  Type query_type, key_type;
-  int32_t batch, dim, query_views, key_views;
-  bool same_views, per_key_view, needs_target, needs_gradient;
+  Problem problem;
+  bool per_key_view = false;
   Segment segments[2];
-  const float* scalars;  // (3,) temperature, target_temperature, coefficient; null: the numbers here
-  float temperature, target_temperature;
-  int32_t rows;  // of the longest row list: the stride of a split
-  int32_t splits;
-  Partial* partials;  // (z, splits, rows)
-  float* outputs;     // (z, splits, rows, D), not divided by a sum
+  int32_t rows = 0;                    // of the longest row list: the stride of a split
+  int32_t splits = 0;                  // 0: no launch
+  Partial<float>* partials = nullptr;  // (z, splits, rows)
+  float* outputs = nullptr;            // (z, splits, rows, D), not divided by a sum
+
+  // `plan` checks that these fit 32 bits. Wider arithmetic would cost registers that the kernels do not have.
+  SCE_FAST_DEVICE int32_t batch() const { return static_cast<int32_t>(problem.batch); }
+  SCE_FAST_DEVICE int32_t dim() const { return static_cast<int32_t>(problem.dim); }
+  SCE_FAST_DEVICE int32_t query_views() const { return static_cast<int32_t>(problem.query_views); }
+  SCE_FAST_DEVICE int32_t key_views() const { return static_cast<int32_t>(problem.key_views); }
 };
 
 // The rows that see the candidates of grid z: students view by view, then teachers.
@@ -47,27 +45,27 @@ struct RowList {
 };
 
 SCE_FAST_DEVICE RowList row_list(const Pass& pass, int32_t z) {
-  const bool skips = pass.per_key_view && pass.same_views && z < pass.query_views;
-  const int32_t key_views = !pass.needs_target ? 0 : pass.per_key_view ? 1 : pass.key_views;
-  return {(pass.query_views - (skips ? 1 : 0)) * pass.batch, key_views * pass.batch, skips ? z : -1,
+  const bool skips = pass.per_key_view && pass.problem.same_views && z < pass.query_views();
+  const int32_t key_views = !pass.problem.needs_target ? 0 : pass.per_key_view ? 1 : pass.key_views();
+  return {(pass.query_views() - (skips ? 1 : 0)) * pass.batch(), key_views * pass.batch(), skips ? z : -1,
           pass.per_key_view ? z : 0};
 }
 
-// Where in the list row i of query view v, or of key view u, stands.
+// The place in the list of row i of query view v, or of key view u.
 SCE_FAST_DEVICE int32_t student_place(const Pass& pass, const RowList& list, int32_t v, int32_t i) {
   const bool behind_skipped = list.skipped_view >= 0 && v > list.skipped_view;
-  return (v - (behind_skipped ? 1 : 0)) * pass.batch + i;
+  return (v - (behind_skipped ? 1 : 0)) * pass.batch() + i;
 }
 
 SCE_FAST_DEVICE int32_t teacher_place(const Pass& pass, const RowList& list, int32_t u, int32_t i) {
-  return list.students + (u - list.first_key_view) * pass.batch + i;
+  return list.students + (u - list.first_key_view) * pass.batch() + i;
 }
 
 SCE_FAST_DEVICE int64_t partial_index(const Pass& pass, int32_t z, int32_t split, int32_t place) {
   return (static_cast<int64_t>(z) * pass.splits + split) * pass.rows + place;
 }
 
-// Number `index` of an array of that type.
+// Returns element `index` of an array.
 SCE_FAST_DEVICE float load_number(const void* data, Type type, int64_t index) {
   if (type == Type::kFloat32) return static_cast<const float*>(data)[index];
   if (type == Type::kBFloat16) return ptx::to_float(static_cast<const BFloat16*>(data)[index]);

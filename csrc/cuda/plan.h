@@ -1,4 +1,4 @@
-// How the pass is cut into blocks: pure functions of sizes and of what the GPU has, free of CUDA.
+// How the forward pass is cut into blocks: pure functions of sizes and of the GPU's limits, free of CUDA.
 #pragma once
 
 #include <algorithm>
@@ -8,82 +8,81 @@
 
 namespace sce_fast {
 
-// A compiled shape of sm80_sce_forward.
+constexpr int32_t kWarpSize = 32;
+
+// A compiled shape of sm80_forward_pass.
 struct Config {
-  int32_t dim;        // D, smaller ones padded with zeros
+  int32_t dim;        // D; smaller ones are padded with zeros
   int32_t rows;       // of a block
   int32_t row_tiles;  // of 16 rows, of a warp
   int32_t tile;       // candidates in a tile
   int32_t stages;     // tiles in the ring
 
-  constexpr int32_t threads() const { return rows / (16 * row_tiles) * 32; }
-  // The rows, and the ring of tiles.
+  constexpr int32_t threads() const { return rows / (16 * row_tiles) * kWarpSize; }
+  // For the rows and the ring of tiles.
   constexpr int32_t shared_bytes() const { return 2 * dim * (rows + stages * tile); }
 };
 
-// For each D, the fastest first. All but the larger one of D = 256 fit the 99 KiB of sm_86, sm_89 and sm_120. A warp
+// For each D, the fastest first. All but the larger shape for D = 256 fit the 99 KiB of sm_86, sm_89 and sm_120. A warp
 // with 32 rows reads each tile half as often from shared memory; its sums fit the registers up to D = 128.
 constexpr Config kConfigs[] = {
     {64, 128, 2, 64, 4}, {128, 128, 2, 32, 4}, {192, 128, 1, 64, 2}, {256, 128, 1, 48, 4}, {256, 128, 1, 32, 2},
 };
-// A compiled shape of sm90_sce_forward: two warpgroups of 64 rows, and one that fills the ring.
+
+// A compiled shape of sm90_forward_pass: two warpgroups of 64 rows, and one that fills the ring.
 struct HopperConfig {
-  int32_t dim;     // D, smaller ones padded with zeros
+  int32_t dim;     // D; smaller ones are padded with zeros
   int32_t tile;    // candidates in a tile
   int32_t stages;  // tiles in the ring
 
   constexpr int32_t shared_bytes() const;
 };
 constexpr int32_t kHopperRows = 128, kHopperThreads = 384;
-// Of shared memory: what aligning the first tile may take, and the mbarriers.
+// Shared memory for the alignment of the first tile and for the mbarriers.
 constexpr int32_t kHopperSlack = 1024 + 128;
 constexpr int32_t HopperConfig::shared_bytes() const { return 2 * dim * (kHopperRows + stages * tile) + kHopperSlack; }
 
-// One for each D. With D = 256 the sums of 64 rows are half of a thread's registers, and a tile of 80 is what the others
-// hold; a tile is in use for two steps, so four are two in use and two on their way.
+// One for each D. With D = 256 the sums of 64 rows take half of a thread's registers, and the other half holds a tile
+// of 80. A tile is in use for two steps, so of four tiles two are in use and two are on their way.
 constexpr HopperConfig kHopperConfigs[] = {{64, 128, 6}, {128, 128, 5}, {192, 112, 4}, {256, 80, 4}};
 
-// Which forward kernel: that of the GPU's own architecture, or a certain one.
+// Which forward pass: the one for the GPU's own architecture, or a particular one.
 enum class Kernel : int32_t { kBest = 0, kSm80 = 1, kSm90 = 2 };
 
 constexpr int32_t kLargestDim = 256;
-// D is a multiple of what one tensor core instruction multiplies.
-constexpr int32_t kDimStep = 16;
+constexpr int32_t kDimStep = 16;  // values of a row that one tensor core instruction multiplies
 
-// With unit rows |logit| ≤ 1/τ. As long as the whole range of 2/τ · log₂e bits is this short, the largest possible
-// logit may stand for the row's maximum: no term that matters underflows.
-constexpr float kFixedShiftBits = 115.f;
-
-// What the choices depend on, of a GPU.
+// The properties of a GPU that the choices depend on.
 struct Limits {
   int32_t multiprocessors;
-  int32_t shared_bytes;  // that a block may ask for
+  int32_t shared_bytes;  // that a block may request
   int32_t capability;    // 90 for 9.0
 };
 
-// The machine code for sm_90a runs on GPUs of compute capability 9.0 and on no other.
+// The machine code for sm_90a runs only on GPUs of compute capability 9.0.
 inline Kernel choose_kernel(Kernel wanted, const Limits& limits) {
   if (wanted == Kernel::kBest) return limits.capability == 90 ? Kernel::kSm90 : Kernel::kSm80;
   if (wanted == Kernel::kSm90 && limits.capability != 90)
     throw std::invalid_argument("kernel is sm90, and the GPU has compute capability " +
-                                std::to_string(limits.capability / 10) + "." +
-                                std::to_string(limits.capability % 10) + ", expected 9.0");
+                                std::to_string(limits.capability / 10) + "." + std::to_string(limits.capability % 10) +
+                                ", expected 9.0");
   return wanted;
 }
 
-// The first shape that takes so many values a row and fits.
+// Returns the first shape that takes rows of `dim` values and fits the shared memory.
 template <class Shape, size_t kCount>
 int32_t config_index(const Shape (&configs)[kCount], int32_t dim, const Limits& limits) {
   if (dim < 1 || dim > kLargestDim || dim % kDimStep != 0)
-    throw std::invalid_argument("dim is " + std::to_string(dim) + ", expected a multiple of 16 up to 256");
+    throw std::invalid_argument("dim is " + std::to_string(dim) + ", expected a multiple of " +
+                                std::to_string(kDimStep) + " up to " + std::to_string(kLargestDim));
   for (int32_t index = 0; index < static_cast<int32_t>(kCount); ++index)
     if (configs[index].dim >= dim && configs[index].shared_bytes() <= limits.shared_bytes) return index;
   throw std::invalid_argument("a block of this GPU has " + std::to_string(limits.shared_bytes) +
                               " bytes of shared memory, too few for dim " + std::to_string(dim));
 }
 
-// Blocks of that shape that share a multiprocessor: its kernels take nearly 256 of 65536 registers for each thread, and
-// of shared memory a multiprocessor has 1 KiB more than a block may ask for and takes as much for each block.
+// Returns how many blocks of a shape share a multiprocessor. The kernels take nearly 256 of 65536 registers for each
+// thread. A multiprocessor has 1 KiB more shared memory than a block may request, and takes 1 KiB for each block.
 inline int32_t resident_blocks(const Config& config, const Limits& limits) {
   const int32_t by_registers = 65536 / (256 * config.threads());
   return std::max(1, std::min(by_registers, (limits.shared_bytes + 1024) / (config.shared_bytes() + 1024)));
@@ -91,20 +90,18 @@ inline int32_t resident_blocks(const Config& config, const Limits& limits) {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-constexpr int32_t kWarpSize = 32;
-
-// sce_combine has a thread for each column of the rows. It keeps the sums of so many teachers in shared memory while the
-// student views take their turns; those of further key views are summed anew.
+// combine_kernel has a thread for each column of the rows. It keeps the sums of so many teachers in shared memory while
+// the student views take their turns; the sums of further key views are computed again.
 constexpr int32_t kKeptTeachers = 8;
 constexpr int32_t combine_threads(int32_t dim) { return (dim + kWarpSize - 1) / kWarpSize * kWarpSize; }
-// Two numbers of each warp, and two of each thread for each teacher.
+// Two numbers for each warp, and two for each thread and teacher.
 constexpr int32_t combine_shared_bytes(int32_t threads) {
   return threads / kWarpSize * 8 + kKeptTeachers * 2 * threads * 4;
 }
 
-// Into how many parts the tiles are cut, each for a block of its own: as many as end soonest where `resident` blocks run
-// at a time. Time is counted in tiles: a block spends about two on its rows and its results, and the sum over
-// the parts costs about an eighth for each.
+// Returns into how many parts the tiles are cut, each for a block of its own, so that the whole ends soonest when
+// `resident` blocks run at a time. The unit of time is a tile: a block spends about two on its rows and results, and
+// combining costs about an eighth for each part.
 inline int32_t choose_splits(int64_t blocks, int64_t tiles, int64_t resident) {
   constexpr int64_t kMostSplits = 256;
   const auto cost = [&](int64_t splits) {

@@ -1,13 +1,13 @@
-// The few named functions through which a kernel touches the hardware. tests/cuda_emulator gives the same names a
-// meaning on a CPU, so a kernel file holds no inline assembly, no <<<>>>, no built-in variable and no __CUDA_ARCH__.
-// Everything here exists since sm_80. Names and layouts are those of the PTX ISA, chapters in brackets.
+// The only functions through which a kernel touches the hardware. tests/cuda_emulator implements the same names on a
+// CPU, so kernel files hold no inline assembly, no <<<>>>, no built-in variable and no __CUDA_ARCH__. Everything here
+// exists since sm_80. Names and layouts follow the PTX ISA, whose chapters stand in brackets.
 #pragma once
 
 #include <cstdint>
 
 namespace sce_fast {
 
-// The bits of a 16-bit number; arithmetic is done in float.
+// The bits of a 16-bit number; arithmetic is in float.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -17,7 +17,7 @@ struct Float16 {
 
 namespace ptx {
 
-// What one 16-byte access moves: eight 16-bit numbers or four floats.
+// A 16-byte access: eight 16-bit numbers or four floats.
 struct alignas(16) Chunk {
   uint32_t words[4];
 };
@@ -35,7 +35,7 @@ struct Launch {
   Index grid;
   uint32_t threads, shared_bytes;
   void* stream;
-  bool depends = false;  // may begin before the launch before it has ended, and waits for it by itself; from sm_90 on
+  bool depends = false;  // may begin before the previous launch has ended and waits for it; from sm_90 on
 };
 
 template <class T>
@@ -74,7 +74,8 @@ SCE_FAST_DEVICE Shared shared_memory() {
 
 SCE_FAST_DEVICE void barrier() { __syncthreads(); }
 
-// griddepcontrol.wait [9.7.13.13]: the launches that this one depends on have ended, and what they wrote is there.
+// griddepcontrol.wait [9.7.13.13]: waits until the launches that this one depends on have ended and their writes are
+// visible.
 SCE_FAST_DEVICE void wait_for_launches() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -86,8 +87,8 @@ SCE_FAST_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_syn
 // ---------------------------------------------------------------------------------------------- shared memory
 
 SCE_FAST_DEVICE void store_shared(Shared to, const Chunk& c) {
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(c.words[0]), "r"(c.words[1]),
-               "r"(c.words[2]), "r"(c.words[3])
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(c.words[0]), "r"(c.words[1]), "r"(c.words[2]),
+               "r"(c.words[3])
                : "memory");
 }
 
@@ -101,14 +102,14 @@ SCE_FAST_DEVICE float load_shared(Shared from) {
   return value;
 }
 
-// cp.async [9.7.9.25.3.1]: 16 bytes to shared memory, zeros instead of them where they are not wanted (`from` is then
-// not read). Delivered when this thread has waited for the group of the copy; seen by others after a barrier.
+// cp.async [9.7.9.25.3.1]: copies 16 bytes to shared memory, or writes zeros if they are not wanted (`from` is then not
+// read). Complete when this thread has waited for the copy's group; visible to other threads after a barrier.
 SCE_FAST_DEVICE void copy_async(Shared to, const void* from, bool wanted) {
   const size_t source = __cvta_generic_to_global(from);
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(source), "r"(wanted ? 16 : 0) : "memory");
 }
 
-// Closes the group of the copies issued since the last one.
+// Closes the group of the copies issued since the last group.
 SCE_FAST_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until at most kPending of this thread's newest groups are under way.
@@ -119,8 +120,8 @@ SCE_FAST_DEVICE void copy_async_wait() {
 
 // ---------------------------------------------------------------------------------------------- tensor cores
 
-// ldmatrix.x4 [9.7.14.5.15]: four 8 × 8 matrices of 16-bit numbers. Lane l points to row l mod 8 of matrix l / 8 and
-// gets in word j the numbers 2 (l mod 4) and + 1 of row l / 4 of matrix j; of its transpose with `_transposed`.
+// ldmatrix.x4 [9.7.14.5.15]: loads four 8 × 8 matrices of 16-bit numbers. Lane l points to row l mod 8 of matrix l / 8
+// and gets in word j the numbers 2 (l mod 4) and + 1 of row l / 4 of matrix j, or of its transpose with `_transposed`.
 SCE_FAST_DEVICE void load_matrices(uint32_t (&words)[4], Shared row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
@@ -141,14 +142,12 @@ SCE_FAST_DEVICE void load_matrices_transposed(uint32_t (&words)[4], Shared row) 
 template <class T>
 SCE_FAST_DEVICE void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (std::is_same_v<T, BFloat16>)
-    asm(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   else
-    asm(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

@@ -1,19 +1,16 @@
-// What the forward kernels share: a tile of candidates and what of it a row must not see, the numbers a row keeps.
+// What the two forward passes share: tiles of candidates, what is hidden from a row, the numbers that a row keeps.
 #pragma once
 
 #include <cmath>
-#include <limits>
+#include <numbers>
 
 #include "pass.h"
 
 namespace sce_fast {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-
-// Weights are 2^(logit − shift). Under a running maximum the shift follows lazily: it stays as long as no weight would
-// exceed 2^kMost, and is then set such that the largest is 2^kSet. fp16 has 2^-24 as its smallest number, so its
-// weights lie as high as its largest number, 65504, allows.
+// Weights are 2^(logit − shift). Under a running maximum the shift follows lazily: it stays until a weight would exceed
+// 2^kMost, then the largest weight becomes 2^kSet. The smallest number of fp16 is 2^-24, so its weights lie as high as
+// its largest number, 65504, allows.
 template <class T>
 struct Headroom {
   static constexpr float kSet = 0.f, kMost = 8.f;
@@ -23,7 +20,7 @@ struct Headroom<Float16> {
   static constexpr float kSet = 8.f, kMost = 15.f;
 };
 
-// Eight numbers of a row in T, rounded where the row is wider or of the other type.
+// Returns eight numbers of a row in T, rounded if the row has another type.
 template <class T>
 SCE_FAST_DEVICE ptx::Chunk load_rounded(const void* rows, Type type, int64_t index) {
   constexpr Type kOwn = std::is_same_v<T, BFloat16> ? Type::kBFloat16 : Type::kFloat16;
@@ -31,30 +28,30 @@ SCE_FAST_DEVICE ptx::Chunk load_rounded(const void* rows, Type type, int64_t ind
   ptx::Chunk result;
 #pragma unroll
   for (int w = 0; w < 4; ++w)
-    result.words[w] =
-        ptx::pack<T>(load_number(rows, type, index + 2 * w), load_number(rows, type, index + 2 * w + 1));
+    result.words[w] = ptx::pack<T>(load_number(rows, type, index + 2 * w), load_number(rows, type, index + 2 * w + 1));
   return result;
 }
 
-// Eight numbers of the row at that place of the list, from `column` on; zeros beyond the last row and beyond D.
+// Returns eight numbers of the row at a place of the list, from `column` on; zeros beyond the last row and beyond D.
 template <class T>
 SCE_FAST_DEVICE ptx::Chunk load_row_chunk(const Pass& pass, const RowList& list, int place, int column) {
-  if (column >= pass.dim || place >= list.students + list.teachers) return {};
+  if (column >= pass.dim() || place >= list.students + list.teachers) return {};
   const bool student = place < list.students;
   int64_t source = place;
   if (!student)
-    source = place - list.students + static_cast<int64_t>(list.first_key_view) * pass.batch;
-  else if (list.skipped_view >= 0 && place >= list.skipped_view * pass.batch)
-    source = place + pass.batch;
-  return load_rounded<T>(student ? pass.query : pass.key, student ? pass.query_type : pass.key_type,
-                         source * pass.dim + column);
+    source = place - list.students + static_cast<int64_t>(list.first_key_view) * pass.batch();
+  else if (list.skipped_view >= 0 && place >= list.skipped_view * pass.batch())
+    source = place + pass.batch();
+  const Problem& p = pass.problem;
+  return load_rounded<T>(student ? p.query.data : p.key.data, student ? p.query.type : p.key.type,
+                         source * pass.dim() + column);
 }
 
-// A tile of candidates, and what of it a row must not see.
+// A tile of candidates, and which of them is hidden from a sample.
 struct Tile {
   int32_t segment, first;  // its first candidate there
   int32_t count;
-  int32_t own;  // the candidate that sample 0 must not see; sample i: the i-th after it
+  int32_t own;  // hidden from sample 0; candidate own + i is hidden from sample i
   bool has_own;
 };
 
@@ -70,10 +67,10 @@ SCE_FAST_DEVICE Tile find_tile(const Pass& pass, int t) {
   const int first = (t < in_first ? t : t - in_first) * kTile;
   return {t < in_first ? 0 : 1, first, segment.rows - first < kTile ? segment.rows - first : kTile,
           segment.own_offset - first,
-          segment.own_offset >= 0 && segment.own_offset < first + kTile && segment.own_offset + pass.batch > first};
+          segment.own_offset >= 0 && segment.own_offset < first + kTile && segment.own_offset + pass.batch() > first};
 }
 
-// The tiles that a split takes.
+// The tiles of a split.
 struct Range {
   int begin, end;
 };
@@ -91,7 +88,7 @@ SCE_FAST_DEVICE float quad_max(float x) {
   return fmaxf(x, ptx::shuffle_xor(x, 2));
 }
 
-// A row as one of the four lanes that share it sees it.
+// What one of the four lanes that share a row knows of it.
 struct Row {
   float scale;  // log₂e / temperature
   float shift, sum, rounded_sum;
@@ -100,15 +97,17 @@ struct Row {
 
 template <bool kFixed>
 SCE_FAST_DEVICE Row new_row(const Pass& pass, const RowList& list, int place) {
-  const float* scalars = pass.scalars;
+  const float* scalars = pass.problem.scalars;
   const bool student = place < list.students;
-  const float temperature = scalars ? scalars[student ? 0 : 1] : student ? pass.temperature : pass.target_temperature;
-  const float scale = kLog2e / temperature;
+  const float temperature = scalars   ? scalars[student ? 0 : 1]
+                            : student ? pass.problem.temperature
+                                      : pass.problem.target_temperature;
+  const float scale = std::numbers::log2e_v<float> / temperature;
   return {scale, kFixed ? scale : -kInfinity, 0.f, 0.f, kInfinity};
 }
 
-// Where the largest logit of a tile asks for it, moves the shift; what was summed so far is to be multiplied by the
-// result, and the row's own sums have been.
+// Moves the shift if the largest logit of a tile requires it. Returns the factor for what was summed so far; the row's
+// own sums are already multiplied.
 template <class T>
 SCE_FAST_DEVICE float raise_shift(Row& row, float highest) {
   using Room = Headroom<T>;
@@ -121,17 +120,17 @@ SCE_FAST_DEVICE float raise_shift(Row& row, float highest) {
   return factor;
 }
 
-// What the four lanes have seen of a row, together. All lanes of the warp come here.
+// Returns what the four lanes of a row have seen together. All lanes of the warp call this.
 template <bool kFixed>
-SCE_FAST_DEVICE Partial partial_of(const Row& row) {
+SCE_FAST_DEVICE Partial<float> partial_of(const Row& row) {
   const float sum = quad_sum(row.sum), rounded_sum = quad_sum(row.rounded_sum), lowest = -quad_max(-row.lowest);
-  // Nothing that unit rows give lies below: a row or a candidate breaks the contract (or is −∞), and what it lost must
-  // not pass for a result.
+  // No product of unit rows lies below: a row or a candidate breaks the contract (or is −∞), and the lost weights must
+  // not go unnoticed.
   const bool lost = kFixed ? lowest * row.scale - row.shift < -126.f : lowest == -kInfinity;
   return {row.shift, lost ? kNaN : sum, rounded_sum};
 }
 
-// Calls launch<T, kFixed>() for the arithmetic of a pass: with fp16 weights the shift is never fixed.
+// Calls launch<T, kFixed>() for the arithmetic of a pass. With fp16 weights the shift is never fixed.
 template <class Launch>
 void with_arithmetic(Type product, bool fixed_shift, const Launch& launch) {
   if (product == Type::kFloat16)

@@ -1,26 +1,26 @@
-// The one pass over the candidates on Hopper. One warpgroup starts bulk copies of candidate tiles into a ring; two others
-// have 64 rows each and multiply: a tile is read once as rows · candidatesᵀ and once, transposed, as weights · candidates.
-// While a tile's weights are worked out, the product of the last tile's weights runs; and while one warpgroup works out
+// The forward pass on Hopper. One warpgroup starts bulk copies of candidate tiles into a ring. Two others have 64 rows
+// each and multiply: a tile is read once for rows · candidatesᵀ and once, transposed, for weights · candidates. While
+// the weights of a tile are computed, the product of the previous tile's weights runs. While one warpgroup computes
 // weights, the other has the tensor cores.
-#include "solve.h"
 #include "sm90_tiles.h"
+#include "solve.h"
 
 namespace sce_fast {
 namespace {
 
-// The producer needs few registers, and what it gives back the consumers take: 128 · (24 + 2 · 240) are the 64512 that
-// 384 threads have at launch.
+// The producer needs few registers, and the consumers take what it gives back: 128 · (24 + 2 · 240) are the 64512
+// registers that 384 threads have at launch.
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 static_assert(kGroupThreads * (kProducerRegisters + 2 * kConsumerRegisters) <=
               kHopperThreads * (65536 / kHopperThreads / 8 * 8));
 
-enum Barrier { kTurnOfFirst = 1, kTurnOfSecond, kRowsOfFirst, kRowsOfSecond };  // 0 is the whole block's
+enum Barrier { kTurnOfFirst = 1, kTurnOfSecond, kRowsOfFirst, kRowsOfSecond };  // barrier 0 is for the whole block
 
 struct Maps {
-  ptx::TensorMap segments[2];  // of those with candidates
+  ptx::TensorMap segments[2];  // set for segments with candidates
 };
 
-// A place in the ring, and the parity of its turn.
+// A place in the ring, and the parity of its current use.
 template <int kStages>
 struct Turn {
   int stage = 0;
@@ -32,7 +32,7 @@ struct Turn {
   }
 };
 
-// One thread: the tiles of the split, one after another, each into the ring as soon as its place is free.
+// Copies the tiles of the split into the ring, each as soon as its place is free; called by one thread.
 template <int kDim, int kTile, int kStages>
 SCE_FAST_DEVICE void produce(const Pass& pass, const Maps& maps, const Layout<kDim, kTile, kStages>& at,
                              const Range& range, int z) {
@@ -44,7 +44,7 @@ SCE_FAST_DEVICE void produce(const Pass& pass, const Maps& maps, const Layout<kD
   }
 }
 
-// A consumer's 64 rows. Warp w of it has rows 16 w to 16 w + 15; lane l of that, rows l / 4 and l / 4 + 8.
+// The 64 rows of a consumer. Warp w of it has rows 16 w to 16 w + 15; lane l of the warp, rows l / 4 and l / 4 + 8.
 template <class T, bool kFixed, bool kOutput, int kDim, int kTile, int kStages>
 class GroupSums {
  public:
@@ -58,12 +58,12 @@ class GroupSums {
     for (int i = 0; i < kDim / 2; ++i) outputs_[i] = 0.f;
   }
 
-  // Two consumers take turns with the tensor cores; a single one has them to itself.
+  // Two consumers take turns with the tensor cores; a single consumer does not need to.
   SCE_FAST_DEVICE void add_tiles(const Pass& pass, const Range& range, bool takes_turns) {
     Turn<kStages> turn;
     float products[kTile / 2];
     if (range.begin == range.end) return;
-    // The first tile has no product of weights before it.
+    // No product of weights comes before the first tile.
     ptx::mbarrier_wait(at_.filled(0), 0);
     start_products(products, 0);
     ptx::product_wait<0>();
@@ -81,7 +81,7 @@ class GroupSums {
       ptx::pin(outputs_);
       start_products(products, turn.stage);
       if (kOutput) start_outputs(before);
-      // the last turn is nobody's to wait for
+      // Nobody waits for a turn after the last one.
       if (takes_turns && (consumer_ == 0 || t + 1 < range.end))
         ptx::named_barrier_arrive(kTurnOfSecond - consumer_, 2 * kGroupThreads);
       ptx::product_wait<kOutput ? 1 : 0>();
@@ -105,17 +105,17 @@ class GroupSums {
     const RowList list = row_list(pass, z);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const Partial partial = partial_of<kFixed>(rows_[r]);
+      const Partial<float> partial = partial_of<kFixed>(rows_[r]);
       const int p = place(r);
       if (p >= list.students + list.teachers) continue;
       const int64_t index = partial_index(pass, z, split, p);
       if (lane() % 4 == 0) pass.partials[index] = partial;
       if constexpr (kOutput) {
-        if (p < list.students && !pass.needs_gradient) continue;
+        if (p < list.students && !pass.problem.needs_gradient) continue;
 #pragma unroll
         for (int d = 0; d < kDim / 8; ++d)
-          if (d * 8 < pass.dim)
-            *reinterpret_cast<ptx::FloatPair*>(pass.outputs + index * pass.dim + d * 8 + lane() % 4 * 2) = {
+          if (d * 8 < pass.dim())
+            *reinterpret_cast<ptx::FloatPair*>(pass.outputs + index * pass.dim() + d * 8 + lane() % 4 * 2) = {
                 outputs_[4 * d + 2 * r], outputs_[4 * d + 2 * r + 1]};
       }
     }
@@ -126,9 +126,9 @@ class GroupSums {
     float of_row[2];
   };
 
-  static SCE_FAST_DEVICE int lane() { return ptx::thread_index() % 32; }
+  static SCE_FAST_DEVICE int lane() { return ptx::thread_index() % kWarpSize; }
   static SCE_FAST_DEVICE int place(int r) {
-    return ptx::block_index().x * kHopperRows + ptx::thread_index() / 32 * 16 + r * 8 + lane() / 4;
+    return ptx::block_index().x * kHopperRows + ptx::thread_index() / kWarpSize * 16 + r * 8 + lane() / 4;
   }
 
   SCE_FAST_DEVICE void start_products(float (&products)[kTile / 2], int stage) const {
@@ -146,13 +146,12 @@ class GroupSums {
     ptx::pin(weights_);
   }
 
-  // This warp is done with the tile there.
+  // Tells the producer that this warp no longer reads the tile.
   SCE_FAST_DEVICE void release(int stage) const {
     if (lane() == 0) ptx::mbarrier_arrive(at_.emptied(stage));
   }
 
-  // Puts the weights of a tile's candidates in the place of the products; what was summed before is to be multiplied by
-  // the factors.
+  // Replaces the products of a tile by weights. Returns the factors for what was summed before.
   SCE_FAST_DEVICE Factors weigh(const Pass& pass, float (&products)[kTile / 2], const Tile& tile) {
     if (tile.has_own || tile.count < kTile)
       look<true>(pass, products, tile);
@@ -170,7 +169,7 @@ class GroupSums {
           for (int j = 0; j < 2; ++j) highest = fmaxf(highest, products[4 * n + 2 * r + j]);
         factors.of_row[r] = raise_shift<T>(row, quad_max(highest) * row.scale);
       }
-      const float shift = row.shift == -kInfinity ? 0.f : row.shift;  // −∞: nothing seen so far
+      const float shift = row.shift == -kInfinity ? 0.f : row.shift;  // −∞: nothing seen yet
 #pragma unroll
       for (int n = 0; n < kTile / 8; ++n)
 #pragma unroll
@@ -183,13 +182,13 @@ class GroupSums {
     return factors;
   }
 
-  // The smallest products of candidates that the rows may see; in the place of the others −∞, whose weight is 0.
+  // Finds the smallest products of visible candidates. The products of hidden ones become −∞, whose weight is 0.
   template <bool kMasked>
   SCE_FAST_DEVICE void look(const Pass& pass, float (&products)[kTile / 2], const Tile& tile) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float& lowest = rows_[r].lowest;
-      const int own = kMasked && tile.has_own ? tile.own + place(r) % pass.batch : -1;
+      const int own = kMasked && tile.has_own ? tile.own + place(r) % pass.batch() : -1;
 #pragma unroll
       for (int n = 0; n < kTile / 8; ++n)
 #pragma unroll
@@ -203,7 +202,7 @@ class GroupSums {
     }
   }
 
-  // The weights, rounded, in the layout of a left operand.
+  // Rounds the weights, in the layout of a left operand.
   SCE_FAST_DEVICE void round_weights(const float (&products)[kTile / 2]) {
 #pragma unroll
     for (int i = 0; i < kTile / 4; ++i) {
@@ -238,19 +237,19 @@ SCE_FAST_DEVICE void consume(const Pass& pass, const RowList& list, const Layout
   GroupSums<T, kFixed, kOutput, kDim, kTile, kStages> sums(pass, list, at, consumer);
   sums.add_tiles(pass, range, takes_turns);
   ptx::let_dependents_start();
-  // taken anew, so that the list of rows is worked out anew: no register is free to hold it through the loop
+  // The block index is read again, so that the row list is computed again: no register can hold it through the loop.
   sums.store(pass, ptx::warp_uniform(ptx::block_index().z), ptx::block_index().y);
 }
 
 // Grid: blocks of rows, splits of the tiles, key views.
 template <class T, bool kFixed, int kDim, int kTile, int kStages>
 __global__ void __launch_bounds__(kHopperThreads, 1)
-    sm90_sce_forward(const __grid_constant__ Pass pass, const __grid_constant__ Maps maps) {
-  static_assert(kStages >= 2, "a tile is given back when the next one has been multiplied");
+    sm90_forward_pass(const __grid_constant__ Pass pass, const __grid_constant__ Maps maps) {
+  static_assert(kStages >= 2, "a tile is released after the next one has been multiplied");
   const int z = ptx::block_index().z;
   const RowList list = row_list(pass, z);
   const int rows = list.students + list.teachers, first_row = ptx::block_index().x * kHopperRows;
-  if (first_row >= rows) return;  // the lists of key views differ in length
+  if (first_row >= rows) return;  // the row lists of key views differ in length
 
   const Layout<kDim, kTile, kStages> at;
   const Range range = range_of_split(tiles_of<kTile>(pass), ptx::block_index().y, pass.splits);
@@ -276,7 +275,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   load_rows<T, kDim>(pass, list, first, at.rows(group));
   ptx::named_barrier(kRowsOfFirst + group, kGroupThreads);
   const bool takes_turns = consumers == 2 && range.end - range.begin > 1;
-  if (pass.needs_gradient || first + kGroupRows > list.students)
+  if (pass.problem.needs_gradient || first + kGroupRows > list.students)
     consume<T, kFixed, true, kDim, kTile, kStages>(pass, list, at, range, group, takes_turns);
   else
     consume<T, kFixed, false, kDim, kTile, kStages>(pass, list, at, range, group, takes_turns);
@@ -286,17 +285,17 @@ template <class T, bool kFixed, int kConfig>
 void launch_config(const Pass& pass, void* stream) {
   constexpr HopperConfig c = kHopperConfigs[kConfig];
   const uint32_t blocks = static_cast<uint32_t>(ceil_div(pass.rows, kHopperRows));
-  const uint32_t depth = static_cast<uint32_t>(pass.per_key_view ? pass.key_views : 1);
+  const uint32_t depth = static_cast<uint32_t>(pass.per_key_view ? pass.problem.key_views : 1);
   Maps maps{};
   for (int s = 0; s < 2; ++s)
     if (const Segment& segment = pass.segments[s]; segment.rows > 0)
-      maps.segments[s] = ptx::make_tensor_map<T>(segment.data, pass.dim, segment.rows, depth, c.tile);
-  ptx::launch({"sm90_sce_forward",
+      maps.segments[s] = ptx::make_tensor_map<T>(segment.data, pass.problem.dim, segment.rows, depth, c.tile);
+  ptx::launch({"sm90_forward_pass",
                {blocks, static_cast<uint32_t>(pass.splits), depth},
                kHopperThreads,
                static_cast<uint32_t>(c.shared_bytes()),
                stream},
-              sm90_sce_forward<T, kFixed, c.dim, c.tile, c.stages>, pass, maps);
+              sm90_forward_pass<T, kFixed, c.dim, c.tile, c.stages>, pass, maps);
 }
 
 template <class T, bool kFixed>
@@ -311,9 +310,8 @@ void launch_type(const Pass& pass, int config, void* stream) {
 
 }  // namespace
 
-void sm90_sce_forward_pass(const Pass& pass, Type product, bool fixed_shift, int32_t config, void* stream) {
-  with_arithmetic(product, fixed_shift,
-                  [&]<class T, bool kFixed>() { launch_type<T, kFixed>(pass, config, stream); });
+void sm90::forward_pass(const Pass& pass, Type product, bool fixed_shift, int32_t config, void* stream) {
+  with_arithmetic(product, fixed_shift, [&]<class T, bool kFixed>() { launch_type<T, kFixed>(pass, config, stream); });
 }
 
 }  // namespace sce_fast

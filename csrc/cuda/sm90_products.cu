@@ -1,7 +1,7 @@
-// One tile and 64 rows: each of the forward pass's two products alone, so that on a new GPU, compiler or driver it can be
-// told which of them is wrong.
-#include "solve.h"
+// One tile and 64 rows: each of the forward pass's two products alone, so that a test on a new GPU, compiler or driver
+// can tell which of them is wrong.
 #include "sm90_tiles.h"
+#include "solve.h"
 
 namespace sce_fast {
 namespace {
@@ -12,9 +12,9 @@ struct Step {
   float *products, *outputs;
 };
 
-// Element (row, column) of a product whose accumulator i this thread holds.
+// Row and column of the product's element that accumulator i of this thread holds.
 SCE_FAST_DEVICE int row_of(int i) {
-  return ptx::thread_index() / 32 * 16 + ptx::thread_index() % 32 / 4 + i % 4 / 2 * 8;
+  return ptx::thread_index() / kWarpSize * 16 + ptx::thread_index() % kWarpSize / 4 + i % 4 / 2 * 8;
 }
 SCE_FAST_DEVICE int column_of(int i) { return i / 4 * 8 + ptx::thread_index() % 4 * 2 + i % 2; }
 
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kGroupThreads, 1)
   ptx::pin(outputs);
 #pragma unroll
   for (int i = 0; i < kDim / 2; ++i)
-    if (column_of(i) < step.pass.dim) step.outputs[row_of(i) * step.pass.dim + column_of(i)] = outputs[i];
+    if (column_of(i) < step.pass.dim()) step.outputs[row_of(i) * step.pass.dim() + column_of(i)] = outputs[i];
 }
 
 template <class T, int kConfig>
@@ -66,7 +66,7 @@ void launch_config(const Step& step, void* stream) {
                static_cast<uint32_t>(HopperConfig{c.dim, c.tile, 1}.shared_bytes()),
                stream},
               sm90_products<T, c.dim, c.tile>, step,
-              ptx::make_tensor_map<T>(segment.data, step.pass.dim, segment.rows, 1, c.tile));
+              ptx::make_tensor_map<T>(segment.data, step.pass.problem.dim, segment.rows, 1, c.tile));
 }
 
 template <class T>
@@ -89,12 +89,13 @@ void multiply_one_tile(const Matrix& rows, const Matrix& candidates, int32_t dim
                        float* outputs, void* stream) {
   const int32_t config = config_index(kHopperConfigs, dim, {1, std::numeric_limits<int32_t>::max(), 90});
   if (rows.rows != kGroupRows || candidates.rows < 1 || candidates.rows > kHopperConfigs[config].tile)
-    throw std::invalid_argument("one tile has 64 rows and at most " + std::to_string(kHopperConfigs[config].tile) +
-                                " candidates");
-  Pass pass{};
-  pass.query = rows.data, pass.query_type = rows.type, pass.dim = dim;
-  pass.batch = kGroupRows, pass.query_views = 1;
-  pass.segments[0] = {candidates.data, static_cast<int32_t>(candidates.rows), -1};
+    throw std::invalid_argument(std::to_string(rows.rows) + " rows and " + std::to_string(candidates.rows) +
+                                " candidates, expected 64 rows and 1 to " +
+                                std::to_string(kHopperConfigs[config].tile) + " candidates");
+  Pass pass;
+  Problem& p = pass.problem;
+  p.query = rows, p.query_views = 1, p.batch = kGroupRows, p.dim = dim;
+  pass.segments[0] = {candidates.data, static_cast<int32_t>(candidates.rows)};
   const Step step{pass, weights, products, outputs};
   if (candidates.type == Type::kFloat16)
     launch_type<Float16>(step, config, stream);

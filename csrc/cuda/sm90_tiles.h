@@ -1,4 +1,4 @@
-// Tiles in shared memory and the two products with one, as the Hopper kernels share them.
+// Tiles in shared memory and the two products with a tile, shared by the Hopper kernels.
 #pragma once
 
 #include "plan.h"
@@ -12,7 +12,7 @@ using ptx::Shared;
 constexpr int kGroupRows = 64;  // of a warpgroup
 constexpr int kGroupThreads = ptx::kWarpgroupSize;
 
-// Shared memory of a block: rows of two warpgroups, ring of tiles, mbarriers.
+// Shared memory of a block: the rows of two warpgroups, the ring of tiles, the mbarriers.
 template <int kDim, int kTile, int kStages>
 struct Layout {
   static constexpr int kBoxes = kDim / ptx::kBoxColumns;
@@ -28,7 +28,7 @@ struct Layout {
   SCE_FAST_DEVICE Shared filled(int stage) const { return tile(kStages) + 8 * stage; }
   SCE_FAST_DEVICE Shared emptied(int stage) const { return filled(kStages + stage); }
 
-  // One thread: starts the copy of the tile that begins at that candidate.
+  // Starts the copy of the tile that begins at candidate `first`; called by one thread.
   SCE_FAST_DEVICE void start_tile(int stage, const ptx::TensorMap& candidates, int first, int z) const {
     ptx::mbarrier_arrive_expect(filled(stage), kTileBytes);
 #pragma unroll
@@ -39,7 +39,7 @@ struct Layout {
   Shared start;
 };
 
-// Copies a warpgroup's rows to shared memory, in boxes with the swizzle of the tiles.
+// Copies the rows of a warpgroup to shared memory, in boxes with the swizzle of the tiles.
 template <class T, int kDim>
 SCE_FAST_DEVICE void load_rows(const Pass& pass, const RowList& list, int first, Shared to) {
   constexpr int kChunks = kDim / 8;
@@ -51,7 +51,7 @@ SCE_FAST_DEVICE void load_rows(const Pass& pass, const RowList& list, int first,
   ptx::fence_stores_for_products();
 }
 
-// products = rows · candidatesᵀ, started
+// Starts products = rows · candidatesᵀ.
 template <class T, int kDim, int kTile>
 SCE_FAST_DEVICE void multiply_rows(float (&products)[kTile / 2], Shared rows_at, Shared tile_at) {
   using Place = Layout<kDim, kTile, 1>;
@@ -65,7 +65,7 @@ SCE_FAST_DEVICE void multiply_rows(float (&products)[kTile / 2], Shared rows_at,
   ptx::product_commit();
 }
 
-// outputs += weights · candidates, started
+// Starts outputs += weights · candidates.
 template <class T, int kDim, int kTile>
 SCE_FAST_DEVICE void multiply_weights(float (&outputs)[kDim / 2], const uint32_t (&weights)[kTile / 16][4],
                                       Shared tile_at) {

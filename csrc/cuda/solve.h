@@ -6,70 +6,62 @@
 
 namespace sce_fast {
 
-// Pointers of the problem are on the device, aligned to 16 bytes; candidates are all bf16 or all fp16.
-struct CudaProblem : Problem {
-  int64_t batch_key_views;  // 1 where all key views share the batch keys, else U; 0 without
-  const float* scalars;     // (3,) temperatures and coefficient on the device, or null: those of Problem
-};
-
-struct CudaSolution {
-  float* rows;                  // (N,) loss
-  void* gradient;               // (V, N, D) in the query's type, or null where it is not wanted
-  float* target_entropy;        // (U, N); NaN without needs_target
-  float* positive_probability;  // (N,)
-};
-
 // One launch of the forward pass.
 struct PassPlan {
-  int32_t config = 0;  // of kConfigs, or of kHopperConfigs
+  int32_t config = 0;  // index into kConfigs or kHopperConfigs
   int32_t splits = 0;  // 0: no launch
   int64_t rows = 0;    // of a split
   int64_t views = 0;   // grid z
 };
 
+// How a problem is cut into launches.
 struct Plan {
   Kernel kernel = Kernel::kSm80;
-  PassPlan shared, per_view;  // candidates that all views share; batch keys of their own for each key view
-  bool fixed_shift = false;   // the largest possible logit stands for the running maximum
+  PassPlan shared;           // candidates that all key views share
+  PassPlan per_view;         // batch keys that each key view has for itself
+  bool fixed_shift = false;  // the largest possible logit replaces the running maximum
   int64_t workspace_bytes = 0;
 };
 
-// How the problem is cut. Looks at sizes, types and temperatures, never at the device. With `splits` > 0 that many
-// parts instead of the chosen number. Throws std::invalid_argument for what the kernels do not serve.
-Plan make_plan(const CudaProblem& problem, const Limits& limits, Kernel kernel = Kernel::kBest, int32_t splits = 0);
+// Returns how the problem is cut. Depends on sizes, types, temperatures and alignment, never on values on the device.
+// With `splits` > 0 the candidates are cut into so many parts instead of the chosen number. Throws
+// std::invalid_argument for what the kernels do not serve.
+Plan plan(const Problem& problem, const Limits& limits, Kernel kernel = Kernel::kBest, int32_t splits = 0);
 
-// Starts the kernels; `workspace` has plan.workspace_bytes, aligned to 16 bytes. An error in a launch is thrown as
-// std::runtime_error with the kernel's name.
-void sce_solve(const CudaProblem& problem, const CudaSolution& solution, const Plan& plan, void* workspace,
-               void* stream);
+// Launches the kernels. Pointers are on the device and aligned to 16 bytes, also that of `workspace`, which has
+// plan.workspace_bytes. A launch that fails throws std::runtime_error with the kernel's name.
+void solve(const Problem& problem, const Solution& solution, const Plan& plan, void* workspace, void* stream);
 
-// The ring of past keys: `keys` (K, D), `cursor` () the row that is overwritten next.
+// The ring of past keys.
 struct Ring {
-  void* keys;
+  void* keys;  // (K, D)
   Type type;
   int64_t size, dim;
-  int64_t* cursor;
+  int64_t* cursor;  // (): the row that is overwritten next
 };
 
-// Overwrites the oldest keys with `rows` (R, D), normalised where asked for, and advances the cursor; of more than K
-// rows the newest K stay.
+// Overwrites the oldest keys with `rows` (R, D), normalised on request, and advances the cursor. Of more than K rows
+// the newest K stay.
 void enqueue(const Ring& ring, const Matrix& rows, bool normalize, void* stream);
 
-// The products of one step of the Hopper kernel, each alone: products (64, tile) = rows (64, D) · candidatesᵀ, and outputs
-// (64, D) = weights (64, tile) · candidates, at most sm90_tile(D) of them, zeros beyond. Weights are of the candidates'
-// type, results float.
+// The two products of one step of the Hopper kernel, each alone: products (64, tile) = rows (64, D) · candidatesᵀ and
+// outputs (64, D) = weights (64, tile) · candidates. There are at most sm90_tile(D) candidates; missing ones count as
+// zeros. Weights have the candidates' type, results are float.
 int32_t sm90_tile(int32_t dim);
 void multiply_one_tile(const Matrix& rows, const Matrix& candidates, int32_t dim, const void* weights, float* products,
                        float* outputs, void* stream);
 
-// ---- the kernels' own entries, called by sce_solve
+// ---- launches of single kernels, called by solve
 
 struct Pass;
 
-void sm80_sce_forward_pass(const Pass& pass, Type product, bool fixed_shift, int32_t config, void* stream);
-void sm90_sce_forward_pass(const Pass& pass, Type product, bool fixed_shift, int32_t config, void* stream);
-// `early`: its blocks may begin before those of the pass before it have ended.
-void sce_combine(const Pass& shared, const Pass& per_view, const CudaProblem& problem, const CudaSolution& solution,
-                 bool early, void* stream);
+namespace sm80 {
+void forward_pass(const Pass& pass, Type product, bool fixed_shift, int32_t config, void* stream);
+}
+namespace sm90 {
+void forward_pass(const Pass& pass, Type product, bool fixed_shift, int32_t config, void* stream);
+}
+// `early`: its blocks may begin before the blocks of the launch before it have ended.
+void combine(const Pass& shared, const Pass& per_view, const Solution& solution, bool early, void* stream);
 
 }  // namespace sce_fast

@@ -1,44 +1,32 @@
-"""The loss and the enqueue on a GPU by our CUDA C++ kernels: csrc/cuda, for bf16 and fp16 candidates."""
+"""The loss and the enqueue on a GPU by the CUDA C++ kernels in csrc/cuda, for bfloat16 and float16 candidates."""
 
 import functools
 
 import torch
 from torch import Tensor
 
+from sce_fast.loss.pack import TYPES, contiguous, matrix, pack, pack_solution
 from sce_fast.loss.problem import Problem, Solution
 from sce_fast.native import CUDA
 
-# As in csrc/problem.h.
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-# As in csrc/cuda/plan.h: the forward kernel of the GPU's own architecture, or a certain one.
+# `Kernel` in csrc/cuda/plan.h: the forward pass for the GPU's own architecture, or a particular one.
 KERNELS = {"best": 0, "sm80": 1, "sm90": 2}
-NOTHING = (0, 0, 0)
-LARGEST_DIM, DIM_STEP = 256, 16
-ALIGNMENT = 16  # bytes, of what one asynchronous copy moves
+LARGEST_DIM, DIM_STEP = 256, 16  # kLargestDim and kDimStep in csrc/cuda/plan.h
+ALIGNMENT = 16  # bytes; asynchronous copies move so many at a time
 
 
 def architectures() -> str:
-    """What the built kernels are compiled for."""
+    """Return the architectures that the kernels were compiled for."""
     return str(CUDA.module.architectures)
 
 
 def refuses(problem: Problem) -> str | None:
-    """Why the kernels cannot serve these inputs, or None."""
-    if CUDA.module is None:
-        return f"the CUDA kernels are not built ({CUDA.missing}); {CUDA.remedy}"
-    device = problem.query.device
-    if device.type != "cuda":
-        return f"the inputs are on {device}; move them to a CUDA device or use another backend"
-    if torch.version.hip is not None:
-        return "this torch is for AMD GPUs; use backend='reference'"
-    major, minor = torch.cuda.get_device_capability(device)
-    if major < 8:
-        return f"the GPU has compute capability {major}.{minor}, and 8.0 is needed; use backend='reference'"
-    return refuses_inputs(problem)
+    """Return why the kernels cannot serve this problem, or None."""
+    return _refuses_device(problem.query.device) or refuses_inputs(problem)
 
 
 def refuses_inputs(problem: Problem) -> str | None:
-    """Why the kernels cannot serve inputs of these sizes and types on any GPU, or None."""
+    """Return why the kernels cannot serve inputs of these sizes and dtypes on any GPU, or None."""
     if problem.compute_dtype == torch.float64:
         return "it computes in float32, and an input is float64; use backend='reference'"
     candidates = [t for t in (problem.queue, problem.batch_keys) if t is not None]
@@ -57,60 +45,56 @@ def refuses_inputs(problem: Problem) -> str | None:
     return None
 
 
-def solve(problem: Problem, kernel: str = "best") -> Solution:
-    """Loss per row, gradient and statistics; nothing waits for the device.
+def refuses_ring(keys: Tensor) -> str | None:
+    """Return why `enqueue` cannot serve a ring `keys` (K, D), or None."""
+    if keys.dtype not in TYPES:
+        return f"it stores {', '.join(map(str, TYPES))}, and the keys are {keys.dtype}"
+    return _refuses_device(keys.device)
 
-    `kernel` names the forward kernel: "best" is "sm90" on a Hopper GPU (compute capability 9.0), "sm80" on all others.
+
+def _refuses_device(device: torch.device) -> str | None:
+    if CUDA.module is None:
+        return f"the CUDA kernels are not built ({CUDA.missing}); {CUDA.remedy}"
+    if device.type != "cuda":
+        return f"the inputs are on {device}; move them to a CUDA device or use another backend"
+    if torch.version.hip is not None:
+        return "this torch is for AMD GPUs; use backend='reference'"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"the GPU has compute capability {major}.{minor}, and 8.0 is needed; use backend='reference'"
+    return None
+
+
+def solve(problem: Problem, kernel: str = "best") -> Solution:
+    """Return loss per row, gradient and statistics, without waiting for the device.
+
+    `kernel` names the forward pass. "best" is "sm90" on a Hopper GPU (compute capability 9.0) and "sm80" on all others.
     Raises ValueError for "sm90" on another GPU.
     """
     device = problem.query.device
-    views, batch, dim = problem.query.shape
-    key_views = len(problem.key)
-    inputs = [_rows(t) for t in (problem.query, problem.key, problem.queue, problem.batch_keys)]
     scalars = None if problem.scalars is None else problem.scalars.contiguous()
-    on_host = (problem.temperature, problem.target_temperature, problem.coefficient)
-    call = CUDA.module.Call(
-        *(NOTHING if t is None else (t.data_ptr(), TYPES[t.dtype], len(t)) for t in inputs),
-        (views, key_views, batch, dim, 0 if problem.batch_keys is None else len(problem.batch_keys)),
-        problem.row_offset,
-        problem.same_views,
-        problem.zero_logit,
-        problem.needs_target,
-        (0.0, 0.0, 0.0) if scalars is not None else tuple(map(float, on_host)),
-        0 if scalars is None else scalars.data_ptr(),
-        _limits(device),
-        KERNELS[kernel],
-    )
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
-    rows, positive_probability, target_entropy = empty(batch), empty(batch), empty(key_views, batch)
-    gradient = empty(views, batch, dim, dtype=problem.query.dtype) if problem.needs_gradient else None
-    workspace = empty(call.workspace_bytes, dtype=torch.uint8)
-    call.solve(
-        rows.data_ptr(),
-        0 if gradient is None else gradient.data_ptr(),
-        target_entropy.data_ptr(),
-        positive_probability.data_ptr(),
-        workspace.data_ptr(),
-        *_where(device),
-    )
-    return Solution(rows, gradient, target_entropy, positive_probability)
+    fields, _owners = pack(problem, scalars=scalars, alignment=ALIGNMENT)
+    packed = CUDA.module.Problem(**fields)
+    plan = CUDA.module.plan(packed, _limits(device), KERNELS[kernel])
+    solution = Solution.empty(problem)
+    workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device)
+    results = CUDA.module.Solution(**pack_solution(solution))
+    CUDA.module.solve(packed, results, plan, workspace.data_ptr(), *_where(device))
+    return solution
 
 
-def enqueue(keys: Tensor, cursor: Tensor, rows: Tensor, *, normalize: bool = False) -> None:
-    """Overwrites the oldest rows of a ring as KeyQueue.enqueue does, in one pass over the new ones; no host sync.
+def enqueue(keys: Tensor, cursor: Tensor, rows: Tensor, normalize: bool = False) -> None:
+    """Overwrite the oldest rows of a ring as KeyQueue.enqueue does, in one pass over the new rows and without a sync.
 
     Args:
         keys: (K, D) on a CUDA device, float32, bfloat16 or float16, contiguous.
-        cursor: () int64 on that device, the row that is overwritten next; advanced there.
-        rows: (R, D), of any of these dtypes; of more than K rows the newest K stay.
+        cursor: () int64 on the same device, the row that is overwritten next; advanced there.
+        rows: (R, D) of any of these dtypes. Of more than K rows the newest K stay.
         normalize: L2-normalise the rows first, in float32, as torch.nn.functional.normalize.
 
     Raises:
-        RuntimeError: the kernels are not built, or a launch fails.
-        ValueError: a shape, dtype or device is another.
+        RuntimeError: The kernels are not built, or a launch fails.
+        ValueError: A shape, dtype or device does not fit.
     """
     if CUDA.module is None:
         raise RuntimeError(f"the CUDA kernels are not built ({CUDA.missing}); {CUDA.remedy}")
@@ -128,22 +112,17 @@ def enqueue(keys: Tensor, cursor: Tensor, rows: Tensor, *, normalize: bool = Fal
             raise ValueError(f"{name} is on {tensor.device}, expected one CUDA device for keys, cursor and rows")
     rows = rows.contiguous()
     CUDA.module.enqueue(
-        (keys.data_ptr(), TYPES[keys.dtype], len(keys)),
-        keys.shape[1],
-        cursor.data_ptr(),
-        (rows.data_ptr(), TYPES[rows.dtype], len(rows)),
-        normalize,
-        *_where(keys.device),
-    )
+        matrix(keys), keys.shape[1], cursor.data_ptr(), matrix(rows), normalize, *_where(keys.device)
+    )  # fmt: skip
 
 
 def tile_products(rows: Tensor, candidates: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The two products of one step of the Hopper kernel, each alone, so that a test can tell which of them is wrong.
+    """Return the two products of one step of the Hopper kernel, each alone, so that a test can tell which is wrong.
 
     Args:
-        rows: (64, D) on a GPU of compute capability 9.0, of the candidates' dtype, D a multiple of 16 up to 256.
+        rows: (64, D) on a GPU of compute capability 9.0, in the candidates' dtype, D a multiple of 16 up to 256.
         candidates: (R, D), bfloat16 or float16, R at most the kernel's tile for D.
-        weights: (64, tile) of that dtype; those beyond R meet zeros.
+        weights: (64, tile) in the candidates' dtype; weights beyond R meet zeros.
 
     Returns:
         rows · candidatesᵀ (64, tile) and weights · candidates (64, D), float32.
@@ -152,36 +131,26 @@ def tile_products(rows: Tensor, candidates: Tensor, weights: Tensor) -> tuple[Te
     if tile != tile_of_sm90(dim):
         raise ValueError(f"weights has shape {tuple(weights.shape)}, expected (64, {tile_of_sm90(dim)}) for D {dim}")
     products, outputs = (torch.empty(64, columns, device=rows.device) for columns in (tile, dim))
-    inputs = [_rows(t) for t in (rows, candidates, weights)]
+    rows, candidates, weights = (contiguous(t, ALIGNMENT) for t in (rows, candidates, weights))
     CUDA.module.multiply_one_tile(
-        *((t.data_ptr(), TYPES[t.dtype], len(t)) for t in inputs[:2] if t is not None),
-        dim,
-        *(t.data_ptr() for t in (inputs[2], products, outputs) if t is not None),
+        matrix(rows), matrix(candidates), dim, weights.data_ptr(), products.data_ptr(), outputs.data_ptr(),
         *_where(rows.device),
-    )
+    )  # fmt: skip
     return products, outputs
 
 
 def tile_of_sm90(dim: int) -> int:
-    """Candidates in a tile of the Hopper kernel for rows of so many values."""
+    """Return the number of candidates in a tile of the Hopper kernel for rows of `dim` values."""
     return int(CUDA.module.sm90_tile(dim))
 
 
 @functools.cache
 def _limits(device: torch.device) -> tuple[int, int, int]:
-    """Multiprocessors, bytes of shared memory that a block may ask for, compute capability (90 for 9.0)."""
+    """Return multiprocessors, bytes of shared memory that a block may request, compute capability (90 for 9.0)."""
     return CUDA.module.limits(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def _where(device: torch.device) -> tuple[int, int]:
-    """Device and stream of a launch."""
+    """Return device and stream of a launch."""
     stream = torch.cuda.current_stream(device)
     return stream.device_index, stream.cuda_stream
-
-
-def _rows(tensor: Tensor | None) -> Tensor | None:
-    """(…, D) → contiguous (rows, D) that starts where an asynchronous copy can."""
-    if tensor is None:
-        return None
-    rows = tensor.reshape(-1, tensor.shape[-1]).contiguous()
-    return rows if rows.data_ptr() % ALIGNMENT == 0 else rows.clone()

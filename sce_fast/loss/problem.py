@@ -1,4 +1,4 @@
-"""What every backend of the loss is given and what it gives back."""
+"""The input and the output of every backend of the loss."""
 
 import math
 import os
@@ -12,31 +12,31 @@ from torch import Tensor
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Scalar = float | Tensor
 # With unit rows |logit| ≤ 1/τ. While the whole range of 2/τ · log₂e is at most this many bits, the largest possible
-# logit can stand for a row's maximum: no weight that matters underflows. csrc/problem.h holds the same number.
+# logit can stand for a row's maximum: no weight that matters underflows. csrc/problem.h has the same number.
 FIXED_SHIFT_BITS = 115.0
 
 
-@dataclass(slots=True)  # not frozen: that would take as long to make as all checks together
+@dataclass(slots=True)  # not frozen: constructing a frozen dataclass costs as much as all the checks
 class Problem:
-    """A call of the loss with its arguments checked and its views explicit; only the query gets a gradient."""
+    """A call of the loss with checked arguments and explicit views; only the query gets a gradient."""
 
     query: Tensor  # (V, N, D)
     key: Tensor  # (U, N, D)
     queue: Tensor | None  # (K, D)
-    batch_keys: Tensor | None  # (B, M, D): B is 1 where all key views share them, else U
-    row_offset: int  # own key of row i stands at batch_keys[:, row_offset + i]
-    same_views: bool  # index v of query and key is the same view, and v = u is no term
+    batch_keys: Tensor | None  # (B, M, D): B is 1 if all key views share them, else U
+    row_offset: int  # the own key of row i is batch_keys[:, row_offset + i]
+    same_views: bool  # index v of query and key is the same view, so (v, v) is not a term
     temperature: Scalar
     target_temperature: Scalar
     coefficient: Scalar
-    scalars: Tensor | None  # (3,) float32 [temperature, target_temperature, coefficient] where any of them is a tensor
+    scalars: Tensor | None  # (3,) float32 [temperature, target_temperature, coefficient] if any of them is a tensor
     zero_logit: bool  # positive_target
     needs_gradient: bool
-    needs_target: bool  # False where λ = 1 and nobody asks for statistics: the teacher's side is not needed
+    needs_target: bool  # False if λ = 1 and nobody asks for statistics: no teacher rows are needed
 
     @property
     def batch_key_views(self) -> int:
-        """1 where all key views share the batch keys, else U; 0 without batch keys."""
+        """1 if all key views share the batch keys, else U; 0 without batch keys."""
         return 0 if self.batch_keys is None else len(self.batch_keys)
 
     @property
@@ -45,7 +45,7 @@ class Problem:
         return widest(self.query, self.key, self.queue, self.batch_keys)
 
     def terms(self) -> Iterator[tuple[int, int]]:
-        """Pairs (v, u) of a query view and a key view."""
+        """Yield the pairs (v, u) of a query view and a key view."""
         for u in range(len(self.key)):
             for v in range(len(self.query)):
                 if not (self.same_views and v == u):
@@ -54,7 +54,7 @@ class Problem:
 
 @dataclass(slots=True)
 class Solution:
-    """What a backend returns; per-row quantities are means over the terms."""
+    """The results of a backend; per-row quantities are means over the terms."""
 
     rows: Tensor  # (N,) loss
     gradient: Tensor | None  # (V, N, D) d rows.sum() / d query, in the query's dtype
@@ -65,7 +65,7 @@ class Solution:
     def empty(cls, problem: Problem, gradient_dtype: torch.dtype | None = None) -> "Solution":
         """Return uninitialised float32 results on the query's device, whatever torch's defaults are.
 
-        The gradient has the query's dtype, or `gradient_dtype`; it is None where the problem asks for none.
+        The gradient has the query's dtype or `gradient_dtype`; it is None if the problem needs none.
         """
         (views, batch, dim), device = problem.query.shape, problem.query.device
 
@@ -91,7 +91,7 @@ def checked_problem(
     positive_target: str = "excluded",
     needs_statistics: bool = False,
 ) -> Problem:
-    """The problem that sce_loss poses with these arguments; raises what sce_loss documents."""
+    """Return the problem of sce_loss with these arguments; raise the errors that sce_loss documents."""
     _check_tensors(query, key, queue, batch_keys)
     _check_row_offset(batch_keys, key.shape[-2], row_offset)
     numbers = _is_temperature("temperature", temperature, query.device)
@@ -119,12 +119,12 @@ def checked_problem(
 
 
 def widest(*tensors: Tensor | None) -> torch.dtype:
-    """float64 where a tensor is, otherwise float32."""
+    """Return float64 if any tensor has it, otherwise float32."""
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def views(rows: Tensor) -> Tensor:
-    """(N, D) → (1, N, D)"""
+    """Return rows (N, D) as (1, N, D)."""
     return rows if rows.dim() == 3 else rows[None]
 
 
@@ -133,7 +133,7 @@ def _detached(value: Scalar) -> Scalar:
 
 
 def _device_scalars(*values: Any) -> Tensor:
-    """The three scalars (3,) in one place on the device; nothing waits for those that are tensors there."""
+    """Return the three scalars as one tensor (3,) on the device, without waiting for the device."""
     *scalars, device = values
     tensors = [v.detach() if isinstance(v, Tensor) else torch.full((), v, device=device) for v in scalars]
     return torch.stack([tensor.to(torch.float32) for tensor in tensors])
@@ -142,13 +142,13 @@ def _device_scalars(*values: Any) -> Tensor:
 def _check_row_offset(batch_keys: Tensor | None, own_rows: int, row_offset: int) -> None:
     if batch_keys is None:
         if row_offset != 0:
-            raise ValueError(f"row_offset={row_offset} points into batch_keys, which is None")
+            raise ValueError(f"row_offset={row_offset} points into batch_keys, which is None; expected 0")
         return
     available = batch_keys.shape[-2]
     if not 0 <= row_offset <= available - own_rows:
         raise ValueError(
-            f"row_offset={row_offset}: expected 0 to {available - own_rows}, since the own keys of {own_rows} rows "
-            f"stand at batch_keys[…, row_offset + i, :] and batch_keys has {available} rows"
+            f"row_offset={row_offset}: expected 0 to {available - own_rows}, since the own key of row i is "
+            f"batch_keys[…, row_offset + i, :] for {own_rows} rows, and batch_keys has {available} rows"
         )
 
 
@@ -176,7 +176,7 @@ def _check_tensors(query: Tensor, key: Tensor, queue: Tensor | None, batch_keys:
         )
     if others <= 0:
         raise ValueError(
-            "no candidate beside the own key: give a queue of at least one row, or batch_keys of at least two"
+            "no candidate besides the own key: give a queue of at least one row, or batch_keys of at least two"
         )
 
 
@@ -191,7 +191,7 @@ def _check_rows(name: str, rows: Tensor, query: Tensor, ranks: tuple[int, ...]) 
     if rows.device != query.device:
         raise ValueError(f"{name} is on {rows.device}, expected {query.device}, where the query is")
     if rows.shape[-1] != query.shape[-1]:
-        raise ValueError(f"{name} has rows of {rows.shape[-1]} values, expected {query.shape[-1]} as the query")
+        raise ValueError(f"{name} has rows of {rows.shape[-1]} values, expected {query.shape[-1]} as in the query")
 
 
 def _is_temperature(name: str, value: Scalar, device: torch.device) -> bool:
@@ -209,7 +209,7 @@ def _is_coefficient(value: Scalar, device: torch.device) -> bool:
 
 
 def _is_number(name: str, value: Scalar, device: torch.device) -> bool:
-    """True for a number, False for a 0-dim tensor on the device, an error otherwise."""
+    """Return True for a number, False for a 0-dim tensor on the device; raise an error otherwise."""
     if type(value) is float:
         return True
     if isinstance(value, Tensor):
@@ -234,7 +234,7 @@ def _check_norms(problem: Problem) -> None:
         if rows is None or rows.numel() == 0:
             continue
         worst = (rows.to(problem.compute_dtype).norm(dim=-1) - 1).abs().max().item()
-        if not worst <= 0.02:  # what rounding to bfloat16 can do to a unit row, and some
+        if not worst <= 0.02:  # more than rounding a unit row to bfloat16 can cause
             raise ValueError(
-                f"{name} has a row whose norm is off 1 by {worst:.3g}, expected unit rows or normalize=True"
+                f"{name} has a row whose norm differs from 1 by {worst:.3g}; normalise the rows or pass normalize=True"
             )

@@ -1,5 +1,5 @@
-// checks NAME SEED: small kernels, right ones and wrong ones, for the tests of the emulator itself. Prints "right" or
-// "wrong"; a kernel with a mistake ends the process before.
+// checks NAME SEED: runs a small kernel, right or wrong, for the tests of the emulator itself. Prints "right" or
+// "wrong"; a mistake that the emulator finds ends the process before.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kThreads = 64;
 
-// Each thread copies 16 bytes and reads those of the thread across the block.
+// Each thread copies 16 bytes and reads the bytes of the thread across the block.
 template <int kPending, bool kWaits, bool kBarrier>
 void exchange(const Chunk* from, float* to) {
   const uint32_t mine = thread_index(), other = kThreads - 1 - mine;
@@ -30,7 +30,7 @@ void exchange(const Chunk* from, float* to) {
   copy_async_wait<0>();
 }
 
-// Reads, then copies over what others read.
+// Each thread reads, then copies over what other threads read.
 template <bool kBarrier>
 void overwrite(const Chunk* from, float* to) {
   const uint32_t mine = thread_index(), other = kThreads - 1 - mine;
@@ -106,7 +106,7 @@ Product random_product(uint64_t seed) {
   return p;
 }
 
-// The fragments filled by the tables of the PTX ISA, without ldmatrix.
+// Fills the fragments by the tables of the PTX ISA, without ldmatrix.
 template <class T>
 void multiply_by_hand(const Product* p, float* result) {
   const uint32_t lane = thread_index(), g = lane / 4, t = lane % 4 * 2;
@@ -118,7 +118,7 @@ void multiply_by_hand(const Product* p, float* result) {
   result[(g + 8) * 8 + t] = c[2], result[(g + 8) * 8 + t + 1] = c[3];
 }
 
-// The fragments filled by ldmatrix: a by rows; b by columns (as it is) or by rows (transposed).
+// Fills the fragments by ldmatrix: a by rows; b by columns (as it is) or by rows (transposed).
 template <class T, bool kTransposed>
 void multiply_by_matrices(const Product* p, float* result) {
   const uint32_t lane = thread_index(), g = lane / 4, t = lane % 4 * 2;
@@ -160,7 +160,7 @@ bool run_product(void (*kernel)(const Product*, float*), uint64_t seed) {
   return right;
 }
 
-// Each word of ldmatrix.x4 against its definition.
+// Compares each word of ldmatrix.x4 with its definition.
 template <bool kTransposed>
 void load_numbered(const Product*, float* result) {
   const uint32_t lane = thread_index();

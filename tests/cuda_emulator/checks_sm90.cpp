@@ -1,6 +1,6 @@
-// checks_sm90 NAME SEED: one step of a Hopper kernel, as it should be or with one mistake, for the tests of the emulator
-// itself. Prints "right" or "wrong"; a mistake that the emulator knows ends the process before.
-// checks_sm90 descriptors: the bits of the descriptors, without a start, for boxes of 64, 80 and 128 rows.
+// checks_sm90 NAME SEED: runs one step of a Hopper kernel, right or with one mistake, for the tests of the emulator
+// itself. Prints "right" or "wrong"; a mistake that the emulator finds ends the process before.
+// checks_sm90 descriptors: prints the bits of the descriptors, without a start, for boxes of 64, 80 and 128 rows.
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -15,9 +15,28 @@ using namespace sce_fast::ptx;
 namespace {
 
 enum Mistake {
-  kNone, kNoInitFence, kTooManyBytes, kTooFewBytes, kNoBarrier, kNoStoreFence, kNoWait, kOneWaits, kNoProductFence,
-  kNoProductWait, kTouchesSums, kTouchesWeights, kStoresOverRows, kCopiesEarly, kNoRelease, kOneReleases,
-  kNoWaitForRelease, kArrivesTwice, kUnalignedBox, kWrongOffset, kLeavesBarrier, kNoRegistersLeft,
+  kNone,
+  kNoInitFence,
+  kTooManyBytes,
+  kTooFewBytes,
+  kNoBarrier,
+  kNoStoreFence,
+  kNoWait,
+  kOneWaits,
+  kNoProductFence,
+  kNoProductWait,
+  kTouchesSums,
+  kTouchesWeights,
+  kStoresOverRows,
+  kCopiesEarly,
+  kNoRelease,
+  kOneReleases,
+  kNoWaitForRelease,
+  kArrivesTwice,
+  kUnalignedBox,
+  kWrongOffset,
+  kLeavesBarrier,
+  kNoRegistersLeft,
   kNeverWaitsForLaunches
 };
 
@@ -26,12 +45,14 @@ constexpr uint32_t kTileBytes = kTile * kBoxRowBytes;
 
 float number(int row, int column) { return static_cast<float>((row * 7 + column * 3) % 17 - 8); }
 
-// products (64 × 80) = rows · tileᵀ, then outputs (64 × 64) = rounded products · tile, and the tile's place is filled again.
+// Computes products (64 × 80) = rows · tileᵀ and outputs (64 × 64) = rounded products · tile, then fills the tile's
+// place again.
 void step(Mistake made, TensorMap tensor, float* products_to, float* outputs_to) {
   const auto has = [&](Mistake mistake) { return made == mistake; };
   const int mine = static_cast<int>(thread_index()), warp = mine / 32, lane = mine % 32;
-  const Shared rows = (shared_memory() + 1023) & ~1023u, tile = rows + kRows * kBoxRowBytes + (has(kUnalignedBox) ? 64 : 0),
-               filled = tile + kTileBytes, emptied = filled + 8;
+  const Shared rows = (shared_memory() + 1023) & ~1023u,
+               tile = rows + kRows * kBoxRowBytes + (has(kUnalignedBox) ? 64 : 0), filled = tile + kTileBytes,
+               emptied = filled + 8;
   const auto fill = [&] {
     const uint32_t error = has(kTooManyBytes) ? 16 : has(kTooFewBytes) ? -16 : 0;
     mbarrier_arrive_expect(filled, kTileBytes + error);
@@ -57,7 +78,8 @@ void step(Mistake made, TensorMap tensor, float* products_to, float* outputs_to)
   float products[kTile / 2];
   if (!has(kNoProductFence)) product_fence();
   for (int k = 0; k < 4; ++k)
-    multiply_shared<BFloat16, kTile>(products, descriptor_of_rows(rows) + k * 2, descriptor_of_rows(tile) + k * 2, k > 0);
+    multiply_shared<BFloat16, kTile>(products, descriptor_of_rows(rows) + k * 2, descriptor_of_rows(tile) + k * 2,
+                                     k > 0);
   product_commit();
   if (has(kStoresOverRows) && mine == 0) store_shared(rows, 0.f);
   if (has(kTouchesSums)) products[3] = 0.f;
@@ -66,7 +88,8 @@ void step(Mistake made, TensorMap tensor, float* products_to, float* outputs_to)
     products_to[(warp * 16 + lane / 4 + i % 4 / 2 * 8) * kTile + i / 4 * 8 + lane % 4 * 2 + i % 2] = products[i];
 
   uint32_t weights[kTile / 16][4];
-  for (int i = 0; i < kTile / 4; ++i) weights[i / 4][i % 4] = pack<BFloat16>(products[2 * i] / 64, products[2 * i + 1] / 64);
+  for (int i = 0; i < kTile / 4; ++i)
+    weights[i / 4][i % 4] = pack<BFloat16>(products[2 * i] / 64, products[2 * i + 1] / 64);
   float outputs[kColumns / 2] = {};
   product_fence();
   for (int n = 0; n < kTile / 16; ++n)

@@ -1,13 +1,16 @@
-// emulate solve|enqueue|products INPUT OUTPUT SEED [KERNEL SPLITS MULTIPROCESSORS SHARED_BYTES CAPABILITY]: one call of the host
-// interface, its kernels emulated. The files are written and read by emulated.py.
-// emulate splits BLOCKS TILES RESIDENT: prints the choice.
-// emulate kernel WANTED GPU 0: prints which kernel a GPU of that compute capability gets, 1 for sm80, 2 for sm90.
+// emulate solve INPUT OUTPUT SEED KERNEL SPLITS MULTIPROCESSORS SHARED_BYTES CAPABILITY
+// emulate enqueue|products INPUT OUTPUT SEED
+// Calls the host interface with its kernels emulated; emulated.py writes the input and reads the output.
+// emulate splits BLOCKS TILES RESIDENT: prints the chosen number of splits.
+// emulate kernel WANTED GPU 0: prints the kernel for a GPU of this compute capability: 1 for sm80, 2 for sm90.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "emulator.h"
@@ -21,14 +24,21 @@ class Reader {
  public:
   explicit Reader(const char* path) : file_(path, std::ios::binary) {}
 
+  // Reads a line "NAME VALUE", which must have the expected name.
   template <class T>
-  T number() {
-    T value;
-    file_.read(reinterpret_cast<char*>(&value), sizeof value);
-    return value;
+  T field(const char* name) {
+    std::string found, value;
+    file_ >> found >> value;
+    file_.get();  // the end of the line
+    if (!file_ || found != name) {
+      fprintf(stderr, "the input has field '%s', expected '%s'\n", found.c_str(), name);
+      exit(2);
+    }
+    if constexpr (std::is_floating_point_v<T>) return static_cast<T>(std::stod(value));
+    return static_cast<T>(std::stoll(value));
   }
 
-  // In an allocation of exactly its size, so that the sanitizer sees a read beyond it.
+  // Returns an allocation of exactly this size, so that the sanitizer sees a read beyond it.
   std::vector<char> bytes(int64_t count) {
     std::vector<char> result(static_cast<size_t>(count));
     file_.read(result.data(), count);
@@ -43,11 +53,9 @@ class Reader {
   std::ifstream file_;
 };
 
-int64_t width(Type type) { return type == Type::kFloat32 ? 4 : 2; }
-
 class Output {
  public:
-  explicit Output(int64_t bytes) : data(static_cast<size_t>(bytes), '\xFF') {}  // NaN unless it is written
+  explicit Output(int64_t bytes) : data(static_cast<size_t>(bytes), '\xFF') {}  // NaN until it is written
   std::vector<char> data;
 };
 
@@ -60,9 +68,9 @@ struct Rows {
 
 Rows read_rows(Reader& in, int64_t dim) {
   Rows result;
-  result.type = static_cast<Type>(in.number<int64_t>());
-  result.rows = in.number<int64_t>();
-  result.data = in.bytes(result.rows * dim * width(result.type));
+  result.type = in.field<Type>("type");
+  result.rows = in.field<int64_t>("rows");
+  result.data = in.bytes(result.rows * dim * bytes_of(result.type));
   return result;
 }
 
@@ -71,35 +79,49 @@ void write(const char* path, const std::vector<const std::vector<char>*>& parts)
   for (const auto* part : parts) file.write(part->data(), static_cast<std::streamsize>(part->size()));
 }
 
-void solve(Reader in, const char* to, Kernel kernel, int splits, const Limits& limits) {
-  CudaProblem p{};
-  for (int64_t* size : {&p.query_views, &p.key_views, &p.batch, &p.dim, &p.row_offset, &p.batch_key_views})
-    *size = in.number<int64_t>();
-  for (bool* flag : {&p.same_views, &p.zero_logit, &p.needs_target}) *flag = in.number<int64_t>() != 0;
-  const bool needs_gradient = in.number<int64_t>() != 0, on_device = in.number<int64_t>() != 0;
-  std::vector<float> scalars(3);
-  for (float& scalar : scalars) scalar = in.number<float>();
-  if (on_device)
-    p.scalars = scalars.data();
-  else
-    p.temperature = scalars[0], p.target_temperature = scalars[1], p.coefficient = scalars[2];
+Problem read_problem(Reader& in) {
+  Problem p;
+  for (const auto& [name, size] : {std::pair{"query_views", &p.query_views}, std::pair{"key_views", &p.key_views},
+                                   std::pair{"batch_key_views", &p.batch_key_views}, std::pair{"batch", &p.batch},
+                                   std::pair{"dim", &p.dim}, std::pair{"row_offset", &p.row_offset}})
+    *size = in.field<int64_t>(name);
+  for (const auto& [name, flag] :
+       {std::pair{"same_views", &p.same_views}, std::pair{"zero_logit", &p.zero_logit},
+        std::pair{"needs_gradient", &p.needs_gradient}, std::pair{"needs_target", &p.needs_target}})
+    *flag = in.field<int64_t>(name) != 0;
+  for (const auto& [name, number] :
+       {std::pair{"temperature", &p.temperature}, std::pair{"target_temperature", &p.target_temperature},
+        std::pair{"coefficient", &p.coefficient}})
+    *number = in.field<float>(name);
+  return p;
+}
+
+void solve_file(Reader in, const char* to, Kernel kernel, int splits, const Limits& limits) {
+  Problem p = read_problem(in);
+  const std::vector<char> scalars = in.bytes(in.field<int64_t>("scalars") * 4);
+  if (!scalars.empty()) p.scalars = reinterpret_cast<const float*>(scalars.data());
   const Rows query = read_rows(in, p.dim), key = read_rows(in, p.dim), queue = read_rows(in, p.dim),
              batch_keys = read_rows(in, p.dim);
   p.query = query.matrix(), p.key = key.matrix(), p.queue = queue.matrix(), p.batch_keys = batch_keys.matrix();
 
-  const Plan plan = make_plan(p, limits, kernel, splits);
-  Output workspace(plan.workspace_bytes), rows(p.batch * 4), probability(p.batch * 4),
+  const Plan cut = plan(p, limits, kernel, splits);
+  Output workspace(cut.workspace_bytes), rows(p.batch * 4), probability(p.batch * 4),
       entropy(p.key_views * p.batch * 4),
-      gradient(needs_gradient ? p.query_views * p.batch * p.dim * width(query.type) : 0);
+      gradient(p.needs_gradient ? p.query_views * p.batch * p.dim * bytes_of(query.type) : 0);
   const auto floats = [](Output& output) { return reinterpret_cast<float*>(output.data.data()); };
-  sce_solve(p, {floats(rows), needs_gradient ? gradient.data.data() : nullptr, floats(entropy), floats(probability)},
-            plan, workspace.data.data(), nullptr);
+  solve(p,
+        {.rows = floats(rows),
+         .gradient = p.needs_gradient ? gradient.data.data() : nullptr,
+         .gradient_type = query.type,
+         .target_entropy = floats(entropy),
+         .positive_probability = floats(probability)},
+        cut, workspace.data.data(), nullptr);
   write(to, {&rows.data, &gradient.data, &entropy.data, &probability.data});
 }
 
-void enqueue_rows(Reader in, const char* to) {
-  const int64_t dim = in.number<int64_t>(), normalize = in.number<int64_t>();
-  int64_t cursor = in.number<int64_t>();
+void enqueue_file(Reader in, const char* to) {
+  const int64_t dim = in.field<int64_t>("dim"), normalize = in.field<int64_t>("normalize");
+  int64_t cursor = in.field<int64_t>("cursor");
   Rows ring = read_rows(in, dim);
   const Rows rows = read_rows(in, dim);
   enqueue({ring.data.data(), ring.type, ring.rows, dim, &cursor}, rows.matrix(), normalize != 0, nullptr);
@@ -108,8 +130,8 @@ void enqueue_rows(Reader in, const char* to) {
   write(to, {&ring.data, &end});
 }
 
-void products(Reader in, const char* to) {
-  const int64_t dim = in.number<int64_t>();
+void products_file(Reader in, const char* to) {
+  const int64_t dim = in.field<int64_t>("dim");
   const Rows rows = read_rows(in, dim), candidates = read_rows(in, dim);
   const int32_t tile = sm90_tile(static_cast<int32_t>(dim));
   const Rows weights = read_rows(in, tile);
@@ -137,12 +159,12 @@ int main(int count, char** arguments) {
       return 0;
     }
     if (what == "solve" && count == 10)
-      solve(Reader(arguments[2]), arguments[3], static_cast<Kernel>(atoi(arguments[5])), atoi(arguments[6]),
-            {atoi(arguments[7]), atoi(arguments[8]), atoi(arguments[9])});
+      solve_file(Reader(arguments[2]), arguments[3], static_cast<Kernel>(atoi(arguments[5])), atoi(arguments[6]),
+                 {atoi(arguments[7]), atoi(arguments[8]), atoi(arguments[9])});
     else if (what == "products")
-      products(Reader(arguments[2]), arguments[3]);
+      products_file(Reader(arguments[2]), arguments[3]);
     else if (what == "enqueue")
-      enqueue_rows(Reader(arguments[2]), arguments[3]);
+      enqueue_file(Reader(arguments[2]), arguments[3]);
     else
       return 2;
   } catch (const std::exception& error) {

@@ -1,4 +1,4 @@
-"""Builds the CUDA kernels for the CPU and runs them there: `solve` as a backend of the loss, and `enqueue`."""
+"""Build the CUDA kernels for the CPU and run them there: the loss as a backend, the enqueue, single tiles."""
 
 import hashlib
 import importlib.machinery
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sce_fast.loss import cuda as native_cuda
+from sce_fast.loss.pack import TYPES, pack
 from sce_fast.loss.problem import Problem, Solution
 
 HERE = Path(__file__).parent
@@ -28,24 +29,24 @@ HOST_AND_KERNELS = (
 )  # fmt: skip
 FLAGS = ["-std=c++20", "-O1", "-fno-inline", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DSCE_FAST_EMULATED"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-# An H100's; the larger of two shapes of a kernel is taken where shared memory allows.
+# An H100. Its shared memory has room for the larger of two shapes of a kernel.
 MULTIPROCESSORS, SHARED_BYTES, CAPABILITY = 132, 227 << 10, 90
 
 
 class EmulationError(Exception):
-    """What the emulator or a sanitizer has found."""
+    """A mistake that the emulator or a sanitizer has found."""
 
 
 def build(program: str, kernels: Path = KERNELS) -> Path:
-    """The executable of emulate.cpp or checks.cpp, kept from run to run as long as no source changes."""
+    """Return the executable of a program in this folder; it is kept between runs until a source changes."""
     sources = [*EMULATOR, HERE / f"{program}.cpp"]
     if program == "emulate":
-        sources[:0] = [kernels / name for name in HOST_AND_KERNELS]  # the one that takes longest first
+        sources[:0] = [kernels / name for name in HOST_AND_KERNELS]  # the longest compilation first
     return _built(program, sources, [*FLAGS, *SANITIZERS, f"-I{kernels}", f"-I{HERE}"], kernels)
 
 
 def load_module() -> Any:
-    """The extension module _cuda with its kernels emulated, not sanitized, in this process; tensors are on the CPU."""
+    """Load the extension module _cuda with its kernels emulated, without sanitizers; tensors are on the CPU."""
     sources = [*(KERNELS / name for name in HOST_AND_KERNELS), KERNELS / "bindings.cpp", *EMULATOR]
     includes = [KERNELS, HERE, HERE / "runtime", pybind11.get_include(), sysconfig.get_paths()["include"]]
     flags = [*FLAGS, "-fPIC", "-fvisibility=hidden", '-DSCE_FAST_ARCHITECTURES="emulated"', "-shared"]
@@ -57,10 +58,10 @@ def load_module() -> Any:
 
 
 def _built(name: str, sources: list[Path], flags: list[str], kernels: Path) -> Path:
-    """Programs and their objects are kept in the temporary directory."""
+    """Return the path of a program; programs and objects are kept in the temporary directory."""
     command = [os.environ.get("CXX", "g++"), *flags]
     common = hashlib.sha256(" ".join(command).encode())
-    headers = [*HERE.glob("**/*.h"), *kernels.glob("*.h"), *kernels.glob("*.cuh"), kernels.parent / "problem.h"]
+    headers = [*HERE.glob("**/*.h"), *kernels.glob("*.h"), *kernels.glob("*.cuh"), *kernels.parent.glob("*.h")]
     for path in sorted(headers):
         common.update(path.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"sce_fast_emulator_{os.getuid()}"
@@ -91,7 +92,7 @@ def _built(name: str, sources: list[Path], flags: list[str], kernels: Path) -> P
 
 
 def run(executable: Path, *arguments: object) -> str:
-    """What it prints; raises EmulationError with what it says when it fails."""
+    """Return the output of a program, or raise EmulationError with its error output."""
     command = [executable, *map(str, arguments)]
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -112,12 +113,16 @@ def _bytes(tensor: Tensor) -> bytes:
     return bytes(tensor.contiguous().view(torch.uint8).numpy().tobytes()) if tensor.numel() else b""
 
 
+def _header(**fields: float) -> bytes:
+    """Lines "NAME VALUE" that emulate.cpp reads in this order."""
+    return "".join(f"{name} {value}\n" for name, value in fields.items()).encode()
+
+
 def _rows(tensor: Tensor | None) -> bytes:
     """Type, number of rows, rows."""
     if tensor is None:
-        return struct.pack("<qq", 0, 0)
-    rows = tensor.reshape(-1, tensor.shape[-1])
-    return struct.pack("<qq", native_cuda.TYPES[tensor.dtype], len(rows)) + _bytes(rows)
+        return _header(type=0, rows=0)
+    return _header(type=TYPES[tensor.dtype], rows=tensor.numel() // tensor.shape[-1]) + _bytes(tensor)
 
 
 def _take(content: bytes, dtype: torch.dtype, *shape: int) -> tuple[Tensor, bytes]:
@@ -137,9 +142,9 @@ def solver(
     executable: Path | None = None,
     kernel: str = "sm80",
 ) -> Callable[[Problem], Solution]:
-    """A backend's `solve`: blocks and threads run in the order of the seed, candidates are cut into `splits` parts.
+    """Return a backend's `solve` that runs blocks and threads in the order of the seed.
 
-    With splits 0 the number is chosen as on a GPU of that many multiprocessors.
+    Candidates are cut into `splits` parts, or with 0 into as many as on a GPU of so many multiprocessors.
     """
 
     def solve(problem: Problem) -> Solution:
@@ -147,17 +152,13 @@ def solver(
         assert reason is None, reason
         views, batch, dim = problem.query.shape
         key_views = len(problem.key)
-        scalars = (
-            (problem.temperature, problem.target_temperature, problem.coefficient)
-            if problem.scalars is None
-            else problem.scalars.tolist()
-        )
-        content = struct.pack(
-            "<11q3f", views, key_views, batch, dim, problem.row_offset,
-            0 if problem.batch_keys is None else len(problem.batch_keys), problem.same_views, problem.zero_logit,
-            problem.needs_target, problem.needs_gradient, problem.scalars is not None, *map(float, scalars),
-        )  # fmt: skip
-        content += b"".join(map(_rows, (problem.query, problem.key, problem.queue, problem.batch_keys)))
+        fields, tensors = pack(problem, scalars=problem.scalars)
+        numbers = {name: int(value) if isinstance(value, bool) else value for name, value in fields.items()}
+        for name in ("query", "key", "queue", "batch_keys", "scalars"):
+            del numbers[name]
+        content = _header(**numbers, scalars=0 if problem.scalars is None else 3)
+        content += b"" if problem.scalars is None else _bytes(problem.scalars)
+        content += b"".join(map(_rows, tensors))
         program = executable or build("emulate")
         result = _exchange(
             program, "solve", content, seed, native_cuda.KERNELS[kernel], splits, multiprocessors, shared_bytes,
@@ -176,8 +177,8 @@ def solver(
 
 
 def tile_products(rows: Tensor, candidates: Tensor, weights: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """As native_cuda.tile_products, on the CPU."""
-    content = struct.pack("<q", rows.shape[1]) + b"".join(map(_rows, (rows, candidates, weights)))
+    """Return what native_cuda.tile_products returns, computed on the CPU."""
+    content = _header(dim=rows.shape[1]) + b"".join(map(_rows, (rows, candidates, weights)))
     result = _exchange(build("emulate"), "products", content, seed)
     products, result = _take(result, torch.float32, *weights.shape)
     outputs, result = _take(result, torch.float32, *rows.shape)
@@ -186,8 +187,8 @@ def tile_products(rows: Tensor, candidates: Tensor, weights: Tensor, seed: int =
 
 
 def enqueue(keys: Tensor, cursor: int, rows: Tensor, normalize: bool = False, seed: int = 0) -> tuple[Tensor, int]:
-    """The ring `keys` (K, D) and its cursor after `rows` (R, D)."""
-    content = struct.pack("<3q", keys.shape[1], normalize, cursor) + _rows(keys) + _rows(rows)
+    """Return the ring `keys` (K, D) and its cursor after `rows` (R, D) have been enqueued."""
+    content = _header(dim=keys.shape[1], normalize=int(normalize), cursor=cursor) + _rows(keys) + _rows(rows)
     result = _exchange(build("emulate"), "enqueue", content, seed)
     ring, rest = _take(result, keys.dtype, *keys.shape)
     return ring, struct.unpack("<q", rest)[0]

@@ -1,5 +1,5 @@
-// The names of csrc/cuda/ptx.cuh on a CPU. Layouts of fragments are those of the PTX ISA (chapters stand in ptx.cuh),
-// written down a second time from the document, element by element.
+// The functions of csrc/cuda/ptx.cuh on a CPU. The layouts of fragments were written a second time from the PTX ISA
+// (chapters in ptx.cuh), element by element.
 #pragma once
 
 #include <cmath>
@@ -74,7 +74,7 @@ inline float to_float(Float16 x) {
   return static_cast<float>(half);
 }
 
-// To nearest, ties to even; a NaN stays one.
+// Rounds to nearest, ties to even; NaN stays NaN.
 template <class T>
 uint16_t round_to(float x) {
   if constexpr (std::is_same_v<T, BFloat16>) {
@@ -95,7 +95,7 @@ uint32_t pack(float low, float high) {
   return round_to<T>(low) | static_cast<uint32_t>(round_to<T>(high)) << 16;
 }
 
-// ex2.approx.ftz: subnormal arguments and results are 0.
+// ex2.approx.ftz: subnormal results are 0.
 inline float exp2(float x) {
   const float result = std::exp2(x);
   return result < std::numeric_limits<float>::min() ? 0.f : result;
@@ -110,7 +110,7 @@ struct MatricesOperand {
   uint32_t* words;
 };
 
-// ldmatrix.x4: lane l brings the address of row l mod 8 of matrix l / 8.
+// ldmatrix.x4: lane l has the address of row l mod 8 of matrix l / 8.
 template <bool kTransposed>
 void load_matrices(void* const* operands) {
   const uint32_t warp = emulator::thread() / 32 * 32;
@@ -140,7 +140,7 @@ float half_of(uint32_t word, int half) {
   return to_float(T{static_cast<uint16_t>(word >> (16 * half))});
 }
 
-// mma.m16n8k16; not instrumented: it works on local arrays, and is where the time goes.
+// mma.m16n8k16. Not instrumented: it works on local arrays and takes most of the time.
 template <class T>
 __attribute__((no_sanitize("address", "undefined"), optimize("O3"))) void multiply_add(void* const* operands) {
   float a[16][16], b[8][16], c[16][8];

@@ -1,5 +1,5 @@
-// The names of csrc/cuda/ptx_sm90.cuh on a CPU. Layouts are those of the PTX ISA (chapters stand in ptx_sm90.cuh): a
-// product reads its operands where the bits of their descriptors say, element by element.
+// The functions of csrc/cuda/ptx_sm90.cuh on a CPU. Layouts follow the PTX ISA (chapters in ptx_sm90.cuh): a product
+// reads its operands, element by element, at the addresses that the bits of their descriptors give.
 #pragma once
 
 namespace sce_fast::ptx {
@@ -8,7 +8,7 @@ inline int warp_uniform(int value) {
   emulator::together("warp_uniform", &value, [](void* const* operands) {
     for (int lane = 1; lane < 32; ++lane)
       if (*static_cast<int*>(operands[lane]) != *static_cast<int*>(operands[0]))
-        emulator::fail("lanes of a warp bring different values that shall be the same");
+        emulator::fail("lanes of a warp bring different values, expected the same");
   });
   return value;
 }
@@ -59,19 +59,20 @@ void pin(T&) {}
 
 namespace detail {
 
-// The bits of a descriptor, taken apart.
+// The fields of a descriptor.
 struct Operand {
   explicit Operand(uint64_t bits)
       : start((bits & 0x3FFF) << 4), leading((bits >> 16 & 0x3FFF) << 4), stride((bits >> 32 & 0x3FFF) << 4) {
-    if (bits >> 62 != 1) emulator::fail("multiplies with swizzle mode %d, emulated is 1", int(bits >> 62));
+    if (bits >> 62 != 1) emulator::fail("multiplies with swizzle mode %d, only 1 is emulated", int(bits >> 62));
     if ((bits >> 49 & 7) != 0) emulator::fail("multiplies with a base offset");
   }
 
-  // Swizzle<3, 4, 3>: bits 4 to 6 of an address are exchanged by bits 7 to 9.
+  // Swizzle<3, 4, 3>: bits 4 to 6 of an address are XORed with bits 7 to 9.
   static uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 
-  // Canonical layouts in bytes, T = 8: K-major ((8,m),(T,2k)) : ((8T,SBO),(1,T)), the start within an atom where a step
-  // of the depth begins; MN-major ((T,8,m),(8,k)) : ((1,T,LBO),(8T,SBO)). Eight elements from (mn, k) on, along k or mn.
+  // Canonical layouts in bytes, T = 8: K-major ((8,m),(T,2k)) : ((8T,SBO),(1,T)), where a step of the depth starts
+  // within an atom; MN-major ((T,8,m),(8,k)) : ((1,T,LBO),(8T,SBO)). Returns the address of eight elements from (mn, k)
+  // on, along k or mn.
   uint32_t along_k(uint32_t mn, uint32_t k) const { return swizzled(start + mn % 8 * 128 + mn / 8 * stride + k * 2); }
   uint32_t along_mn(uint32_t mn, uint32_t k) const {
     return swizzled(start + mn % 64 * 2 + mn / 64 * leading + k % 8 * 128 + k / 8 * stride);
@@ -87,8 +88,8 @@ void read_eight(uint32_t address, float* to, int step) {
   for (int i = 0; i < 8; ++i) to[i * step] = to_float(T{numbers[i]});
 }
 
-// (64 × 16) from the registers of all threads: word i holds row g (i even) or g + 8, columns 2 t and next, and from word
-// 2 on those 8 further.
+// Reads (64 × 16) from the registers of all threads: word i holds row g (i even) or g + 8, columns 2 t and next; from
+// word 2 on, the columns are 8 further.
 template <class T>
 void read_fragments(void* const* operands, float* a) {
   for (int thread = 0; thread < 128; ++thread) {
@@ -102,7 +103,7 @@ void read_fragments(void* const* operands, float* a) {
 
 // d (64 × n) += a (64 × 16) b (16 × n)
 __attribute__((no_sanitize("address", "undefined"), optimize("O3"))) inline void add_product(float* d, const float* a,
-                                                                                            const float* b, int n) {
+                                                                                             const float* b, int n) {
   for (int row = 0; row < 64; ++row)
     for (int k = 0; k < 16; ++k) {
       const float left = a[row * 16 + k];
@@ -156,7 +157,7 @@ void multiply_registers(float (&d)[kColumns / 2], const uint32_t (&a)[4], uint64
 
 // ---------------------------------------------------------------------------------------------- host
 
-// Refuses what cuTensorMapEncodeTiled refuses.
+// Throws for tensors that cuTensorMapEncodeTiled refuses.
 template <class T>
 TensorMap make_tensor_map(const void* data, int64_t columns, int64_t rows, int64_t matrices, int32_t box_rows) {
   const bool aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0 && columns * 2 % 16 == 0;

@@ -17,7 +17,7 @@
 namespace sce_fast::emulator {
 namespace {
 
-// An asynchronous copy of a thread's own, under way.
+// An asynchronous copy of one thread, under way.
 struct Copy {
   uint32_t to, bytes;
   const void* from;
@@ -34,14 +34,14 @@ struct Thread {
   std::vector<Copy> open_group;
 };
 
-// Threads that do an instruction together: a warp, or a warpgroup.
+// Threads that execute an instruction together: a warp or a warpgroup.
 struct Team {
   const char* operation = nullptr;
   uint32_t present = 0;
   std::vector<void*> operands;
 };
 
-// bar.sync and bar.arrive: barrier 0 is that of the whole block.
+// bar.sync and bar.arrive; barrier 0 is for the whole block.
 struct NamedBarrier {
   uint32_t arrived = 0, wanted = 0;
   std::vector<uint32_t> waiting;
@@ -54,7 +54,7 @@ struct Block {
   const std::function<void()>* body = nullptr;
   uint32_t threads = 0, shared_bytes = 0, ended = 0;
   uint32_t free_registers = 0;
-  bool depends = false;  // on the launch before it, which may not have ended
+  bool depends = false;  // on the previous launch, which may not have ended
   std::array<NamedBarrier, 16> barriers;
   std::vector<Team> warps, warpgroups;
   std::vector<uint32_t> runnable;
@@ -73,7 +73,7 @@ std::string state(const Thread& thread) {
   return thread.ended ? "have ended" : "wait for " + (thread.waits_for.empty() ? "nothing" : thread.waits_for);
 }
 
-// No thread can run although not all have ended: says what each waits for.
+// Reports what each thread waits for when none can run and not all have ended.
 [[noreturn]] void fail_in_deadlock() {
   std::string report;
   for (uint32_t first = 0, last; first < g_block.threads; first = last + 1) {
@@ -84,7 +84,7 @@ std::string state(const Thread& thread) {
   fail("deadlock, no thread can go on:%s", report.c_str());
 }
 
-// Continues a random thread that can run, or the caller of `run` when all have ended.
+// Continues a random thread that can run, or the caller of `run` if all have ended.
 void switch_away() {
   Fiber& from = current().fiber;
   if (g_block.runnable.empty()) {
@@ -106,7 +106,7 @@ void thread_main() {
     (*g_block.body)();
     Thread& thread = current();
     if (!thread.groups.empty() || !thread.open_group.empty()) fail("ends while its copies are under way");
-    if (g_block.depends && !thread.waited_for_launches) fail("ends without having waited for the launch before it");
+    if (g_block.depends && !thread.waited_for_launches) fail("ends without having waited for the previous launch");
     check_no_product_under_way();
     thread.ended = true;
     ++g_block.ended;
@@ -114,7 +114,7 @@ void thread_main() {
   }
 }
 
-// What a launch gives each thread of the 65536 registers of a multiprocessor, in steps of 8.
+// Returns the registers of a thread at launch: its share of 65536, in steps of 8.
 uint32_t registers_at_launch(uint32_t threads) { return std::min(65536 / threads / 8 * 8, 255u); }
 
 void check_nothing_is_left() {
@@ -224,7 +224,7 @@ void let_others_run() {
 void barrier() { named_barrier(0, g_block.threads, true); }
 
 void named_barrier(uint32_t id, uint32_t threads, bool waits) {
-  if (id >= g_block.barriers.size()) fail("comes to barrier %u, and there are 16", id);
+  if (id >= g_block.barriers.size()) fail("comes to barrier %u, expected 0 to 15", id);
   if (threads == 0 || threads % kWarpSize != 0 || threads > g_block.threads)
     fail("comes to barrier %u for %u of %u threads", id, threads, g_block.threads);
   NamedBarrier& b = g_block.barriers[id];
@@ -247,7 +247,7 @@ void named_barrier(uint32_t id, uint32_t threads, bool waits) {
 
 namespace {
 
-// Returns when all of the team have come here; the last of them acts.
+// Waits until the whole team has come here; the last thread acts.
 void meet(Team& team, uint32_t first, const char* name, void* operand, void (*act)(void* const* operands)) {
   const auto size = static_cast<uint32_t>(team.operands.size());
   if (team.present > 0 && strcmp(team.operation, name) != 0)

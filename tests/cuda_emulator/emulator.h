@@ -1,4 +1,4 @@
-// Runs a kernel on a CPU: blocks one after another, each thread of a block a fiber, in an order drawn from a seed.
+// Runs a kernel on a CPU: blocks run one after another, threads of a block are fibers, and a seed draws the order.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 namespace sce_fast::emulator {
 
 constexpr uint32_t kWarpSize = 32, kWarpgroupSize = 128;
-// The largest shared memory of a block on any architecture: sm_90, sm_100.
+// The largest shared memory of a block on any architecture (sm_90, sm_100).
 constexpr uint32_t kMostSharedBytes = 227 << 10;
 
 struct Size {
@@ -19,13 +19,13 @@ struct LaunchedKernel {
   const char* name;
   Size grid;
   uint32_t threads, shared_bytes;
-  bool depends;  // it may begin before the launch before it has ended, so each of its threads has to wait for that
+  bool depends;  // it may begin before the previous launch has ended, so each of its threads must wait
 };
 
-// The order of blocks and threads from here on.
+// Sets the order of blocks and threads from now on.
 void set_seed(uint64_t seed);
 
-// Runs `body` for every thread of every block. Prints what is wrong to stderr and ends the process with status 3.
+// Runs `body` for every thread of every block. A mistake is printed to stderr and ends the process with status 3.
 void run(const LaunchedKernel& kernel, const std::function<void()>& body);
 
 // Ends the process with a message that names the kernel, the block and the thread.
@@ -36,33 +36,33 @@ void run(const LaunchedKernel& kernel, const std::function<void()>& body);
 uint32_t thread();
 Size block();
 
-// Returns when all threads of the block have come here.
+// Waits until all threads of the block have come here.
 void barrier();
-// `threads` threads make up barrier `id`, which those that wait leave together.
+// Comes to barrier `id`, which ends when `threads` threads have come; returns then if it `waits`, otherwise at once.
 void named_barrier(uint32_t id, uint32_t threads, bool waits);
 
-// Returns when all lanes of the warp, or all threads of the warpgroup, have come here with operation `name`; `act` has
-// then been called once with what each of them brought.
+// Waits until all lanes of the warp, or all threads of the warpgroup, have come here with operation `name`. The last
+// one calls `act` with the operands of all.
 void together(const char* name, void* operand, void (*act)(void* const* operands));
 void together_as_warpgroup(const char* name, void* operand, void (*act)(void* const* operands));
 
-// Registers of this thread from here on; those given back are there for others.
+// Changes the registers of this thread; other threads can take the ones that it gives back.
 void change_registers(uint32_t count, bool grows);
 
 void wait_for_launches();
 
-// Shared memory by address, which is no multiple of what swizzled tiles need: a kernel has to align them itself.
+// Shared memory by address. The start is less aligned than swizzled tiles require: a kernel must align them itself.
 constexpr uint32_t kSharedStart = 0x480;
 void read_shared(uint32_t from, void* to, uint32_t bytes, uint32_t reader);
 void write_shared(uint32_t to, const void* from, uint32_t bytes);
 
-// An asynchronous copy: the destination holds NaN patterns and may not be read until `wait_copies` of this thread
-// delivers it. Zeros are delivered instead of what is not wanted.
+// Starts an asynchronous copy: the destination holds NaN patterns and must not be read until `wait_copies` of this
+// thread delivers it. A copy that is not wanted delivers zeros.
 void start_copy(uint32_t to, const void* from, uint32_t bytes, bool wanted);
 void close_copy_group();
 void wait_copies(uint32_t groups_under_way);
 
-// What this thread has stored may be read by products, once others know.
+// Lets products read what this thread has stored, once other threads know of it.
 void fence_stores_for_products();
 
 // ---- mbarriers and bulk copies (mbarriers.cpp)
@@ -70,25 +70,25 @@ void fence_stores_for_products();
 constexpr uint32_t kMostMbarriers = 32;
 void mbarrier_init(uint32_t barrier, uint32_t arrivals);
 void mbarrier_init_fence();
-// Arrives, after telling the phase to wait for so many bytes of bulk copies.
+// Arrives, after making the phase expect so many bytes of bulk copies.
 void mbarrier_arrive(uint32_t barrier, uint32_t bytes);
 void mbarrier_wait(uint32_t barrier, uint32_t parity);
 
-// (matrices, rows, columns) of 16-bit numbers, dense, and the rows of a box of 64 columns.
+// A dense tensor (matrices, rows, columns) of 16-bit numbers, and the rows of a box of 64 columns.
 struct Tensor {
   const void* data;
   int64_t columns, rows, matrices;
   int32_t box_rows;
 };
-// Starts the copy of a box, zeros beyond the tensor, to a place with 128-byte swizzle. Its bytes are delivered when
-// someone waits for the barrier; who has not waited for it may not read them.
+// Starts the copy of a box, with zeros beyond the tensor, to a place with 128-byte swizzle. Its bytes are delivered
+// when a thread waits for the barrier; a thread that has not waited must not read them.
 void copy_box(uint32_t to, const Tensor& from, uint32_t barrier, int column, int row, int matrix);
 
 // ---- products of a warpgroup (products.cpp)
 
 void product_fence();
 void product_commit();
-// Delivers to this thread's registers what all but so many of its newest groups give.
+// Delivers to this thread's registers the results of all but its newest `groups_under_way` groups.
 void product_wait(uint32_t groups_under_way);
 
 struct ProductOperand {
@@ -96,10 +96,10 @@ struct ProductOperand {
   uint32_t count;             // N / 2
   const uint32_t* registers;  // 4 words of the left operand, or null
 };
-// The 64 × N sums of the product that the warpgroup now issues, row by row; hidden from the threads, whose accumulators
-// hold NaN patterns until they wait.
+// Returns the 64 × N sums, row by row, of the product that the warpgroup now issues. They are hidden from the threads,
+// whose accumulators hold NaN patterns until they wait.
 float* begin_product(void* const* operands, bool accumulate);
-// 16 bytes that the product reads from shared memory.
+// Returns 16 bytes of shared memory that the product reads.
 const void* product_reads(uint32_t address);
 
 // ---- between the files of the emulator
@@ -107,7 +107,7 @@ const void* product_reads(uint32_t address);
 class SharedMemory;
 SharedMemory& shared_memory();
 uint64_t draw(uint64_t below);
-void wait_for(std::string what);  // the name that a deadlock's report shows
+void wait_for(std::string what);  // a deadlock's report shows `what`
 void let_run(uint32_t thread);
 void let_others_run();
 void reset_mbarriers(uint32_t threads);

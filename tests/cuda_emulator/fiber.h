@@ -1,5 +1,5 @@
-// A stack to run on, and the switch from one to another: a few instructions on x86-64 (ucontext asks the kernel for the
-// signal mask at every switch, which takes most of a run's time), ucontext elsewhere.
+// Stacks to run on, and the switch between them: a few instructions on x86-64, ucontext elsewhere. ucontext would ask
+// the kernel for the signal mask at every switch, which takes most of a run's time.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +16,7 @@ inline void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
 #endif
 
 #ifdef __x86_64__
-// Pushes what a function call must preserve, exchanges the stacks, pops.
+// Pushes the registers that a function call must preserve, exchanges the stacks, pops.
 extern "C" void sce_fast_switch_stack(void** save, void* stack);
 asm(R"(
 .text
@@ -36,13 +36,13 @@ namespace sce_fast::emulator {
 
 class Fiber {
  public:
-  Fiber() = default;  // the stack of whoever starts the others
+  Fiber() = default;  // the stack of the caller that starts the others
 
-  // A fiber that runs `entry`, which never returns, once it is switched to.
+  // A fiber that runs `entry` when it is switched to; `entry` never returns.
   explicit Fiber(void (*entry)()) : memory_(new char[kStackBytes]), bottom_(memory_.get()), size_(kStackBytes) {
 #ifdef __x86_64__
     auto* top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(bottom_) + size_) & ~uintptr_t{15});
-    *--top = nullptr;  // where `entry` would return to; leaves the alignment of a call
+    *--top = nullptr;  // the return address of `entry`; also gives the alignment of a call
     *--top = reinterpret_cast<void*>(entry);
     for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
     stack_ = top;
@@ -54,7 +54,7 @@ class Fiber {
 #endif
   }
 
-  // Continues `to`; returns when someone switches back.
+  // Continues `to`; returns when another fiber switches back.
   void switch_to(Fiber& to) {
     __sanitizer_start_switch_fiber(&fake_stack_, to.bottom_, to.size_);
     origin_ = this;
@@ -66,13 +66,13 @@ class Fiber {
     arrived(fake_stack_);
   }
 
-  // To be called first in `entry`.
+  // `entry` calls this first.
   static void entered() { arrived(nullptr); }
 
  private:
   static constexpr size_t kStackBytes = 256 << 10;
 
-  // Tells the sanitizer where it is now, and learns from it the bounds of the stack it came from.
+  // Tells the sanitizer about the switch, and gets the bounds of the previous stack from it.
   static void arrived(void* fake_stack) {
     __sanitizer_finish_switch_fiber(fake_stack, &origin_->bottom_, &origin_->size_);
   }

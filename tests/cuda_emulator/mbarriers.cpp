@@ -1,4 +1,4 @@
-// mbarriers, and the bulk copies that complete on them.
+// mbarriers and the bulk copies that complete on them.
 #include <cstring>
 #include <map>
 #include <string>
@@ -20,13 +20,13 @@ struct BulkCopy {
 };
 
 struct Mbarrier {
-  uint32_t agent;  // on whose behalf its copies write
+  uint32_t agent;  // writes on behalf of the barrier's copies
   uint32_t arrivals, pending;
   uint64_t phase = 0;
-  int64_t bytes = 0;  // expected and not delivered yet
+  int64_t bytes = 0;  // expected, not yet delivered
   std::vector<BulkCopy> copies;
   std::vector<uint32_t> waiting;
-  Clock arrived, ended;  // what is known when this phase ends; when the last one did
+  Clock arrived, ended;  // the clocks of this phase's arrivals; of all ended phases
   bool fenced = false;
 };
 
@@ -44,7 +44,7 @@ void wake(Mbarrier& m) {
   m.waiting.clear();
 }
 
-// Moves on to the next phase if nothing is missing from this one.
+// Begins the next phase if this one misses nothing.
 void end_phase(Mbarrier& m) {
   if (m.pending > 0 || m.bytes != 0) return;
   if (m.arrived.size() <= m.agent) m.arrived.resize(m.agent + 1);
@@ -55,7 +55,7 @@ void end_phase(Mbarrier& m) {
   wake(m);
 }
 
-// Columns and rows beyond the tensor are zeros.
+// Delivers a box; columns and rows beyond the tensor are zeros.
 void deliver(const BulkCopy& copy) {
   SharedMemory& memory = shared_memory();
   memory.deliver_bulk_copy(copy.to, copy.bytes());
@@ -92,7 +92,8 @@ void reset_mbarriers(uint32_t threads) {
 
 void check_no_bulk_copy_under_way() {
   for (const auto& [at, m] : g_mbarriers)
-    if (!m.copies.empty()) fail("the block ends while a bulk copy to the mbarrier at %u is under way", at - kSharedStart);
+    if (!m.copies.empty())
+      fail("the block ends while a bulk copy to the mbarrier at %u is under way", at - kSharedStart);
 }
 
 void mbarrier_init(uint32_t barrier, uint32_t arrivals) {
@@ -100,7 +101,7 @@ void mbarrier_init(uint32_t barrier, uint32_t arrivals) {
   if (arrivals == 0) fail("initialises an mbarrier for no arrival");
   if (g_mbarriers.count(barrier)) fail("initialises the mbarrier at %u again", barrier - kSharedStart);
   if (g_mbarriers.size() == kMostMbarriers) fail("initialises more than %u mbarriers", kMostMbarriers);
-  const uint64_t zero = 0;  // the object takes the place: whoever else uses it races, or writes over it
+  const uint64_t zero = 0;  // the object occupies the place, so another use of it is a race
   write_shared(barrier, &zero, 8);
   Mbarrier m{};
   m.agent = g_first_agent + static_cast<uint32_t>(g_mbarriers.size());
@@ -114,7 +115,7 @@ void mbarrier_init_fence() {
 
 void mbarrier_arrive(uint32_t barrier, uint32_t bytes) {
   Mbarrier& m = find(barrier, "arrives");
-  shared_memory().mark_read(barrier, 8, thread());  // after the init, or it is a race
+  shared_memory().mark_read(barrier, 8, thread());  // a race unless it comes after the init
   if (m.pending == 0) fail("arrives at the mbarrier at %u, whose phase has all arrivals", barrier - kSharedStart);
   m.bytes += bytes;
   --m.pending;
@@ -144,7 +145,7 @@ void copy_box(uint32_t to, const Tensor& from, uint32_t barrier, int column, int
   const BulkCopy copy{to, from, column, row, matrix};
   shared_memory().start_bulk_copy(to, copy.bytes(), thread(), {m.agent, static_cast<uint32_t>(m.phase + 1)});
   m.copies.push_back(copy);
-  wake(m);  // who waits delivers
+  wake(m);  // a waiting thread delivers
 }
 
 }  // namespace sce_fast::emulator

@@ -1,4 +1,4 @@
-// wgmma: products that a warpgroup issues together and each of its threads waits for.
+// wgmma: products that a warpgroup issues together and that each of its threads waits for.
 #include <array>
 #include <bit>
 #include <cstring>
@@ -14,7 +14,7 @@ namespace {
 
 constexpr uint32_t kRows = 64, kPoison = 0xFFFFFFFF;  // a NaN
 
-// Sums that one or several products after another add to, and the registers that will hold them.
+// The sums of one or several chained products, and the registers that will hold them.
 struct Sums {
   uint32_t columns;
   std::vector<float> values;  // (64, columns)
@@ -40,7 +40,7 @@ struct Warpgroup {
 };
 
 struct Waiter {
-  std::deque<uint64_t> groups;  // closed ones, oldest first: the number of products up to its end
+  std::deque<uint64_t> groups;  // closed groups, oldest first: the number of products up to the end of each
   uint64_t committed = 0, done = 0;
   bool fenced = false;
 };
@@ -54,7 +54,7 @@ Warpgroup& own_group() {
   return g_warpgroups[group];
 }
 
-// Where accumulator i of a thread stands: rows 16 w + lane / 4 (+ 8), columns 8 j + 2 (lane mod 4) (+ 1).
+// Returns the sum in accumulator i of a thread: rows 16 w + lane / 4 (+ 8), columns 8 j + 2 (lane mod 4) (+ 1).
 float& place(Sums& sums, uint32_t thread, uint32_t i) {
   const uint32_t lane = thread % kWarpSize, row = thread / kWarpSize * 16 + lane / 4 + i % 4 / 2 * 8;
   return sums.values[row * sums.columns + i / 4 * 8 + lane % 4 * 2 + i % 2];
@@ -117,7 +117,7 @@ float* begin_product(void* const* operands, bool accumulate) {
   const uint32_t columns = operand(0).count * 2;
   std::shared_ptr<Sums> sums = group.newest(operand(0).accumulators);
   if (sums && sums->delivered > 0 && sums->delivered < kWarpgroupSize)
-    fail("issues a product while some threads of its warpgroup have waited for the one before it");
+    fail("issues a product while some threads of its warpgroup have waited for the previous one");
   const bool chained = sums && sums->delivered == 0;
   if (chained && sums->columns != columns)
     fail("adds to the accumulators of a product under way that has another shape");

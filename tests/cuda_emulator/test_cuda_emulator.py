@@ -1,4 +1,4 @@
-"""The emulator of the CUDA kernels: it knows the layouts, and finds each kind of mistake that it is there to find."""
+"""The emulator of the CUDA kernels knows the layouts and finds every kind of mistake that it should find."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def checks():
     ],
 )  # fmt: skip
 def test_what_is_right_passes(checks, name, seed):
-    """Also: what a copy is told not to bring is zeros."""
+    """In "exchange" the copies that are not wanted deliver zeros."""
     assert emulated.run(checks, name, seed) == "right\n"
 
 
@@ -57,7 +57,7 @@ def checks_sm90():
 
 
 def test_a_step_of_a_hopper_kernel_passes(checks_sm90):
-    """Bulk copy with swizzle and rows of zeros, both kinds of product, the tile's place filled again."""
+    """A bulk copy with swizzle and rows of zeros, both kinds of product, and a second copy to the same place."""
     for seed in range(10):
         assert emulated.run(checks_sm90, "right", seed) == "right\n"
 
@@ -75,7 +75,7 @@ HOPPER_MISTAKES = {
         "where a bulk copy has come that thread [0-9]+ has not waited for|nobody has waited for will arrive"
     ),
     "no fence before the product": "thread [0-9]+ issues a product without product_fence",
-    "no wait for the product": None,  # its sums are NaN
+    "no wait for the product": None,  # the sums are NaN
     "touches the sums": "has touched accumulator 3 of a product under way",
     "touches the weights": "has changed registers that a product under way reads",
     "stores over the rows": PRODUCT_READS,
@@ -88,7 +88,7 @@ HOPPER_MISTAKES = {
     "wrong step in the tile": None,
     "leaves a barrier": "the block ends with 32 arrivals at barrier 3 that nobody has waited for",
     "no registers left": "deadlock.*\n  threads 0 to 127 wait for registers",
-    "never waits for the launch before": "ends without having waited for the launch before it",
+    "never waits for the launch before": "ends without having waited for the previous launch",
 }
 
 

@@ -1,4 +1,4 @@
-"""The CPU kernel against float64, by the rule: at most twice the error of plain PyTorch plus a floor."""
+"""The CPU kernel against float64: its error is at most twice that of plain PyTorch plus a floor."""
 
 from dataclasses import replace
 
@@ -18,12 +18,12 @@ from sce_fast.util.rows import unit_rows
 @pytest.fixture(params=["brgemm", "plain loops"], autouse=True)
 def either_product(request, monkeypatch):
     assert CPU.missing == "", "the extension is not built: make venv"
-    # The same arithmetic on every processor; what is about products in bfloat16 asks for them.
+    # The same arithmetic on every processor; tests of bfloat16 products switch them on.
     monkeypatch.setattr(native, "BFLOAT16_PRODUCTS", False)
     if request.param == "plain loops":
         monkeypatch.setattr(native, "BRGEMM", dict.fromkeys(native.BRGEMM, False))
     elif not native.BRGEMM[torch.float32]:
-        pytest.skip("ATen has no brgemm for this processor; the plain loops are what runs here")
+        pytest.skip("ATen has no brgemm for this processor, so the plain loops run")
 
 
 def inputs(kind, query_views, key_views, n, d, k, m, dtype=torch.float32):
@@ -31,13 +31,13 @@ def inputs(kind, query_views, key_views, n, d, k, m, dtype=torch.float32):
 
 
 def simple_inputs(k=130):
-    """query (6, 16), key (6, 16), queue (k, 16)"""
+    """Return query (6, 16), key (6, 16) and queue (k, 16)."""
     six = inputs("random", 0, 0, 6, 16, k, 0)
     return six.query, six.key, six.queue
 
 
 def assert_parity(tensors, **settings):
-    """Loss rows, gradient and statistics by the rule; the kernel multiplies in float32 whatever the inputs are."""
+    """Check loss rows, gradient and statistics; the kernel multiplies in float32 whatever the inputs are."""
     parity = compare("cpu", tensors, torch.float32, needs_statistics=True, **settings)
     assert parity.holds, (parity.failures, parity)
 
@@ -69,14 +69,14 @@ def test_parity(kind, n, d, k, query_views, key_views, extra_batch, tau, tau_m, 
 @pytest.mark.parametrize("kind", ["random", "clustered", "converged"])
 @pytest.mark.parametrize(("tau", "tau_m"), [(0.1, 0.05), (0.02, 0.01)])
 def test_parity_over_many_blocks_and_slices(kind, tau, tau_m):
-    """More rows than a block and more candidates than a slice, in a size that is a multiple of nothing."""
+    """There are more rows than in a block and more candidates than in a slice, and the sizes are no multiples."""
     tensors = inputs(kind, 2, 2, 301, 48, 5003, 0)
     assert_parity(tensors, temperature=tau, target_temperature=tau_m)
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.01])
 def test_own_keys_are_masked_in_every_block(tau):
-    """The real keys stand among the batch keys, so that a mask in the wrong place shows."""
+    """The real keys are among the batch keys, so a mask in the wrong place changes the result."""
     tensors = inputs("converged", 2, 2, 300, 32, 500, 700)
     tensors.batch_keys[:, 390:690] = tensors.key
     assert_parity(tensors, temperature=tau, target_temperature=tau, row_offset=390)
@@ -123,7 +123,7 @@ def test_same_bits_for_any_number_of_threads_and_every_time():
     tau_m=st.sampled_from([0.01, 0.05, 0.1, 1.0]),
 )
 def test_parity_of_products_in_bfloat16(kind, n, d, k, query_views, extra_batch, tau, tau_m):
-    """The layouts of such products, multiplied by plain loops where the processor has none of its own."""
+    """Plain loops multiply these layouts if the processor has no bfloat16 products."""
     m = 0 if extra_batch is None else n + extra_batch
     tensors = make_inputs(kind, n=n, d=d, k=k, query_views=query_views, m=m).to(torch.bfloat16)
     with pytest.MonkeyPatch.context() as patch:
@@ -136,7 +136,7 @@ def test_parity_of_products_in_bfloat16(kind, n, d, k, query_views, extra_batch,
 
 @pytest.mark.parametrize("kind", ["random", "clustered", "converged"])
 def test_parity_of_products_in_bfloat16_with_wider_rows(kind, monkeypatch):
-    """Rows are rounded for the products. Enough of them that neither side's worst is a matter of luck."""
+    """Rows are rounded for the products. With so many rows the largest error of neither side is a matter of luck."""
     monkeypatch.setattr(native, "BFLOAT16_PRODUCTS", True)
     tensors = make_inputs(kind, n=130, d=64, k=700, query_views=2, key_views=2).rounded(
         torch.float32, torch.bfloat16, "cpu"
@@ -175,7 +175,7 @@ def test_products_in_bfloat16_are_for_candidates_of_that_dtype(monkeypatch):
 
 @pytest.mark.parametrize("tau", [0.1, 0.02])
 def test_long_sums_lose_nothing(tau):
-    """More candidates than a slice adds up at a time; all alike, so that a naive sum in float32 would drift."""
+    """A slice has more candidates than it adds up at a time, all equal, so a naive float32 sum would drift."""
     tensors = inputs("random", 0, 0, 3, 8, 1, 0)
     tensors = replace(tensors, queue=tensors.queue.expand(450_001, 8).contiguous())
     assert_parity(tensors, temperature=tau, target_temperature=tau)
@@ -186,7 +186,7 @@ def test_a_converged_loss_keeps_its_digits():
     key = torch.zeros(2, 16)
     key[:, 0] = 1
     queue = unit_rows(torch.randn(300, 16))
-    queue = unit_rows(queue - 1.3 * queue[:, :1] * key[:1])  # at less than half the similarity
+    queue = unit_rows(queue - 1.3 * queue[:, :1] * key[:1])  # less than half the similarity
     settings = dict(temperature=0.04, coefficient=1.0, reduction="none")
     query = key.clone().requires_grad_()
     loss = sce_loss(query, key, queue, backend="cpu", **settings)
@@ -224,7 +224,7 @@ def test_a_bad_candidate_reaches_all_rows(tau):
 @pytest.mark.parametrize("tau", [0.0251, 0.1, 0.02])
 @pytest.mark.parametrize("opposite", [False, True])
 def test_long_rows_are_right_or_not_finite(tau, opposite):
-    """Rows that break the contract: never a wrong finite number."""
+    """Rows that break the contract never give a wrong finite number."""
     tensors = inputs("converged" if opposite else "random", 0, 0, 4, 16, 130, 0)
     query, key, queue = tensors.query, tensors.key, tensors.queue
     if opposite:

@@ -1,4 +1,4 @@
-"""The Hopper kernel: what only it has. Parity at all inputs is in test_cuda.py, for both forward kernels."""
+"""What only the Hopper kernel has. test_cuda_parity.py tests the parity of both kernels."""
 
 import importlib.util
 import re
@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from cuda_emulator import emulated
+from helpers.cuda import HALVES, problem_of
 from sce_fast.loss import cuda as native_cuda
 from sce_fast.loss.backends import BACKENDS, Backend
 from sce_fast.loss.parity import compare, make_inputs
 
-HALVES = [torch.bfloat16, torch.float16]
 TILES = {16: 128, 64: 128, 112: 128, 128: 128, 144: 112, 192: 112, 208: 80, 256: 80}
 HAS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 
 
 @pytest.fixture(autouse=True)
 def emulator(request):
-    """For what runs on a CPU: a GPU's tests need not wait for the emulator's compilation."""
+    """Build the emulator for tests on a CPU; tests on a GPU do not wait for its compilation."""
     if request.node.get_closest_marker("gpu") is None:
         emulated.build("emulate")
     yield
@@ -36,7 +36,7 @@ def parity(inputs, seed=0, splits=0, executable=None, **options):
 
 
 def one_tile(d, dtype, device="cpu"):
-    """Rows (64, D), candidates three fewer than a tile has, weights as a softmax may give them."""
+    """Return rows (64, D), three candidates fewer than a tile has, and weights as a softmax may give them."""
     generator = torch.Generator().manual_seed(d)
     rows, candidates = torch.randn(64, d, generator=generator), torch.randn(TILES[d] - 3, d, generator=generator)
     weights = torch.rand(64, TILES[d], generator=generator)
@@ -72,7 +72,7 @@ def test_gpu_each_product_of_one_tile(cuda, d, dtype, product):
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize(("dim", "tile"), [(256, 64), (128, 128)])
 def test_descriptors_are_those_that_triton_makes_of_such_tiles(dim, tile):
-    """One tile, brought by TMA, as the right operand of both products: the bits of our descriptors and our steps."""
+    """Our descriptors and steps have Triton's bits for a TMA tile as the right operand of both products."""
     from helpers.triton_tiles import compile_tiles
 
     ptx = compile_tiles(dim, tile)
@@ -81,7 +81,7 @@ def test_descriptors_are_those_that_triton_makes_of_such_tiles(dim, tile):
         bits[kind].add(definition)
     printed = emulated.run(emulated.build("checks_sm90"), "descriptors").split()
     rows, columns = int(printed[0]), int(printed[{64: 1, 80: 3, 128: 5}[tile]])
-    # the leading offset of rows has no meaning; Triton leaves it 0
+    # The leading offset of rows has no meaning; Triton leaves it 0.
     leading = 0x3FFF << 16
     steps = {box * tile * 128 // 16 + k * 2 for box in range(dim // 64) for k in range(4)}
     assert {value & ~leading for value in bits["rows"]} == {(rows & ~leading) + step for step in steps}
@@ -89,7 +89,7 @@ def test_descriptors_are_those_that_triton_makes_of_such_tiles(dim, tile):
 
 
 def wgmma_tiles(ptx):
-    """(what it is, constant that is added to the start) of the tile in each wgmma, from the definitions before it."""
+    """Yield, for each wgmma, the kind of its tile operand and the constant that is added to the tile's start."""
     definitions = dict(re.findall(r"^\s*(?:add|or)\.[sb]64 \t?(%rd\d+), %rd\d+, (\d+);", ptx, flags=re.M))
     for operands in re.findall(r"wgmma\.mma_async\S+ \{[^}]*\}, (.*);", ptx):
         from_registers = operands.startswith("{")
@@ -104,7 +104,7 @@ def wgmma_tiles(ptx):
 @pytest.mark.parametrize(("d", "n"), [(64, 70), (128, 40), (192, 33), (256, 40)])
 @pytest.mark.parametrize("splits", [1, 3])
 def test_two_segments_own_keys_and_views(d, n, splits):
-    """Students and teachers in one group of rows, the second group partly empty, tiles masked for three reasons."""
+    """Students and teachers share a group of rows, the second is partly empty, tiles are masked for three reasons."""
     inputs = make_inputs("converged", n=n, d=d, k=300, query_views=2, key_views=1, m=n + 90, shared_batch_keys=True)
     inputs.batch_keys[61 : 61 + n] = inputs.key[0]
     result = parity(inputs.to(torch.bfloat16), d, splits, row_offset=61, needs_statistics=True)
@@ -114,13 +114,11 @@ def test_two_segments_own_keys_and_views(d, n, splits):
 @pytest.mark.parametrize("tiles", [1, 2, 5, 6, 7, 13])
 @pytest.mark.parametrize("gradient", [False, True])
 def test_any_number_of_tiles_against_the_stages_of_the_ring(tiles, gradient):
-    """Without a gradient the students' group has one product a tile, the teachers' two."""
+    """Without a gradient the students' group has one product per tile, the teachers' group two."""
     inputs = make_inputs("random", n=64, d=16, k=128 * tiles - 5).to(torch.bfloat16)
     full = parity(inputs, tiles, 1)
     assert full.holds, full
     if not gradient:
-        from test_cuda import problem_of
-
         solve = emulated.solver(tiles, 1, kernel="sm90")
         bare = solve(problem_of(inputs, gradient=False, statistics=False))
         assert torch.equal(bare.rows, solve(problem_of(inputs)).rows)
@@ -143,9 +141,10 @@ def test_choice_of_the_kernel():
 
 
 def changed(folder, right, wrong, name="sm90_forward_pass.cu"):
-    """The emulator of the kernels with one text replaced; of the Hopper kernel only the shape for D 64."""
+    """Build the emulator of the kernels with one text replaced and only the shape for D 64."""
     shutil.copytree(emulated.KERNELS, folder / "cuda")
-    shutil.copy(emulated.KERNELS.parent / "problem.h", folder)
+    for header in emulated.KERNELS.parent.glob("*.h"):
+        shutil.copy(header, folder)
     for path in (folder / "cuda").iterdir():
         text = path.read_text()
         if path.name == name:
@@ -167,7 +166,7 @@ def test_any_number_of_stages(stages, tmp_path):
             assert parity(inputs, seed, 1, executable).holds
 
 
-# what is right, what stands there instead, and what the emulator says; None: the numbers are wrong
+# The right text, the wrong text, and the emulator's message; None: the numbers are wrong.
 MISTAKES = {
     "no wait for a tile": (
         "ptx::mbarrier_wait(at_.filled(turn.stage), turn.parity);", "",
@@ -217,7 +216,7 @@ def test_a_mistake_in_the_kernel_is_found(mistake, tmp_path):
     executable = changed(tmp_path, right, wrong, *name)
     inputs = make_inputs("converged", n=50, d=64, k=1400, m=60)
     inputs.batch_keys[3:53] = inputs.key
-    # a running maximum that rises: later candidates are nearer
+    # Later candidates are nearer, so the running maximum rises.
     inputs.queue[-300:] = inputs.key[:1]
     options = dict(row_offset=3, temperature=0.01, needs_statistics=True)
     if message is None:

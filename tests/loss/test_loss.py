@@ -287,8 +287,8 @@ QUERY, KEY, QUEUE = rows(4, 8, seed=1), rows(4, 8, seed=2), rows(16, 8, seed=3)
         ({"query": QUERY[:0], "key": KEY[:0]}, ValueError, "at least one row"),
         ({"key": KEY[:3]}, ValueError, r"key has shape \(3, 8\), expected one key for each of 4"),
         ({"queue": QUEUE[:, :5]}, ValueError, "queue has rows of 5 values, expected 8"),
-        ({"queue": QUEUE[:0]}, ValueError, "no candidate beside the own key"),
-        ({"queue": None}, ValueError, "no candidate beside the own key"),
+        ({"queue": QUEUE[:0]}, ValueError, "no candidate besides the own key"),
+        ({"queue": None}, ValueError, "no candidate besides the own key"),
         ({"queue": QUEUE.to("meta")}, ValueError, "queue is on meta, expected cpu"),
         ({"query": QUERY[None], "key": KEY[None]}, ValueError, "no term"),
         ({"batch_keys": KEY[:3]}, ValueError, "row_offset=0: expected 0 to -1"),
@@ -306,7 +306,7 @@ def test_bad_arguments_are_named(arguments, error, message):
 def test_norm_check_on_request(monkeypatch):
     monkeypatch.setenv("SCE_FAST_CHECK", "1")
     sce_loss(QUERY, KEY, QUEUE)
-    with pytest.raises(ValueError, match="key has a row whose norm is off 1 by 1"):
+    with pytest.raises(ValueError, match="key has a row whose norm differs from 1 by 1"):
         sce_loss(QUERY, 2 * KEY, QUEUE)
 
 

@@ -167,7 +167,7 @@ def test_matmul_precision_is_set_for_the_comparison_only(capsys, add_backend):
     [
         (["--n", 0], "n=0: expected at least 1"),
         (["--k", -3], "k=-3: expected at least 0"),
-        (["--k", 0], "no candidate beside the own key"),
+        (["--k", 0], "no candidate besides the own key"),
         (["--temperature", 0], "temperature=0.0: expected a finite number > 0"),
         (["--coefficient", 2], "coefficient=2.0: expected a number in [0, 1]"),
         (["--batch-keys", 3], "row_offset=0: expected 0 to -2"),

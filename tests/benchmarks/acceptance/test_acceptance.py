@@ -401,7 +401,7 @@ def test_the_page_tells_what_matters():
     ]
     text = page(record_of(
         parity=parity,
-        tests=[outcome("tests/loss/test_cuda.py::a"), outcome("tests/loss/test_cuda.py::b", "failed", "wrong")],
+        tests=[outcome("tests/loss/test_cuda_gpu.py::a"), outcome("tests/loss/test_cuda_gpu.py::b", "failed", "wrong")],
         sanitizer=[outcome("memcheck, CUDA sm_80", data={"calls": 18, "findings": 0})],
         loader=[
             outcome("pixels from PNG files", data={"mean": 0.2, "largest": 3.0, "share_above_8": 0.0, "images": 64}),
@@ -413,7 +413,7 @@ def test_the_page_tells_what_matters():
     assert "| triton | 0.62 | **1.7** |" in text
     assert "| sm80 | **failed** | – |" in text
     assert "| sm90 | – | – |" in text
-    assert "| tests/loss/test_cuda.py | 1 | 1 | 0 |" in text
+    assert "| tests/loss/test_cuda_gpu.py | 1 | 1 | 0 |" in text
     assert (
         "| 1024, 65536, 256 bfloat16 | cuda | 240.0 | 215.0 | 639 | 81% | 5% | 50.0 | 12.50 | 1.12 attention-cudnn |"
         in text
@@ -486,8 +486,8 @@ def test_a_process_that_hangs_leaves_time_to_those_behind_it(monkeypatch):
 
 def test_a_kernel_that_is_not_the_one_meant_is_no_answer(monkeypatch):
     checked = acceptance_work.Checked("sm90")
-    monkeypatch.setattr(acceptance_work, "functions_run", lambda call: ["void sm80_sce_forward<64>()", "fill"])
-    with pytest.raises(NotRun, match=r"backend='cuda' runs void sm80_sce_forward<64>\(\), fill here"):
+    monkeypatch.setattr(acceptance_work, "functions_run", lambda call: ["void sm80_forward_pass<64>()", "fill"])
+    with pytest.raises(NotRun, match=r"backend='cuda' runs void sm80_forward_pass<64>\(\), fill here"):
         checked(lambda: None)
     assert acceptance_work.Checked("cpu")(lambda: None) is None
 
@@ -564,7 +564,7 @@ def test_without_nvcc_the_build_is_not_run_and_the_rest_can_be(tmp_path, monkeyp
 CLEAN = "ran 18 calls of CUDA sm_80\n========= ERROR SUMMARY: 0 errors\n"
 OUT_OF_BOUNDS = """========= COMPUTE-SANITIZER
 ========= Invalid __global__ read of size 16 bytes
-=========     at sce_fast::sm80_sce_forward+0x120
+=========     at sce_fast::sm80_forward_pass+0x120
 ran 18 calls of CUDA sm_80
 ========= ERROR SUMMARY: 2 errors
 """
@@ -613,9 +613,12 @@ class OnlyPlanned:
     def __getattr__(self, name):
         return getattr(self.module, name)
 
-    def Call(self, *arguments):
-        self.calls.append(self.module.Call(*arguments))
-        return SimpleNamespace(workspace_bytes=0, solve=lambda *buffers: None)
+    def plan(self, *arguments):
+        self.calls.append(self.module.plan(*arguments))
+        return SimpleNamespace(workspace_bytes=0)
+
+    def solve(self, *arguments):
+        pass
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-// What csrc/cuda/bindings.cpp asks the CUDA runtime, answered for the emulator: one device, an H100 in sizes.
+// The calls of csrc/cuda/bindings.cpp to the CUDA runtime, emulated: one device with the sizes of an H100.
 #pragma once
 
 #define CUDART_VERSION 13000

@@ -1,0 +1,54 @@
+"""The CUDA kernels in tests: emulated on a CPU as the backend "emulated", and on a GPU."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from cuda_emulator import emulated
+from sce_fast.loss.backends import BACKENDS, Backend
+from sce_fast.loss.parity import compare
+from sce_fast.loss.problem import checked_problem
+
+HALVES = [torch.bfloat16, torch.float16]
+KERNEL = ["sm80"]  # the forward pass that a test emulates; set by `emulated_backend` in tests/loss/conftest.py
+GPU_BACKENDS = ["cuda", "cuda_sm80"]  # two kernels on a Hopper GPU, one elsewhere
+
+both_kernels = pytest.mark.parametrize("emulated_backend", ["sm80", "sm90"], indirect=True)
+
+
+def gpu_test(function):
+    skip = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+    return pytest.mark.gpu(skip(function))
+
+
+def use(*arguments, kernel=None, **options):
+    """Make the emulator with these settings the backend "emulated"."""
+    solve = emulated.solver(*arguments, kernel=kernel or KERNEL[0], **options)
+    BACKENDS["emulated"] = Backend("emulated", emulated.refuses, solve, automatic=False)
+
+
+def emulate(inputs, *, seed=0, splits=0, kernel=None, gradient=True, statistics=True, **options):
+    """Return the solution of the emulated kernels."""
+    solve = emulated.solver(seed, splits, kernel=kernel or KERNEL[0])
+    return solve(problem_of(inputs, gradient, statistics, **options))
+
+
+def problem_of(inputs, gradient=True, statistics=True, **options):
+    return checked_problem(
+        inputs.query.detach().requires_grad_(gradient), inputs.key, inputs.queue, batch_keys=inputs.batch_keys,
+        needs_statistics=statistics, **options,
+    )  # fmt: skip
+
+
+def assert_parity(inputs, backend="emulated", **options):
+    parity = compare(backend, inputs, needs_statistics=True, **options)
+    assert parity.holds, (parity.failures, parity)
+
+
+def assert_same_bits(one, other):
+    for field in dataclasses.fields(one):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        assert (a is None) == (b is None), field.name
+        if a is not None:
+            assert torch.equal(a.nan_to_num(nan=-7.0), b.nan_to_num(nan=-7.0)), field.name
