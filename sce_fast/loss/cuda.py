@@ -57,6 +57,20 @@ def refuses_inputs(problem: Problem) -> str | None:
     return None
 
 
+def refuses_ring(keys: Tensor) -> str | None:
+    """Return why the kernels cannot write to this ring (K, D), or None."""
+    if CUDA.module is None:
+        return f"the CUDA kernels are not built ({CUDA.missing}); {CUDA.remedy}"
+    if keys.device.type != "cuda" or torch.version.hip is not None:
+        return f"the queue is on {keys.device}; move it to an NVIDIA GPU or use another backend"
+    major, minor = torch.cuda.get_device_capability(keys.device)
+    if major < 8:
+        return f"the GPU has compute capability {major}.{minor}, and 8.0 is needed; use backend='reference'"
+    if keys.dtype not in TYPES:
+        return f"the queue is {keys.dtype}; make it float32, bfloat16 or float16, or use backend='reference'"
+    return None
+
+
 def solve(problem: Problem, kernel: str = "best") -> Solution:
     """Loss per row, gradient and statistics; nothing waits for the device.
 

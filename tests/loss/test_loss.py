@@ -1,6 +1,7 @@
 """The loss against formulas written here, independently of the package."""
 
 import dataclasses
+import inspect
 import itertools
 import math
 
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from sce_fast import KeyQueue, SCELoss, sce_loss
 from sce_fast.loss import cpu as native
+from sce_fast.loss.backends import BACKENDS
+from sce_fast.loss.names import BACKEND_NAMES
 from sce_fast.loss.parity import make_inputs
 from sce_fast.util.rows import unit_rows
 
@@ -263,6 +266,18 @@ def test_module_keeps_its_settings():
     expected = sce_loss(query, key, queue, temperature=0.2, target_temperature=0.1, coefficient=0.3)
     assert torch.equal(module(query, key, queue), expected)
     assert "coefficient=0.3" in repr(module)
+
+
+def test_module_has_the_settings_and_defaults_of_the_function():
+    function = inspect.signature(sce_loss).parameters
+    for name, parameter in inspect.signature(SCELoss).parameters.items():
+        assert (parameter.default, parameter.annotation) == (function[name].default, function[name].annotation), name
+    assert list(SCELoss().settings) == list(inspect.signature(SCELoss).parameters)
+
+
+def test_the_table_of_backends_has_the_names_in_that_order():
+    assert tuple(BACKENDS) == BACKEND_NAMES
+    assert [name for name, backend in BACKENDS.items() if backend.automatic] == ["triton", "cpu", "reference"]
 
 
 QUERY, KEY, QUEUE = rows(4, 8, seed=1), rows(4, 8, seed=2), rows(16, 8, seed=3)

@@ -19,15 +19,16 @@ def tensors(query_views=0, key_views=0, m=0, dtype=torch.float32):
 
 
 def arguments(inputs, backend, *, views=True, needs_gradient=True, scalars=None):
-    """What the operator takes, from what sce_loss does."""
+    """Return the operator's arguments by keyword for a call of sce_loss."""
     query, key = (t if t.dim() == 3 else t[None] for t in (inputs.query, inputs.key))
     batch_keys = inputs.batch_keys
     if batch_keys is not None and batch_keys.dim() == 2:
         batch_keys = batch_keys[None]
     same_views = inputs.query.dim() == inputs.key.dim() == 3
-    return (
-        query.detach().requires_grad_(needs_gradient), key, inputs.queue, batch_keys, scalars, 0.1, 0.05, 0.5, 0,
-        same_views, False, needs_gradient, True, backend,
+    return dict(
+        query=query.detach().requires_grad_(needs_gradient), key=key, queue=inputs.queue, batch_keys=batch_keys,
+        row_offset=0, same_views=same_views, temperature=0.1, target_temperature=0.05, coefficient=0.5, scalars=scalars,
+        zero_logit=False, needs_gradient=needs_gradient, needs_target=True, backend=backend,
     )  # fmt: skip
 
 
@@ -39,10 +40,10 @@ def arguments(inputs, backend, *, views=True, needs_gradient=True, scalars=None)
 )
 def test_opcheck(backend, inputs):
     scalars = torch.tensor([0.1, 0.05, 0.5])
-    operator = torch.ops.sce_fast.sce_forward.default
-    torch.library.opcheck(operator, arguments(inputs, backend))
-    torch.library.opcheck(operator, arguments(inputs, backend, needs_gradient=False))
-    torch.library.opcheck(operator, arguments(inputs, backend, scalars=scalars))
+    operator = torch.ops.sce_fast.solve.default
+    torch.library.opcheck(operator, (), arguments(inputs, backend))
+    torch.library.opcheck(operator, (), arguments(inputs, backend, needs_gradient=False))
+    torch.library.opcheck(operator, (), arguments(inputs, backend, scalars=scalars))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -126,8 +127,8 @@ def test_fake_tensors_have_the_shapes_of_real_ones():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_operators_second_derivative_raises(backend):
     values = arguments(tensors(), backend)
-    rows = torch.ops.sce_fast.sce_forward(*values)[0]
-    (gradient,) = torch.autograd.grad(rows.sum(), values[0], create_graph=True)
+    rows = torch.ops.sce_fast.solve(**values)[0]
+    (gradient,) = torch.autograd.grad(rows.sum(), values["query"], create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         gradient.square().sum().backward()
 
@@ -190,13 +191,16 @@ def gpu_tensors():
 @on_gpu
 def test_gpu_opcheck(gpu_backend):
     inputs = gpu_tensors()
-    torch.library.opcheck(torch.ops.sce_fast.sce_forward.default, arguments(inputs, gpu_backend))
+    torch.library.opcheck(torch.ops.sce_fast.solve.default, (), arguments(inputs, gpu_backend))
     torch.library.opcheck(
-        torch.ops.sce_fast.sce_forward.default,
+        torch.ops.sce_fast.solve.default,
+        (),
         arguments(inputs, gpu_backend, scalars=torch.tensor([0.1, 0.05, 0.5], device="cuda")),
     )
     queue = KeyQueue(1000, 128, dtype=torch.bfloat16).cuda()
-    torch.library.opcheck(torch.ops.sce_fast.enqueue.default, (queue.keys, queue.cursor, inputs.key[0], True))
+    torch.library.opcheck(
+        torch.ops.sce_fast.enqueue.default, (queue.keys, queue.cursor, inputs.key[0], True, gpu_backend)
+    )
 
 
 @on_gpu
