@@ -1,4 +1,4 @@
-"""Compare a backend with float64 by the rule of every fast path: at most twice the error of plain PyTorch and a floor."""
+"""Compare a backend with float64. The rule: at most twice the error of plain PyTorch, plus a floor."""
 
 import functools
 from collections.abc import Iterator
@@ -229,7 +229,7 @@ def _gradient(solution: Solution) -> Tensor:
 
 
 def _largest(values: Tensor, exact: Tensor) -> float:
-    """Return the largest error; it is infinite if a value is NaN."""
+    """Return the largest error; a value that is not finite counts as an unbounded error."""
     error = (values.double() - exact.double()).abs()
     return float(error.nan_to_num(nan=float("inf")).max())
 

@@ -63,7 +63,7 @@ def test_compiles_without_a_graph_break(backend, reduction):
 
 
 def test_compiles_with_everything_that_can_be_asked():
-    """Device tensors for the scalars, statistics, autocast, and an enqueue between loss and backward."""
+    """Use device tensors for the scalars, statistics, autocast, and an enqueue between loss and backward."""
     inputs, queue = tensors(), KeyQueue(40, 16)
 
     def step(query, key, temperature, coefficient):
@@ -144,7 +144,7 @@ def test_compiles_to_machine_code():
 
 
 def _step_on_rank(results):
-    """A step of DDP with gathered keys, each rank with its slice of the batch; on one rank without DDP."""
+    """Run a step with gathered keys, each rank on its slice of the batch; with DDP if there are several ranks."""
     with process_group(torch.device("cpu")) as group:
         inputs, queue = make_inputs("random", n=6, d=16, k=40).to(torch.float32), KeyQueue(40, 16)
         queue.keys.copy_(inputs.queue)
@@ -204,9 +204,9 @@ def test_gpu_opcheck(gpu_backend):
 
 
 @on_gpu
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])  # the second captures CUDA graphs where it can
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])  # the second captures CUDA graphs if possible
 def test_gpu_compiled_step(gpu_backend, mode):
-    """Loss with a device scalar, statistics and enqueue without a graph break, several steps on; and the gradient."""
+    """Compile loss, device scalar, statistics and enqueue without a graph break; run several steps with gradients."""
     inputs, temperature = gpu_tensors(), torch.full((), 0.1, device="cuda")
 
     def steps_of(wrap):
@@ -235,7 +235,7 @@ def test_gpu_compiled_step(gpu_backend, mode):
     torch._dynamo.reset()
     values, gradients, keys = steps_of(lambda step: torch.compile(step, fullgraph=True, mode=mode))
     expected_values, expected_gradients, expected_keys = steps_of(lambda step: step)
-    # the compiler normalises in another order, and rows that differ in the last place may round to other bfloat16s
+    # The compiler normalises in another order; rows that differ in the last place may round to other bfloat16 values.
     torch.testing.assert_close(values, expected_values, rtol=1e-3, atol=1e-3)
     assert (gradients - expected_gradients).norm() < 1e-2 * expected_gradients.norm()
     assert torch.equal(keys, expected_keys)

@@ -96,7 +96,7 @@ def test_all_ranks_hold_the_same_keys_in_the_same_order(tmp_path):
     ranks.run(_enqueue_on_rank, tmp_path, ranks=2)
     first, second = (np.load(tmp_path / f"{rank}.npy")[:, 0] for rank in range(2))
     assert first.tolist() == second.tolist()
-    # view 0 of rank 0, of rank 1, then view 1; seventeen keys in a ring of ten
+    # view 0 of rank 0, view 0 of rank 1, then view 1; seventeen keys in a ring of ten
     assert first.tolist() == [110, 111, 1100, 1101, 1110, 1111, 7, 1011, 100, 101]
 
 
@@ -234,7 +234,7 @@ def test_gpu_normalises_on_request(dtype):
 @on_gpu
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_gpu_enqueue_in_a_cuda_graph(dtype):
-    """The place moves on with every replay and wraps; nothing of it is baked into the graph."""
+    """The cursor advances with every replay and wraps; the graph has no position baked in."""
     on_cpu = KeyQueue(50, 24, dtype=dtype)
     queue, keys = copy.deepcopy(on_cpu).cuda(), torch.zeros(2, 9, 24, device="cuda")
     side = torch.cuda.Stream()
@@ -246,7 +246,7 @@ def test_gpu_enqueue_in_a_cuda_graph(dtype):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         queue.enqueue(keys)
-    assert queue.cursor.item() == 0  # a capture runs nothing
+    assert queue.cursor.item() == 0  # capturing runs no kernel
     for _ in range(7):
         fresh = torch.randn(2, 9, 24)
         keys.copy_(fresh)
