@@ -29,21 +29,32 @@ def interpreted() -> bool:
 
 def refuses(problem: Problem) -> str | None:
     """Why the kernels cannot serve these inputs, or None."""
-    if not INSTALLED:
-        return "triton is not installed (pip install triton; it comes with PyTorch's CUDA builds)"
-    device = problem.query.device
-    if interpreted():
-        if device.type != "cpu":
-            return f"TRITON_INTERPRET=1 runs on a CPU, and the inputs are on {device}"
-    elif device.type != "cuda" or torch.version.hip is not None:
-        return f"the inputs are on {device}; move them to an NVIDIA GPU or use another backend"
-    elif (reason := too_old(device)) is not None:
+    if (reason := _refuses_device(problem.query.device, "the inputs are")) is not None:
         return reason
     if problem.compute_dtype == torch.float64:
         return "it computes in float32, and an input is torch.float64; use backend='reference'"
     if problem.query.shape[-1] > LARGEST_DIM:
         return f"rows have {problem.query.shape[-1]} values, and it takes up to {LARGEST_DIM}; use backend='reference'"
     return None
+
+
+def refuses_ring(keys: Tensor) -> str | None:
+    """Return why the enqueue kernel cannot write to this ring (K, D), or None."""
+    if (reason := _refuses_device(keys.device, "the queue's tensors are")) is not None:
+        return reason
+    if keys.dtype == torch.float64:
+        return "it computes in float32, and the queue is torch.float64; use backend='reference'"
+    return None
+
+
+def _refuses_device(device: torch.device, what: str) -> str | None:
+    if not INSTALLED:
+        return "triton is not installed (pip install triton; it comes with PyTorch's CUDA builds)"
+    if interpreted():
+        return None if device.type == "cpu" else f"TRITON_INTERPRET=1 runs on a CPU, and {what} on {device}"
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"{what} on {device}; move them to an NVIDIA GPU or use another backend"
+    return too_old(device)
 
 
 def too_old(device: torch.device) -> str | None:

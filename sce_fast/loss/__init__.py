@@ -1,4 +1,4 @@
-"""The loss and its queue."""
+"""The SCE loss, its backends and the queue of past keys."""
 
 from sce_fast.loss.api import SCELoss, SCEStatistics, sce_loss
 from sce_fast.loss.queue import KeyQueue

@@ -1,4 +1,4 @@
-"""sce_loss and SCELoss: argument checks, choice of the backend, autograd."""
+"""sce_loss and SCELoss: check the arguments, choose the backend, attach the gradient."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,13 +15,13 @@ from sce_fast.util.rows import unit_rows
 
 @dataclass(frozen=True)
 class SCEStatistics:
-    """What the loss knows about its targets; nothing here carries a gradient."""
+    """Statistics of one call of the loss; none of them carries a gradient."""
 
-    rows: Tensor  # (N,) the loss of each row, averaged over terms
-    target_entropy: Tensor  # (N,) or (U, N), as the key: entropy of the similarities' softmax, in nats
+    rows: Tensor  # (N,) loss of each row, averaged over terms
+    target_entropy: Tensor  # (N,), or (U, N) for a 3-D key: entropy of the softmax over the similarities, in nats
     effective_positives: Tensor  # same shape: exp(entropy), the number of candidates that share the target
-    positive_probability: Tensor  # (N,) what the student gives its own key, averaged over terms
-    backend: str  # the one that computed it
+    positive_probability: Tensor  # (N,) the student's probability of the own key, averaged over terms
+    backend: str  # the backend that computed the loss
 
 
 def sce_loss(
@@ -40,36 +40,40 @@ def sce_loss(
     reduction: Literal["mean", "none"] = "mean",
     return_statistics: bool = False,
 ) -> Any:
-    """Similarity Contrastive Estimation: cross-entropy of a student against its momentum teacher's soft targets.
+    """Return the SCE loss: the cross-entropy of the student against its momentum teacher's soft targets.
 
-    The target puts λ on the own key and spreads 1 − λ over the other candidates by softmax(key·candidate / τ_m);
-    the prediction is softmax(query·candidate / τ) over all candidates and the own key (Denize et al., WACV 2023,
-    equations 3 to 6). λ = 1 is InfoNCE, λ = 0 is ReSSL with its ceiling term.
+    The target puts λ on the own key and spreads 1 − λ over the other candidates by softmax(key·candidate / τ_m). The
+    prediction is softmax(query·candidate / τ) over all candidates, own key included (Denize et al., WACV 2023,
+    equations 3 to 6). λ = 1 is InfoNCE; λ = 0 is ReSSL with its ceiling term.
 
     Args:
         query: (N, D), or (V, N, D) for views; the only input that gets a gradient.
-        key: (N, D) or (U, N, D). With both 3-D there is a term for every pair of different views (v ≠ u), and view v
-            of the query is view v of the key; otherwise for every pair. The loss is the mean over terms.
+        key: (N, D) or (U, N, D). If both are 3-D, index v of the query and of the key is the same view, and there is
+            one term for every pair of different views (v ≠ u); otherwise one for every pair. The loss is the mean over
+            terms.
         queue: (K, D) past keys, shared by all terms.
-        batch_keys: (M, D), or (U, M, D) for a key with views: keys of the whole batch, further candidates of a term.
-        row_offset: own key of row i stands at batch_keys[…, row_offset + i, :] and is left out of its candidates.
-        temperature, target_temperature, coefficient: τ > 0, τ_m > 0 and λ in [0, 1]; floats, or 0-dim tensors on the
-            query's device, whose values are not checked (that would wait for the device).
-        positive_target: "excluded" leaves the own key out of the teacher's softmax, as the paper has it; "zero_logit"
-            gives it a logit of 0, as the official code does.
-        normalize: L2-normalise query and key here, in float32 or wider; otherwise the caller has done so.
-        backend: "auto" or a name of sce_fast.loss.backends.BACKENDS.
+        batch_keys: (M, D), or (U, M, D) for a key with views: keys of the global batch, further candidates of a term.
+        row_offset: the own key of row i is batch_keys[…, row_offset + i, :], which is left out of its candidates.
+        temperature: τ > 0. τ, τ_m and λ are floats, or 0-dim tensors on the query's device; tensors are not checked,
+            since that would wait for the device.
+        target_temperature: τ_m > 0; the default is the value of the official CIFAR-10 and Kinetics configs (the
+            ImageNet configs use 0.07).
+        coefficient: λ in [0, 1].
+        positive_target: "excluded" leaves the own key out of the teacher's softmax, as in the paper; "zero_logit" gives
+            it a logit of 0, as in the official code.
+        normalize: L2-normalise query and key first, in float32 or wider; otherwise their rows must have norm 1.
+        backend: "auto" or a name of sce_fast.loss.names.BACKEND_NAMES.
         reduction: "mean" for a scalar, "none" for (N,), the mean over terms of each row.
         return_statistics: also return SCEStatistics.
 
     Returns:
-        The loss in float32 (float64 where an input is float64), or (loss, SCEStatistics).
+        The loss in float32 (float64 if an input is float64), or (loss, SCEStatistics).
 
     Raises:
-        ValueError, TypeError: an argument is out of range, of the wrong shape, device or dtype, or leaves no
-            candidate or no term; the message names it, its value and what was expected.
-            With SCE_FAST_CHECK=1 in the environment also when rows are not normalised (this waits for the device).
-        RuntimeError: on a second derivative.
+        ValueError, TypeError: an argument has a wrong value, shape, device or dtype, leaves no candidate or no term, or
+            the named backend cannot serve the inputs. The message names the argument, its value and what was expected.
+            With SCE_FAST_CHECK=1 in the environment, rows that are not normalised raise too; this waits for the device.
+        RuntimeError: a second derivative is asked for.
 
     Example:
         >>> query = torch.nn.functional.normalize(torch.randn(8, 128, requires_grad=True), dim=-1)
@@ -93,7 +97,7 @@ def sce_loss(
     )
     chosen = choose(backend, problem)
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
-        solution = operator.call(views(query), problem, chosen.name)
+        solution = operator.solve(views(query), problem, chosen.name)
         loss = solution.rows.mean() if reduction == "mean" else solution.rows
     else:
         solution = chosen.solve(problem)
@@ -108,10 +112,10 @@ def sce_loss(
 
 
 class SCELoss(nn.Module):
-    """sce_loss with its settings kept; call it with (query, key, queue) and, where needed, batch_keys and row_offset.
+    """Keep the settings of sce_loss; call the module with its tensors.
 
-    Takes temperature, target_temperature, coefficient, positive_target, normalize, backend and reduction of sce_loss
-    and returns what it returns.
+    The settings are keyword arguments of sce_loss with the same defaults. A call takes (query, key, queue) and any
+    other argument of sce_loss, which replaces a setting of the same name, and returns what sce_loss returns.
 
     Example:
         >>> loss = SCELoss(target_temperature=0.07)
@@ -129,16 +133,9 @@ class SCELoss(nn.Module):
         backend: str = "auto",
         reduction: Literal["mean", "none"] = "mean",
     ) -> None:
+        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        self.settings: dict[str, Any] = {
-            "temperature": temperature,
-            "target_temperature": target_temperature,
-            "coefficient": coefficient,
-            "positive_target": positive_target,
-            "normalize": normalize,
-            "backend": backend,
-            "reduction": reduction,
-        }
+        self.settings: dict[str, Any] = settings
 
     def forward(self, query: Tensor, key: Tensor, queue: Tensor | None = None, **options: Any) -> Any:
         return sce_loss(query, key, queue, **{**self.settings, **options})
@@ -148,9 +145,9 @@ class SCELoss(nn.Module):
 
 
 class _AttachGradient(torch.autograd.Function):
-    """Hangs the gradient that the forward pass has computed onto the query.
+    """Attaches the gradient that the forward pass has computed to the query.
 
-    Only that gradient is saved, so the queue may be overwritten between loss and backward.
+    Autograd saves this gradient alone, so the queue may be overwritten between loss and backward.
     """
 
     @staticmethod

@@ -1,8 +1,14 @@
-"""One table of the loss's backends: name → why it cannot run here (or None) → the function that runs it."""
+"""The table of backends: for each one, why it cannot serve a call here, how it solves it, how it fills a queue.
+
+backend="auto" takes the first backend of the table that does not refuse: "triton", then "cpu", then "reference".
+"cuda" and "cuda_sm80" are taken by name only, because they are compiled and emulated but have not run on a GPU yet.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+
+from torch import Tensor
 
 from sce_fast.kernels import solve as triton
 from sce_fast.loss import cpu as native
@@ -14,38 +20,87 @@ from sce_fast.util.names import pick
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to compute the loss."""
+    """One implementation of the loss and of the queue's enqueue.
+
+    `refuses` and `refuses_ring` return the reason why this backend cannot serve the inputs here, or None.
+    """
 
     name: str
-    refuses: Callable[[Problem], str | None]  # the reason why it cannot serve these inputs
+    refuses: Callable[[Problem], str | None]
     solve: Callable[[Problem], Solution]
+    refuses_ring: Callable[[Tensor], str | None] = lambda keys: None  # keys: the ring (K, D)
+    enqueue: Callable[..., None] = reference.enqueue  # (keys, cursor, rows, normalize)
     automatic: bool = True  # whether "auto" may take it
 
 
-# Fastest first: backend="auto" takes the first that does not refuse.
+def _refuses_ring_off_cpu(keys: Tensor) -> str | None:
+    if keys.device.type == "cpu":
+        return None
+    return f"the queue is on {keys.device}; move it to the CPU or use another backend"
+
+
+def _enqueue_by_triton(keys: Tensor, cursor: Tensor, rows: Tensor, normalize: bool) -> None:
+    from sce_fast.kernels.enqueue import enqueue  # imports Triton, at the first call only
+
+    enqueue(keys, cursor, rows, normalize)
+
+
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
-    for backend in [
-        # Compiled and emulated, not yet run on a GPU: by name only until it has passed its tests and been timed there.
-        Backend("cuda", refuses=native_cuda.refuses, solve=native_cuda.solve, automatic=False),
-        # The kernel that "cuda" takes on every GPU but Hopper; on Hopper the two can be compared.
-        Backend("cuda_sm80", native_cuda.refuses, partial(native_cuda.solve, kernel="sm80"), automatic=False),
-        Backend("triton", refuses=triton.refuses, solve=triton.solve),
-        Backend("cpu", refuses=native.refuses, solve=native.solve),
+    for backend in [  # in the order of loss/names.py
+        Backend(
+            "cuda",
+            refuses=native_cuda.refuses,
+            solve=native_cuda.solve,
+            refuses_ring=native_cuda.refuses_ring,
+            enqueue=native_cuda.enqueue,
+            automatic=False,
+        ),
+        # The kernel that "cuda" takes on every GPU except Hopper, so that both can be compared there.
+        Backend(
+            "cuda_sm80",
+            refuses=native_cuda.refuses,
+            solve=partial(native_cuda.solve, kernel="sm80"),
+            refuses_ring=native_cuda.refuses_ring,
+            enqueue=native_cuda.enqueue,
+            automatic=False,
+        ),
+        Backend(
+            "triton",
+            refuses=triton.refuses,
+            solve=triton.solve,
+            refuses_ring=triton.refuses_ring,
+            enqueue=_enqueue_by_triton,
+        ),
+        Backend("cpu", refuses=native.refuses, solve=native.solve, refuses_ring=_refuses_ring_off_cpu),
         Backend("reference", refuses=lambda problem: None, solve=reference.solve),
     ]
 }
 
 
 def choose(name: str, problem: Problem) -> Backend:
-    """The backend of that name, or the fastest that serves the problem for "auto".
+    """Return the backend that solves a problem: the named one, or the first that serves it for "auto".
 
-    Raises ValueError for a name that is not in the table or a backend that refuses the inputs.
+    Raises ValueError if the table has no such name or if the named backend refuses the inputs.
     """
+    return _choose(name, "call", lambda backend: backend.refuses(problem))
+
+
+def choose_for_ring(name: str, keys: Tensor) -> Backend:
+    """Return the backend that writes to a ring of keys (K, D), by the same rule and with the same errors."""
+    return _choose(name, "queue", lambda backend: backend.refuses_ring(keys))
+
+
+def _choose(name: str, what: str, refusal: Callable[[Backend], str | None]) -> Backend:
     if name == "auto":
-        return next(b for b in BACKENDS.values() if b.automatic and b.refuses(problem) is None)
-    backend = pick("backend", name, BACKENDS, also="auto")
-    reason = backend.refuses(problem)
+        return next(b for b in BACKENDS.values() if b.automatic and refusal(b) is None)
+    backend = check_name(name)
+    reason = refusal(backend)
     if reason is not None:
-        raise ValueError(f"backend={name!r} cannot serve this call: {reason}")
+        raise ValueError(f"backend={name!r} cannot serve this {what}: {reason}")
     return backend
+
+
+def check_name(name: str) -> Backend:
+    """Return the backend of that name. Raises ValueError, with the names there are, if the table has none."""
+    return pick("backend", name, BACKENDS, also="auto")

@@ -1,4 +1,4 @@
-"""How far a backend is from float64, beside plain PyTorch at the same dtype: the rule every fast path is held to."""
+"""Compare a backend with float64. The rule: at most twice the error of plain PyTorch, plus a floor."""
 
 import functools
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ from sce_fast.util.rows import unit_rows
 Kind = Literal["random", "clustered", "converged"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MatmulPrecision = Literal["highest", "high", "medium"]
-# A fast path may be off by twice what plain PyTorch is off, plus what rounded weights do (weight_rounding.py), plus
-# this: what rounding of sums and of the result itself allows, as a share of the largest logit 1/τ (a loss row, a
-# gradient entry), and of the largest gradient entry.
+# The allowed error is twice the error of plain PyTorch, plus the effect of rounded weights (weight_rounding.py), plus a
+# floor. The floor covers the rounding of sums, as a share of the largest logit 1/τ; the gradient's floor also covers
+# the rounding of the result, as a share of its largest entry.
 LOSS_FLOOR = GRADIENT_FLOOR = 1e-6
-# Of the statistics: an entropy is the difference of a log-sum and a mean logit, each rounded at the size of 1/τ_m.
+# An entropy is the difference of a log-sum and a mean logit, each rounded at the size of 1/τ_m.
 ENTROPY_FLOOR = 4e-6
 PROBABILITY_FLOOR = 1e-6
 GRADIENT_ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -30,7 +30,7 @@ GRADIENT_ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2
 
 @dataclass(frozen=True)
 class Inputs:
-    """What sce_loss is given, unit rows in float64 or rounded."""
+    """The tensors of a call of sce_loss: unit rows in float64, or rounded."""
 
     query: Tensor  # (N, D) or (V, N, D)
     key: Tensor  # (N, D) or (U, N, D)
@@ -42,7 +42,7 @@ class Inputs:
         return Inputs(*(None if t is None else t.to(device, dtype) for t in tensors))  # type: ignore[arg-type]
 
     def rounded(self, rows: torch.dtype, candidates: torch.dtype, device: str) -> "Inputs":
-        """Query and key in one dtype, queue and batch keys in another."""
+        """Return query and key in one dtype, queue and batch keys in another."""
         first, second = self.to(rows, device), self.to(candidates, device)
         return Inputs(first.query, first.key, second.queue, second.batch_keys)
 
@@ -59,15 +59,18 @@ def make_inputs(
     shared_batch_keys: bool = False,
     seed: int = 0,
 ) -> Inputs:
-    """Unit rows in float64: independent ("random"), in three clusters ("clustered"), or with query ≈ key ("converged").
+    """Return unit rows in float64: "random" (independent), "clustered" (three clusters) or "converged" (query ≈ key).
 
     Args:
-        kind: One of KINDS.
-        n, d, k: N, D and K; no queue for k = 0.
-        query_views, key_views: 0 for 2-D tensors.
-        m: Rows of batch_keys, 0 for none; 2-D where shared_batch_keys or the key is.
-        shared_batch_keys: 2-D batch_keys although the key has views.
-        seed: Of the random numbers.
+        kind: one of KINDS.
+        n, d, k: N, D and K; k = 0 gives no queue.
+        query_views, key_views: 0 gives 2-D tensors.
+        m: rows of batch_keys; 0 gives none.
+        shared_batch_keys: make batch_keys 2-D even if the key has views.
+        seed: seed of the random numbers.
+
+    Raises:
+        ValueError: a size is too small, or there is no such kind.
     """
     check_choice("kind", kind, KINDS)
     sizes = {"n": n, "d": d, "k": k, "query_views": query_views, "key_views": key_views, "m": m}
@@ -84,7 +87,7 @@ def make_inputs(
         return unit_rows(noise)
 
     query, key = (rows(*([views] if views else []), n) for views in (query_views, key_views))
-    if kind == "converged":  # every view of a sample at nearly the same place
+    if kind == "converged":  # all views of a sample lie close together
         base = key[0] if key_views else key
         query, key = (unit_rows(base + 0.01 * t) for t in (query, key))
     own_views = key_views if key_views and not shared_batch_keys else 0
@@ -94,10 +97,10 @@ def make_inputs(
 
 @dataclass(frozen=True)
 class Error:
-    """The largest error of one quantity against float64."""
+    """The largest error of one quantity against float64, with the error that the rule allows."""
 
     backend: float
-    plain: float  # of plain PyTorch at the same dtype
+    plain: float  # the error of plain PyTorch at the same dtype
     allowed: float
 
     @property
@@ -105,7 +108,7 @@ class Error:
         return self.backend <= self.allowed
 
     def joined(self, other: "Error") -> "Error":
-        """The same quantity's over the rows of both: the largest errors, and what they allow."""
+        """Return the error over the rows of both."""
         plain = max(self.plain, other.plain)
         floor = max(self.allowed - 2 * self.plain, other.allowed - 2 * other.plain)
         return Error(max(self.backend, other.backend), plain, 2 * plain + floor)
@@ -113,12 +116,12 @@ class Error:
 
 @dataclass(frozen=True)
 class Parity:
-    """Largest errors against float64 on the same rounded inputs, and what the rule allows."""
+    """The errors of all quantities against float64 on the same rounded inputs."""
 
     loss: Error
     gradient: Error
     positive_probability: Error
-    target_entropy: Error | None  # None where nobody asks for it: λ = 1 without statistics
+    target_entropy: Error | None  # None if it is not computed: λ = 1 without statistics
 
     @property
     def holds(self) -> bool:
@@ -126,16 +129,16 @@ class Parity:
 
     @property
     def failures(self) -> list[str]:
-        """The quantities that are off by more than is allowed."""
+        """The quantities whose error is larger than allowed."""
         return [name for name, error in vars(self).items() if error is not None and not error.holds]
 
     @property
     def worst(self) -> float:
-        """The largest error as a share of what is allowed."""
+        """The largest ratio of an error to the allowed error."""
         return max(error.backend / error.allowed for error in vars(self).values() if error is not None)
 
     def joined(self, other: "Parity") -> "Parity":
-        """That of the rows of both."""
+        """Return the parity over the rows of both."""
         pairs = ((mine, getattr(other, name)) for name, mine in vars(self).items())
         return Parity(*(None if mine is None or its is None else mine.joined(its) for mine, its in pairs))  # type: ignore[arg-type]
 
@@ -147,16 +150,17 @@ def compare(
     rows_at_a_time: int | None = None,
     **settings: Any,
 ) -> Parity:
-    """Loss rows, gradient and statistics of a backend against float64 and plain PyTorch.
+    """Compare loss rows, gradient and statistics of a backend with float64 and with plain PyTorch.
 
     Args:
-        backend: A name of BACKENDS.
-        inputs: Already rounded, on the device under test.
-        product_dtype: The dtype in which plain PyTorch multiplies; by default that of the queue (of the batch keys
-            without one).
-        rows_at_a_time: The backend computes all N rows at once; float64 and plain PyTorch, which hold N × K matrices,
-            so many.
-        settings: temperature, target_temperature, coefficient, positive_target and row_offset of sce_loss.
+        backend: a name of BACKENDS.
+        inputs: rounded tensors on the device under test.
+        product_dtype: dtype in which plain PyTorch multiplies; by default the queue's, or without a queue that of the
+            batch keys.
+        rows_at_a_time: rows that float64 and plain PyTorch compute at once, since they hold N × K matrices. The backend
+            always computes all N rows at once.
+        settings: temperature, target_temperature, coefficient, positive_target and row_offset of sce_loss, and
+            needs_statistics.
     """
     candidates = inputs.queue if inputs.queue is not None else inputs.batch_keys
     assert candidates is not None
@@ -178,7 +182,7 @@ def compare(
 
 
 def _parity(solution: Solution, inputs: Inputs, dtype: torch.dtype, settings: dict[str, Any]) -> Parity:
-    """Of a solution for these inputs."""
+    """Compare a solution for these inputs."""
     exact_problem = problem_of(inputs.to(torch.float64, inputs.query.device), settings)
     exact, weights = reference.solve(exact_problem), weight_rounding(exact_problem, dtype)
     problem = problem_of(inputs, settings)
@@ -213,6 +217,7 @@ def _parity(solution: Solution, inputs: Inputs, dtype: torch.dtype, settings: di
 
 
 def problem_of(inputs: Inputs, settings: dict[str, Any]) -> Problem:
+    """Return the checked problem of these inputs, with a gradient."""
     return checked_problem(
         inputs.query.detach().requires_grad_(), inputs.key, inputs.queue, batch_keys=inputs.batch_keys, **settings
     )
@@ -224,14 +229,14 @@ def _gradient(solution: Solution) -> Tensor:
 
 
 def _largest(values: Tensor, exact: Tensor) -> float:
-    """The largest error; infinite where a value is not finite although the exact one is."""
+    """Return the largest error; a value that is not finite counts as an unbounded error."""
     error = (values.double() - exact.double()).abs()
     return float(error.nan_to_num(nan=float("inf")).max())
 
 
 @contextmanager
 def float32_precision(precision: MatmulPrecision | None) -> Iterator[str]:
-    """torch's precision of float32 products as asked for, and as it was afterwards."""
+    """Set torch's precision of float32 products, yield it, and restore it; None leaves it as it is."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision or before)
     try:

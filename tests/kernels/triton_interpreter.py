@@ -274,7 +274,7 @@ def test_zero_rows():
 def test_enqueue_leaves_what_the_queue_would(dtype, normalize):
     from sce_fast.kernels.enqueue import enqueue
 
-    queue = KeyQueue(7, 20, dtype)
+    queue = KeyQueue(7, 20, dtype, backend="reference")
     buffer, cursor = queue.keys.clone(), queue.cursor.clone()
     for shape in [(3, 20), (1, 20), (7, 20), (9, 20), (2, 8, 20), (0, 20), (5, 20)]:
         rows = torch.randn(shape)

@@ -1,6 +1,7 @@
-"""The loss against formulas written here, independently of the package."""
+"""The loss against formulas written here independently of the package."""
 
 import dataclasses
+import inspect
 import itertools
 import math
 
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from sce_fast import KeyQueue, SCELoss, sce_loss
 from sce_fast.loss import cpu as native
+from sce_fast.loss.backends import BACKENDS
+from sce_fast.loss.names import BACKEND_NAMES
 from sce_fast.loss.parity import make_inputs
 from sce_fast.util.rows import unit_rows
 
@@ -21,7 +24,7 @@ def rows(*shape, seed, dtype=torch.float64):
 
 
 def loss_by_loops(query, key, queue, batch_keys, row_offset, tau, tau_m, coefficient, positive_target):
-    """One pair of views, element by element in Python floats: equations 3 to 6 of the WACV paper."""
+    """Return the loss of one pair of views, computed element by element in Python floats: equations 3 to 6 (WACV)."""
     losses = []
     for i in range(len(query)):
         others = [] if queue is None else [row for row in queue]
@@ -40,7 +43,7 @@ def loss_by_loops(query, key, queue, batch_keys, row_offset, tau, tau_m, coeffic
 
 
 def expected_loss(query, key, queue, batch_keys=None, row_offset=0, **settings):
-    """The mean over terms of loss_by_loops; settings are tau, tau_m, coefficient, positive_target."""
+    """Return the mean of loss_by_loops over terms; settings are tau, tau_m, coefficient, positive_target."""
     queries = list(query) if query.dim() == 3 else [query]
     keys = list(key) if key.dim() == 3 else [key]
     same_views = query.dim() == 3 and key.dim() == 3
@@ -132,7 +135,7 @@ def test_coefficient_of_one_is_infonce():
 
 
 def test_zero_logit_is_what_the_official_code_computes():
-    """Columns: own key, then queue; the teacher's own logit is a constant 0 (facts of the released code)."""
+    """Columns are the own key, then the queue; the teacher's own logit is a constant 0, as in the released code."""
     query, key, queue = rows(8, 16, seed=1), rows(8, 16, seed=2), rows(32, 16, seed=3)
     query_logits = torch.cat([(query * key).sum(1, keepdim=True), query @ queue.T], dim=1) / 0.1
     key_logits = torch.cat([torch.zeros(8, 1), key @ queue.T], dim=1) / 0.07
@@ -182,7 +185,7 @@ def test_temperatures_and_coefficient_as_tensors():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_lower_precision_inputs_are_summed_in_float32(dtype, monkeypatch):
-    """On the same rounded inputs the only error left is that of float32 arithmetic, where products are float32 too."""
+    """With float32 products, the only error on the same rounded inputs is that of float32 arithmetic."""
     monkeypatch.setattr(native, "BFLOAT16_PRODUCTS", False)
     query, key, queue = (rows(n, 64, seed=n, dtype=dtype) for n in (16, 17, 512))
     key = key[:16]
@@ -265,6 +268,18 @@ def test_module_keeps_its_settings():
     assert "coefficient=0.3" in repr(module)
 
 
+def test_module_has_the_settings_and_defaults_of_the_function():
+    function = inspect.signature(sce_loss).parameters
+    for name, parameter in inspect.signature(SCELoss).parameters.items():
+        assert (parameter.default, parameter.annotation) == (function[name].default, function[name].annotation), name
+    assert list(SCELoss().settings) == list(inspect.signature(SCELoss).parameters)
+
+
+def test_the_table_of_backends_has_the_names_in_that_order():
+    assert tuple(BACKENDS) == BACKEND_NAMES
+    assert [name for name, backend in BACKENDS.items() if backend.automatic] == ["triton", "cpu", "reference"]
+
+
 QUERY, KEY, QUEUE = rows(4, 8, seed=1), rows(4, 8, seed=2), rows(16, 8, seed=3)
 
 
@@ -340,7 +355,7 @@ def test_gpu_same_bits_every_time(gpu_backend):
 
 @on_gpu
 def test_gpu_graph_of_loss_and_enqueue(gpu_backend):
-    """With device scalars and keys that change between replays; bit by bit what the calls give without a graph."""
+    """Device scalars and keys change between replays; the bits are those of the calls without a graph."""
     inputs = gpu_inputs()
     key = inputs.key.clone()
     names = ("temperature", "target_temperature", "coefficient")
@@ -356,7 +371,7 @@ def test_gpu_graph_of_loss_and_enqueue(gpu_backend):
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        step(captured_queue)  # what is compiled and allocated once
+        step(captured_queue)  # compiles and allocates once
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -417,7 +432,7 @@ def test_gpu_nan_in_the_queue_reaches_all_rows(gpu_backend):
 
 @on_gpu
 def test_gpu_work_is_on_the_current_stream(gpu_backend):
-    """The queue's rows arrive late on a stream: a launch on another one would see zeros."""
+    """The queue's rows arrive late on a stream; a launch on another stream would see zeros."""
     inputs = gpu_inputs()
     expected, expected_gradient = rows_and_gradient(inputs, gpu_backend)
     late = dataclasses.replace(inputs, queue=torch.zeros_like(inputs.queue))
@@ -442,7 +457,7 @@ def test_gpu_that_is_not_the_current_one(gpu_backend):
         queue.enqueue(inputs.key)
         assert torch.cuda.current_device() == 0
     assert value.device == gradient.device == torch.device("cuda", 1)
-    torch.testing.assert_close(value.cpu(), expected.cpu())  # another model of GPU may split otherwise
+    torch.testing.assert_close(value.cpu(), expected.cpu())  # another GPU model may split the candidates differently
     torch.testing.assert_close(gradient.cpu(), expected_gradient.cpu())
     assert torch.equal(queue.keys[:64], inputs.key)
 

@@ -19,15 +19,16 @@ def tensors(query_views=0, key_views=0, m=0, dtype=torch.float32):
 
 
 def arguments(inputs, backend, *, views=True, needs_gradient=True, scalars=None):
-    """What the operator takes, from what sce_loss does."""
+    """Return the operator's arguments by keyword for a call of sce_loss."""
     query, key = (t if t.dim() == 3 else t[None] for t in (inputs.query, inputs.key))
     batch_keys = inputs.batch_keys
     if batch_keys is not None and batch_keys.dim() == 2:
         batch_keys = batch_keys[None]
     same_views = inputs.query.dim() == inputs.key.dim() == 3
-    return (
-        query.detach().requires_grad_(needs_gradient), key, inputs.queue, batch_keys, scalars, 0.1, 0.05, 0.5, 0,
-        same_views, False, needs_gradient, True, backend,
+    return dict(
+        query=query.detach().requires_grad_(needs_gradient), key=key, queue=inputs.queue, batch_keys=batch_keys,
+        row_offset=0, same_views=same_views, temperature=0.1, target_temperature=0.05, coefficient=0.5, scalars=scalars,
+        zero_logit=False, needs_gradient=needs_gradient, needs_target=True, backend=backend,
     )  # fmt: skip
 
 
@@ -39,10 +40,10 @@ def arguments(inputs, backend, *, views=True, needs_gradient=True, scalars=None)
 )
 def test_opcheck(backend, inputs):
     scalars = torch.tensor([0.1, 0.05, 0.5])
-    operator = torch.ops.sce_fast.sce_forward.default
-    torch.library.opcheck(operator, arguments(inputs, backend))
-    torch.library.opcheck(operator, arguments(inputs, backend, needs_gradient=False))
-    torch.library.opcheck(operator, arguments(inputs, backend, scalars=scalars))
+    operator = torch.ops.sce_fast.solve.default
+    torch.library.opcheck(operator, (), arguments(inputs, backend))
+    torch.library.opcheck(operator, (), arguments(inputs, backend, needs_gradient=False))
+    torch.library.opcheck(operator, (), arguments(inputs, backend, scalars=scalars))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -62,7 +63,7 @@ def test_compiles_without_a_graph_break(backend, reduction):
 
 
 def test_compiles_with_everything_that_can_be_asked():
-    """Device tensors for the scalars, statistics, autocast, and an enqueue between loss and backward."""
+    """Use device tensors for the scalars, statistics, autocast, and an enqueue between loss and backward."""
     inputs, queue = tensors(), KeyQueue(40, 16)
 
     def step(query, key, temperature, coefficient):
@@ -126,8 +127,8 @@ def test_fake_tensors_have_the_shapes_of_real_ones():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_operators_second_derivative_raises(backend):
     values = arguments(tensors(), backend)
-    rows = torch.ops.sce_fast.sce_forward(*values)[0]
-    (gradient,) = torch.autograd.grad(rows.sum(), values[0], create_graph=True)
+    rows = torch.ops.sce_fast.solve(**values)[0]
+    (gradient,) = torch.autograd.grad(rows.sum(), values["query"], create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         gradient.square().sum().backward()
 
@@ -143,7 +144,7 @@ def test_compiles_to_machine_code():
 
 
 def _step_on_rank(results):
-    """A step of DDP with gathered keys, each rank with its slice of the batch; on one rank without DDP."""
+    """Run a step with gathered keys, each rank on its slice of the batch; with DDP if there are several ranks."""
     with process_group(torch.device("cpu")) as group:
         inputs, queue = make_inputs("random", n=6, d=16, k=40).to(torch.float32), KeyQueue(40, 16)
         queue.keys.copy_(inputs.queue)
@@ -190,19 +191,22 @@ def gpu_tensors():
 @on_gpu
 def test_gpu_opcheck(gpu_backend):
     inputs = gpu_tensors()
-    torch.library.opcheck(torch.ops.sce_fast.sce_forward.default, arguments(inputs, gpu_backend))
+    torch.library.opcheck(torch.ops.sce_fast.solve.default, (), arguments(inputs, gpu_backend))
     torch.library.opcheck(
-        torch.ops.sce_fast.sce_forward.default,
+        torch.ops.sce_fast.solve.default,
+        (),
         arguments(inputs, gpu_backend, scalars=torch.tensor([0.1, 0.05, 0.5], device="cuda")),
     )
     queue = KeyQueue(1000, 128, dtype=torch.bfloat16).cuda()
-    torch.library.opcheck(torch.ops.sce_fast.enqueue.default, (queue.keys, queue.cursor, inputs.key[0], True))
+    torch.library.opcheck(
+        torch.ops.sce_fast.enqueue.default, (queue.keys, queue.cursor, inputs.key[0], True, gpu_backend)
+    )
 
 
 @on_gpu
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])  # the second captures CUDA graphs where it can
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])  # the second captures CUDA graphs if possible
 def test_gpu_compiled_step(gpu_backend, mode):
-    """Loss with a device scalar, statistics and enqueue without a graph break, several steps on; and the gradient."""
+    """Compile loss, device scalar, statistics and enqueue without a graph break; run several steps with gradients."""
     inputs, temperature = gpu_tensors(), torch.full((), 0.1, device="cuda")
 
     def steps_of(wrap):
@@ -231,7 +235,7 @@ def test_gpu_compiled_step(gpu_backend, mode):
     torch._dynamo.reset()
     values, gradients, keys = steps_of(lambda step: torch.compile(step, fullgraph=True, mode=mode))
     expected_values, expected_gradients, expected_keys = steps_of(lambda step: step)
-    # the compiler normalises in another order, and rows that differ in the last place may round to other bfloat16s
+    # The compiler normalises in another order; rows that differ in the last place may round to other bfloat16 values.
     torch.testing.assert_close(values, expected_values, rtol=1e-3, atol=1e-3)
     assert (gradients - expected_gradients).norm() < 1e-2 * expected_gradients.norm()
     assert torch.equal(keys, expected_keys)

@@ -1,4 +1,4 @@
-"""The rule that fast paths are held to: it passes what is right, and what is wrong by little fails."""
+"""The parity rule passes correct backends and fails backends with small errors."""
 
 import json
 from contextlib import nullcontext
@@ -17,7 +17,7 @@ SMALL = ["parity", "--n", "5", "--k", "40", "--d", "16"]
 
 
 def told(capsys, *options, status):
-    """What the command prints, without the table's spacing."""
+    """Run the command and return its output without the table's spacing."""
     with pytest.raises(SystemExit) if status else nullcontext() as exit_info:
         main([*SMALL, *map(str, options)])
     assert status == 0 or exit_info.value.code == status
@@ -27,7 +27,7 @@ def told(capsys, *options, status):
 
 @pytest.fixture
 def add_backend(monkeypatch):
-    """Puts a backend into the table: reference.solve, changed."""
+    """Return a function that adds a backend to the table: reference.solve with its solution changed."""
 
     def add(change, refuses=lambda problem: None):
         def solve(problem):
@@ -99,7 +99,7 @@ def test_a_wrong_backend_gives_exit_status_1(capsys, add_backend):
     add_backend(scaled("gradient", 1.01))
     text = told(capsys, "--dtypes", "float32", status=1)
     assert text.count("FAILS: gradient") == 3
-    assert "float32 converged reference" in text  # the others are compared all the same
+    assert "float32 converged reference" in text  # the other backends are still compared
     assert told(capsys, "--dtypes", "float32", "--backends", "reference", status=0).count("holds") == 3
 
 
@@ -187,7 +187,7 @@ def test_an_unknown_kind_is_named():
 
 @pytest.mark.parametrize("m", [0, 12])
 def test_rows_at_a_time_change_nothing(m):
-    """For inputs of which no fast path is exact: the same errors, and the same verdict."""
+    """The errors and the verdict are the same, on inputs for which no fast path is exact."""
     inputs = make_inputs("clustered", n=10, d=24, k=50, query_views=3, key_views=2, m=m).to(torch.bfloat16)
     offset = {"row_offset": 2} if m else {}
     whole = compare("reference", inputs, torch.float32, **offset)

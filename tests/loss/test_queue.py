@@ -1,4 +1,7 @@
+"""The ring of past keys, on each backend."""
+
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -8,6 +11,11 @@ from hypothesis import strategies as st
 
 from helpers import ranks
 from sce_fast import KeyQueue
+from sce_fast.kernels import solve as triton
+from sce_fast.loss import cuda as native_cuda
+from sce_fast.loss import reference
+from sce_fast.loss.backends import BACKENDS, choose_for_ring
+from sce_fast.native import CUDA
 
 
 def numbered(start, count, dim=3):
@@ -88,7 +96,7 @@ def test_all_ranks_hold_the_same_keys_in_the_same_order(tmp_path):
     ranks.run(_enqueue_on_rank, tmp_path, ranks=2)
     first, second = (np.load(tmp_path / f"{rank}.npy")[:, 0] for rank in range(2))
     assert first.tolist() == second.tolist()
-    # view 0 of rank 0, of rank 1, then view 1; seventeen keys in a ring of ten
+    # view 0 of rank 0, view 0 of rank 1, then view 1; seventeen keys in a ring of ten
     assert first.tolist() == [110, 111, 1100, 1101, 1110, 1111, 7, 1011, 100, 101]
 
 
@@ -101,10 +109,82 @@ def test_normalises_on_request(dtype):
 
 def test_enqueue_is_an_operator():
     queue = KeyQueue(4, 3)
-    torch.library.opcheck(torch.ops.sce_fast.enqueue.default, (queue.keys, queue.cursor, torch.rand(6, 3), True))
+    torch.library.opcheck(torch.ops.sce_fast.enqueue.default, (queue.keys, queue.cursor, torch.rand(6, 3), True, "cpu"))
     compiled = torch.compile(queue.enqueue, fullgraph=True, backend="aot_eager")
     compiled(torch.ones(3, 3))
     assert queue.keys.eq(1).all(1).sum() == 3
+
+
+def test_auto_takes_plain_pytorch_on_a_cpu(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for name in ("cuda", "cuda_sm80"):  # by name only, whatever it serves
+        monkeypatch.setitem(BACKENDS, name, dataclasses.replace(BACKENDS[name], refuses_ring=lambda keys: None))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        backend = choose_for_ring("auto", torch.zeros(4, 3, dtype=dtype))
+        assert backend.name == "cpu"
+        assert backend.enqueue is reference.enqueue
+
+
+def test_a_backend_that_cannot_write_to_the_ring_says_why(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    keys = torch.zeros(2, 3)
+
+    def reason(name, **options):
+        queue = KeyQueue(4, 3, backend=name, **options)
+        before = queue.keys.clone()
+        with pytest.raises(ValueError, match=f"backend='{name}' cannot serve this queue: ") as error:
+            queue.enqueue(keys)
+        assert torch.equal(queue.keys, before)
+        return str(error.value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CUDA, "module", None)
+        assert "the CUDA kernels are not built" in reason("cuda")
+    monkeypatch.setattr(CUDA, "module", object())
+    for name in ("cuda", "cuda_sm80"):
+        assert "the queue is on cpu" in reason(name)
+    with monkeypatch.context() as patch:
+        patch.setattr(triton, "INSTALLED", False)
+        assert "triton is not installed" in reason("triton")
+    monkeypatch.setattr(triton, "INSTALLED", True)
+    assert "are on cpu; move them to an NVIDIA GPU" in reason("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "the queue is torch.float64" in reason("triton", dtype=torch.float64)
+    assert triton.refuses_ring(torch.zeros(4, 3)) is None
+    assert choose_for_ring("auto", torch.zeros(4, 3)).name == "triton"
+    assert choose_for_ring("auto", torch.zeros(4, 3, dtype=torch.float64)).name == "cpu"
+    on_meta = torch.zeros(4, 3, device="meta")
+    assert "the queue is on meta" in BACKENDS["cpu"].refuses_ring(on_meta)
+    assert "are on meta" in triton.refuses_ring(on_meta)
+    with pytest.raises(ValueError, match=r"unknown backend 'trition'.*did you mean 'triton'"):
+        KeyQueue(4, 3, backend="trition")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda_sm80"])
+def test_the_cuda_enqueue_is_reached_through_the_table(name, monkeypatch):
+    assert BACKENDS[name].enqueue is native_cuda.enqueue
+    assert BACKENDS[name].refuses_ring is native_cuda.refuses_ring
+    seen = []
+
+    def enqueue(keys, cursor, rows, *, normalize=False):  # the signature of native_cuda.enqueue
+        seen.append((keys.data_ptr(), cursor.data_ptr(), normalize))
+        reference.enqueue(keys, cursor, rows, normalize)
+
+    served = dataclasses.replace(BACKENDS[name], refuses_ring=lambda keys: None, enqueue=enqueue)
+    monkeypatch.setitem(BACKENDS, name, served)
+    queue, expected = KeyQueue(4, 3, backend=name), KeyQueue(4, 3)
+    expected.load_state_dict(queue.state_dict())
+    keys = torch.rand(2, 3, 3)
+    for options in ({"normalize": True}, {"skip": torch.tensor(False)}, {"skip": torch.tensor(True)}):
+        queue.enqueue(keys, **options)
+        expected.enqueue(keys, **options)
+        assert torch.equal(queue.keys, expected.keys)
+        assert torch.equal(queue.cursor, expected.cursor)
+    assert seen == [(queue.keys.data_ptr(), queue.cursor.data_ptr(), normalize) for normalize in (True, False, False)]
+
+
+def test_the_state_is_keys_and_cursor():
+    assert list(KeyQueue(4, 3, backend="reference").state_dict()) == ["keys", "cursor"]
 
 
 # ---------------------------------------------------------------------------------------------- on a GPU
@@ -129,6 +209,20 @@ def test_gpu_ring_is_that_of_a_cpu(dtype):
 
 
 @on_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gpu_ring_of_a_named_backend_is_that_of_a_cpu(gpu_backend, dtype):
+    on_cpu = KeyQueue(50, 24, dtype=dtype)
+    queue = KeyQueue(50, 24, dtype=dtype, backend=gpu_backend).cuda()
+    queue.load_state_dict(on_cpu.state_dict())
+    for count in (20, 45, 0, 130, 1):
+        keys = torch.randn(count, 24)
+        on_cpu.enqueue(keys)
+        queue.enqueue(keys.cuda())
+        assert torch.equal(queue.keys.cpu(), on_cpu.keys)
+    assert queue.cursor.item() == on_cpu.cursor.item()
+
+
+@on_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gpu_normalises_on_request(dtype):
     queue, keys = KeyQueue(50, 24, dtype=dtype).cuda(), 5 * torch.randn(2, 10, 24, device="cuda")
@@ -140,7 +234,7 @@ def test_gpu_normalises_on_request(dtype):
 @on_gpu
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_gpu_enqueue_in_a_cuda_graph(dtype):
-    """The place moves on with every replay and wraps; nothing of it is baked into the graph."""
+    """The cursor advances with every replay and wraps; the graph has no position baked in."""
     on_cpu = KeyQueue(50, 24, dtype=dtype)
     queue, keys = copy.deepcopy(on_cpu).cuda(), torch.zeros(2, 9, 24, device="cuda")
     side = torch.cuda.Stream()
@@ -152,7 +246,7 @@ def test_gpu_enqueue_in_a_cuda_graph(dtype):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         queue.enqueue(keys)
-    assert queue.cursor.item() == 0  # a capture runs nothing
+    assert queue.cursor.item() == 0  # capturing runs no kernel
     for _ in range(7):
         fresh = torch.randn(2, 9, 24)
         keys.copy_(fresh)
