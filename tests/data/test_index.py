@@ -8,9 +8,9 @@ from PIL import Image
 
 from helpers.images import write_png
 from sce_fast.data import index
-from sce_fast.data.faults import as_text, describe, fault_of_undecoded, regular_file
+from sce_fast.data.faults import bad_files_tsv, describe_bad_files, status_or_reason
+from sce_fast.data.image.formats import decode_failure_reason
 from sce_fast.data.index import index_images
-from sce_fast.data.probe import Probe
 
 GREY = np.full((9, 13, 3), 128, dtype=np.uint8)
 
@@ -60,7 +60,7 @@ def test_list_file(tmp_path):
     (tmp_path / "plain.txt").write_text("x/2.png\nx/1.png\n")
     assert index_images(tmp_path / "plain.txt").labels is None
     (tmp_path / "mixed.txt").write_text("x/2.png\nx/1.png\tape\n")
-    with pytest.raises(ValueError, match=r"mixed.txt, line 2: either every line"):
+    with pytest.raises(ValueError, match=r"mixed.txt, line 2: expected a tab and a class on every line or on none"):
         index_images(tmp_path / "mixed.txt")
     (tmp_path / "missing.txt").write_text("x/2.png\nx/9.png\n")
     assert index_images(tmp_path / "missing.txt").bad == {1: "missing"}
@@ -162,10 +162,10 @@ def test_what_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr("sce_fast.data.faults.os.stat", refuse)
-    assert regular_file(b"a.png") == "unreadable"
+    assert status_or_reason(b"a.png") == "unreadable"
     monkeypatch.undo()
     monkeypatch.setattr("builtins.open", refuse)
-    assert fault_of_undecoded(os.fsencode(tmp_path / "a.png")) == "unreadable"
+    assert decode_failure_reason(os.fsencode(tmp_path / "a.png")) == "unreadable"
 
 
 def test_a_folder_with_an_images_name_is_a_class(tmp_path):
@@ -175,13 +175,13 @@ def test_a_folder_with_an_images_name_is_a_class(tmp_path):
 
 
 def test_names_with_line_ends_print_in_one_line(tmp_path):
-    assert as_text({f"{tmp_path}/a\nb\t.jpg": "empty"}) == f"{tmp_path}/a\\x0ab\\x09.jpg\tempty\n"
+    assert bad_files_tsv({f"{tmp_path}/a\nb\t.jpg": "empty"}) == f"{tmp_path}/a\\x0ab\\x09.jpg\tempty\n"
 
 
 def test_long_lists_of_bad_files_are_cut(tmp_path):
-    text = describe({f"{i:03d}.jpg": "empty" if i % 3 else "missing" for i in range(50)}, 1000)
+    text = describe_bad_files({f"{i:03d}.jpg": "empty" if i % 3 else "missing" for i in range(50)}, 1000)
     assert text.startswith("50 of 1000 files cannot be used (33 empty, 17 missing):\n  000.jpg: missing\n")
-    assert text.endswith("  019.jpg: empty\n  and 30 more; sce-fast scan names all")
+    assert text.endswith("  019.jpg: empty\n  and 30 more; sce-fast scan lists all of them")
 
 
 @pytest.mark.parametrize("cut", [0.02, 0.5, 0.99, "end marker"])

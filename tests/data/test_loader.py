@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 
 from sce_fast.data import loader as loader_module
+from sce_fast.data.evaluation import evaluation_batches
+from sce_fast.data.image import views as views_module
 from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation, EvaluationView
 from sce_fast.data.index import index_images
-from sce_fast.data.loader import TrainingLoader, evaluation_batches
+from sce_fast.data.loader import TrainingLoader
 
 VIEWS = (
     Augmentation(size=48, **AUGMENTATIONS["strong"]),
@@ -141,7 +143,7 @@ def test_a_file_that_breaks_is_replaced_and_nothing_else_changes(copied, photos,
     path = copied.listing.root / "temple" / "010.jpg"
     damage(path)
     source = loader(copied)
-    with pytest.warns(UserWarning, match=rf"(?s)1 of 24 files .*1 {reason}.*temple/010.jpg: {reason}\n.*take their"):
+    with pytest.warns(UserWarning, match=rf"(?s)1 of 24 files .*1 {reason}.*temple/010.jpg: {reason}\n.*replace them"):
         batches = take(source, 6)
     assert source.bad_files == {str(path): reason}
     bad = copied.listing.names.index("temple/010.jpg")
@@ -241,13 +243,13 @@ def test_a_file_that_shrinks_while_it_is_read_ends_no_process(tmp_path):
     code = f"""
 import os, time
 from nvidia.dali import fn, pipeline_def, types
-from sce_fast.data.image.graph import feed_paths, file_content
+from sce_fast.data.image.graph import file_content, path_arrays
 
 path, content = {str(tmp_path / "file")!r}, bytes(20_000_000)
 
 @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
 def graph():
-    return file_content(fn.external_source(source=lambda: feed_paths([path.encode()]), dtype=types.UINT8))
+    return file_content(fn.external_source(source=lambda: path_arrays([path.encode()]), dtype=types.UINT8))
 
 def write():
     with open(path, "wb") as file:
@@ -291,7 +293,7 @@ def test_a_larger_image_under_the_same_name_is_used(copied, photos):
 
 def test_a_batch_that_fails_without_a_bad_file_is_tried_once_more(copied, photos, monkeypatch):
     """A file server that was away for a moment must not stop a run; an error that stays must."""
-    original, failures = loader_module.run, []
+    original, failures = loader_module.next_outputs, []
 
     def away(pipeline, device):
         if len(failures) < times:
@@ -299,7 +301,7 @@ def test_a_batch_that_fails_without_a_bad_file_is_tried_once_more(copied, photos
             raise RuntimeError("the server is away")
         return original(pipeline, device)
 
-    monkeypatch.setattr(loader_module, "run", away)
+    monkeypatch.setattr(loader_module, "next_outputs", away)
     times = 1
     with pytest.warns(UserWarning, match="all its files can be decoded; trying it again: the server is away"):
         batches = take(loader(copied), 3)
@@ -314,16 +316,16 @@ def test_a_gpu_that_fails_makes_no_file_bad(copied, monkeypatch):
     """Files decode on the CPU and none does on the GPU: the error is the GPU's. (The GPU is made up.)"""
 
     def broken(pipeline, device):
-        pipeline()
+        next(pipeline)
         raise RuntimeError("CUDA error: an illegal memory access")
 
     def sizes(paths, *, threads, device):
         known = np.array([copied.sizes[copied.paths.index(path)] for path in paths])
         return known if device == "cpu" else np.zeros_like(known)
 
-    monkeypatch.setattr(loader_module, "training_pipeline", lambda source, *rest, **settings: source)
-    monkeypatch.setattr(loader_module, "run", broken)
-    monkeypatch.setattr(loader_module, "decoded_sizes", sizes)
+    monkeypatch.setattr(views_module, "training_pipeline", lambda feeds, *rest, **settings: feeds)
+    monkeypatch.setattr(loader_module, "next_outputs", broken)
+    monkeypatch.setattr(views_module, "decoded_sizes", sizes)
     source = loader(copied, device="gpu")
     with pytest.raises(RuntimeError, match="illegal memory access"), pytest.warns(UserWarning, match="trying it again"):
         next(source)
@@ -360,7 +362,7 @@ def test_the_share_counts_both_kinds(copied):
 def test_a_bad_file_stops_an_evaluation_by_name(copied):
     truncate(copied.listing.root / "temple" / "010.jpg")
     view = EvaluationView(resize=40, crop=32)
-    with pytest.raises(RuntimeError, match=r"(?s)temple/010.jpg: truncated.*leaves no image out.*sce-fast scan "):
+    with pytest.raises(RuntimeError, match=r"(?s)temple/010.jpg: truncated.*never skip images.*sce-fast scan "):
         list(evaluation_batches(copied, view))
     empty(copied.listing.root / "flower" / "001.jpg")
     with pytest.raises(ValueError, match=r"(?s)1 of 24 files cannot be used.*flower/001.jpg: empty"):

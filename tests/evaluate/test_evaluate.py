@@ -15,9 +15,9 @@ from sce_fast.evaluate import (
     Accuracy,
     knn_accuracy,
     knn_top1,
-    linear_accuracy,
-    linear_top1,
     load_features,
+    logistic_accuracy,
+    logistic_top1,
     save_features,
 )
 from sce_fast.evaluate import knn as knn_module
@@ -109,15 +109,15 @@ def test_linear_probe_chooses_its_regularization_on_held_out_rows():
     features = torch.randn(1000, 400)
     features[:, :20] += 0.5 * labels[:, None]
     sets = (features[:500], labels[:500], features[500:], labels[500:])
-    found = linear_accuracy(*sets, regularization=(100.0, 0.001, 1.0))
+    found = logistic_accuracy(*sets, regularization=(100.0, 0.001, 1.0))
     assert list(found.held_out) == [0.001, 1.0, 100.0]
     assert found.held_out[found.regularization] == max(found.held_out.values())
     assert found.regularization == 0.001
-    assert found.accuracy == linear_accuracy(*sets, regularization=(0.001,)).accuracy
-    assert found.accuracy.top1 > linear_top1(*sets, regularization=100.0)
+    assert found.accuracy == logistic_accuracy(*sets, regularization=(0.001,)).accuracy
+    assert found.accuracy.top1 > logistic_top1(*sets, regularization=100.0)
     assert found.accuracy.top5 is None
     assert found.converged
-    assert not linear_accuracy(*sets, regularization=(100.0,), max_iterations=1).converged
+    assert not logistic_accuracy(*sets, regularization=(100.0,), max_iterations=1).converged
 
 
 def test_held_out_rows_are_a_fifth_of_each_class_and_always_the_same():
@@ -133,7 +133,7 @@ def test_linear_top5_matches_scikit_learn():
 
     features, labels = torch.randn(300, 5), torch.randint(8, (300,))
     features[:, 0] += labels / 3
-    found = linear_accuracy(features[:200], labels[:200], features[200:], labels[200:], regularization=(1.0,))
+    found = logistic_accuracy(features[:200], labels[:200], features[200:], labels[200:], regularization=(1.0,))
     scaler = StandardScaler().fit(features[:200])
     probe = LogisticRegression(max_iter=1000).fit(scaler.transform(features[:200]), labels[:200])
     order = np.argsort(-probe.decision_function(scaler.transform(features[200:])), axis=1)
@@ -144,18 +144,18 @@ def test_linear_top5_matches_scikit_learn():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"regularization": (1.0, 0.0)}, r"regularization=\(1.0, 0.0\): expected numbers > 0"),
-        ({"train_labels": torch.zeros(8, dtype=torch.int64)}, "one class only"),
+        ({"regularization": (1.0, 0.0)}, r"regularization=\(1.0, 0.0\): expected positive numbers"),
+        ({"train_labels": torch.zeros(8, dtype=torch.int64)}, "only one class"),
         ({"test_features": torch.randn(8, 4)}, r"train features are \(3,\) wide, test features \(4,\)"),
-        ({"train_labels": torch.arange(8) // 2}, "5 rows of a class are needed to choose"),
-        ({"test_features": torch.randn(0, 3), "test_labels": torch.zeros(0)}, "expected some of each"),
+        ({"train_labels": torch.arange(8) // 2}, "expected at least 5 rows in a class"),
+        ({"test_features": torch.randn(0, 3), "test_labels": torch.zeros(0)}, "expected at least one"),
     ],
 )
 def test_linear_names_bad_input(changes, message):
     features, labels = torch.randn(8, 3), torch.arange(8) % 2
     sets = {"train_features": features, "train_labels": labels, "test_features": features, "test_labels": labels}
     with pytest.raises(ValueError, match=message):
-        linear_accuracy(**{**sets, **changes})
+        logistic_accuracy(**{**sets, **changes})
 
 
 def write_features(path, features, classes):
@@ -203,7 +203,7 @@ def test_evaluation_names_what_is_wrong_with_feature_files(tmp_path):
         (nan, "nan.safetensors: 1 of 1 feature rows are not finite"),
         (flat, "flat.safetensors has no labels"),
         (tmp_path / "flat", "flat is a folder: give the run or exported backbone"),
-        (tmp_path / "text.safetensors", "text.safetensors is no feature file"),
+        (tmp_path / "text.safetensors", "text.safetensors is not a feature file"),
         (None, "expected both or neither"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -217,7 +217,7 @@ def test_evaluation_names_what_is_wrong_with_feature_files(tmp_path):
 def test_linear_probe_finds_a_linear_rule_whatever_the_scale():
     features = torch.randn(400, 6) * torch.tensor([1, 100, 1e-3, 1, 1, 1])
     labels = (features[:, 2] > 0).long()
-    assert linear_top1(features[:300], labels[:300], features[300:], labels[300:]) > 0.95
+    assert logistic_top1(features[:300], labels[:300], features[300:], labels[300:]) > 0.95
 
 
 def test_feature_file_keeps_names_that_are_not_utf8(tmp_path):

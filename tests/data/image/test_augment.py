@@ -13,10 +13,9 @@ from sce_fast.data.image.augment import Augmentation, EvaluationView
 from sce_fast.data.image.graph import (
     evaluation_feed,
     evaluation_pipeline,
-    feed_paths,
-    feed_view,
-    run_once,
+    path_arrays,
     training_pipeline,
+    view_vectors,
 )
 from sce_fast.data.image.plan import JITTER_ORDERS, ViewPlan
 from sce_fast.native import CPU
@@ -72,8 +71,8 @@ def still(count, **changes) -> ViewPlan:
 
 def render(files, plan, threads=2) -> np.ndarray:
     """(N, H, W, 3) with values in [0, 255]."""
-    feeds = iter([(feed_paths(files), feed_view(plan))])
-    pipeline = training_pipeline(run_once(feeds), (EVERYTHING,), batch_size=len(files), threads=threads, device="cpu")
+    feeds = iter([(path_arrays(files), view_vectors(plan))])
+    pipeline = training_pipeline(feeds, (EVERYTHING,), batch_size=len(files), threads=threads, device="cpu")
     (views,) = pipeline.run()
     return torch.from_dlpack(views.as_tensor()).permute(0, 2, 3, 1).numpy().copy()
 
@@ -314,7 +313,7 @@ def test_evaluation_view(photographs, tmp_path):
     Image.fromarray(photographs[0]).save(path)
     view = EvaluationView(resize=96, crop=80)
     feeds = iter([evaluation_feed(view, [str(path).encode()], np.int32([[427, 640]]))])
-    pipeline = evaluation_pipeline(run_once(feeds), view, batch_size=1, threads=1, device="cpu")
+    pipeline = evaluation_pipeline(feeds, view, batch_size=1, threads=1, device="cpu")
     (images,) = pipeline.run()
     image = torch.from_dlpack(images.as_tensor())[0]
     resized = Image.fromarray(photographs[0]).resize((96 * 640 // 427, 96), Image.Resampling.BILINEAR)
