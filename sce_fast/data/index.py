@@ -41,7 +41,7 @@ class ImageIndex:
         return ImageIndex(replace(listing, names=names, labels=labels), self.sizes[samples], bad)
 
     def listed_as(self, names: list[str]) -> "ImageIndex":
-        """Return an index of these names in this order, without labels. Names that this index lacks are missing files."""
+        """Return an index of these names in this order, without labels. Names that this index lacks are missing."""
         number = {name: i for i, name in enumerate(self.listing.names)}
         rows = [number.get(name) for name in names]
         sizes = np.array([(0, 0) if i is None else self.sizes[i] for i in rows], dtype=np.int32)

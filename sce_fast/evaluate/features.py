@@ -100,8 +100,8 @@ def load_features(path: str | Path) -> FeatureFile:
         raise ValueError(f"{printable(path)} is not a feature file: {error}") from error
     lacking = {"features", "names", "name_ends"} - tensors.keys()
     if lacking:
-        names = ", ".join(sorted(lacking))
-        raise ValueError(f"{printable(path)} is not a feature file of sce-fast embed: it lacks {names}")
+        missing = ", ".join(sorted(lacking))
+        raise ValueError(f"{printable(path)} is not a feature file of sce-fast embed: it lacks {missing}")
     ends = [0, *tensors["name_ends"].tolist()]
     joined = tensors["names"].numpy().tobytes()
     names = [os.fsdecode(joined[start:end]) for start, end in itertools.pairwise(ends)]

@@ -114,9 +114,8 @@ def linear(
     """
     require_new(out)
     sets = labelled_sets(run, train, test, batch_size=batch_size, device=device)
-    found = logistic_accuracy(
-        *sets.to(torch.device("cpu")), regularization=regularization, max_iterations=max_iterations
-    )
+    on_cpu = sets.to(torch.device("cpu"))
+    found = logistic_accuracy(*on_cpu, regularization=regularization, max_iterations=max_iterations)
     result = {
         "regularization": found.regularization,
         "held_out_top1": {f"{c:g}": top1 for c, top1 in found.held_out.items()},

@@ -10,6 +10,7 @@ from helpers.images import write_png
 from sce_fast.data import index
 from sce_fast.data.faults import bad_files_tsv, describe_bad_files, status_or_reason
 from sce_fast.data.image.formats import decode_failure_reason
+from sce_fast.data.image.sizes import SizeReader
 from sce_fast.data.index import index_images
 
 GREY = np.full((9, 13, 3), 128, dtype=np.uint8)
@@ -191,8 +192,8 @@ def test_a_jpeg_cut_off_anywhere_is_found_by_decoding_alone(tmp_path, photograph
     Image.fromarray(photographs[0]).save(path, progressive=progressive)
     whole = path.read_bytes()
     path.write_bytes(whole[:-2] if cut == "end marker" else whole[: int(cut * len(whole))])
-    assert Probe(decode=False).sizes([os.fsencode(path)]).tolist() == [[427, 640]]
-    assert Probe(decode=True).sizes([os.fsencode(path)]).tolist() == [[0, 0]]
+    assert SizeReader(decode=False).sizes([os.fsencode(path)]).tolist() == [[427, 640]]
+    assert SizeReader(decode=True).sizes([os.fsencode(path)]).tolist() == [[0, 0]]
 
 
 def unusual_images(folder, photograph):
@@ -221,23 +222,23 @@ def test_unusual_images_decode_to_the_size_of_their_header(tmp_path, photographs
     """A size that the decoder does not keep to would put crops outside the image."""
     unusual_images(tmp_path, photographs[0][:60, :90])
     paths = [os.fsencode(path) for path in sorted(tmp_path.iterdir())]
-    sizes = Probe(decode=False).sizes(paths)
-    assert np.array_equal(Probe(decode=True).sizes(paths), sizes)
+    sizes = SizeReader(decode=False).sizes(paths)
+    assert np.array_equal(SizeReader(decode=True).sizes(paths), sizes)
     assert sizes.tolist() == [[90, 60] if b"turned" in path else [60, 90] for path in paths]
     # In a batch that fails, files that do not begin like an image are not asked about again: these must.
     broken = tmp_path / "broken.png"
     broken.write_text("no image")
-    together = Probe(decode=True).sizes([os.fsencode(broken), *paths])
+    together = SizeReader(decode=True).sizes([os.fsencode(broken), *paths])
     assert np.array_equal(together[1:], sizes)
 
 
-def test_a_probe_finds_the_bad_ones_in_any_mixture(tmp_path):
+def test_a_size_reader_finds_the_bad_files_of_any_mixture(tmp_path):
     write_png(tmp_path / "good.png", GREY)
     (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:-20])
     good, bad = (os.fsencode(tmp_path / f"{name}.png") for name in ("good", "bad"))
-    probe = Probe(decode=True, batch_size=8, threads=2)
+    reader = SizeReader(decode=True, batch_size=8, threads=2)
     for pattern in ("g", "b", "gggggggggggg", "bbbbbbbbbbbb", "gbggggbbg", "bgbgbgbgbgbgbgbgb", ""):
-        sizes = probe.sizes([good if letter == "g" else bad for letter in pattern])
+        sizes = reader.sizes([good if letter == "g" else bad for letter in pattern])
         assert sizes.tolist() == [[9, 13] if letter == "g" else [0, 0] for letter in pattern]
 
 
