@@ -1,4 +1,4 @@
-"""A backbone in a file of its own gives what the run gives."""
+"""An exported backbone gives the same results as its run."""
 
 import dataclasses
 import json
