@@ -27,7 +27,7 @@ def test_backbones_have_the_published_size(name, parameters, dim):
 
 
 def test_feature_maps_have_the_published_sizes():
-    """Strides: 224 → 112 → 56, then 56, 28, 14, 7; the small stem keeps 32 up to the second stage."""
+    """The stem strides 224 → 112 → 56, stages give 56, 28, 14, 7; the small stem keeps 32 up to the second stage."""
     for small_input, size, expected in ((False, 224, [56, 28, 14, 7]), (True, 32, [32, 16, 8, 4])):
         backbone = build_backbone("resnet18", width=4, small_input=small_input)
         found = []

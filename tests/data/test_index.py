@@ -1,4 +1,4 @@
-"""What is found, in which order, how large, and what is said of bad input."""
+"""The index: files, order, sizes, and the reasons for bad files."""
 
 import os
 
@@ -98,7 +98,7 @@ def test_sizes_come_from_the_cache_until_a_file_changes(tmp_path, monkeypatch):
     assert changed.sizes.tolist() == [[9, 13], [9, 13], [5, 6]]
     assert changed.fingerprint != first.fingerprint
     (data / "1.png").write_bytes(b"")
-    assert index_images(data).fingerprint == changed.fingerprint  # a file that breaks leaves the list what it is
+    assert index_images(data).fingerprint == changed.fingerprint  # a file that breaks does not change the list
 
 
 def test_a_damaged_or_unwritable_cache_is_passed_over(tmp_path):
@@ -113,7 +113,7 @@ def test_a_damaged_or_unwritable_cache_is_passed_over(tmp_path):
 
 
 def with_bad_files(folder):
-    """Writes one file of each kind that is no use; returns name → reason."""
+    """Write one bad file of each kind and return name → reason."""
     folder.mkdir(parents=True, exist_ok=True)
     write_png(folder / "good.png", GREY)
     (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:30])
@@ -136,7 +136,7 @@ def with_bad_files(folder):
 
 
 def test_bad_files_are_in_the_index_with_their_reasons(tmp_path):
-    """A pipe would be waited for and a broken link passed over: both are named."""
+    """Reading a pipe would block, and a broken link is easily skipped: both are reported."""
     reasons = with_bad_files(tmp_path / "data")
     for _ in range(2):  # read, then from the cache
         found = index_images(tmp_path / "data")
@@ -156,7 +156,7 @@ def test_bad_entries_of_a_list_file_keep_their_places(tmp_path):
 
 
 def test_what_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
-    """Root may read everything, so the refusal is made."""
+    """The refusal is simulated, because root may read everything."""
     write_png(tmp_path / "a.png", GREY)
 
     def refuse(path, *rest, **more):
@@ -171,7 +171,7 @@ def test_what_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
 
 def test_a_folder_with_an_images_name_is_a_class(tmp_path):
     write_png(tmp_path / "a" / "1.png", GREY)
-    write_png(tmp_path / "b.png" / "2.png", GREY)  # a folder with an image's name is a folder
+    write_png(tmp_path / "b.png" / "2.png", GREY)  # a folder with an image's name is still a folder
     assert index_images(tmp_path).listing.classes == ["a", "b.png"]
 
 
@@ -219,13 +219,13 @@ def unusual_images(folder, photograph):
 
 
 def test_unusual_images_decode_to_the_size_of_their_header(tmp_path, photographs):
-    """A size that the decoder does not keep to would put crops outside the image."""
+    """If the decoder returned another size, crops could lie outside the image."""
     unusual_images(tmp_path, photographs[0][:60, :90])
     paths = [os.fsencode(path) for path in sorted(tmp_path.iterdir())]
     sizes = SizeReader(decode=False).sizes(paths)
     assert np.array_equal(SizeReader(decode=True).sizes(paths), sizes)
     assert sizes.tolist() == [[90, 60] if b"turned" in path else [60, 90] for path in paths]
-    # In a batch that fails, files that do not begin like an image are not asked about again: these must.
+    # After a failed batch, files that do not start like an image are not decoded again; these images must be.
     broken = tmp_path / "broken.png"
     broken.write_text("no image")
     together = SizeReader(decode=True).sizes([os.fsencode(broken), *paths])

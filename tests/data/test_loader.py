@@ -1,4 +1,4 @@
-"""Batches: the same whatever the ranks, the threads or an interruption."""
+"""Training batches are the same for any number of ranks or threads, and after an interruption."""
 
 import os
 import shutil
@@ -113,7 +113,7 @@ def empty(path):
 
 
 def shrink(path):
-    """Another image under the same name, too small for any of the planned crops."""
+    """Replace the file by an image that is too small for any planned crop."""
     Image.new("RGB", (20, 10)).save(path)
 
 
@@ -169,7 +169,7 @@ def test_a_file_that_breaks_is_replaced_and_nothing_else_changes(copied, photos,
 
 @pytest.mark.parametrize("damage", [empty, lambda path: path.write_text("no image")], ids=["empty", "text"])
 def test_a_file_known_to_be_bad_from_its_header_changes_no_more_than_one_found_later(copied, damage):
-    """So a run that is resumed, and reads all headers anew, gives the same bits as one that found the file itself."""
+    """A resumed run reads all headers again; it must give the same bits as a run that found the file while training."""
     path = copied.listing.root / "temple" / "010.jpg"
     damage(path)
     found_later = loader(copied)
@@ -221,7 +221,7 @@ def test_a_whole_batch_of_bad_files_with_bad_replacements_is_replaced(copied, ph
 
 
 def test_a_file_that_breaks_between_batches_spoils_none(copied, photos):
-    """When it breaks, batches that hold it may have been handed to DALI already."""
+    """DALI may already hold batches with the file when it breaks."""
     whole = take(loader(photos), 9)
     source = loader(copied)
     batches = take(source, 1)
@@ -239,7 +239,7 @@ def test_a_file_that_breaks_between_batches_spoils_none(copied, photos):
 
 
 def test_a_file_that_shrinks_while_it_is_read_ends_no_process(tmp_path):
-    """In a process of its own: were the file mapped, pages that are gone would end it with SIGBUS within the second."""
+    """If the file were mapped, missing pages would end the process with SIGBUS; hence a process of its own."""
     code = f"""
 import os, time
 from nvidia.dali import fn, pipeline_def, types
@@ -280,7 +280,7 @@ print("survived", whole > 0)
 
 
 def test_a_larger_image_under_the_same_name_is_used(copied, photos):
-    """Its crops lie inside; which share of it they are is another matter, and nothing that must stop a run."""
+    """The planned crops lie inside the larger image; that they cover a smaller share of it must not stop a run."""
     path = copied.listing.root / "temple" / "010.jpg"
     with Image.open(path) as image:
         larger = image.resize((image.width * 2, image.height * 2))
@@ -292,7 +292,7 @@ def test_a_larger_image_under_the_same_name_is_used(copied, photos):
 
 
 def test_a_batch_that_fails_without_a_bad_file_is_tried_once_more(copied, photos, monkeypatch):
-    """A file server that was away for a moment must not stop a run; an error that stays must."""
+    """A file server that is away for a moment must not stop a run; a permanent error must."""
     original, failures = loader_module.next_outputs, []
 
     def away(pipeline, device):
@@ -313,7 +313,7 @@ def test_a_batch_that_fails_without_a_bad_file_is_tried_once_more(copied, photos
 
 
 def test_a_gpu_that_fails_makes_no_file_bad(copied, monkeypatch):
-    """Files decode on the CPU and none does on the GPU: the error is the GPU's. (The GPU is made up.)"""
+    """If all files decode on the CPU but none on the GPU, the GPU is at fault. (The GPU is simulated.)"""
 
     def broken(pipeline, device):
         next(pipeline)
@@ -401,7 +401,7 @@ def test_bad_settings_are_named(photos, settings, message):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 @pytest.mark.parametrize("kind", ["png", "jpg"])
 def test_gpu_views_are_those_of_a_cpu(tmp_path, kind):
-    """Within what another decoder and another order of sums may do."""
+    """Within the differences of another decoder and another order of summation."""
     from sce_fast.benchmarks.acceptance.loader import MEAN_ALLOWED, pixels
 
     assert pixels(tmp_path, kind, 16, "gpu")["mean"] <= MEAN_ALLOWED[kind]

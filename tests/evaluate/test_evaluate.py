@@ -14,7 +14,7 @@ from sce_fast.tools.evaluate import knn, labelled_sets
 
 
 def write_features(path, features, classes):
-    """A feature file of one row for each entry of classes, in that order."""
+    """Write a feature file with one row for each entry of classes, in that order."""
     names = sorted(set(classes))
     listing = Listing(path.parent, [f"{i}.png" for i in range(len(classes))], [names.index(c) for c in classes], names)
     save_features(path, features, ImageIndex(listing, np.ones((len(classes), 2), dtype=np.int32), {}))

@@ -73,7 +73,7 @@ def test_several_neighbours_and_top5_match_their_definition(n, m, neighbours, cl
 
 
 def test_knn_at_a_low_temperature_still_votes():
-    """exp((cosine − 1) / τ) of the nearest row underflows here; its class must win all the same."""
+    """exp((cosine − 1) / τ) of the nearest row underflows here, but its class must still win."""
     train = torch.eye(8)
     test = torch.stack([0.01 * train[2] - train[1], train[5]])
     labels = torch.arange(8)

@@ -15,7 +15,7 @@ def test_it_finds_a_linear_rule_whatever_the_scale():
 
 
 def test_it_chooses_its_regularization_on_held_out_rows():
-    """Few rows, many columns of noise: a weak penalty fits the noise."""
+    """With few rows and many noise columns, a weak penalty fits the noise."""
     labels = torch.arange(1000) % 2
     features = torch.randn(1000, 400)
     features[:, :20] += 0.5 * labels[:, None]

@@ -68,7 +68,7 @@ def test_momentum_update_mixes_parameters_and_leaves_buffers():
 
 
 def test_each_view_has_its_own_batch_statistics():
-    """A second view must not change what the first gives."""
+    """A second view must not change the result of the first."""
     model = small_model()
     first, second = views(2)
     alone = copy.deepcopy(model).encode_query(first)

@@ -1,4 +1,4 @@
-"""The random numbers: as published, and functions of nothing but their coordinates."""
+"""Philox gives the published numbers, and each number depends only on its coordinates."""
 
 import numpy as np
 
@@ -31,7 +31,7 @@ def test_numbers_are_uniform_and_independent():
 
 
 def test_a_drawn_number_depends_on_its_own_coordinates_alone():
-    """Not on the samples beside it, nor on what was drawn before, nor on how many numbers are asked for."""
+    """It depends neither on other samples nor on earlier draws nor on the count."""
     samples = np.array([5, 2**33 + 1, 17])
     alone = {
         (sample, draw): uniform(9, 4, np.array([sample]), draw, view=2)[0]

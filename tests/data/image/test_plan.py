@@ -1,4 +1,4 @@
-"""The plan: pure, reproducible, and distributed as published."""
+"""The plan is pure and reproducible, and has the published distribution."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def as_arrays(view_plan):
 
 
 def test_the_numbers_never_change():
-    """Pinned: a change here means that every resumed run and every published figure sees other pixels."""
+    """A change here would change the pixels of every resumed run and every published figure."""
     assert uniform(42, 1, np.array([0, 1]), Draw.CROP_AREA, view=1).tolist() == [
         0.9968655600381268,
         0.07067029424719329,
@@ -41,7 +41,7 @@ def test_the_numbers_never_change():
 
 
 def test_what_one_operator_does_changes_nothing_for_the_others():
-    """The plan may compute its parts in any order and leave parts out: what remains is the same."""
+    """The plan may compute its parts in any order or leave some out; the others do not change."""
     full = as_arrays(plan())
     for part, settings in {
         "operations": {"jitter": 0.0, "grayscale": 0.0},
@@ -83,7 +83,7 @@ def test_crops_have_the_published_distribution():
     assert 0.195 < area.min() < 0.21
     assert ratio.min() == pytest.approx(np.log(3 / 4), abs=0.01)
     assert ratio.max() == pytest.approx(np.log(4 / 3), abs=0.01)
-    small = area < 0.7  # where no attempt is refused for want of room, both are uniform
+    small = area < 0.7  # where every attempt fits, both are uniform
     assert area[small].mean() == pytest.approx(0.45, abs=0.01)
     assert ratio[small].mean() == pytest.approx(0, abs=0.01)
     free = 500 - height[small]
@@ -92,7 +92,7 @@ def test_crops_have_the_published_distribution():
 
 @pytest.mark.parametrize(("size", "expected"), [((10, 1000), (10, 13)), ((1000, 10), (13, 10)), ((12, 900), (12, 16))])
 def test_extreme_shapes_fall_back_to_the_centre(size, expected):
-    """torchvision's rule: the whole shorter side, the longer one cut to the nearest allowed ratio, in the middle."""
+    """torchvision's rule: the whole shorter side, and the centre of the longer side at the nearest allowed ratio."""
     boxes = plan(Augmentation(scale=(0.9, 1.0)), samples=range(50), size=size).boxes
     height, width = expected
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
@@ -121,7 +121,7 @@ def test_jitter_has_the_published_distribution():
 
 
 def test_the_published_augmentations():
-    """The table of the papers: jitter strengths, grayscale, blur and solarize of each name."""
+    """The papers' table: jitter strengths, grayscale, blur and solarize of each augmentation."""
     table = {
         "weak": (0, 0, 0, 0, 0),
         "strong": (0.8, 0.4, 0.2, 0.5, 0),
