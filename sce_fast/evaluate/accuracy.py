@@ -46,4 +46,6 @@ def check_sets(train_features: Tensor, train_labels: Tensor, test_features: Tens
     if widths[0] != widths[1]:
         raise ValueError(f"train features are {widths[0]} wide, test features {widths[1]}: expected the same width")
     if not len(train_features) or not len(test_features):
-        raise ValueError(f"{len(train_features)} train and {len(test_features)} test features: expected at least one")
+        raise ValueError(
+            f"{len(train_features)} train and {len(test_features)} test features: expected at least one of each"
+        )

@@ -1,4 +1,4 @@
-"""Logistic regression on frozen features. The papers' linear evaluation, SGD on augmented images, is another one."""
+"""Logistic regression on frozen features. The papers' linear evaluation differs: SGD on augmented images."""
 
 import warnings
 from collections.abc import Sequence

@@ -59,7 +59,7 @@ def test_top5_matches_scikit_learn():
         ({"train_labels": torch.zeros(8, dtype=torch.int64)}, "only one class"),
         ({"test_features": torch.randn(8, 4)}, r"train features are \(3,\) wide, test features \(4,\)"),
         ({"train_labels": torch.arange(8) // 2}, "expected at least 5 rows in a class"),
-        ({"test_features": torch.randn(0, 3), "test_labels": torch.zeros(0)}, "expected at least one"),
+        ({"test_features": torch.randn(0, 3), "test_labels": torch.zeros(0)}, "expected at least one of each"),
     ],
 )
 def test_logistic_names_bad_input(changes, message):

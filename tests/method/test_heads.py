@@ -1,4 +1,4 @@
-"""Projector and predictor: the layers of the published ones."""
+"""Projector and predictor have the published layers."""
 
 import pytest
 from torch import nn
