@@ -1,4 +1,4 @@
-"""A backbone in a file of its own: torchvision's parameter names as safetensors, and what is needed to use it."""
+"""Backbones of run folders and of exported files. A file holds tensors with torchvision's names and a description."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -14,90 +14,97 @@ from sce_fast.train.checkpoint import checkpoints, load_checkpoint
 from sce_fast.train.folder import CHECKPOINTS, read_config
 from sce_fast.util.files import printable, require_new, save_tensors
 
-METADATA = "sce_fast"
+METADATA = "sce_fast"  # key of the description in the file's metadata
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a backbone is and which images it expects; JSON in the file's metadata, under "sce_fast"."""
+    """The architecture of a backbone and the images that it expects, stored as JSON in the file's metadata."""
 
     backbone: str
-    """Name that build_backbone takes."""
+    """Name for build_backbone."""
     width: int
     """Channels of a ResNet's first stage."""
     small_input: bool
-    """A ResNet's stem for small images."""
+    """Whether a ResNet has the stem for small images."""
     mean: tuple[float, float, float]
-    """Of the normalisation of values in [0, 1]."""
+    """Mean of each channel for values in [0, 1]."""
     std: tuple[float, float, float]
-    """Of the same."""
+    """Standard deviation of each channel for values in [0, 1]."""
     resize: int
-    """Length of the shorter side in an evaluation, in pixels."""
+    """Length of the shorter side in pixels after resizing."""
     crop: int
-    """Side of its centre crop."""
+    """Side of the square centre crop in pixels."""
     momentum: bool
-    """Whether it is the momentum encoder's backbone, not the student's."""
+    """Whether the backbone is the momentum encoder's instead of the student's."""
     step: int
-    """Training steps behind it."""
+    """Number of training steps."""
 
     def view(self) -> EvaluationView:
+        """Return the view of an image that the backbone expects."""
         return EvaluationView(resize=self.resize, crop=self.crop, mean=self.mean, std=self.std)
 
     def build(self) -> nn.Module:
-        """The network, with random weights."""
+        """Build the network with random weights."""
         return build_backbone(self.backbone, width=self.width, small_input=self.small_input)
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A trained network on the CPU with its description."""
+    """A trained network on the CPU, with its description."""
 
     network: nn.Module  # (N, 3, H, W) → (N, network.dim)
     description: Description
 
 
 def open_backbone(path: Path, *, momentum: bool = False) -> Backbone:
-    """The backbone of a run folder's newest checkpoint, or of a file that write_backbone has written.
+    """Read the backbone of a run folder's newest checkpoint or of an exported file.
 
     Args:
-        momentum: of a run, the momentum encoder's instead of the student's.
+        path: a run folder, or a file that write_backbone has written.
+        momentum: read the momentum encoder's backbone instead of the student's; only for a run folder.
 
     Raises:
-        FileNotFoundError: there is no such file, no run, or no checkpoint yet.
-        ValueError: the file is no exported backbone, or momentum is asked of a file.
+        FileNotFoundError: the path does not exist, or the folder is not a run or has no checkpoint yet.
+        ValueError: the file is not an exported backbone, or momentum is given with a file.
 
     Example:
-        >>> backbone = open_backbone(Path("backbone.safetensors"))
-        >>> backbone.network.eval()(images)
+        >>> network = open_backbone(Path("runs/photos")).network
+        >>> features = network.eval()(images)  # (N, 3, H, W) → (N, network.dim)
     """
     if path.is_dir():
-        return _of_run(path, momentum)
+        return _from_run(path, momentum)
     if momentum:
         raise ValueError(f"momentum=True: {printable(path)} is a file and holds one backbone; give a run folder")
     if not path.exists():
         raise FileNotFoundError(f"{printable(path)}: no such run folder or exported backbone")
-    return _of_file(path)
+    return _from_file(path)
 
 
 def write_backbone(path: Path, backbone: Backbone) -> None:
-    """Writes the tensors under torchvision's names and the description as metadata; whole or not at all."""
+    """Write the tensors with torchvision's names and the description as metadata, atomically."""
     tensors = {name: tensor.contiguous() for name, tensor in backbone.network.state_dict().items()}
     save_tensors(path, tensors, {METADATA: json.dumps(asdict(backbone.description))})
 
 
 def export(run: Path, *, out: Path, momentum: bool = False) -> Path:
-    """Writes the backbone of the newest checkpoint as safetensors with torchvision's parameter names; returns out.
+    """Write the backbone of a run's newest checkpoint to a file as open_backbone reads it, and return out.
+
+    Args:
+        run: a run folder.
+        out: the file to write; it must not exist.
+        momentum: write the momentum encoder's backbone instead of the student's.
 
     Raises:
-        FileNotFoundError: no run, or no checkpoint yet.
-        ValueError: the file exists already.
+        FileNotFoundError: the folder is not a run, or it has no checkpoint yet.
+        ValueError: out exists already.
     """
     require_new(out)
     write_backbone(out, open_backbone(run, momentum=momentum))
     return out
 
 
-def _of_run(run: Path, momentum: bool) -> Backbone:
+def _from_run(run: Path, momentum: bool) -> Backbone:
     config = read_config(run)
     found = checkpoints(run / CHECKPOINTS)
     if not found:
@@ -117,10 +124,10 @@ def _of_run(run: Path, momentum: bool) -> Backbone:
     )
     prefix = "model.momentum_backbone." if momentum else "model.backbone."
     tensors = {name.removeprefix(prefix): t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
-    return _loaded(description, tensors)
+    return _load(description, tensors)
 
 
-def _of_file(path: Path) -> Backbone:
+def _from_file(path: Path) -> Backbone:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get(METADATA)
@@ -128,20 +135,18 @@ def _of_file(path: Path) -> Backbone:
     except SafetensorError as error:
         raise ValueError(f"{printable(path)} is neither a run folder nor a safetensors file: {error}") from error
     if metadata is None:
-        raise ValueError(
-            f"{printable(path)} is no backbone that sce-fast export has written: its metadata lacks {METADATA!r}"
-        )
-    return _loaded(_read_description(json.loads(metadata), path), tensors)
+        raise ValueError(f"{printable(path)} is not a backbone of sce-fast export: its metadata lacks {METADATA!r}")
+    return _load(_read_description(json.loads(metadata), path), tensors)
 
 
 def _read_description(values: dict[str, Any], path: Path) -> Description:
     wrong = {f.name for f in fields(Description)} ^ values.keys()
     if wrong:
-        raise ValueError(f"{printable(path)}: unknown or missing entries {sorted(wrong)} in its metadata")
+        raise ValueError(f"{printable(path)}: its metadata has unknown or missing entries: {sorted(wrong)}")
     return Description(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
 
-def _loaded(description: Description, tensors: dict[str, Tensor]) -> Backbone:
+def _load(description: Description, tensors: dict[str, Tensor]) -> Backbone:
     network = description.build()
     network.load_state_dict(tensors)
     return Backbone(network, description)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sce_fast.cli import COMMANDS, main
-from sce_fast.data.probe import Probe
+from sce_fast.data.image.sizes import SizeReader
 from sce_fast.native import CPU
 
 
@@ -121,7 +121,7 @@ def test_a_scan_can_be_interrupted(capsys, tmp_path, photo_folder, monkeypatch):
         raise KeyboardInterrupt
 
     main(["scan", str(photo_folder), "--quick"])
-    monkeypatch.setattr(Probe, "sizes", interrupted)
+    monkeypatch.setattr(SizeReader, "sizes", interrupted)
     text = told(capsys, "scan", photo_folder, "--out", tmp_path / "bad.txt", status=130)
     assert "sce-fast: interrupted" in text
     assert "Traceback" not in text

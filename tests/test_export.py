@@ -1,4 +1,4 @@
-"""A backbone in a file of its own gives what the run gives."""
+"""An exported backbone gives the same results as its run."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ def test_an_exported_backbone_embeds_and_evaluates_as_its_run(run, photo_folder,
     assert written["results"][0]["top1"] == summary["knn_top1"]
     with pytest.raises(ValueError, match=r"0.safetensors holds features already: leave out \S*backbone.safetensors"):
         knn(path, **files)
-    with pytest.raises(ValueError, match=r"backbone.safetensors is no feature file as sce-fast embed writes it"):
+    with pytest.raises(ValueError, match=r"backbone.safetensors is not a feature file of sce-fast embed"):
         knn(None, train=path, test=path)
     with pytest.raises(ValueError, match=r"backbone.safetensors names no evaluation folders"):
         knn(path)
@@ -82,7 +82,7 @@ def test_evaluation_of_images_names_bad_files(run, photo_folder, tmp_path):
         target = tmp_path / "data" / name
         target.parent.mkdir(parents=True)
         target.write_bytes((photo_folder / "temple" / "000.jpg").read_bytes() if content is None else content)
-    with pytest.raises(ValueError, match=r"(?s)b/2.jpg: empty.*leaves no image out: repair or remove them"):
+    with pytest.raises(ValueError, match=r"(?s)b/2.jpg: empty.*never skip images: repair or remove these files"):
         knn(run, train=tmp_path / "data", test=tmp_path / "data")
     with pytest.raises(ValueError, match=r"b/2.jpg: empty"):
         embed(run, tmp_path / "data", out=tmp_path / "features.safetensors")

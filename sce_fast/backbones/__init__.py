@@ -1,4 +1,4 @@
-"""Backbones by name: those of this package, and any of timm's as "timm:NAME"."""
+"""Backbones by name: networks of this package, and any timm network as "timm:NAME"."""
 
 from collections.abc import Callable
 
@@ -11,16 +11,16 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, "resnet3
 
 
 def build_backbone(name: str, *, width: int = 64, small_input: bool = False) -> nn.Module:
-    """A backbone from images (N, 3, H, W) to features (N, dim), with `dim` as an attribute.
+    """Build a backbone from images (N, 3, H, W) to features (N, dim), with `dim` as an attribute.
 
     Args:
-        name: one of BACKBONES, or "timm:NAME" for a network of timm, without its classifier.
+        name: a name in BACKBONES, or "timm:NAME" for a timm network without its classifier.
         width: channels of a ResNet's first stage.
-        small_input: a ResNet's stem for images of about 32 pixels.
+        small_input: use a ResNet's stem for images of about 32 pixels.
 
     Raises:
-        ValueError: unknown name, or width and small_input given to a timm network.
-        ImportError: timm is asked for and not installed.
+        ValueError: the name is unknown, or a timm network was given a width or small_input.
+        ImportError: timm is needed but not installed.
 
     Example:
         >>> build_backbone("resnet18", width=16, small_input=True).dim
@@ -39,6 +39,6 @@ def _timm_backbone(name: str) -> nn.Module:
     except ImportError as error:
         raise ImportError(f"backbone 'timm:{name}' needs timm: pip install timm") from error
     network = timm.create_model(name, pretrained=False, num_classes=0)
-    # A head that is kept without its classifier may be wider than the last stage.
+    # Some timm networks keep a head before the classifier, which may be wider than the last stage.
     network.dim = getattr(network, "head_hidden_size", None) or network.num_features
     return network

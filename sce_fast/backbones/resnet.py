@@ -1,4 +1,4 @@
-"""ResNet-18, 34 and 50 without a classifier, with torchvision's parameter names and any width."""
+"""ResNet-18, 34 and 50 of any width, without a classifier and with torchvision's parameter names."""
 
 from torch import Tensor, nn
 
@@ -8,7 +8,7 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut (He et al., 2016)."""
+    """Two 3×3 convolutions and a shortcut (He et al., CVPR 2016)."""
 
     expansion = 1
 
@@ -28,7 +28,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 (with the stride, as in torchvision), 1×1 and a shortcut."""
+    """Convolutions 1×1, 3×3 and 1×1, and a shortcut. As in torchvision, the 3×3 convolution has the stride."""
 
     expansion = 4
 
@@ -63,10 +63,10 @@ class ResNet(nn.Module):
         block: BasicBlock or Bottleneck.
         depths: blocks in each of the four stages.
         width: channels of the first stage; 64 is the published network.
-        small_input: 3×3 stem with stride 1 and no max-pool, for images of about 32 pixels.
+        small_input: use a 3×3 stem with stride 1 and without max-pooling, for images of about 32 pixels.
 
     Raises:
-        ValueError: width is not positive.
+        ValueError: width is below 1.
     """
 
     def __init__(
@@ -105,15 +105,15 @@ class ResNet(nn.Module):
 
 
 def resnet18(width: int = 64, small_input: bool = False) -> ResNet:
-    """ResNet-18: 11,176,512 parameters at width 64, features of 8 · width."""
+    """Build a ResNet-18: 11,176,512 parameters at width 64, dim = 8 · width."""
     return ResNet(BasicBlock, (2, 2, 2, 2), width, small_input)
 
 
 def resnet34(width: int = 64, small_input: bool = False) -> ResNet:
-    """ResNet-34: 21,284,672 parameters at width 64, features of 8 · width."""
+    """Build a ResNet-34: 21,284,672 parameters at width 64, dim = 8 · width."""
     return ResNet(BasicBlock, (3, 4, 6, 3), width, small_input)
 
 
 def resnet50(width: int = 64, small_input: bool = False) -> ResNet:
-    """ResNet-50: 23,508,032 parameters at width 64, features of 32 · width."""
+    """Build a ResNet-50: 23,508,032 parameters at width 64, dim = 32 · width."""
     return ResNet(Bottleneck, (3, 4, 6, 3), width, small_input)

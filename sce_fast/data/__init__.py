@@ -1,1 +1,1 @@
-"""Images from files to views: the host decides everything, DALI executes it. Importing this loads no DALI."""
+"""Data from files to batches: the host plans everything, DALI executes it. Importing this package loads no DALI."""

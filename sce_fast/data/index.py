@@ -1,4 +1,4 @@
-"""What images exist and how large they are: listed once, kept in a cache without code."""
+"""The images of a data set and their sizes, listed once and cached in a format that cannot hold code."""
 
 import hashlib
 import os
@@ -12,27 +12,28 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sce_fast.data.faults import MISSING, fault_of_undecoded, regular_file
+from sce_fast.data.faults import MISSING, evaluation_refusal, status_or_reason
+from sce_fast.data.image.formats import decode_failure_reason
 from sce_fast.data.sources import Listing, list_images
 from sce_fast.util.terminal import progress_bar
 
 CACHE_VERSION = 1
-SIZE_BATCH = 256
+HEADERS_PER_BATCH = 256
 
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """The images of a data set, with their sizes as the decoder gives them (after EXIF rotation)."""
+    """The images of a data set, with the sizes that the decoder returns (after EXIF rotation)."""
 
     listing: Listing
     sizes: NDArray[np.int32]  # (n, 2) height, width; 0 for bad files
-    bad: dict[int, str]  # sample → reason, of the files whose header cannot be read
+    bad: dict[int, str]  # sample → reason, of files whose header cannot be read
 
     def __len__(self) -> int:
         return len(self.listing.names)
 
     def subset(self, samples: NDArray[np.int64]) -> "ImageIndex":
-        """These images alone, in this order."""
+        """Return the index of these images, in this order."""
         listing = self.listing
         names = [listing.names[i] for i in samples]
         labels = None if listing.labels is None else [listing.labels[i] for i in samples]
@@ -40,7 +41,7 @@ class ImageIndex:
         return ImageIndex(replace(listing, names=names, labels=labels), self.sizes[samples], bad)
 
     def listed_as(self, names: list[str]) -> "ImageIndex":
-        """With these names in this order, and without labels; those that are not in this index are bad: missing."""
+        """Return an index of these names in this order, without labels. Names that this index lacks are missing."""
         number = {name: i for i, name in enumerate(self.listing.names)}
         rows = [number.get(name) for name in names]
         sizes = np.array([(0, 0) if i is None else self.sizes[i] for i in rows], dtype=np.int32)
@@ -50,6 +51,7 @@ class ImageIndex:
 
     @cached_property
     def paths(self) -> list[bytes]:
+        """Path of each image."""
         return [os.fsencode(path) for path in self.listing.paths()]
 
     @cached_property
@@ -59,9 +61,9 @@ class ImageIndex:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of names and order: two runs with the same one saw the same list.
+        """Hash of the names in their order. Runs with the same fingerprint have the same list of images.
 
-        Sizes are left out: a file that breaks while a run is interrupted must not keep it from going on.
+        Sizes are left out: a file that breaks while a run is interrupted must not prevent the run from resuming.
         """
         digest = hashlib.sha256()
         for name in self.listing.names:
@@ -69,20 +71,29 @@ class ImageIndex:
         return digest.hexdigest()[:16]
 
     def by_path(self, bad: Mapping[int, str]) -> dict[str, str]:
-        """Samples with reasons → paths with reasons, in the order of the index."""
+        """Return path → reason for samples → reasons, in the order of the index."""
         return {os.fsdecode(self.paths[i]): bad[i] for i in sorted(bad)}
+
+    def require_readable(self) -> None:
+        """Raise an error if a header could not be read: an evaluation must not skip images.
+
+        Raises:
+            ValueError: the index has bad files; the message names them.
+        """
+        if self.bad:
+            raise ValueError(evaluation_refusal(self.by_path(self.bad), len(self)))
 
 
 def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = None) -> ImageIndex:
-    """The index of a folder or list file; the sizes of files that did not change come from the cache.
+    """Return the index of a folder or list file. Sizes of files that did not change come from the cache.
 
-    Files that are missing, empty or whose header cannot be read are in the index too, with the reason in its `bad`.
+    The index also lists files that are missing, empty or have an unreadable header; its `bad` holds the reasons.
 
     Args:
-        path: what list_images takes.
-        threads: that read headers.
-        cache: folder of the cache; by default $SCE_FAST_CACHE, or sce_fast under the user's cache folder. A cache
-            that cannot be written is passed over.
+        path: any path that list_images accepts.
+        threads: number of threads that read headers.
+        cache: folder of the cache; by default $SCE_FAST_CACHE, or sce_fast/index in the user's cache folder. A cache
+            that cannot be written is ignored.
 
     Raises:
         FileNotFoundError, ValueError: as list_images.
@@ -90,39 +101,38 @@ def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = Non
     listing = list_images(path)
     paths = [os.fsencode(path) for path in listing.paths()]
     stamps, bad = _stamps(paths)
-    cache_file = (
-        cache or _cache_folder()
-    ) / f"{hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:24]}.npz"
+    cache_name = hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:24]
+    cache_file = (cache or _cache_folder()) / f"{cache_name}.npz"
     sizes = _cached_sizes(cache_file, listing, stamps)
     unknown = [i for i in np.flatnonzero(sizes[:, 0] == 0).tolist() if i not in bad]
     if unknown:
         sizes[unknown] = read_sizes([paths[i] for i in unknown], threads=threads)
         _write_cache(cache_file, listing, stamps, sizes)
-        bad |= {i: fault_of_undecoded(paths[i]) for i in unknown if sizes[i, 0] == 0}
+        bad |= {i: decode_failure_reason(paths[i]) for i in unknown if sizes[i, 0] == 0}
     return ImageIndex(listing, sizes, bad)
 
 
 def read_sizes(paths: list[bytes], *, threads: int = 2) -> NDArray[np.int32]:
-    """Height and width (n, 2) of each image as decoded, from the headers; (0, 0) for what is no image."""
-    from sce_fast.data.probe import Probe
+    """Return height and width (n, 2) of each image from its header; (0, 0) where it cannot be read."""
+    from sce_fast.data.image.sizes import SizeReader
 
-    probe = Probe(decode=False, batch_size=SIZE_BATCH, threads=threads)
+    reader = SizeReader(decode=False, batch_size=HEADERS_PER_BATCH, threads=threads)
     sizes = np.zeros((len(paths), 2), dtype=np.int32)
     with progress_bar(len(paths), "Reading image sizes", unit="image") as bar:
-        for start in range(0, len(paths), SIZE_BATCH):
-            batch = paths[start : start + SIZE_BATCH]
-            sizes[start : start + len(batch)] = probe.sizes(batch)
+        for start in range(0, len(paths), HEADERS_PER_BATCH):
+            batch = paths[start : start + HEADERS_PER_BATCH]
+            sizes[start : start + len(batch)] = reader.sizes(batch)
             bar.update(len(batch))
     sizes[sizes.min(axis=1) == 0] = 0
     return sizes
 
 
 def _stamps(paths: list[bytes]) -> tuple[NDArray[np.int64], dict[int, str]]:
-    """(n, 2) modification time and length of each file, which tell that it changed; and what is no file to decode."""
+    """Return modification time and length (n, 2) of each file, and sample → reason for files that cannot be opened."""
     stamps = np.zeros((len(paths), 2), dtype=np.int64)
     bad: dict[int, str] = {}
     for i, path in enumerate(paths):
-        status = regular_file(path)
+        status = status_or_reason(path)
         if isinstance(status, str):
             bad[i] = status
         else:
@@ -137,7 +147,7 @@ def _cache_folder() -> Path:
 
 
 def _cached_sizes(cache_file: Path, listing: Listing, stamps: NDArray[np.int64]) -> NDArray[np.int32]:
-    """(n, 2) sizes; rows of 0 for files that are new or have changed since."""
+    """Return the sizes (n, 2) that the cache knows; (0, 0) for files that are new or have changed."""
     sizes = np.zeros((len(listing.names), 2), dtype=np.int32)
     try:
         with np.load(cache_file, allow_pickle=False) as cached:
@@ -145,7 +155,7 @@ def _cached_sizes(cache_file: Path, listing: Listing, stamps: NDArray[np.int64])
                 return sizes
             names = cached["names"].tobytes().split(b"\0")
             known = dict(zip(names, zip(cached["stamps"].tolist(), cached["sizes"].tolist(), strict=True), strict=True))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # no cache, or a damaged one: read everything again
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # no cache or a damaged one: all headers are read again
         return sizes
     for i, (name, stamp) in enumerate(zip(listing.names, stamps.tolist(), strict=True)):
         old_stamp, old_size = known.get(os.fsencode(name), (None, None))
@@ -157,7 +167,7 @@ def _cached_sizes(cache_file: Path, listing: Listing, stamps: NDArray[np.int64])
 def _write_cache(cache_file: Path, listing: Listing, stamps: NDArray[np.int64], sizes: NDArray[np.int32]) -> None:
     names = np.frombuffer(b"\0".join(os.fsencode(name) for name in listing.names), dtype=np.uint8)
     temporary = cache_file.with_name(f".{cache_file.stem}.{os.getpid()}.npz")
-    with suppress(OSError):  # a cache is a convenience: a read-only home must not stop a run
+    with suppress(OSError):  # optional: a read-only home folder must not stop a run
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(temporary, version=CACHE_VERSION, names=names, stamps=stamps, sizes=sizes)
         os.replace(temporary, cache_file)

@@ -1,22 +1,22 @@
-"""What frozen features are worth."""
+"""Evaluation of frozen features. Importing this package loads no DALI."""
 
 from sce_fast.evaluate.accuracy import Accuracy
 from sce_fast.evaluate.class_labels import labelled_indices
 from sce_fast.evaluate.features import FeatureFile, extract_features, load_features, pixel_features, save_features
 from sce_fast.evaluate.knn import knn_accuracy, knn_top1
-from sce_fast.evaluate.logistic import LinearResult, linear_accuracy, linear_top1
+from sce_fast.evaluate.logistic import LogisticResult, logistic_accuracy, logistic_top1
 
 __all__ = [
     "Accuracy",
     "FeatureFile",
-    "LinearResult",
+    "LogisticResult",
     "extract_features",
     "knn_accuracy",
     "knn_top1",
     "labelled_indices",
-    "linear_accuracy",
-    "linear_top1",
     "load_features",
+    "logistic_accuracy",
+    "logistic_top1",
     "pixel_features",
     "save_features",
 ]

@@ -1,4 +1,4 @@
-"""Train and test sets whose classes agree."""
+"""Train and test sets with the same class numbers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,24 +6,23 @@ from pathlib import Path
 from torch import Tensor, as_tensor
 
 from sce_fast.data.index import ImageIndex, index_images
-from sce_fast.data.loader import require_whole
 from sce_fast.util.files import printable
 
 
 def labelled_indices(train_path: Path, test_path: Path, *, threads: int) -> tuple[ImageIndex, ImageIndex]:
-    """The train and test index of an evaluation, with the same number for the same class.
+    """Return the train and test index of an evaluation; a class has the same number in both.
 
     Raises:
-        ValueError: one has no classes or files without a readable header, or test has a class that train lacks.
+        ValueError: a set has no classes or a file with an unreadable header, or test has a class that train lacks.
     """
     train, test = (index_images(path, threads=threads) for path in (train_path, test_path))
     for index in (train, test):
         if index.labels is None:
             raise ValueError(
-                f"{printable(index.listing.root)}: evaluation needs labels; expected one folder a class, or a list "
-                "file with classes"
+                f"{printable(index.listing.root)}: an evaluation needs labels; expected one folder for each "
+                "class, or a list file with classes"
             )
-        require_whole(index)
+        index.require_readable()
     classes = train.listing.classes
     labels = labels_among(
         classes,
@@ -38,10 +37,16 @@ def labelled_indices(train_path: Path, test_path: Path, *, threads: int) -> tupl
 def labels_among(
     classes: list[str], labels: Tensor, test_classes: list[str], *, train_name: str, test_name: str
 ) -> Tensor:
-    """Labels (n,) that number test_classes, as numbers of the same names among the train set's classes.
+    """Return the labels (n,) of a test set as numbers of the train set's classes.
+
+    Args:
+        classes: names of the train set's classes.
+        labels: (n,) numbers in test_classes.
+        test_classes: names of the test set's classes.
+        train_name, test_name: names of the sets, for the error message.
 
     Raises:
-        ValueError: a class of the test set is not among them.
+        ValueError: the test set has a class that the train set lacks.
     """
     number = {name: i for i, name in enumerate(classes)}
     unknown = sorted(set(test_classes) - set(classes))

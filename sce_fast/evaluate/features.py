@@ -1,4 +1,4 @@
-"""Features of a frozen backbone, and files that hold them."""
+"""Features of a frozen backbone, and feature files. Importing this module loads no DALI."""
 
 import itertools
 import json
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.index import ImageIndex
-from sce_fast.data.loader import evaluation_batches
 from sce_fast.util.files import printable, save_tensors
 
 
@@ -27,7 +26,13 @@ def extract_features(
     batch_size: int = 256,
     threads: int = 2,
 ) -> Tensor:
-    """Features (n, F) float32 on the CPU, in the order of the index; the backbone is in eval mode meanwhile."""
+    """Return features (n, F) float32 on the CPU in the order of the index. The backbone runs in eval mode.
+
+    Raises:
+        ValueError, BadFilesError: as evaluation_batches.
+    """
+    from sce_fast.data.evaluation import evaluation_batches
+
     was_training, dtype = backbone.training, next(backbone.parameters()).dtype
     backbone.eval()
     batches = evaluation_batches(
@@ -37,34 +42,36 @@ def extract_features(
     try:
         for images in batches:
             batch = backbone(images.to(device, dtype)).float()
-            if done == 0:  # once, instead of a list that is held twice while it is joined
+            if done == 0:  # allocated once: joining a list would hold the features twice
                 features = torch.empty(len(index), batch.shape[1])
             features[done : done + len(batch)] = batch
             done += len(batch)
-    finally:  # a bad file or a signal must not leave a network in eval mode that goes on training
+    finally:  # after a bad file or a signal, a network that trains on must not stay in eval mode
         backbone.train(was_training)
     return features
 
 
 def pixel_features(index: ImageIndex, view: EvaluationView, *, threads: int = 2) -> Tensor:
-    """The normalised pixels themselves (n, 3 · crop · crop): what a network has to beat."""
+    """Return normalised pixels (n, 3 · crop · crop), a baseline for the features of a network."""
+    from sce_fast.data.evaluation import evaluation_batches
+
     return torch.cat([images.flatten(1) for images in evaluation_batches(index, view, threads=threads)])
 
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """Features with the names of their files."""
+    """The content of a feature file."""
 
     features: Tensor  # (n, F)
-    names: list[str]  # relative to the data's root, as os.fsdecode gives them
+    names: list[str]  # relative to the root of the data, as os.fsdecode returns them
     labels: Tensor | None  # (n,)
     classes: list[str]
 
 
 def save_features(path: Path, features: Tensor, index: ImageIndex) -> None:
-    """Writes a safetensors file: features (n, F), labels (n,) where known, and names as bytes with their ends.
+    """Write a safetensors file with features (n, F), labels (n,) if known, and file names.
 
-    Names need not be UTF-8, so they are a tensor: names[name_ends[i − 1]:name_ends[i]] is the i-th.
+    Names need not be UTF-8, so they are stored as a tensor of bytes: name i is names[name_ends[i − 1]:name_ends[i]].
     """
     names = [os.fsencode(name) for name in index.listing.names]
     tensors = {
@@ -79,21 +86,22 @@ def save_features(path: Path, features: Tensor, index: ImageIndex) -> None:
 
 
 def load_features(path: str | Path) -> FeatureFile:
-    """Reads what save_features wrote.
+    """Read a feature file that save_features has written.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is no safetensors file, or its features, names, labels and classes do not fit together.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not a safetensors file, or its features, names, labels and classes do not fit together.
     """
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             classes = json.loads((file.metadata() or {}).get("classes", "[]"))
     except SafetensorError as error:
-        raise ValueError(f"{printable(path)} is no feature file: {error}") from error
+        raise ValueError(f"{printable(path)} is not a feature file: {error}") from error
     lacking = {"features", "names", "name_ends"} - tensors.keys()
     if lacking:
-        raise ValueError(f"{printable(path)} is no feature file as sce-fast embed writes it: it has no 'features'")
+        missing = ", ".join(sorted(lacking))
+        raise ValueError(f"{printable(path)} is not a feature file of sce-fast embed: it lacks {missing}")
     ends = [0, *tensors["name_ends"].tolist()]
     joined = tensors["names"].numpy().tobytes()
     names = [os.fsdecode(joined[start:end]) for start, end in itertools.pairwise(ends)]

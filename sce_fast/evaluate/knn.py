@@ -1,4 +1,4 @@
-"""Weighted nearest-neighbour classification of frozen features."""
+"""Weighted k-nearest-neighbour (kNN) classification of frozen features."""
 
 from collections.abc import Sequence
 
@@ -22,19 +22,20 @@ def knn_accuracy(
     neighbours: Sequence[int] = (20,),
     temperature: float = 0.07,
 ) -> list[Accuracy]:
-    """How often the class of a test row wins the vote of its nearest train rows, for each number of neighbours.
+    """Return the accuracy of weighted kNN for each number of neighbours.
 
-    A neighbour votes with exp(cosine / temperature) (Wu et al., CVPR 2018). Similarities are made block by block, so
-    the memory beside the features does not grow with their number. Of equal votes the lowest class wins; a class
-    without a vote is not among the five.
+    A neighbour votes with weight exp(cosine / temperature) (Wu et al., CVPR 2018). Similarities are computed block by
+    block, so the memory beyond the features does not grow with their number. Among equal votes the lowest class number
+    wins. A class without a vote is never among the top five.
 
     Args:
-        train_features, test_features: (n, F) and (m, F), normalised here.
+        train_features, test_features: (n, F) and (m, F); rows are normalised here.
         train_labels, test_labels: (n,) and (m,) class numbers.
-        neighbours: every k; at most n are used.
+        neighbours: values of k; at most n neighbours vote.
+        temperature: temperature of the votes.
 
     Raises:
-        ValueError: lengths or widths do not agree, there are no rows, or neighbours or temperature is not positive.
+        ValueError: lengths or widths differ, there are no rows, or neighbours or temperature is not positive.
 
     Example:
         >>> knn_accuracy(train, train_labels, test, test_labels, neighbours=(10, 20))[0].top1
@@ -47,7 +48,7 @@ def knn_accuracy(
     ranks: list[list[Tensor]] = [[] for _ in neighbours]
     for start in range(0, len(test_features), QUERY_BLOCK):
         similarity, nearest = nearest_rows(test_features[start : start + QUERY_BLOCK], train_features, max(neighbours))
-        # The nearest one's vote is 1: at a low temperature a fixed shift would let all votes vanish.
+        # The nearest row votes with weight 1: with a fixed shift all votes would underflow at a low temperature.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
         for k, found in zip(neighbours, ranks, strict=True):
             votes = torch.zeros(len(similarity), classes, dtype=similarity.dtype, device=similarity.device)
@@ -66,13 +67,13 @@ def knn_top1(
     neighbours: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """The top-1 share of knn_accuracy for one number of neighbours."""
+    """Return the top-1 accuracy of knn_accuracy for one number of neighbours."""
     sets = (train_features, train_labels, test_features, test_labels)
     return knn_accuracy(*sets, neighbours=(neighbours,), temperature=temperature)[0].top1
 
 
 def nearest_rows(test: Tensor, train: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """Cosines and numbers (m, k) of the train rows (n, F) that are nearest to the test rows (m, F), nearest first."""
+    """Return cosines and numbers (m, k) of the train rows (n, F) nearest to each test row (m, F), nearest first."""
     test = unit_rows(test)
     best, numbers = test.new_empty(len(test), 0), torch.empty(len(test), 0, dtype=torch.int64, device=test.device)
     for start in range(0, len(train), TRAIN_BLOCK):

@@ -1,4 +1,4 @@
-"""A linear probe: logistic regression on frozen features."""
+"""Logistic regression on frozen features. The papers' linear evaluation differs: SGD on augmented images."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,21 +13,21 @@ from torch import Tensor
 from sce_fast.evaluate.accuracy import Accuracy, check_sets, ranks_of_truth
 
 REGULARIZATIONS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
-HELD_OUT = 5  # one of so many rows of each class chooses among regularizations
+HELD_OUT = 5  # one in HELD_OUT rows of each class is held out to choose a regularization
 SEED = 7
 
 
 @dataclass(frozen=True)
-class LinearResult:
-    """What the probe reaches, and how it was fitted."""
+class LogisticResult:
+    """The accuracy of a logistic regression, and how it was fitted."""
 
     accuracy: Accuracy
     regularization: float
-    held_out: dict[float, float]  # regularization → top-1 on the held-out rows; empty if there was nothing to choose
+    held_out: dict[float, float]  # regularization → top-1 on held-out rows; empty without a choice
     converged: bool
 
 
-def linear_accuracy(
+def logistic_accuracy(
     train_features: Tensor,
     train_labels: Tensor,
     test_features: Tensor,
@@ -35,50 +35,50 @@ def linear_accuracy(
     *,
     regularization: Sequence[float] = REGULARIZATIONS,
     max_iterations: int = 1000,
-) -> LinearResult:
-    """How often a logistic regression, fitted to standardised train features, classifies test rows rightly.
+) -> LogisticResult:
+    """Return the accuracy of a logistic regression that is fitted to standardised train features.
 
-    Of several regularizations the one is taken that does best on a fifth of each class, drawn once and for all; of
-    equally good ones the smallest C. It is then fitted again to all train rows.
+    With several regularizations, the best one on a held-out fifth of each class is used, and the smallest C among equal
+    ones. The held-out rows depend only on the labels. The chosen regression is then fitted again to all train rows.
 
     Args:
         train_features, test_features: (n, F) and (m, F).
         train_labels, test_labels: (n,) and (m,) class numbers.
         regularization: values of scikit-learn's C, the inverse strength of the L2 penalty.
-        max_iterations: of L-BFGS.
+        max_iterations: maximum number of L-BFGS iterations.
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: lengths or widths do not agree, a regularization is not positive, there are fewer than two
-            classes, or too few rows of each to hold any out.
+        ValueError: lengths or widths differ, a regularization is not positive, there are fewer than two classes, or
+            no class has enough rows to hold one out.
 
     Example:
-        >>> linear_accuracy(train, train_labels, test, test_labels, regularization=(1.0,)).accuracy.top1
+        >>> logistic_accuracy(train, train_labels, test, test_labels, regularization=(1.0,)).accuracy.top1
         0.81
     """
     check_sets(train_features, train_labels, test_features, test_labels)
     if not regularization or not min(regularization) > 0:
-        raise ValueError(f"regularization={tuple(regularization)}: expected numbers > 0")
+        raise ValueError(f"regularization={tuple(regularization)}: expected positive numbers")
     if len(train_labels.unique()) < 2:
-        raise ValueError("the train set has one class only: there is nothing to tell apart")
+        raise ValueError("the train set has only one class: expected at least two")
     held_out: dict[float, float] = {}
     chosen = regularization[0]
     if len(regularization) > 1:
         held = torch.from_numpy(held_out_rows(train_labels.numpy()))
         if not held.any() or len(train_labels[~held].unique()) < 2:
             raise ValueError(
-                f"{HELD_OUT} rows of a class are needed to choose among regularizations; name a single one"
+                f"to choose a regularization, expected at least {HELD_OUT} rows in a class; give a single one"
             )
         for c in sorted(regularization):
-            probe = _fit(train_features[~held], train_labels[~held], c, max_iterations)
-            held_out[c] = _score(probe, train_features[held], train_labels[held]).top1
-        chosen = max(held_out, key=lambda c: held_out[c])  # the first of equals: the smallest
-    probe = _fit(train_features, train_labels, chosen, max_iterations)
-    converged = bool(probe[-1].n_iter_.max() < max_iterations)
-    return LinearResult(_score(probe, test_features, test_labels), chosen, held_out, converged)
+            classifier = _fit(train_features[~held], train_labels[~held], c, max_iterations)
+            held_out[c] = _score(classifier, train_features[held], train_labels[held]).top1
+        chosen = max(held_out, key=lambda c: held_out[c])  # max returns the first of equals, the smallest
+    classifier = _fit(train_features, train_labels, chosen, max_iterations)
+    converged = bool(classifier[-1].n_iter_.max() < max_iterations)
+    return LogisticResult(_score(classifier, test_features, test_labels), chosen, held_out, converged)
 
 
-def linear_top1(
+def logistic_top1(
     train_features: Tensor,
     train_labels: Tensor,
     test_features: Tensor,
@@ -87,13 +87,13 @@ def linear_top1(
     regularization: float = 1.0,
     max_iterations: int = 1000,
 ) -> float:
-    """The top-1 share of linear_accuracy for one regularization."""
+    """Return the top-1 accuracy of logistic_accuracy for one regularization."""
     sets = (train_features, train_labels, test_features, test_labels)
-    return linear_accuracy(*sets, regularization=(regularization,), max_iterations=max_iterations).accuracy.top1
+    return logistic_accuracy(*sets, regularization=(regularization,), max_iterations=max_iterations).accuracy.top1
 
 
 def held_out_rows(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(n,) true for one of HELD_OUT rows of each class, in an order that depends on nothing but the labels."""
+    """Return a mask (n,) of held-out rows: one in HELD_OUT of each class, drawn from the labels alone."""
     random = np.random.Generator(np.random.Philox(SEED))
     held = np.zeros(len(labels), dtype=np.bool_)
     for label in np.unique(labels):
@@ -109,18 +109,18 @@ def _fit(features: Tensor, labels: Tensor, regularization: float, max_iterations
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
     except ImportError as error:
-        raise ImportError("the linear probe needs scikit-learn: pip install sce_fast[evaluate]") from error
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=regularization, max_iter=max_iterations))
+        raise ImportError("logistic regression needs scikit-learn: pip install sce_fast[evaluate]") from error
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=regularization, max_iter=max_iterations))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the result says so
-        return probe.fit(features.numpy(), labels.numpy())
+        warnings.simplefilter("ignore", ConvergenceWarning)  # LogisticResult.converged reports it
+        return classifier.fit(features.numpy(), labels.numpy())
 
 
-def _score(probe: Any, features: Tensor, labels: Tensor) -> Accuracy:
-    scores = torch.from_numpy(probe.decision_function(features.numpy()))  # (m, C), or (m,) for two classes
+def _score(classifier: Any, features: Tensor, labels: Tensor) -> Accuracy:
+    scores = torch.from_numpy(classifier.decision_function(features.numpy()))  # (m, C), or (m,) for two classes
     if scores.ndim == 1:
         scores = torch.stack([-scores, scores], dim=1)
-    known = torch.from_numpy(probe.classes_)
+    known = torch.from_numpy(classifier.classes_)
     everything = torch.full((len(scores), int(max(known.max(), labels.max())) + 1), -torch.inf, dtype=scores.dtype)
     everything[:, known] = scores
     return Accuracy.of_ranks(ranks_of_truth(everything, labels), known)

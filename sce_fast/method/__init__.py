@@ -1,1 +1,1 @@
-"""The method: two networks, which view goes through which, and the momentum update."""
+"""The method SCE: its networks, which view passes through which network, and the momentum update."""

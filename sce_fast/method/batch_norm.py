@@ -1,7 +1,8 @@
 """Batch normalisation over all ranks, and over groups of rows.
 
-A published recipe says whose rows a statistic is made of: those of a rank, of all ranks (ImageNet, Kinetics), or, for
-the momentum encoder, of groups of shuffled rows (CIFAR10), so that no key shares its statistics with its own query.
+A published recipe fixes which rows share batch statistics: the rows of one rank, the rows of all ranks (ImageNet,
+Kinetics) or, in the momentum encoder, groups of shuffled rows (CIFAR10), so that no key shares statistics with its
+query.
 """
 
 from typing import Any
@@ -15,10 +16,10 @@ from sce_fast.distributed import world_size
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch normalisation with the statistics of all ranks' rows, (N, C) or (N, C, …), on any device.
+    """Batch normalisation of (N, C) or (N, C, …) with statistics over the rows of all ranks, on any device.
 
-    torch's own of that name refuses a CPU; on a GPU it is the faster one. In eval mode, and on one rank, this is plain
-    batch normalisation. Statistics are made in float32 at least. Every rank must have the same number of rows.
+    torch's SyncBatchNorm rejects CPU tensors; on a GPU it is faster. In eval mode, and on one rank, this is plain batch
+    normalisation. Statistics are computed in float32 or wider. Every rank must have the same number of rows.
 
     Raises:
         ValueError: the input has fewer than two dimensions.
@@ -45,16 +46,16 @@ class SyncBatchNorm(_BatchNorm):
 
 
 class _Normalize(torch.autograd.Function):
-    """(x − mean) / √(variance + eps) · weight + bias, the sums over rows and ranks taken by collectives."""
+    """(x − mean) / √(variance + eps) · weight + bias, with sums over the rows of all ranks."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
         dims, shape = [d for d in range(x.dim()) if d != 1], [1, -1] + [1] * (x.dim() - 2)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         count = x.numel() // x.shape[1] * world_size()
-        mean = _summed(wide.sum(dims)) / count
-        # Of the deviations, in a second collective: the mean of squares less the squared mean would cancel.
-        variance = _summed((wide - mean.view(shape)).square().sum(dims)) / count
+        mean = _sum_over_ranks(wide.sum(dims)) / count
+        # A second collective for the deviations: the mean of squares minus the squared mean would cancel digits.
+        variance = _sum_over_ranks((wide - mean.view(shape)).square().sum(dims)) / count
         inverse = (variance + eps).rsqrt()
         y = (wide - mean.view(shape)) * inverse.view(shape)
         if weight is not None and bias is not None:
@@ -71,29 +72,29 @@ class _Normalize(torch.autograd.Function):
         wide = gradient.to(mean.dtype)
         normalized = (x.to(mean.dtype) - mean.view(shape)) * inverse.view(shape)
         grad_bias, grad_weight = wide.sum(dims), (wide * normalized).sum(dims)
-        # The statistics belong to all ranks' rows, so what they pass back comes from all ranks' gradients. Those of
-        # weight and bias stay this rank's: DDP averages them.
-        from_mean, from_variance = _summed(torch.stack([grad_bias, grad_weight])) / ctx.count
+        # The statistics depend on the rows of all ranks, so their gradient is a sum over all ranks. The gradients of
+        # weight and bias stay local: DDP averages them.
+        from_mean, from_variance = _sum_over_ranks(torch.stack([grad_bias, grad_weight])) / ctx.count
         grad_x = wide - from_mean.view(shape) - normalized * from_variance.view(shape)
         grad_x = grad_x * (inverse if weight is None else inverse * weight).view(shape)
         affine = weight is not None
         return grad_x.to(x.dtype), grad_weight if affine else None, grad_bias if affine else None, None
 
 
-def _summed(values: Tensor) -> Tensor:
+def _sum_over_ranks(values: Tensor) -> Tensor:
     values = values.contiguous()
     dist.all_reduce(values)
     return values
 
 
 class GroupedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation (N, C, H, W) with statistics of each of `groups` equal parts of the rows.
+    """Batch normalisation of (N, C, H, W) with separate statistics for `groups` equal parts of the rows.
 
-    As if each part were on a GPU of its own; the running statistics move by the mean over the parts. In eval mode this
-    is plain batch normalisation. The "split BN" of the papers' CIFAR10 recipe.
+    Each part is normalised as if it were on its own GPU. Running statistics move by the mean over the parts. In eval
+    mode this is plain batch normalisation. The papers' CIFAR10 recipe calls it "split BN".
 
     Raises:
-        ValueError: N is no multiple of groups.
+        ValueError: N is not a multiple of groups.
     """
 
     def __init__(self, channels: int, groups: int, **settings: Any) -> None:
@@ -120,7 +121,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronized(module: nn.Module, device: torch.device) -> nn.Module:
-    """The same module with batch normalisation over all ranks: torch's on a GPU, ours elsewhere.
+    """Return the module with batch normalisation over all ranks: torch's on a GPU, ours elsewhere.
 
     Raises:
         ValueError: a layer does more than batch normalisation.
@@ -128,22 +129,22 @@ def synchronized(module: nn.Module, device: torch.device) -> nn.Module:
     _require_plain(module)
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    return _replaced(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _synchronized)
+    return _rebuild(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _synchronized)
 
 
 def grouped(module: nn.Module, groups: int) -> nn.Module:
-    """The same module with BatchNorm2d over groups of rows; other normalisation stays, as in the official code.
+    """Return the module with BatchNorm2d over groups of rows; other layers stay, as in the official code.
 
     Raises:
         ValueError: a layer does more than batch normalisation.
     """
     _require_plain(module)
-    return _replaced(module, (nn.BatchNorm2d,), lambda old: GroupedBatchNorm2d(old.num_features, groups, eps=old.eps,
+    return _rebuild(module, (nn.BatchNorm2d,), lambda old: GroupedBatchNorm2d(old.num_features, groups, eps=old.eps,
                      momentum=old.momentum, affine=old.affine))  # fmt: skip
 
 
 def _require_plain(module: nn.Module) -> None:
-    """A layer of timm's may hold an activation too, which one in its place would leave out."""
+    """Raise an error if a layer does more than batch normalisation: some timm layers include an activation."""
     for name, layer in module.named_modules():
         if isinstance(layer, _BatchNorm) and not type(layer).__module__.startswith("torch."):
             raise ValueError(
@@ -156,8 +157,8 @@ def _synchronized(old: Any) -> _BatchNorm:
     return SyncBatchNorm(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
 
 
-def _replaced(module: nn.Module, kinds: tuple[type[nn.Module], ...], make: Any) -> nn.Module:
-    """The module with each layer of these kinds made anew, its parameters and buffers kept."""
+def _rebuild(module: nn.Module, kinds: tuple[type[nn.Module], ...], make: Any) -> nn.Module:
+    """Return the module with each layer of these kinds rebuilt by make, keeping parameters and buffers."""
     if type(module) in kinds:
         new = make(module)
         new.to(next(iter(module.state_dict().values())).device)
@@ -165,5 +166,5 @@ def _replaced(module: nn.Module, kinds: tuple[type[nn.Module], ...], make: Any) 
             setattr(new, name, tensor)
         return new.train(module.training)
     for name, child in module.named_children():
-        setattr(module, name, _replaced(child, kinds, make))
+        setattr(module, name, _rebuild(child, kinds, make))
     return module

@@ -1,4 +1,4 @@
-"""The model of a config: its networks, and whose rows share batch statistics."""
+"""The model of a config: its networks, and the rows that share batch statistics."""
 
 from typing import cast
 
@@ -12,14 +12,14 @@ from sce_fast.method.sce import SCE
 
 
 def build_model(config: ModelConfig, *, ranks: int = 1, device: torch.device | None = None) -> SCE:
-    """The model of a config, with fresh weights from torch's current random state.
+    """Build the model of a config, with random weights from torch's current random state.
 
     Args:
-        ranks: that share a batch.
-        device: where it goes; by default it stays on the CPU.
+        ranks: number of ranks that share a batch.
+        device: device of the model, by default the CPU.
 
     Raises:
-        ValueError: the groups of the config's batch normalisation cannot be shared equally among the ranks.
+        ValueError: batch_norm_groups is not a multiple of the number of ranks.
     """
     device = device or torch.device("cpu")
     backbone = build_backbone(config.backbone, width=config.width, small_input=config.small_input)

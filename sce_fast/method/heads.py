@@ -1,4 +1,4 @@
-"""Projector and predictor: multi-layer perceptrons as the official configurations have them."""
+"""Projector and predictor: the multi-layer perceptrons of the official configurations."""
 
 import itertools
 
@@ -8,16 +8,16 @@ from torch import nn
 def mlp(
     sizes: tuple[int, ...], *, hidden_norm: bool, output_norm: bool = False, output_bias: bool = True
 ) -> nn.Sequential:
-    """Linear layers of these sizes with ReLU between them.
+    """Build linear layers of these sizes with ReLU between them.
 
     Args:
         sizes: (input, hidden …, output).
-        hidden_norm: batch normalisation before each ReLU; its layer then has no bias.
-        output_norm: batch normalisation without γ and β after the last layer, which then has no bias.
-        output_bias: bias of the last layer where no normalisation follows.
+        hidden_norm: put batch normalisation before each ReLU; the linear layer before it then has no bias.
+        output_norm: put batch normalisation without γ and β after the last layer, which then has no bias.
+        output_bias: give the last layer a bias if no normalisation follows.
 
     Raises:
-        ValueError: fewer than two sizes, or one below 1.
+        ValueError: there are fewer than two sizes, or a size is below 1.
 
     Example:
         >>> mlp((2048, 4096, 4096, 256), hidden_norm=True, output_norm=True)  # the ImageNet projector
@@ -38,14 +38,14 @@ def mlp(
 
 
 def projector(inputs: int, hidden: tuple[int, ...], outputs: int, *, norm: str) -> nn.Sequential:
-    """The projector of a recipe.
+    """Build the projector of a recipe.
 
     Args:
-        norm: "all": normalisation everywhere, the last one without γ and β, no biases (ImageNet, Kinetics);
-            "hidden": normalisation of hidden layers, a bias at the end (CIFAR10); "none": biases only (ImageNet100).
+        norm: layers with batch normalisation. "all" (ImageNet, Kinetics): all layers, the last without γ and β, and no
+            biases. "hidden" (CIFAR10): hidden layers, and a bias in the last layer. "none" (ImageNet100): biases only.
 
     Raises:
-        ValueError: unknown norm.
+        ValueError: norm is unknown.
     """
     if norm not in ("all", "hidden", "none"):
         raise ValueError(f"projector norm={norm!r}: expected 'all', 'hidden' or 'none'")
@@ -53,5 +53,5 @@ def projector(inputs: int, hidden: tuple[int, ...], outputs: int, *, norm: str) 
 
 
 def predictor(dim: int, hidden: int) -> nn.Sequential:
-    """dim → hidden (BN, ReLU) → dim, no biases, nothing after the last layer."""
+    """Build the predictor dim → hidden (batch normalisation, ReLU) → dim, without biases or output normalisation."""
     return mlp((dim, hidden, dim), hidden_norm=True, output_bias=False)

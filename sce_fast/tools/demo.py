@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sce_fast.config import Device, TrainConfig
-from sce_fast.evaluate import knn_top1, linear_top1, pixel_features
+from sce_fast.evaluate import knn_top1, logistic_top1, pixel_features
 from sce_fast.method.build import build_model
 from sce_fast.recipes import demo
 from sce_fast.tools.digits import write_digits
@@ -80,7 +80,7 @@ def run_demo(
     for suffix, (train_features, test_features) in stages.items():
         sets = (train_features, labels[0], test_features, labels[1])
         summary[f"knn_top1{suffix}"] = knn_top1(*sets, neighbours=config.evaluation.neighbours)
-        summary[f"linear_top1{suffix}"] = linear_top1(*sets)
+        summary[f"linear_top1{suffix}"] = logistic_top1(*sets)
     print(table(summary))
     drawn = write_report(out) if pictures else []
     write_summary(out, summary)  # last: it says that the demo is finished

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from sce_fast.config import Device, EvaluationConfig, default_loader_threads
-from sce_fast.evaluate import Accuracy, extract_features, knn_accuracy, labelled_indices, linear_accuracy, load_features
+from sce_fast.evaluate import (
+    Accuracy,
+    extract_features,
+    knn_accuracy,
+    labelled_indices,
+    load_features,
+    logistic_accuracy,
+)
 from sce_fast.evaluate.class_labels import labels_among
 from sce_fast.evaluate.logistic import REGULARIZATIONS
 from sce_fast.export import open_backbone
@@ -107,7 +114,8 @@ def linear(
     """
     require_new(out)
     sets = labelled_sets(run, train, test, batch_size=batch_size, device=device)
-    found = linear_accuracy(*sets.to(torch.device("cpu")), regularization=regularization, max_iterations=max_iterations)
+    on_cpu = sets.to(torch.device("cpu"))
+    found = logistic_accuracy(*on_cpu, regularization=regularization, max_iterations=max_iterations)
     result = {
         "regularization": found.regularization,
         "held_out_top1": {f"{c:g}": top1 for c, top1 in found.held_out.items()},

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from sce_fast.config import TrainConfig
+from sce_fast.data.evaluation import evaluation_batches
 from sce_fast.data.index import ImageIndex, index_images
-from sce_fast.data.loader import TrainingLoader, evaluation_batches
+from sce_fast.data.loader import TrainingLoader
 from sce_fast.evaluate import extract_features, labelled_indices
 from sce_fast.evaluate.knn import nearest_rows
 from sce_fast.export import open_backbone

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sce_fast.config import default_loader_threads
-from sce_fast.data.faults import as_text, fault_of_undecoded
+from sce_fast.data.faults import bad_files_tsv
+from sce_fast.data.image.formats import decode_failure_reason
+from sce_fast.data.image.sizes import FILES_PER_BATCH, SizeReader
 from sce_fast.data.index import ImageIndex, index_images
-from sce_fast.data.probe import FILES_AT_ONCE, Probe
 from sce_fast.util.files import printable, require_new, write_atomically
 from sce_fast.util.terminal import progress_bar
 
@@ -81,21 +82,21 @@ def scan(data: Path, *, quick: bool = False, threads: int | None = None, out: Pa
     found = Scan(index, bad, not quick, time.perf_counter() - started)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, as_text(found.bad_files()))
+        write_atomically(out, bad_files_tsv(found.bad_files()))
     return found
 
 
 def undecodable(index: ImageIndex, threads: int) -> dict[int, str]:
     """Sample → reason, of the files with a good header that do not decode."""
     samples = np.array([i for i in range(len(index)) if i not in index.bad], dtype=np.int64)
-    probe = Probe(decode=True, threads=threads)
+    reader = SizeReader(decode=True, threads=threads)
     bad: dict[int, str] = {}
     with progress_bar(len(samples), "Decoding", unit="image") as bar:
         for chunk in _chunks(samples, index.sizes):
             with _silent_decoders():
-                sizes = probe.sizes([index.paths[i] for i in chunk])
+                sizes = reader.sizes([index.paths[i] for i in chunk])
             for i in chunk[sizes[:, 0] == 0].tolist():
-                bad[i] = fault_of_undecoded(index.paths[i])
+                bad[i] = decode_failure_reason(index.paths[i])
             bar.update(len(chunk))
     return bad
 
@@ -121,7 +122,7 @@ def _chunks(samples: NDArray[np.int64], sizes: NDArray[np.int32]) -> list[NDArra
     while start < len(samples):
         before = pixels[start - 1] if start else 0
         end = int(np.searchsorted(pixels, before + PIXELS_AT_ONCE, side="right"))
-        end = max(start + 1, min(end, start + FILES_AT_ONCE))
+        end = max(start + 1, min(end, start + FILES_PER_BATCH))
         chunks.append(samples[start:end])
         start = end
     return chunks

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sce_fast.data.faults import as_text, require_few
+from sce_fast.data.faults import bad_files_tsv, require_few_bad
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.distributed import Ranks
 from sce_fast.train.folder import BAD_FILES
@@ -39,7 +39,7 @@ class BadFileRecord:
             self.names |= self._today
             self._ranks.first(self._write)
         if any(fresh):
-            require_few(self._paths(self._today), len(self._loader.index))
+            require_few_bad(self._paths(self._today), len(self._loader.index))
 
     def write_own(self) -> None:
         """Writes what this rank knows, before it ends with an error that the others do not share."""
@@ -48,7 +48,7 @@ class BadFileRecord:
 
     def _write(self) -> None:
         if self.names:
-            write_atomically(self._file, as_text(self._paths(self.names)))
+            write_atomically(self._file, bad_files_tsv(self._paths(self.names)))
 
     def _paths(self, names: dict[str, str]) -> dict[str, str]:
         return {os.path.join(self._loader.index.listing.root, name): names[name] for name in sorted(names)}

@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sce_fast.config import TrainConfig
+from sce_fast.data.faults import BadFilesError
 from sce_fast.data.index import ImageIndex
-from sce_fast.data.loader import BadFilesError
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate.class_labels import labelled_indices
 from sce_fast.evaluate.features import extract_features

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sce_fast.config import EvaluationConfig, TrainConfig, to_json
+from sce_fast.data.faults import BadFilesError
 from sce_fast.data.index import index_images
-from sce_fast.data.loader import BadFilesError, TrainingLoader
+from sce_fast.data.loader import TrainingLoader
 from sce_fast.distributed import Ranks, Vote, current_ranks, lost_a_rank, process_group
 from sce_fast.train.bad_files import BadFileRecord
 from sce_fast.train.checkpoint import (

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of training: files, names, versions, rows."""
+"""Helpers that depend on no other room: files, names, random numbers, rows, terminal, versions."""

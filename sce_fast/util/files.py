@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whenever the process is killed; names that print on any terminal."""
+"""Atomic writes, and file names that print on any terminal."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file under another name, flushes it to the disk and renames it.
+    """Write a file under another name, flush it to the disk and rename it: a kill at any time leaves no partial file.
 
     Raises:
-        OSError: it cannot be written; what was there before is untouched.
+        OSError: the file cannot be written; the old file remains.
     """
     with _replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def save_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str]) -> None:
-    """Writes a safetensors file under another name, flushes it to the disk and renames it.
+    """Write a safetensors file as write_atomically does.
 
     Raises:
-        OSError: it cannot be written; what was there before is untouched.
+        OSError: the file cannot be written; the old file remains.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -33,13 +33,13 @@ def save_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, s
     with _replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:  # which says what the system said
+        except SafetensorError as error:  # its text is the system's message
             raise OSError(str(error)) from error
 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Another name beside it; what has been written there takes the path's place once it is on the disk."""
+    """Yield a temporary name beside the path; the file written there replaces the path once it is on the disk."""
     temporary = path.with_name(f".{path.name}.writing")
     try:
         yield temporary
@@ -47,13 +47,13 @@ def _replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         flush(path.parent)
     except OSError as error:
-        with suppress(OSError):  # half a file would only take the room that is wanting
+        with suppress(OSError):  # a partial file would only take up space, which may be what is lacking
             temporary.unlink()
         raise OSError(f"{printable(path)} could not be written: {error}") from error
 
 
 def require_new(path: Path | None) -> None:
-    """Makes sure that nothing will be overwritten, before any work for it is done.
+    """Raise an error before any work is done if the file would be overwritten.
 
     Raises:
         ValueError: the file exists.
@@ -63,7 +63,7 @@ def require_new(path: Path | None) -> None:
 
 
 def flush(path: Path) -> None:
-    """Sees to it that a file or a folder's list of names is on the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -72,7 +72,7 @@ def flush(path: Path) -> None:
 
 
 def counted(names: Mapping[str, Sequence[str]]) -> list[str]:
-    """A line for each kind of difference that has names: how many, which kind, and the first five of them."""
+    """Return a line for each kind that has names: their number, the kind and the first five names."""
     return [
         f"{len(found)} {kind}: {', '.join(map(printable, found[:5]))}{', …' if len(found) > 5 else ''}"
         for kind, found in names.items()
@@ -81,7 +81,7 @@ def counted(names: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def printable(path: str | Path) -> str:
-    """A file name for messages: bytes that are not UTF-8 and control characters (a line's end, a tab) as escapes."""
+    """Return a path for messages, with bytes that are not UTF-8 and control characters (newline, tab) escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace").translate(_CONTROLS)
 
 

@@ -1,9 +1,12 @@
-"""Values that a condition on the device chooses, without the host reading it."""
+"""Values that depend on a flag on the device, without a host synchronisation."""
 
 import torch
 from torch import Tensor
 
 
 def unless(skip: Tensor, value: float, masked: float, like: Tensor) -> Tensor:
-    """() value, or masked where skip is true, on the device and of the dtype of `like`; nothing is copied there."""
+    """Return value, or masked if skip is true, as a 0-dim tensor with the device and dtype of `like`.
+
+    Both numbers are filled in on the device: no copy from the host is needed.
+    """
     return torch.where(skip, like.new_full((), masked), like.new_full((), value))

@@ -1,4 +1,4 @@
-"""Looking things up by a name that a user has typed."""
+"""Lookup by a name that a user has typed."""
 
 import difflib
 from collections.abc import Mapping
@@ -8,14 +8,14 @@ T = TypeVar("T")
 
 
 def pick(kind: str, name: str, choices: Mapping[str, T], also: str = "") -> T:
-    """The choice of that name.
+    """Return the choice with this name.
 
     Args:
-        kind: what it is, for the message: "recipe", "backend".
-        also: further names that are understood elsewhere, for the message.
+        kind: kind of the choices for the message, as "recipe" or "backend".
+        also: a further name for the message, which the caller handles.
 
     Raises:
-        ValueError: there is none; the message lists all and points to the nearest.
+        ValueError: the name is unknown; the message lists all names and suggests the closest.
     """
     if name in choices:
         return choices[name]

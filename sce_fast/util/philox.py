@@ -1,7 +1,6 @@
-"""Random numbers by a counter-based generator (Philox4x32-10): each is a pure function of its coordinates.
+"""Random numbers from the counter-based generator Philox4x32-10: each is a pure function of its coordinates.
 
-So they do not change with a release of NumPy, with the batch size, the number of ranks or the order in which code asks
-for them.
+They do not depend on the NumPy release, the batch size, the number of ranks or the order of calls.
 """
 
 import enum
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class Draw(enum.IntEnum):
-    """What a number is drawn for. The values are part of the data's identity: append, never renumber."""
+    """The purpose of a random number. Renumbering would change the pixels of resumed runs: only append."""
 
     ORDER = 0
     CROP_AREA = 1
@@ -34,7 +33,7 @@ class Draw(enum.IntEnum):
 
 
 def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
-    """Philox4x32-10 (Salmon et al., SC 2011): counters (…, 4) and a key of two words → random words (…, 4)."""
+    """Return random words (…, 4) for counters (…, 4) and a key of two words (Salmon et al., SC 2011)."""
     c0, c1, c2, c3 = (counter[..., i].astype(np.uint64) for i in range(4))
     k0, k1 = np.uint64(key[0]), np.uint64(key[1])
     low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -48,7 +47,7 @@ def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint
 def random_words(
     seed: int, epoch: int, samples: NDArray[np.int64], draw: Draw, view: int, blocks: int
 ) -> NDArray[np.uint64]:
-    """(N, 2 · blocks) words of 64 bits for these samples; each depends on nothing but its own coordinates."""
+    """Return 64-bit words (N, 2 · blocks) for these samples. Each word depends only on its own coordinates."""
     counter = np.empty((len(samples), blocks, 4), dtype=np.uint32)
     counter[..., 0] = (samples & 0xFFFFFFFF)[:, None]
     counter[..., 1] = (samples >> 32)[:, None]
@@ -61,13 +60,13 @@ def random_words(
 def uniform(
     seed: int, epoch: int, samples: NDArray[np.int64], draw: Draw, view: int, count: int = 1
 ) -> NDArray[np.float64]:
-    """(N, count) numbers in [0, 1), or (N,) for a count of 1."""
+    """Return numbers (N, count) in [0, 1), or (N,) if count is 1."""
     words = random_words(seed, epoch, samples, draw, view, blocks=(count + 1) // 2)[:, :count]
     numbers = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return numbers[:, 0] if count == 1 else numbers
 
 
 def permutation(seed: int, epoch: int, count: int, draw: Draw, view: int = 0) -> NDArray[np.int64]:
-    """A random permutation of range(count): the numbers sorted by a random key each."""
+    """Return a random permutation of range(count): the numbers sorted by random keys."""
     keys = random_words(seed, epoch, np.arange(count), draw, view, blocks=1)[:, 0]
     return np.argsort(keys, kind="stable")

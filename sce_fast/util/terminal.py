@@ -1,4 +1,4 @@
-"""What a person sees on a terminal while something runs: a progress bar, and lines above it."""
+"""Progress bars and messages on standard error."""
 
 import sys
 
@@ -8,7 +8,7 @@ PLAIN_LINE_SECONDS = 10.0
 
 
 def progress_bar(total: int, description: str, *, initial: int = 0, unit: str = "step", silent: bool = False) -> tqdm:
-    """A bar on a terminal; elsewhere (files, CI) a plain line every few seconds; nothing when silent."""
+    """Return a progress bar; outside a terminal (file, CI) it prints a plain line every few seconds, if not silent."""
     if silent:
         return tqdm(total=total, initial=initial, disable=True)
     if sys.stderr.isatty():
@@ -20,12 +20,12 @@ def progress_bar(total: int, description: str, *, initial: int = 0, unit: str = 
 
 
 def say(text: str) -> None:
-    """A line on standard error, above a bar that is drawn there."""
+    """Print a line on standard error, above any progress bar."""
     tqdm.write(text, file=sys.stderr)
 
 
 class _Lines:
-    """A stream that turns tqdm's carriage returns into lines, and says nothing twice."""
+    """A stream that turns tqdm's carriage returns into lines and prints no line twice in a row."""
 
     def __init__(self) -> None:
         self._last = ""

@@ -1,4 +1,4 @@
-"""What is found, in which order, how large, and what is said of bad input."""
+"""The index: files, order, sizes, and the reasons for bad files."""
 
 import os
 
@@ -8,9 +8,10 @@ from PIL import Image
 
 from helpers.images import write_png
 from sce_fast.data import index
-from sce_fast.data.faults import as_text, describe, fault_of_undecoded, regular_file
+from sce_fast.data.faults import bad_files_tsv, describe_bad_files, status_or_reason
+from sce_fast.data.image.formats import decode_failure_reason
+from sce_fast.data.image.sizes import SizeReader
 from sce_fast.data.index import index_images
-from sce_fast.data.probe import Probe
 
 GREY = np.full((9, 13, 3), 128, dtype=np.uint8)
 
@@ -60,7 +61,7 @@ def test_list_file(tmp_path):
     (tmp_path / "plain.txt").write_text("x/2.png\nx/1.png\n")
     assert index_images(tmp_path / "plain.txt").labels is None
     (tmp_path / "mixed.txt").write_text("x/2.png\nx/1.png\tape\n")
-    with pytest.raises(ValueError, match=r"mixed.txt, line 2: either every line"):
+    with pytest.raises(ValueError, match=r"mixed.txt, line 2: expected a tab and a class on every line or on none"):
         index_images(tmp_path / "mixed.txt")
     (tmp_path / "missing.txt").write_text("x/2.png\nx/9.png\n")
     assert index_images(tmp_path / "missing.txt").bad == {1: "missing"}
@@ -97,7 +98,7 @@ def test_sizes_come_from_the_cache_until_a_file_changes(tmp_path, monkeypatch):
     assert changed.sizes.tolist() == [[9, 13], [9, 13], [5, 6]]
     assert changed.fingerprint != first.fingerprint
     (data / "1.png").write_bytes(b"")
-    assert index_images(data).fingerprint == changed.fingerprint  # a file that breaks leaves the list what it is
+    assert index_images(data).fingerprint == changed.fingerprint  # a file that breaks does not change the list
 
 
 def test_a_damaged_or_unwritable_cache_is_passed_over(tmp_path):
@@ -112,7 +113,7 @@ def test_a_damaged_or_unwritable_cache_is_passed_over(tmp_path):
 
 
 def with_bad_files(folder):
-    """Writes one file of each kind that is no use; returns name → reason."""
+    """Write one bad file of each kind and return name → reason."""
     folder.mkdir(parents=True, exist_ok=True)
     write_png(folder / "good.png", GREY)
     (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:30])
@@ -135,7 +136,7 @@ def with_bad_files(folder):
 
 
 def test_bad_files_are_in_the_index_with_their_reasons(tmp_path):
-    """A pipe would be waited for and a broken link passed over: both are named."""
+    """Reading a pipe would block, and a broken link is easily skipped: both are reported."""
     reasons = with_bad_files(tmp_path / "data")
     for _ in range(2):  # read, then from the cache
         found = index_images(tmp_path / "data")
@@ -155,33 +156,33 @@ def test_bad_entries_of_a_list_file_keep_their_places(tmp_path):
 
 
 def test_what_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
-    """Root may read everything, so the refusal is made."""
+    """The refusal is simulated, because root may read everything."""
     write_png(tmp_path / "a.png", GREY)
 
     def refuse(path, *rest, **more):
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr("sce_fast.data.faults.os.stat", refuse)
-    assert regular_file(b"a.png") == "unreadable"
+    assert status_or_reason(b"a.png") == "unreadable"
     monkeypatch.undo()
     monkeypatch.setattr("builtins.open", refuse)
-    assert fault_of_undecoded(os.fsencode(tmp_path / "a.png")) == "unreadable"
+    assert decode_failure_reason(os.fsencode(tmp_path / "a.png")) == "unreadable"
 
 
 def test_a_folder_with_an_images_name_is_a_class(tmp_path):
     write_png(tmp_path / "a" / "1.png", GREY)
-    write_png(tmp_path / "b.png" / "2.png", GREY)  # a folder with an image's name is a folder
+    write_png(tmp_path / "b.png" / "2.png", GREY)  # a folder with an image's name is still a folder
     assert index_images(tmp_path).listing.classes == ["a", "b.png"]
 
 
 def test_names_with_line_ends_print_in_one_line(tmp_path):
-    assert as_text({f"{tmp_path}/a\nb\t.jpg": "empty"}) == f"{tmp_path}/a\\x0ab\\x09.jpg\tempty\n"
+    assert bad_files_tsv({f"{tmp_path}/a\nb\t.jpg": "empty"}) == f"{tmp_path}/a\\x0ab\\x09.jpg\tempty\n"
 
 
 def test_long_lists_of_bad_files_are_cut(tmp_path):
-    text = describe({f"{i:03d}.jpg": "empty" if i % 3 else "missing" for i in range(50)}, 1000)
+    text = describe_bad_files({f"{i:03d}.jpg": "empty" if i % 3 else "missing" for i in range(50)}, 1000)
     assert text.startswith("50 of 1000 files cannot be used (33 empty, 17 missing):\n  000.jpg: missing\n")
-    assert text.endswith("  019.jpg: empty\n  and 30 more; sce-fast scan names all")
+    assert text.endswith("  019.jpg: empty\n  and 30 more; sce-fast scan lists all of them")
 
 
 @pytest.mark.parametrize("cut", [0.02, 0.5, 0.99, "end marker"])
@@ -191,8 +192,8 @@ def test_a_jpeg_cut_off_anywhere_is_found_by_decoding_alone(tmp_path, photograph
     Image.fromarray(photographs[0]).save(path, progressive=progressive)
     whole = path.read_bytes()
     path.write_bytes(whole[:-2] if cut == "end marker" else whole[: int(cut * len(whole))])
-    assert Probe(decode=False).sizes([os.fsencode(path)]).tolist() == [[427, 640]]
-    assert Probe(decode=True).sizes([os.fsencode(path)]).tolist() == [[0, 0]]
+    assert SizeReader(decode=False).sizes([os.fsencode(path)]).tolist() == [[427, 640]]
+    assert SizeReader(decode=True).sizes([os.fsencode(path)]).tolist() == [[0, 0]]
 
 
 def unusual_images(folder, photograph):
@@ -218,26 +219,26 @@ def unusual_images(folder, photograph):
 
 
 def test_unusual_images_decode_to_the_size_of_their_header(tmp_path, photographs):
-    """A size that the decoder does not keep to would put crops outside the image."""
+    """If the decoder returned another size, crops could lie outside the image."""
     unusual_images(tmp_path, photographs[0][:60, :90])
     paths = [os.fsencode(path) for path in sorted(tmp_path.iterdir())]
-    sizes = Probe(decode=False).sizes(paths)
-    assert np.array_equal(Probe(decode=True).sizes(paths), sizes)
+    sizes = SizeReader(decode=False).sizes(paths)
+    assert np.array_equal(SizeReader(decode=True).sizes(paths), sizes)
     assert sizes.tolist() == [[90, 60] if b"turned" in path else [60, 90] for path in paths]
-    # In a batch that fails, files that do not begin like an image are not asked about again: these must.
+    # After a failed batch, files that do not start like an image are not decoded again; these images must be.
     broken = tmp_path / "broken.png"
     broken.write_text("no image")
-    together = Probe(decode=True).sizes([os.fsencode(broken), *paths])
+    together = SizeReader(decode=True).sizes([os.fsencode(broken), *paths])
     assert np.array_equal(together[1:], sizes)
 
 
-def test_a_probe_finds_the_bad_ones_in_any_mixture(tmp_path):
+def test_a_size_reader_finds_the_bad_files_of_any_mixture(tmp_path):
     write_png(tmp_path / "good.png", GREY)
     (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:-20])
     good, bad = (os.fsencode(tmp_path / f"{name}.png") for name in ("good", "bad"))
-    probe = Probe(decode=True, batch_size=8, threads=2)
+    reader = SizeReader(decode=True, batch_size=8, threads=2)
     for pattern in ("g", "b", "gggggggggggg", "bbbbbbbbbbbb", "gbggggbbg", "bgbgbgbgbgbgbgbgb", ""):
-        sizes = probe.sizes([good if letter == "g" else bad for letter in pattern])
+        sizes = reader.sizes([good if letter == "g" else bad for letter in pattern])
         assert sizes.tolist() == [[9, 13] if letter == "g" else [0, 0] for letter in pattern]
 
 

@@ -1,4 +1,4 @@
-"""Batches: the same whatever the ranks, the threads or an interruption."""
+"""Training batches are the same for any number of ranks or threads, and after an interruption."""
 
 import os
 import shutil
@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 
 from sce_fast.data import loader as loader_module
+from sce_fast.data.evaluation import evaluation_batches
+from sce_fast.data.image import views as views_module
 from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation, EvaluationView
 from sce_fast.data.index import index_images
-from sce_fast.data.loader import TrainingLoader, evaluation_batches
+from sce_fast.data.loader import TrainingLoader
 
 VIEWS = (
     Augmentation(size=48, **AUGMENTATIONS["strong"]),
@@ -111,7 +113,7 @@ def empty(path):
 
 
 def shrink(path):
-    """Another image under the same name, too small for any of the planned crops."""
+    """Replace the file by an image that is too small for any planned crop."""
     Image.new("RGB", (20, 10)).save(path)
 
 
@@ -141,7 +143,7 @@ def test_a_file_that_breaks_is_replaced_and_nothing_else_changes(copied, photos,
     path = copied.listing.root / "temple" / "010.jpg"
     damage(path)
     source = loader(copied)
-    with pytest.warns(UserWarning, match=rf"(?s)1 of 24 files .*1 {reason}.*temple/010.jpg: {reason}\n.*take their"):
+    with pytest.warns(UserWarning, match=rf"(?s)1 of 24 files .*1 {reason}.*temple/010.jpg: {reason}\n.*replace them"):
         batches = take(source, 6)
     assert source.bad_files == {str(path): reason}
     bad = copied.listing.names.index("temple/010.jpg")
@@ -167,7 +169,7 @@ def test_a_file_that_breaks_is_replaced_and_nothing_else_changes(copied, photos,
 
 @pytest.mark.parametrize("damage", [empty, lambda path: path.write_text("no image")], ids=["empty", "text"])
 def test_a_file_known_to_be_bad_from_its_header_changes_no_more_than_one_found_later(copied, damage):
-    """So a run that is resumed, and reads all headers anew, gives the same bits as one that found the file itself."""
+    """A resumed run reads all headers again; it must give the same bits as a run that found the file while training."""
     path = copied.listing.root / "temple" / "010.jpg"
     damage(path)
     found_later = loader(copied)
@@ -219,7 +221,7 @@ def test_a_whole_batch_of_bad_files_with_bad_replacements_is_replaced(copied, ph
 
 
 def test_a_file_that_breaks_between_batches_spoils_none(copied, photos):
-    """When it breaks, batches that hold it may have been handed to DALI already."""
+    """DALI may already hold batches with the file when it breaks."""
     whole = take(loader(photos), 9)
     source = loader(copied)
     batches = take(source, 1)
@@ -237,17 +239,17 @@ def test_a_file_that_breaks_between_batches_spoils_none(copied, photos):
 
 
 def test_a_file_that_shrinks_while_it_is_read_ends_no_process(tmp_path):
-    """In a process of its own: were the file mapped, pages that are gone would end it with SIGBUS within the second."""
+    """If the file were mapped, missing pages would end the process with SIGBUS; hence a process of its own."""
     code = f"""
 import os, time
 from nvidia.dali import fn, pipeline_def, types
-from sce_fast.data.image.graph import feed_paths, file_content
+from sce_fast.data.image.graph import file_content, path_arrays
 
 path, content = {str(tmp_path / "file")!r}, bytes(20_000_000)
 
 @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
 def graph():
-    return file_content(fn.external_source(source=lambda: feed_paths([path.encode()]), dtype=types.UINT8))
+    return file_content(fn.external_source(source=lambda: path_arrays([path.encode()]), dtype=types.UINT8))
 
 def write():
     with open(path, "wb") as file:
@@ -278,7 +280,7 @@ print("survived", whole > 0)
 
 
 def test_a_larger_image_under_the_same_name_is_used(copied, photos):
-    """Its crops lie inside; which share of it they are is another matter, and nothing that must stop a run."""
+    """The planned crops lie inside the larger image; that they cover a smaller share of it must not stop a run."""
     path = copied.listing.root / "temple" / "010.jpg"
     with Image.open(path) as image:
         larger = image.resize((image.width * 2, image.height * 2))
@@ -290,8 +292,8 @@ def test_a_larger_image_under_the_same_name_is_used(copied, photos):
 
 
 def test_a_batch_that_fails_without_a_bad_file_is_tried_once_more(copied, photos, monkeypatch):
-    """A file server that was away for a moment must not stop a run; an error that stays must."""
-    original, failures = loader_module.run, []
+    """A file server that is away for a moment must not stop a run; a permanent error must."""
+    original, failures = loader_module.next_outputs, []
 
     def away(pipeline, device):
         if len(failures) < times:
@@ -299,7 +301,7 @@ def test_a_batch_that_fails_without_a_bad_file_is_tried_once_more(copied, photos
             raise RuntimeError("the server is away")
         return original(pipeline, device)
 
-    monkeypatch.setattr(loader_module, "run", away)
+    monkeypatch.setattr(loader_module, "next_outputs", away)
     times = 1
     with pytest.warns(UserWarning, match="all its files can be decoded; trying it again: the server is away"):
         batches = take(loader(copied), 3)
@@ -311,19 +313,19 @@ def test_a_batch_that_fails_without_a_bad_file_is_tried_once_more(copied, photos
 
 
 def test_a_gpu_that_fails_makes_no_file_bad(copied, monkeypatch):
-    """Files decode on the CPU and none does on the GPU: the error is the GPU's. (The GPU is made up.)"""
+    """If all files decode on the CPU but none on the GPU, the GPU is at fault. (The GPU is simulated.)"""
 
     def broken(pipeline, device):
-        pipeline()
+        next(pipeline)
         raise RuntimeError("CUDA error: an illegal memory access")
 
     def sizes(paths, *, threads, device):
         known = np.array([copied.sizes[copied.paths.index(path)] for path in paths])
         return known if device == "cpu" else np.zeros_like(known)
 
-    monkeypatch.setattr(loader_module, "training_pipeline", lambda source, *rest, **settings: source)
-    monkeypatch.setattr(loader_module, "run", broken)
-    monkeypatch.setattr(loader_module, "decoded_sizes", sizes)
+    monkeypatch.setattr(views_module, "training_pipeline", lambda feeds, *rest, **settings: feeds)
+    monkeypatch.setattr(loader_module, "next_outputs", broken)
+    monkeypatch.setattr(views_module, "decoded_sizes", sizes)
     source = loader(copied, device="gpu")
     with pytest.raises(RuntimeError, match="illegal memory access"), pytest.warns(UserWarning, match="trying it again"):
         next(source)
@@ -360,7 +362,7 @@ def test_the_share_counts_both_kinds(copied):
 def test_a_bad_file_stops_an_evaluation_by_name(copied):
     truncate(copied.listing.root / "temple" / "010.jpg")
     view = EvaluationView(resize=40, crop=32)
-    with pytest.raises(RuntimeError, match=r"(?s)temple/010.jpg: truncated.*leaves no image out.*sce-fast scan "):
+    with pytest.raises(RuntimeError, match=r"(?s)temple/010.jpg: truncated.*never skip images.*sce-fast scan "):
         list(evaluation_batches(copied, view))
     empty(copied.listing.root / "flower" / "001.jpg")
     with pytest.raises(ValueError, match=r"(?s)1 of 24 files cannot be used.*flower/001.jpg: empty"):
@@ -399,7 +401,7 @@ def test_bad_settings_are_named(photos, settings, message):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 @pytest.mark.parametrize("kind", ["png", "jpg"])
 def test_gpu_views_are_those_of_a_cpu(tmp_path, kind):
-    """Within what another decoder and another order of sums may do."""
+    """Within the differences of another decoder and another order of summation."""
     from sce_fast.benchmarks.acceptance.loader import MEAN_ALLOWED, pixels
 
     assert pixels(tmp_path, kind, 16, "gpu")["mean"] <= MEAN_ALLOWED[kind]

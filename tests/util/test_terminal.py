@@ -1,4 +1,4 @@
-"""A progress bar where there is no terminal."""
+"""The progress bar outside a terminal."""
 
 import time
 

@@ -1,1 +1,1 @@
-"""Images: augmentations, their plan, the graph that executes it."""
+"""Images: augmentations, the plan of a view, and the graph that executes the plan."""

@@ -1,4 +1,4 @@
-"""The published image augmentations as parameters."""
+"""The published image augmentations and their parameters."""
 
 import math
 from dataclasses import dataclass
@@ -10,38 +10,38 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """One view's distribution: crop, jitter, grayscale, blur, solarize, flip, normalise, in this order."""
+    """The distribution of one view: crop, jitter, grayscale, blur, solarize, flip and normalise, in this order."""
 
     size: int = 224
     """Side of the square view in pixels."""
     scale: tuple[float, float] = (0.2, 1.0)
-    """Range of the crop's share of the image's area."""
+    """Range of the crop's area as a share of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of the crop's width / height, drawn log-uniformly."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     jitter: float = 0.0
-    """Probability of the colour jitter: the four operations below in random order."""
+    """Probability of the colour jitter, which applies the four operations below in random order."""
     brightness: float = 0.0
-    """Half width of the range around 1 of the factor of all values."""
+    """Half width of the range around 1 from which the brightness factor is drawn. It scales all values."""
     contrast: float = 0.0
-    """The same of the distance from the image's mean grey."""
+    """Half width of the contrast factor's range. It scales the distance from the image's mean grey."""
     saturation: float = 0.0
-    """The same of the distance from the pixel's grey."""
+    """Half width of the saturation factor's range. It scales the distance from the pixel's own grey."""
     hue: float = 0.0
-    """Half width of the turn of the HSV hue, in revolutions, at most 0.5."""
+    """Half width of the range around 0 of the HSV hue's rotation, in revolutions, at most 0.5."""
     grayscale: float = 0.0
-    """Probability of dropping the colours."""
+    """Probability of conversion to grey."""
     blur: float = 0.0
     """Probability of a Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Range of its standard deviation in pixels."""
+    """Range of the blur's standard deviation in pixels."""
     solarize: float = 0.0
     """Probability of inverting the values of 128 and above."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Subtracted from the channels' values in [0, 1]."""
+    """Mean of each channel, subtracted from values in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
-    """Divides what is left."""
+    """Standard deviation of each channel, by which the difference is divided."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -59,22 +59,22 @@ class Augmentation:
 
     @property
     def changes_values(self) -> bool:
-        """Whether anything but crop and flip can happen."""
+        """Whether this augmentation can do more than crop and flip."""
         return max(self.jitter, self.grayscale, self.blur, self.solarize) > 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationView:
-    """What an evaluation sees: the shorter side resized, the centre cut out, normalised; nothing random."""
+    """The deterministic view of an evaluation: resize the shorter side, crop the centre, normalise."""
 
     resize: int = 256
     """Length of the shorter side in pixels after resizing."""
     crop: int = 224
     """Side of the square centre crop."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Subtracted from the channels' values in [0, 1]."""
+    """Mean of each channel, subtracted from values in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
-    """Divides what is left."""
+    """Standard deviation of each channel, by which the difference is divided."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.crop <= self.resize:
@@ -84,7 +84,7 @@ class EvaluationView:
 _JITTER = {"jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grayscale": 0.2}
 _WEAKER_SATURATION = {**_JITTER, "saturation": 0.2}
 
-# The names of the papers' table; alpha and beta are the two views of BYOL and MoCo v3, gamma is multi-crop's.
+# Names as in the papers' table: alpha and beta are the two views of BYOL and MoCo v3, gamma is the multi-crop view.
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "weak": {},
     "strong": {**_JITTER, "blur": 0.5},

@@ -1,4 +1,4 @@
-"""The DALI graphs: what is done to a batch once the plan has decided it. They hold no state and draw no numbers."""
+"""DALI graphs that execute a plan on a batch of images. They hold no state and draw no random numbers."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,82 +11,80 @@ from nvidia.dali.pipeline import Pipeline
 from sce_fast.data.image.augment import Augmentation, EvaluationView
 from sce_fast.data.image.photometric import photometric_operator
 from sce_fast.data.image.plan import ViewPlan, evaluation_boxes
-
-# (sample arrays of the first input, of the second, …)
-Feed = tuple[list[NDArray], ...]
+from sce_fast.data.pipeline import Feed, build_pipeline
 
 
-def feed_paths(paths: list[bytes]) -> list[NDArray]:
+def path_arrays(paths: list[bytes]) -> list[NDArray]:
+    """Return one uint8 array for each path, as the graphs take them."""
     return [np.frombuffer(path, dtype=np.uint8) for path in paths]
 
 
-def feed_view(plan: ViewPlan) -> list[NDArray]:
-    """One float32 vector a sample; `random_view` unpacks it. Pixel positions are exact in float32."""
+def view_vectors(plan: ViewPlan) -> list[NDArray]:
+    """Return one float32 vector for each sample; random_view unpacks it. Pixel positions are exact in float32."""
     columns: list[NDArray] = [plan.boxes, plan.operations, plan.factors]
     columns += [column[:, None] for column in (plan.blur_sigma, plan.solarize, plan.flip)]
     return list(np.concatenate(columns, axis=1, dtype=np.float32))
 
 
+def evaluation_feed(view: EvaluationView, paths: list[bytes], sizes: NDArray[np.int32]) -> Feed:
+    """Return the inputs of evaluation_pipeline for these images."""
+    resized, boxes = evaluation_boxes(view, sizes)
+    return path_arrays(paths), list(resized.astype(np.float32)), list(boxes)
+
+
 def training_pipeline(
-    source: Callable[[], Feed], augmentations: tuple[Augmentation, ...], *, batch_size: int, threads: int, device: str
+    feeds: Iterator[Feed], augmentations: tuple[Augmentation, ...], *, batch_size: int, threads: int, device: str
 ) -> Pipeline:
-    """Paths and one parameter vector a view → one (N, 3, size, size) float32 output a view.
+    """Build a pipeline that returns one (N, 3, size, size) float32 output for each view.
 
     Args:
-        source: called for each batch; gives feed_paths and then feed_view of each view.
+        feeds: for each batch path_arrays and then view_vectors of each view.
         device: "cpu", or "gpu" for the current CUDA device.
     """
     photometric = photometric_operator(device, threads)
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
-        path, *parameters = fn.external_source(
-            source=source,
-            num_outputs=1 + len(augmentations),
-            batch=True,
-            dtype=[types.UINT8] + [types.FLOAT] * len(augmentations),
-        )
+        path, *parameters = external_inputs(feeds, [types.UINT8] + [types.FLOAT] * len(augmentations))
         image = decoded(path, device)
         views = []
         for v, augmentation in enumerate(augmentations):
             views.append(random_view(image, parameters[v], augmentation, photometric))
         return tuple(views)
 
-    return _built(graph, batch_size, threads, device)
+    return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device)
 
 
 def evaluation_pipeline(
-    source: Callable[[], Feed], view: EvaluationView, *, batch_size: int, threads: int, device: str
+    feeds: Iterator[Feed], view: EvaluationView, *, batch_size: int, threads: int, device: str
 ) -> Pipeline:
-    """Paths, sizes after resizing and crop boxes → (N, 3, crop, crop) float32."""
+    """Build a pipeline that turns evaluation_feed into images (N, 3, crop, crop) float32."""
 
     @pipeline_def
     def graph() -> Any:
-        path, size, box = fn.external_source(
-            source=source, num_outputs=3, batch=True, dtype=[types.UINT8, types.FLOAT, types.INT32]
-        )
+        path, size, box = external_inputs(feeds, [types.UINT8, types.FLOAT, types.INT32])
         image = fn.resize(decoded(path, device), size=size, interp_type=types.INTERP_LINEAR, antialias=True)
         return normalized(cropped(image, box), view.mean, view.std)
 
-    return _built(graph, batch_size, threads, device)
+    return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device)
 
 
-def shape_pipeline(source: Callable[[], Feed], *, decode: bool, batch_size: int, threads: int, device: str) -> Pipeline:
-    """Paths → the shape of each image: from the header as the decoder will give it, or of what it does give."""
+def shape_pipeline(feeds: Iterator[Feed], *, decode: bool, batch_size: int, threads: int, device: str) -> Pipeline:
+    """Build a pipeline that returns the shape of each image: of the decoded image, or as its header announces it."""
 
     @pipeline_def
     def graph() -> Any:
-        path = fn.external_source(source=source, num_outputs=1, batch=True, dtype=types.UINT8)
+        (path,) = external_inputs(feeds, [types.UINT8])
         if decode:
-            return decoded(path[0], device).shape(device="cpu")
-        return fn.peek_image_shape(fn.io.file.read(path[0]))
+            return decoded(path, device).shape(device="cpu")
+        return fn.peek_image_shape(fn.io.file.read(path))
 
-    return _built(graph, batch_size, threads, device, prefetch=1)
+    return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device, prefetch=1)
 
 
-def evaluation_feed(view: EvaluationView, paths: list[bytes], sizes: NDArray[np.int32]) -> Feed:
-    resized, boxes = evaluation_boxes(view, sizes)
-    return feed_paths(paths), list(resized.astype(np.float32)), list(boxes)
+def external_inputs(feeds: Iterator[Feed], dtypes: list[Any]) -> Any:
+    """Return the inputs of a graph, one for each dtype. The pipeline stops when the feeds end."""
+    return fn.external_source(source=lambda: next(feeds), num_outputs=len(dtypes), batch=True, dtype=dtypes)
 
 
 def decoded(path: Any, device: str) -> Any:
@@ -95,7 +93,7 @@ def decoded(path: Any, device: str) -> Any:
 
 
 def file_content(path: Any) -> Any:
-    """The bytes of a file, read and not mapped: pages of a mapped file that are gone end the process with SIGBUS."""
+    """Read a file without mapping it: if pages of a mapped file disappear, SIGBUS ends the process."""
     return fn.io.file.read(path, dont_use_mmap=True)
 
 
@@ -115,9 +113,9 @@ def normalized(image: Any, mean: tuple[float, ...], std: tuple[float, ...], mirr
 
 
 def random_view(image: Any, parameters: Any, augmentation: Augmentation, photometric: Callable[..., Any]) -> Any:
-    """One view, by the vector that feed_view packed. What an augmentation never does is not in its graph."""
+    """Return one view from a vector of view_vectors. The graph leaves out what the augmentation never does."""
     box = fn.cast(parameters[0:4], dtype=types.INT32)
-    # Cut first, resize then: a resize with a region of interest would mix in pixels from outside the box.
+    # Crop first, then resize: a resize with a region of interest would mix in pixels from outside the box.
     view = fn.resize(cropped(image, box), size=[augmentation.size] * 2, interp_type=types.INTERP_LINEAR, antialias=True)
     if augmentation.changes_values:
         view = photometric(
@@ -129,21 +127,3 @@ def random_view(image: Any, parameters: Any, augmentation: Augmentation, photome
         )
     mirror = fn.cast(parameters[16], dtype=types.INT32)
     return normalized(view, augmentation.mean, augmentation.std, mirror=mirror)
-
-
-def _built(graph: Callable[..., Pipeline], batch_size: int, threads: int, device: str, prefetch: int = 2) -> Pipeline:
-    import torch
-
-    pipeline = graph(
-        batch_size=batch_size,
-        num_threads=threads,
-        device_id=None if device == "cpu" else torch.cuda.current_device(),
-        prefetch_queue_depth=prefetch,
-    )
-    pipeline.build()
-    return pipeline
-
-
-def run_once(feeds: Iterator[Feed]) -> Callable[[], Feed]:
-    """A source from an iterator; it ends the pipeline with StopIteration, as DALI expects."""
-    return lambda: next(feeds)

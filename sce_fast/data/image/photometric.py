@@ -1,4 +1,4 @@
-"""Jitter, grayscale, blur and solarize inside a DALI graph: our kernel on a CPU, DALI's operators elsewhere."""
+"""Jitter, grayscale, blur and solarize in a DALI graph: our kernel on a CPU, DALI's operators on a GPU."""
 
 import warnings
 from collections.abc import Callable
@@ -14,11 +14,13 @@ SOLARIZED = [value if value < 128 else 255 - value for value in range(256)]
 
 
 def photometric_operator(device: str, threads: int) -> Callable[..., Any]:
-    """The operator that does to the values of an image what its plan says, in the published order.
+    """Return the operator that applies a plan's jitter, grayscale, blur and solarize, in the published order.
+
+    On a CPU without our kernel it consists of DALI's operators, with a warning.
 
     Args:
         device: "cpu" or "gpu", where the images are.
-        threads: for the native kernel.
+        threads: number of threads of our kernel.
 
     Returns:
         A function of images (H, W, 3) uint8 and, all float32, operations (5,), factors (5,), sigma () and solarize ().
@@ -27,8 +29,8 @@ def photometric_operator(device: str, threads: int) -> Callable[..., Any]:
         return partial(_native, threads=threads)
     if device == "cpu":
         warnings.warn(
-            f"the CPU kernels are not built ({CPU.missing}): colours are augmented by DALI's arithmetic, several times "
-            f"slower; {CPU.remedy}",
+            f"the CPU kernels are not built ({CPU.missing}): DALI's operators augment colours, several times slower; "
+            f"{CPU.remedy}",
             stacklevel=2,
         )
     return partial(_from_dali_operators, device=device)
@@ -46,12 +48,12 @@ def _native(image: Any, operations: Any, factors: Any, sigma: Any, solarize: Any
         )
 
     done = fn.python_function(image, operations, factors, sigma, solarize, function=run, batch_processing=True)
-    # A Python function's output has no layout, and the operators that follow need one.
+    # The output of a Python function has no layout, but the next operators need one.
     return fn.reinterpret(done, layout="HWC")
 
 
 def _from_dali_operators(image: Any, operations: Any, factors: Any, sigma: Any, solarize: Any, device: str) -> Any:
-    """The formulas of csrc/cpu in DALI's arithmetic; its `if` runs on the samples that ask for it."""
+    """Compute the formulas of csrc/cpu with DALI's operators. DALI runs each `if` on the samples where it is true."""
     x = fn.cast(image, dtype=types.FLOAT)
     for slot in range(4):
         operation = operations[slot]

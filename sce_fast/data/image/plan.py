@@ -1,4 +1,4 @@
-"""Every random decision about an image, as a pure function of (seed, epoch, sample, view)."""
+"""All random decisions about an image, as a pure function of (seed, epoch, sample, view)."""
 
 import enum
 import itertools
@@ -14,7 +14,7 @@ CROP_ATTEMPTS = 10
 
 
 class ColorOperation(enum.IntEnum):
-    """As in csrc/cpu/color_jitter.h."""
+    """Colour operations, numbered as in csrc/cpu/color_jitter.h."""
 
     NONE = -1
     BRIGHTNESS = 0
@@ -29,10 +29,10 @@ JITTER_ORDERS = np.array(list(itertools.permutations(range(4))), dtype=np.int32)
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """What happens to each of N images in one view."""
+    """The operations on each of N images for one view."""
 
     boxes: NDArray[np.int32]  # (N, 4) top, left, bottom, right of the crop in pixels of the decoded image
-    operations: NDArray[np.int32]  # (N, 5) ColorOperation, in the order of their application
+    operations: NDArray[np.int32]  # (N, 5) ColorOperation, in order of application
     factors: NDArray[np.float32]  # (N, 5) one for each operation
     blur_sigma: NDArray[np.float32]  # (N,) pixels, 0 for no blur
     solarize: NDArray[np.bool_]  # (N,)
@@ -48,11 +48,11 @@ def plan_view(
     samples: NDArray[np.int64],
     view: int,
 ) -> ViewPlan:
-    """Draws one view of these samples.
+    """Draw the plan of one view of these samples.
 
     Args:
-        sizes: (N, 2) height and width of each sample's decoded image.
-        samples: (N,) their numbers in the index.
+        sizes: (N, 2) height and width of each decoded image.
+        samples: (N,) numbers of the images in the index.
         view: number of the view.
 
     Example:
@@ -68,7 +68,7 @@ def plan_view(
     jittered = random(Draw.JITTER) < a.jitter
     strengths = np.array([a.brightness, a.contrast, a.saturation, a.hue])
     draws = [random(draw) for draw in (Draw.BRIGHTNESS, Draw.CONTRAST, Draw.SATURATION, Draw.HUE)]
-    centers = np.array([1.0, 1.0, 1.0, 0.0])  # factors around 1, a turn of the hue around 0
+    centers = np.array([1.0, 1.0, 1.0, 0.0])  # the factors' range is around 1, the hue rotation's around 0
     lows = np.array([*np.maximum(1 - strengths[:3], 0), -a.hue])
     values = lows + (centers + strengths - lows) * np.stack(draws, axis=1)  # (N, 4) by operation
     orders = JITTER_ORDERS[(random(Draw.JITTER_ORDER) * len(JITTER_ORDERS)).astype(np.int64)]  # (N, 4)
@@ -105,7 +105,7 @@ def _random_boxes(
     tops: NDArray[np.float64],
     lefts: NDArray[np.float64],
 ) -> NDArray[np.int32]:
-    """torchvision's RandomResizedCrop: ten attempts, else the largest centre crop of allowed ratio."""
+    """Return crops (N, 4) as RandomResizedCrop of torchvision: ten attempts, else the largest allowed centre crop."""
     height, width = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)  # (N, 1)
     (scale_low, scale_high), (ratio_low, ratio_high) = augmentation.scale, augmentation.ratio
     area = height * width * (scale_low + (scale_high - scale_low) * areas)  # (N, attempts)
@@ -126,7 +126,7 @@ def _random_boxes(
 
 
 def evaluation_boxes(view: EvaluationView, sizes: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Sizes after resizing (N, 2) and the centre crops in them (N, 4), as torchvision's Resize and CenterCrop."""
+    """Return sizes after resizing (N, 2) and centre crops (N, 4), as torchvision's Resize and CenterCrop."""
     shorter = sizes.min(axis=1, keepdims=True)
     resized = (view.resize * sizes.astype(np.int64) // shorter).astype(np.int32)
     corner = np.rint((resized - view.crop) / 2).astype(np.int32)

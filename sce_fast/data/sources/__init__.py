@@ -1,4 +1,4 @@
-"""Where images come from: class folders, flat folders, list files."""
+"""Sources of images: class folders, flat folders and list files."""
 
 from pathlib import Path
 
@@ -11,14 +11,15 @@ __all__ = ["Listing", "list_images"]
 
 
 def list_images(path: str | Path) -> Listing:
-    """The images of a class folder, a flat folder or a list file, in sorted (list files: given) order.
+    """Return the images of a class folder, a flat folder or a list file.
 
-    A folder that holds images itself is flat: all images below it, no labels. Otherwise each of its subfolders that
-    holds images at any depth is a class. Hidden files and folders are passed over, links are followed.
+    A folder that directly contains images is flat: it lists all images below it, without labels. Otherwise each
+    subfolder with images at any depth is a class. Images of folders are sorted; those of a list file keep their order.
+    Hidden files and folders are skipped, links are followed.
 
     Raises:
         FileNotFoundError: the path does not exist.
-        ValueError: no image is there, the path is an image itself, or a line of a list file is malformed.
+        ValueError: there are no images, the path is an image itself, or a line of a list file is malformed.
     """
     path = Path(path)
     if not path.exists():

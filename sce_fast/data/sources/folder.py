@@ -1,4 +1,4 @@
-"""Images in folders."""
+"""Folders as a source of images."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from sce_fast.data.sources.listing import Listing, is_image_name
 
 
 def list_folder(root: Path) -> Listing:
-    """Images of a flat folder, or of one folder a class; see list_images."""
+    """Return the images of a flat folder, or of a folder with one subfolder for each class; see list_images."""
     entries = sorted(_visible(root), key=_sort_key)
     if any(_is_image(entry) for entry in entries):
         return Listing(root, list(_images_below(root)), labels=None, classes=[])
@@ -25,7 +25,7 @@ def list_folder(root: Path) -> Listing:
 
 
 def _images_below(root: Path) -> Iterator[str]:
-    """Relative names of all images below a folder, in sorted order; a folder reached again by a link is passed over."""
+    """Yield the relative names of all images below a folder in sorted order, and visit each linked folder only once."""
     seen: set[str] = set()
 
     def walk(folder: str, prefix: str) -> Iterator[str]:
@@ -49,8 +49,8 @@ def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return is_image_name(entry.name) and not entry.is_dir()  # a broken link is one too, so that it will be named
+    return is_image_name(entry.name) and not entry.is_dir()  # a broken link counts, so that it is reported as missing
 
 
 def _sort_key(entry: os.DirEntry[str]) -> bytes:
-    return os.fsencode(entry.name)  # by bytes: the same order whatever the locale
+    return os.fsencode(entry.name)  # bytes sort the same in every locale

@@ -1,4 +1,4 @@
-"""Images named in a text file."""
+"""List files as a source of images."""
 
 import codecs
 import os
@@ -9,12 +9,13 @@ from sce_fast.util.files import printable
 
 
 def list_file(path: Path) -> Listing:
-    """One image a line, relative to the list's folder or absolute, with an optional tab and class name behind it.
+    """Read a list file.
 
-    Empty lines and lines that begin with # are passed over. Classes are numbered in sorted order.
+    A line names an image, relative to the list's folder or absolute, optionally followed by a tab and a class. Empty
+    lines and lines that begin with # are skipped. Classes are numbered in sorted order.
 
     Raises:
-        ValueError: it is no text, or some lines have a class and others have none.
+        ValueError: the file is not text, or only some lines have a class.
     """
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if b"\0" in content:
@@ -26,7 +27,7 @@ def list_file(path: Path) -> Listing:
             continue
         name, tab, class_name = os.fsdecode(line).partition("\t")
         if bool(tab) != bool(class_names) and names:
-            raise ValueError(f"{printable(path)}, line {number}: either every line has a tab and a class, or none")
+            raise ValueError(f"{printable(path)}, line {number}: expected a tab and a class on every line or on none")
         names.append(name.strip())
         if tab:
             class_names.append(class_name.strip())

@@ -1,10 +1,10 @@
-"""What a source gives: names of images and, where there are classes, labels."""
+"""Listings: the names and labels that a source of images returns."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-# What DALI's image decoder reads.
+# The formats that DALI's image decoder reads.
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".pnm", ".ppm", ".pgm", ".pbm", ".jp2", ".webp")
 )
@@ -12,12 +12,12 @@ IMAGE_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class Listing:
-    """Files in a fixed order. Names that are not UTF-8 carry their bytes as surrogates, as os.fsdecode gives them."""
+    """Files in a fixed order. Names that are not UTF-8 hold their bytes as surrogates, as os.fsdecode returns them."""
 
     root: Path
     names: list[str]  # relative to root
     labels: list[int] | None
-    classes: list[str]  # class of label i; empty without labels
+    classes: list[str]  # name of each label; empty without labels
 
     def paths(self) -> list[str]:
         return [os.path.join(self.root, name) for name in self.names]

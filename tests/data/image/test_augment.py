@@ -1,4 +1,4 @@
-"""Every operator of the graph against an independent formula, on natural photographs."""
+"""Each operator of the graph against an independent formula, on natural photographs."""
 
 import dataclasses
 
@@ -13,10 +13,9 @@ from sce_fast.data.image.augment import Augmentation, EvaluationView
 from sce_fast.data.image.graph import (
     evaluation_feed,
     evaluation_pipeline,
-    feed_paths,
-    feed_view,
-    run_once,
+    path_arrays,
     training_pipeline,
+    view_vectors,
 )
 from sce_fast.data.image.plan import JITTER_ORDERS, ViewPlan
 from sce_fast.native import CPU
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the CPU kernels are not built")
 
 SIZE = 96
 NONE = -1
-# A graph that holds every operator; what is done to an image is in its plan.
+# A graph with every operator; the plan selects the operators for an image.
 EVERYTHING = Augmentation(
     size=SIZE, jitter=1.0, grayscale=1.0, blur=1.0, solarize=1.0, mean=(0, 0, 0), std=(1 / 255,) * 3
 )
@@ -58,7 +57,7 @@ def files(crops, tmp_path_factory) -> list[bytes]:
 
 
 def still(count, **changes) -> ViewPlan:
-    """A plan that does nothing to an image of the view's size, but for the changes."""
+    """Return a plan that leaves images of the view's size unchanged except for the given changes."""
     plan = ViewPlan(
         boxes=np.tile(np.int32([0, 0, SIZE, SIZE]), (count, 1)),
         operations=np.full((count, 5), NONE, dtype=np.int32),
@@ -71,9 +70,9 @@ def still(count, **changes) -> ViewPlan:
 
 
 def render(files, plan, threads=2) -> np.ndarray:
-    """(N, H, W, 3) with values in [0, 255]."""
-    feeds = iter([(feed_paths(files), feed_view(plan))])
-    pipeline = training_pipeline(run_once(feeds), (EVERYTHING,), batch_size=len(files), threads=threads, device="cpu")
+    """Return the views (N, H, W, 3) with values in [0, 255]."""
+    feeds = iter([(path_arrays(files), view_vectors(plan))])
+    pipeline = training_pipeline(feeds, (EVERYTHING,), batch_size=len(files), threads=threads, device="cpu")
     (views,) = pipeline.run()
     return torch.from_dlpack(views.as_tensor()).permute(0, 2, 3, 1).numpy().copy()
 
@@ -83,7 +82,7 @@ def grey(x):
 
 
 def by_formula(image, operation, factor):
-    """torchvision's meaning of the colour operations, in float64 on values of [0, 255]."""
+    """Compute a colour operation as torchvision defines it, in float64 on values in [0, 255]."""
     x = image.astype(np.float64)
     if operation == 0:
         x = x * factor
@@ -128,7 +127,7 @@ def test_each_colour_operation(files, crops, either_kernel, operation, factors):
     images = render(files, plan)
     expected = [by_formula(crop, operation, factor) for crop, factor in zip(crops, factors, strict=True)]
     assert_near(images, expected, mean_error=0.6)  # rounding alone
-    if operation not in (0, 4):  # and the test would see it undone
+    if operation not in (0, 4):  # a test that could not see the operation would be worthless
         assert min(np.abs(image - crop).mean() for image, crop in zip(images, crops, strict=True)) > MEAN_ERROR
 
 
@@ -187,7 +186,7 @@ def test_crop_from_a_large_image_is_antialiased(photographs, tmp_path):
 
 
 def test_order_of_the_operators(files, crops, either_kernel):
-    """Jitter, grayscale, blur, solarize, flip. Saturation and brightness clip, so that another order shows."""
+    """Jitter, grayscale, blur, solarize, flip. Saturation and brightness clip, so another order gives other pixels."""
     plan = still(
         4,
         blur_sigma=np.full(4, 2.0, dtype=np.float32),
@@ -229,7 +228,7 @@ def test_order_of_the_operators(files, crops, either_kernel):
 
 
 def test_both_kernels_agree(files, monkeypatch):
-    """Up to the rounding between the jitter and the blur."""
+    """Up to the rounding between jitter and blur."""
     plan = still(4, blur_sigma=np.float32([0, 0.5, 1, 2]), solarize=np.array([False, True, False, True]))
     plan.operations[:, :4], plan.factors[:, :4] = JITTER_ORDERS[[3, 9, 14, 20]], [0.9, 1.2, 0.07, 1.1]
     native_images = render(files, plan)
@@ -237,7 +236,7 @@ def test_both_kernels_agree(files, monkeypatch):
     with pytest.warns(UserWarning, match="the CPU kernels are not built"):
         difference = np.abs(render(files, plan) - native_images)
     near = difference <= 1
-    assert near.mean() > 0.999  # a value at the threshold of solarize may fall on either side
+    assert near.mean() > 0.999  # a value at the solarize threshold may fall on either side
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -248,7 +247,7 @@ def test_pixels_do_not_depend_on_threads(files, threads):
 
 
 def native(images, operations=NONE, factors=0.0, blur_sigma=0.0, solarize=False, threads=1):
-    """The kernel on a list of images with the same plan for each."""
+    """Run the kernel on a list of images with the same plan for each."""
     n = len(images)
     rows = [
         np.tile(np.array(row, dtype=dtype), (n, 1)) for row, dtype in ((operations, np.int32), (factors, np.float32))
@@ -275,7 +274,7 @@ def test_kernel_refuses_what_it_does_not_understand():
 
 
 def test_kernel_jitters_any_number_of_pixels():
-    """Tails of blocks and lanes: sizes around 16 and 2048, against the formula."""
+    """Sizes around 16 and 2048 test the tails of lanes and blocks."""
     random = np.random.default_rng(0)
     operations, factors = [1, 3, 2, 1, 0], [1.5, 0.2, 0.5, 0.7, 1.1]
     for pixels in (1, 15, 17, 2047, 2048, 2049, 5000):
@@ -289,7 +288,7 @@ def test_kernel_jitters_any_number_of_pixels():
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 3), (5, 4), (40, 17), (33, 64)])
 def test_kernel_blurs_any_size(shape):
-    """Windows wider than the image mirror more than once."""
+    """A window wider than the image is mirrored more than once."""
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     for sigma in (0.1, 0.7, 2.0, 4.3):
         radius = int(np.ceil(3 * sigma))
@@ -314,10 +313,10 @@ def test_evaluation_view(photographs, tmp_path):
     Image.fromarray(photographs[0]).save(path)
     view = EvaluationView(resize=96, crop=80)
     feeds = iter([evaluation_feed(view, [str(path).encode()], np.int32([[427, 640]]))])
-    pipeline = evaluation_pipeline(run_once(feeds), view, batch_size=1, threads=1, device="cpu")
+    pipeline = evaluation_pipeline(feeds, view, batch_size=1, threads=1, device="cpu")
     (images,) = pipeline.run()
     image = torch.from_dlpack(images.as_tensor())[0]
     resized = Image.fromarray(photographs[0]).resize((96 * 640 // 427, 96), Image.Resampling.BILINEAR)
-    expected = np.array(resized)[8:88, 32:112]  # 96 × 143, cut in the middle
+    expected = np.array(resized)[8:88, 32:112]  # centre crop of 96 × 143
     expected = (expected / 255 - view.mean) / view.std
     assert np.abs(image.permute(1, 2, 0).numpy() - expected).mean() * 255 * 0.225 < 0.6

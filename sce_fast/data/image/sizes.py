@@ -1,0 +1,79 @@
+"""Sizes of images, read from their headers or by decoding them. Bad files are found one by one."""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sce_fast.data.faults import DAMAGED, status_or_reason
+from sce_fast.data.image.formats import decode_failure_reason
+from sce_fast.data.image.graph import path_arrays, shape_pipeline
+from sce_fast.data.pipeline import Feed
+
+FILES_PER_BATCH = 64  # few, because all files of a failed batch are decoded again
+
+
+class SizeReader:
+    """A reader of image sizes that copes with bad files. DALI fails a whole batch and may not name the bad file.
+
+    DALI 2.4 refuses a JPEG that is cut off anywhere, even if only its end marker is missing. It does not notice damage
+    that keeps a JPEG's length: it decodes zeros or flipped bits to arbitrary pixels.
+
+    Args:
+        decode: decode the images; otherwise read only headers.
+        batch_size: files at a time.
+        threads: number of threads that read or decode.
+        device: "cpu", or "gpu" for the decoder of the current CUDA device.
+    """
+
+    def __init__(
+        self, *, decode: bool, batch_size: int = FILES_PER_BATCH, threads: int = 2, device: str = "cpu"
+    ) -> None:
+        self._settings: dict[str, Any] = {
+            "decode": decode,
+            "batch_size": batch_size,
+            "threads": threads,
+            "device": device if decode else "cpu",
+        }
+        self._pipeline: Any = None
+        self._feeds: deque[Feed] = deque()
+
+    def sizes(self, paths: list[bytes]) -> NDArray[np.int32]:
+        """Return height and width (n, 2) of each file; (0, 0) where it cannot be read or decoded."""
+        limit = self._settings["batch_size"]
+        batches = [self._sizes(paths[start : start + limit]) for start in range(0, len(paths), limit)]
+        return np.concatenate([np.zeros((0, 2), dtype=np.int32), *batches])
+
+    def _sizes(self, paths: list[bytes]) -> NDArray[np.int32]:
+        if self._pipeline is None:
+            self._feeds.clear()
+            self._pipeline = shape_pipeline(iter(self._feeds.popleft, None), **self._settings)
+        self._feeds.append((path_arrays(paths),))
+        try:
+            (shapes,) = self._pipeline.run()
+        except RuntimeError:
+            self._pipeline = None  # DALI says that it is no longer valid
+        else:
+            return np.stack([np.asarray(shapes[i])[:2] for i in range(len(paths))]).astype(np.int32)
+        sizes = np.zeros((len(paths), 2), dtype=np.int32)
+        if len(paths) == 1:
+            return sizes
+        plausible = [i for i, path in enumerate(paths) if decode_failure_reason(path) == DAMAGED]
+        if len(plausible) < len(paths):  # HTML pages and empty files are recognised without a decoder
+            if plausible:
+                sizes[plausible] = self._sizes([paths[i] for i in plausible])
+            return sizes
+        half = len(paths) // 2
+        return np.concatenate([self._sizes(paths[:half]), self._sizes(paths[half:])])
+
+
+def decoded_sizes(paths: list[bytes], *, threads: int, device: str) -> NDArray[np.int32]:
+    """Return height and width (n, 2) of each decoded image; (0, 0) where decoding fails.
+
+    Pipes, folders and empty files are not passed to the decoder.
+    """
+    sizes = np.zeros((len(paths), 2), dtype=np.int32)
+    files = [i for i, path in enumerate(paths) if not isinstance(status_or_reason(path), str)]
+    sizes[files] = SizeReader(decode=True, threads=threads, device=device).sizes([paths[i] for i in files])
+    return sizes

@@ -1,0 +1,37 @@
+"""DALI pipelines of any kind of data: how they are built and read."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from nvidia.dali.pipeline import Pipeline
+from torch import Tensor
+
+# The inputs of one batch: arrays of the first input, one for each sample, then those of the second input, and so on.
+Feed = tuple[list[NDArray], ...]
+
+
+def build_pipeline(
+    graph: Callable[..., Pipeline], *, batch_size: int, threads: int, device: str, prefetch: int = 2
+) -> Pipeline:
+    """Build the pipeline of a function that pipeline_def has decorated.
+
+    Args:
+        device: "cpu", or "gpu" for the current CUDA device.
+        prefetch: number of batches that DALI prepares in advance.
+    """
+    pipeline = graph(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=None if device == "cpu" else torch.cuda.current_device(),
+        prefetch_queue_depth=prefetch,
+    )
+    pipeline.build()
+    return pipeline
+
+
+def next_outputs(pipeline: Any, device: str) -> list[Tensor]:
+    """Return the next outputs of a pipeline without a copy; on a GPU they are ordered on the current stream."""
+    outputs = pipeline.run() if device == "cpu" else pipeline.run(torch.cuda.current_stream())
+    return [torch.from_dlpack(output.as_tensor()) for output in outputs]

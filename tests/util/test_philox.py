@@ -1,0 +1,47 @@
+"""Philox gives the published numbers, and each number depends only on its coordinates."""
+
+import numpy as np
+
+from sce_fast.util.philox import Draw, philox, uniform
+
+
+def test_philox_gives_the_published_answers():
+    """The known-answer vectors of Random123."""
+    cases = [
+        ((0, 0, 0, 0), (0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ]
+    for counter, key, expected in cases:
+        words = philox(np.array(counter, dtype=np.uint32), key)
+        assert " ".join(f"{word:08x}" for word in words) == expected
+
+
+def test_numbers_are_uniform_and_independent():
+    numbers = np.stack([uniform(3, 0, np.arange(20000), draw, view=0) for draw in Draw])
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    assert np.abs(numbers.mean(axis=1) - 0.5).max() < 0.01
+    correlation = np.corrcoef(numbers) - np.eye(len(Draw))
+    assert np.abs(correlation).max() < 0.035
+
+
+def test_a_drawn_number_depends_on_its_own_coordinates_alone():
+    """It depends neither on other samples nor on earlier draws nor on the count."""
+    samples = np.array([5, 2**33 + 1, 17])
+    alone = {
+        (sample, draw): uniform(9, 4, np.array([sample]), draw, view=2)[0]
+        for draw in reversed(Draw)
+        for sample in samples[::-1]
+    }
+    assert len(set(alone.values())) == len(alone)
+    for draw in Draw:
+        together = uniform(9, 4, samples, draw, view=2)
+        assert [alone[sample, draw] for sample in samples] == together.tolist()
+        assert np.array_equal(uniform(9, 4, samples, draw, view=2, count=7)[:, 0], together)
+    for other in (dict(seed=8, epoch=4, view=2), dict(seed=9, epoch=5, view=2), dict(seed=9, epoch=4, view=3)):
+        assert uniform(samples=samples, draw=Draw.FLIP, **other)[0] != alone[5, Draw.FLIP]
