@@ -257,7 +257,7 @@ def test_another_number_of_ranks_goes_on_with_a_warning(photo_folder, tmp_path):
     train(config)
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
-    with pytest.warns(UserWarning, match=rf"not with the same bits: threads {threads} then, {threads + 1} now"):
+    with pytest.warns(UserWarning, match=rf"will not have the same bits: threads {threads} then, {threads + 1} now"):
         Trainer(dataclasses.replace(config, resume=True))
 
 

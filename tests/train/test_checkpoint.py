@@ -84,6 +84,14 @@ def test_a_damaged_file_of_the_run_is_named(run, config, name):
         train(config)
 
 
+@pytest.mark.parametrize("change", [{"epoch": 3}, {"batch_size": "8"}, {"loss": None}])
+def test_a_config_of_another_version_is_named(run, config, change):
+    path = run / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=r"config.json does not fit this version of sce_fast: .*; use the version that"):
+        train(config)
+
+
 def test_without_its_list_of_images_the_fingerprint_tells(run, config, photo_folder):
     (run / "images.json.gz").unlink()
     data = shutil.copytree(photo_folder, run.parent / "data")
