@@ -88,7 +88,9 @@ def test_a_damaged_file_of_the_run_is_named(run, config, name):
 def test_a_config_of_another_version_is_named(run, config, change):
     path = run / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ValueError, match=r"config.json does not fit this version of sce_fast: .*; use the version that"):
+    with pytest.raises(
+        ValueError, match=r"config.json does not fit this version of sce_fast: .*; use the version that"
+    ):
         train(config)
 
 
