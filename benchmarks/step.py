@@ -7,7 +7,7 @@ sce-fast bench step --model.backbone resnet18 --batch-size 8 --size 64 --loss.qu
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sce_fast.benchmarks.measure import stage_seconds
+from sce_fast.benchmarks.measure import StageTimer
 from sce_fast.benchmarks.record import machine, write_record
 from sce_fast.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig, to_json
 from sce_fast.train.step import STAGES, TrainingStep
@@ -115,9 +115,11 @@ def measure(
         def one(batch: list[Tensor]) -> None:
             step([batch], number=0, learning_rate=0.01, momentum=0.99)
 
-        def marked(batch: list[Tensor], mark: Callable[[], None]) -> None:
-            step.mark = mark
+        def timed(batch: list[Tensor]) -> dict[str, float]:
+            timer = StageTimer(device)
+            step.stage = timer.stage
             one(batch)
+            return timer.seconds()
 
         def take(count: int) -> None:
             for _ in range(count):
@@ -132,10 +134,9 @@ def measure(
         seconds = (time.perf_counter() - start) / steps
         turns = []
         for _ in range(steps):
-            batch = next(views)
-            turns.append(stage_seconds(lambda mark, batch=batch: marked(batch, mark), device))
+            turns.append(timed(next(views)))
             bar.update()
-    stages = dict(zip(STAGES, (statistics.median(column) for column in zip(*turns, strict=True)), strict=True))
+    stages = {name: statistics.median(turn[name] for turn in turns) for name in STAGES}
     share = sum(stages[name] for name in OURS) / sum(stages.values())
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
     return Speed(seconds, batch_size / seconds, stages, share, step.backend, peak)

@@ -1,6 +1,6 @@
-"""Several processes that train together: who they are, and the collectives that the method and the run need.
+"""The ranks of a run, and the collectives that the method and the trainer need.
 
-Each collective is the identity on a single process. Nothing here waits for the device, except where it says so.
+On a single process each collective is the identity. No function here makes the host wait for the device.
 """
 
 import ctypes
@@ -19,24 +19,24 @@ from torch import Tensor
 
 T = TypeVar("T")
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-# The others may wait for as long as the first rank lists a data set or evaluates; torchrun ends those whose peer died.
+# Other ranks may wait for as long as the first rank lists a data set or evaluates. If a rank dies, torchrun ends them.
 PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run."""
+    """The rank of this process, and how many ranks share the run."""
 
     rank: int = 0
     size: int = 1
-    hosts: Any = None  # a gloo group, for what the processes tell one another on the CPU
+    hosts: Any = None  # a gloo group, for messages between the CPUs
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """What each rank gives, in their order, on every rank; anything that JSON holds."""
+        """Return the values of all ranks in order, on every rank; a value is anything that JSON can hold."""
         if self.size == 1:
             return [value]
         local = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -48,7 +48,7 @@ class Ranks:
         return [json.loads(t[: int(n)].numpy().tobytes()) for t, n in zip(texts, lengths, strict=True)]
 
     def gather_tensors(self, value: Tensor) -> list[Tensor]:
-        """A CPU tensor of each rank, all of one shape and dtype, on every rank."""
+        """Return the CPU tensors of all ranks in order, on every rank; shapes and dtypes must agree."""
         if self.size == 1:
             return [value]
         tensors = [torch.empty_like(value) for _ in range(self.size)]
@@ -56,10 +56,11 @@ class Ranks:
         return tensors
 
     def first(self, call: Callable[[], Any]) -> Any:
-        """What a call returns on the first rank (anything that JSON holds), on every rank.
+        """Call a function on the first rank only; return its value, anything that JSON can hold, on every rank.
 
         Raises:
-            RuntimeError: on the other ranks, what the first one raised.
+            Exception: on the first rank, whatever the call raises.
+            RuntimeError: on the other ranks, with the message of the first rank's error.
         """
         if self.size == 1:
             return call()
@@ -68,7 +69,7 @@ class Ranks:
         if self.is_first:
             try:
                 answer = {"value": call()}
-            except Exception as raised:  # whatever it is, the others must not wait for what will never come
+            except Exception as raised:  # of any kind: the other ranks wait for an answer
                 error, answer = raised, {"error": str(raised)}
         answer = self.gather(answer)[0]
         if error is not None:
@@ -78,10 +79,10 @@ class Ranks:
         return answer["value"]
 
     def first_then_others(self, call: Callable[[], T]) -> T:
-        """What a call returns, on each rank; the first one's turn comes before, so that the others find its caches.
+        """Call a function on every rank, on the first rank before the others, so that they find its caches.
 
         Raises:
-            RuntimeError: on the other ranks, what the first one raised.
+            RuntimeError: on the other ranks, with the message of the first rank's error.
         """
         results: list[T] = []
         self.first(lambda: results.append(call()))
@@ -89,10 +90,10 @@ class Ranks:
 
 
 class Vote:
-    """Whether any rank has said yes, known to all of them at the same call.
+    """Tells all ranks, at the same call, whether any of them has voted yes.
 
-    With several ranks the answer is that of the call before: the votes travel while the step runs, so that no rank
-    waits for another.
+    With several ranks each call returns the result of the previous call: votes travel while the step runs, so that no
+    rank waits for another.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -114,9 +115,9 @@ class Vote:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Ranks]:
-    """The ranks of a run under torchrun, by nccl on GPUs and gloo on CPUs; one rank without torchrun.
+    """Join the process group that torchrun has set up (nccl on GPUs, gloo on CPUs) and yield this process's Ranks.
 
-    A group that the caller has made already is taken as it is.
+    Without torchrun there is one rank. A group that the caller has made already is used as it is.
     """
     if dist.is_initialized():
         yield current_ranks()
@@ -136,18 +137,18 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
 
 
 def _end_with_parent() -> None:
-    """Has Linux send SIGTERM when torchrun dies without having stopped its ranks: they save and end."""
+    """Have Linux send SIGTERM if torchrun dies without stopping its ranks, so that they save and end."""
     with suppress(OSError, AttributeError):  # not Linux
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def lost_a_rank(error: RuntimeError) -> bool:
-    """Whether a collective failed because another process is gone."""
+    """Return whether a collective failed because another process has ended."""
     return "gloo" in str(error) and "peer" in str(error)
 
 
 def current_ranks() -> Ranks:
-    """The ranks of torch.distributed, with a gloo group for the hosts; one rank where it does not run."""
+    """Return the Ranks of torch.distributed, with a gloo group for the hosts; one rank if it is not initialised."""
     if not (dist.is_available() and dist.is_initialized()):
         return Ranks()
     hosts = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -155,13 +156,14 @@ def current_ranks() -> Ranks:
 
 
 def world_size() -> int:
+    """Return the number of ranks of torch.distributed; 1 if it is not initialised."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gather_keys(keys: Tensor) -> Tensor:
-    """The keys of all ranks, (N, D) → (W·N, D) or (U, N, D) → (U, W·N, D), ranks in order; no gradient.
+    """Gather the keys of all W ranks, (N, D) → (W·N, D) or (U, N, D) → (U, W·N, D), ranks in order; no gradient.
 
-    Raises what torch.distributed raises when ranks give different shapes.
+    If ranks give different shapes, torch.distributed raises its own error.
     """
     if world_size() == 1:
         return keys.detach()
@@ -169,12 +171,12 @@ def gather_keys(keys: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """(N, …) of each rank → (W·N, …), ranks in order; no gradient."""
+    """Gather the rows of all W ranks, (N, …) → (W·N, …), ranks in order; no gradient."""
     return rows.detach() if world_size() == 1 else torch.cat(_all_gather(rows.detach()))
 
 
 def own_rows(rows: Tensor) -> Tensor:
-    """(W·N, …) → the (N, …) that this rank would have given to gather_rows."""
+    """Return the rows that this rank would have given to gather_rows, (W·N, …) → (N, …)."""
     if world_size() == 1:
         return rows
     return rows.chunk(dist.get_world_size())[dist.get_rank()]

@@ -1,4 +1,4 @@
-"""Images for the data tests: natural photographs that scikit-learn ships."""
+"""Fixtures of many tests: photographs that scikit-learn ships, seeds, caches, and the GPU."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from sce_fast.benchmarks import machine as gpu_machine
 from sce_fast.benchmarks.acceptance.gpu_kernels import KERNELS
 from sce_fast.native import CUDA
 
-# Shapes drawn at random take different times on a busy machine: no deadline, and the same examples every time.
+# No deadline, since times vary on a busy machine; the same examples every time.
 settings.register_profile("tests", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("tests")
 
@@ -28,19 +28,19 @@ def seeded():
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's cache."""
+    """Keep tests away from the user's cache."""
     monkeypatch.setenv("SCE_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="session")
 def photographs() -> list[np.ndarray]:
-    """Two natural images, (427, 640, 3) uint8."""
+    """Return two natural images, (427, 640, 3) uint8."""
     return [np.array(image) for image in load_sample_images().images]
 
 
 @pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory, photographs) -> Path:
-    """24 JPEG cuts of different sizes in two class folders, one of them stored sideways with an EXIF rotation."""
+    """Write 24 JPEG crops of different sizes in two class folders; one is stored sideways with an EXIF rotation."""
     root = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(0)
     for i in range(24):
@@ -59,7 +59,7 @@ def photo_folder(tmp_path_factory, photographs) -> Path:
 
 @pytest.fixture(params=list(KERNELS))
 def gpu_backend(request) -> str:
-    """The name to call each kernel by that is meant for this GPU, in turn."""
+    """Return the backend name of each kernel that is meant for this GPU, in turn."""
     kernel = KERNELS[request.param]
     reason = kernel.missing()
     if reason is not None:
@@ -69,7 +69,7 @@ def gpu_backend(request) -> str:
 
 @pytest.fixture
 def cuda() -> torch.device:
-    """The GPU, where the CUDA kernels are built; without nvcc they cannot be."""
+    """Return the GPU; skip if there is no nvcc to build the CUDA kernels with."""
     if CUDA.missing and gpu_machine.find_tool("nvcc") is None:
         pytest.skip("there is no nvcc, so the CUDA kernels are not built")
     assert CUDA.missing == "", "the extension is not built: SCE_FAST_BUILD=cuda"

@@ -1,4 +1,4 @@
-"""Two ranks train as one does, stop together, and go on together."""
+"""Two ranks train as one rank does, stop together, and resume together."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from torch import nn
 
 from helpers import ranks
 from helpers.runs import final_tensors, small_config
-from sce_fast.config import EvaluationConfig, LossConfig, OptimizerConfig
+from sce_fast.config import EvaluationConfig, LossConfig, OptimizerConfig, ViewsConfig
 from sce_fast.data.index import index_images
 from sce_fast.distributed import process_group
 from sce_fast.method.batch_norm import GroupedBatchNorm2d, SyncBatchNorm, grouped, synchronized
@@ -23,12 +23,12 @@ SYNC = dataclasses.replace(small_config(Path(), Path()).model, batch_norm="sync"
 
 
 def use_a_smooth_activation():
-    """At the kink of a ReLU the last bit of a sum decides about a gradient, and sums over ranks differ there."""
+    """Replace ReLU: at its kink a gradient depends on the last bit of a sum, and sums over ranks differ there."""
     nn.ReLU = nn.SiLU
 
 
 def train_and_record(config, record):
-    """Trains; writes what each step of this rank saw: names and pixels."""
+    """Train; write the pixels that each step of this rank saw."""
     use_a_smooth_activation()
     seen, original = [], TrainingStep.__call__
 
@@ -48,12 +48,16 @@ def train_and_record(config, record):
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_two_ranks_train_as_one(photo_folder, tmp_path, accumulation):
-    """In float64 over 51 steps: the same images, weights within 1e-8, keys in the same order."""
+    """In float64 over 51 steps: the same pixels, weights within 1e-8, keys in the same order.
+
+    Small views make float64 convolutions bearable.
+    """
     changes = dict(
         epochs=51, batch_size=24, loss=LossConfig(queue=96), precision="float64", model=SYNC, checkpoint_every=100,
         accumulation=accumulation, loader_threads=1,
         optimizer=OptimizerConfig(base_learning_rate=0.1, warmup_epochs=1),
-        evaluation=EvaluationConfig(train=photo_folder, test=photo_folder, every=25, resize=40, crop=32, neighbours=3),
+        views=ViewsConfig(names=("alpha", "beta"), sizes=(16,)),
+        evaluation=EvaluationConfig(train=photo_folder, test=photo_folder, every=25, resize=20, crop=16, neighbours=3),
     )  # fmt: skip
     for count in (1, 2):
         config = small_config(photo_folder, tmp_path / f"run{count}", **changes)
@@ -90,7 +94,7 @@ def gradients_of_one_step(config, result):
 
 
 def test_two_ranks_in_float32_have_the_gradients_of_one_in_float64(photo_folder, tmp_path):
-    """Within 1e-5. (One process in float32 is further off, by its own batch normalisation: 1e-5 to 4e-5.)"""
+    """Within 1e-5. (One process in float32 differs more, through torch's own batch norm: 1e-5 to 4e-5.)"""
     changes = dict(
         batch_size=24, model=dataclasses.replace(SYNC, projector_norm="none"), loader_threads=1,
         loss=LossConfig(queue=96, temperature=1.0, target_temperature=1.0),
@@ -155,7 +159,7 @@ def test_grouped_batch_norm_is_that_of_several_gpus():
 
 
 class BatchNormAct(nn.BatchNorm2d):
-    """As timm has it: an activation goes with the normalisation."""
+    """A layer like timm's: normalisation with an activation."""
 
     def forward(self, x):
         return super().forward(x).relu()
@@ -176,7 +180,7 @@ def keys_of_one_step(config, result):
 
 
 def test_shuffled_batch_norm_makes_the_same_keys_on_any_ranks(photo_folder, tmp_path):
-    """Four groups: on one process, and two on each of two ranks. The projector has no normalisation of its own."""
+    """Four groups on one process, or two on each of two ranks. The projector has no batch norm of its own."""
     model = dataclasses.replace(SYNC, batch_norm="shuffle", batch_norm_groups=4, projector_norm="none")
     queues = {}
     for count, groups in ((1, 4), (2, 4), (1, 2), (2, 2)):
@@ -200,7 +204,7 @@ def test_shuffled_batch_norm_makes_the_same_keys_on_any_ranks(photo_folder, tmp_
 
 
 def spoil_and_train(config, bad_rank, bad_step, result):
-    """Trains with a NaN among the pixels of one rank at one step."""
+    """Train with a NaN among the pixels of one rank at one step."""
     original = TrainingStep.__call__
     rank = int(os.environ.get("RANK", 0))
 
@@ -225,7 +229,7 @@ def spoil_and_train(config, bad_rank, bad_step, result):
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_a_loss_that_is_not_finite_stops_all_ranks_before_damage(photo_folder, tmp_path, precision):
-    """Read at step 9, seen to have come with step 6: nothing has changed since step 5, on any rank."""
+    """The flag is read at step 9 and names step 6: on every rank nothing has changed since step 5."""
     config = small_config(
         photo_folder, tmp_path / "run", precision=precision, log_every=9, checkpoint_every=5, loader_threads=1,
         evaluation=EvaluationConfig(),
@@ -257,7 +261,7 @@ def test_another_number_of_ranks_goes_on_with_a_warning(photo_folder, tmp_path):
     train(config)
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
-    with pytest.warns(UserWarning, match=rf"not with the same bits: threads {threads} then, {threads + 1} now"):
+    with pytest.warns(UserWarning, match=rf"will not have the same bits: threads {threads} then, {threads + 1} now"):
         Trainer(dataclasses.replace(config, resume=True))
 
 

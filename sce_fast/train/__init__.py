@@ -1,4 +1,4 @@
-"""A training run. Importing this package loads no DALI; its trainer does."""
+"""A training run. Importing this package does not load DALI; using `train` or `Trainer` does."""
 
 from typing import TYPE_CHECKING, Any
 

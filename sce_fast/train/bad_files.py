@@ -1,4 +1,4 @@
-"""The run's record of what it had to replace, over all ranks and over interruptions."""
+"""The run's record of the files that it had to replace, over all ranks and all resumes."""
 
 import os
 from pathlib import Path
@@ -12,37 +12,38 @@ from sce_fast.util.files import write_atomically
 
 
 class BadFileRecord:
-    """Names and reasons of all bad files since the run began; the run folder has them as bad_files.txt.
+    """Names and reasons of all bad files since the run began, which the run folder lists in bad_files.txt.
 
     Args:
-        run: the run folder.
-        loader: of this rank; it finds them.
+        run: run folder.
+        loader: of this rank; it finds the bad files.
         ranks: that share the run.
     """
 
     def __init__(self, run: Path, loader: TrainingLoader, ranks: Ranks) -> None:
         self._file, self._loader, self._ranks = run / BAD_FILES, loader, ranks
         self.names: dict[str, str] = {}  # name in the list of images → reason; part of a checkpoint
-        self._today: dict[str, str] = {}  # found by any rank since the program started
+        self._found_since_start: dict[str, str] = {}  # by any rank, since this program started
 
     def gather(self) -> None:
-        """Learns from all ranks, which all have to call this, and writes the file if there is something new.
+        """Collect new bad files from all ranks and write bad_files.txt if there are any; every rank has to call it.
 
         Raises:
-            RuntimeError: the ranks together have found too many since they started.
+            RuntimeError: the ranks together have found too many bad files since the program started.
         """
-        own = self._loader.bad_names
-        fresh: list[dict[str, Any]] = self._ranks.gather({n: r for n, r in own.items() if n not in self._today})
-        for found in fresh:
-            self._today |= found
-        if self._today.keys() - self.names.keys():
-            self.names |= self._today
+        known = self._found_since_start
+        fresh = {name: reason for name, reason in self._loader.bad_names.items() if name not in known}
+        from_ranks: list[dict[str, Any]] = self._ranks.gather(fresh)
+        for found in from_ranks:
+            known |= found
+        if known.keys() - self.names.keys():
+            self.names |= known
             self._ranks.first(self._write)
-        if any(fresh):
-            require_few_bad(self._paths(self._today), len(self._loader.index))
+        if any(from_ranks):
+            require_few_bad(self._paths(known), len(self._loader.index))
 
     def write_own(self) -> None:
-        """Writes what this rank knows, before it ends with an error that the others do not share."""
+        """Write the bad files that this rank knows, before it ends with an error that other ranks do not share."""
         self.names |= self._loader.bad_names
         self._write()
 

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors as safetensors, the rest as JSON, one folder a step, never half written; no code is loaded."""
+"""Checkpoints: one folder a step, written atomically, with tensors as safetensors and the rest as JSON (no pickle)."""
 
 import json
 import os
@@ -22,17 +22,17 @@ TENSORS, STATE = "tensors.safetensors", "state.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder holds."""
+    """The content of a checkpoint folder."""
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
 
 
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any], keep: int) -> Path:
-    """Writes folder/step_00000042 under another name, flushes it to the disk and renames it; keeps the newest `keep`.
+    """Write folder/step_00000042 under another name, flush it to the disk and rename it; keep the newest `keep`.
 
-    A process killed at any moment leaves the older checkpoints whole and no folder that looks like a checkpoint
-    and is none.
+    If the process is killed at any moment, the older checkpoints stay whole and no half-written folder looks like a
+    checkpoint.
 
     Raises:
         OSError: the disk is full or not writable; the older checkpoints are untouched.
@@ -46,11 +46,11 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
         (temporary / STATE).write_text(json.dumps({**state, "step": step}, indent=1))
         for path in (temporary / TENSORS, temporary / STATE, temporary):
             flush(path)
-        _remove(final)  # of an earlier try at this step; there are older ones should this be the moment of a kill
+        _remove(final)  # left by an earlier attempt at this step; if we are killed here, older checkpoints remain
         os.replace(temporary, final)
         flush(folder)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):  # half a checkpoint would only take the room that is wanting
+        with suppress(OSError):  # half a checkpoint would only waste space on a full disk
             shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(_what_is_left(folder, step, error)) from error
     for old in checkpoints(folder)[:-keep]:
@@ -59,7 +59,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what a killed process was still writing, or removing."""
+    """Remove checkpoints that a killed process was still writing or removing."""
     for pattern in (".writing_*", ".removing_*"):
         for path in folder.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
@@ -72,13 +72,13 @@ def _what_is_left(folder: Path, step: int, error: Exception) -> str:
         whole = []
     left = f"the last whole checkpoint is {whole[-1].name}" if whole else "there is no earlier checkpoint"
     return (
-        f"the checkpoint of step {step} could not be written to {printable(folder)}: {error}; {left}; make room or "
-        "mend the folder, then go on with --resume"
+        f"the checkpoint of step {step} could not be written to {printable(folder)}: {error}; {left}; free some "
+        "space or make the folder writable, then use --resume"
     )
 
 
 def _remove(checkpoint: Path) -> None:
-    """Takes the name away first: half a checkpoint must not look like one."""
+    """Rename the folder before deleting it, so that a half-deleted one does not look like a checkpoint."""
     doomed = checkpoint.with_name(f".removing_{checkpoint.name}")
     if checkpoint.exists():
         os.replace(checkpoint, doomed)
@@ -86,15 +86,15 @@ def _remove(checkpoint: Path) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints in a folder, oldest first; what a user has put beside them under other names is none."""
+    """Return the finished checkpoints in a folder, oldest first; folders under other names are ignored."""
     return sorted(path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads one checkpoint onto the CPU.
+    """Read one checkpoint onto the CPU.
 
     Raises:
-        FileNotFoundError: it is not there or lacks a file.
+        FileNotFoundError: the checkpoint or one of its files does not exist.
         ValueError: a file is damaged.
     """
     try:
@@ -105,10 +105,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What one checkpoint holds beside its tensors.
+    """Read the JSON part of one checkpoint.
 
     Raises:
-        FileNotFoundError: it is not there or lacks a file.
+        FileNotFoundError: the checkpoint or its JSON file does not exist.
         ValueError: the file is damaged.
     """
     try:
@@ -118,11 +118,11 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def _damaged(file: Path, error: Exception) -> str:
-    return f"{printable(file)} is damaged: {error}; move its folder away to go on from the checkpoint before it"
+    return f"{printable(file)} is damaged: {error}; move its folder away to resume from the checkpoint before it"
 
 
 def collect(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All tensors of a run: modules under their names, the optimizer's state under optimizer.ENTRY.MODULE.PARAMETER."""
+    """Return all tensors of a run: modules by name, optimizer state as optimizer.ENTRY.MODULE.PARAMETER."""
     tensors = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
     for name, parameter in _parameters(modules):
         for entry, t in optimizer.state.get(parameter, {}).items():
@@ -131,10 +131,10 @@ def collect(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) 
 
 
 def restore(checkpoint: Checkpoint, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
-    """Puts back what `collect` gave.
+    """Put back the tensors that `collect` returned.
 
     Raises:
-        ValueError: a tensor is missing, unknown or of another shape: the networks are built in another way than then.
+        ValueError: a tensor is missing, unknown or of another shape, so the networks are not those of the checkpoint.
     """
     _require_same_tensors(checkpoint, modules)
     for name, module in modules.items():
@@ -143,7 +143,7 @@ def restore(checkpoint: Checkpoint, modules: Mapping[str, nn.Module], optimizer:
     for key, t in _under(checkpoint.tensors, "optimizer.").items():
         entry, name = key.split(".", 1)
         parameter = parameters[name]
-        optimizer.state[parameter][entry] = torch.zeros_like(parameter).copy_(t)  # strided as the parameter
+        optimizer.state[parameter][entry] = torch.zeros_like(parameter).copy_(t)  # with the parameter's strides
 
 
 def _parameters(modules: Mapping[str, nn.Module]) -> list[tuple[str, nn.Parameter]]:
@@ -159,26 +159,27 @@ def _require_same_tensors(checkpoint: Checkpoint, modules: Mapping[str, nn.Modul
         if now[key].shape != then[key].shape
     ]
     differences = {
-        "in the checkpoint alone": sorted(then.keys() - now.keys()),
-        "in today's networks alone": sorted(now.keys() - then.keys()),
+        "only in the checkpoint": sorted(then.keys() - now.keys()),
+        "only in the networks built now": sorted(now.keys() - then.keys()),
         "of another shape": reshaped,
     }
     lines = counted(differences)
     if lines:
         raise ValueError(
-            "the checkpoint is of other networks than this version of the code and its packages build from the "
-            "config; resume with those that began the run, or start in another --out:\n  " + "\n  ".join(lines)
+            "the checkpoint holds other networks than the installed versions of sce_fast and its packages build from "
+            "the config; resume with the versions that began the run, or start in another --out:\n  "
+            + "\n  ".join(lines)
         )
 
 
 def random_state(device: torch.device) -> Tensor:
-    """(n,) uint8 on the CPU: torch's random numbers on the CPU, and behind them those of a GPU."""
+    """Return torch's random state as (n,) uint8 on the CPU: that of the CPU, followed by that of the GPU."""
     states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
     return torch.cat(states)
 
 
 def restore_random_state(state: Tensor, device: torch.device) -> None:
-    """Puts back what `random_state` gave on the same kind of device."""
+    """Put back the state that `random_state` returned on the same kind of device."""
     length = len(torch.get_rng_state())
     torch.set_rng_state(state[:length])
     if device.type == "cuda" and len(state) > length:

@@ -1,4 +1,4 @@
-"""What a run will take: a trial of one step on random images, before the first real one."""
+"""Estimate the time and memory of a run by a trial step on random images."""
 
 import copy
 import time
@@ -15,30 +15,30 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a run on one rank; time without evaluation and without waiting for data."""
+    """Time and memory of a run on one rank; the time excludes evaluation and waiting for data."""
 
     step_seconds: float
     state_bytes: int  # weights, gradients, velocities, momentum encoder
-    activation_bytes: int  # kept for the backward pass of one part of the batch
+    activation_bytes: int  # that autograd keeps for the backward pass of one part of the batch
     queue_bytes: int
 
     def describe(self, steps: int) -> str:
-        """One line for the user."""
+        """Return one line for the user."""
         total = self.state_bytes + self.activation_bytes + self.queue_bytes
         return (
-            f"Estimate: {self.step_seconds:.3g} s a step, {steps} steps in {duration(steps * self.step_seconds)} where "
+            f"Estimate: {self.step_seconds:.3g} s a step, {steps} steps in {duration(steps * self.step_seconds)} if "
             f"the loader keeps up; {total / MIB:,.0f} MiB a rank (activations {self.activation_bytes / MIB:,.0f}, "
             f"networks and optimizer {self.state_bytes / MIB:,.0f}, queue {self.queue_bytes / MIB:,.1f})"
         )
 
 
 def estimate(step: TrainingStep) -> Estimate:
-    """Runs the networks and the loss forward and backward on random images, in copies; nothing of the run changes.
+    """Run copies of the networks and the loss forward and backward on random images; the run itself is unchanged.
 
     Every rank has to call it.
 
     Raises:
-        MemoryError: the GPU's memory does not suffice for a part of the batch; says what would help.
+        MemoryError: a part of the batch does not fit the GPU's memory.
     """
     generator = torch.Generator().manual_seed(0)
     sizes = [view.size for view in step.config.views.augmentations()]
@@ -64,7 +64,7 @@ def estimate(step: TrainingStep) -> Estimate:
 
 
 def duration(seconds: float) -> str:
-    """12 s, 3 min 20 s, 5 h 12 min, 2 d 3 h."""
+    """Return seconds as text: 12 s, 3 min 20 s, 5 h 12 min, 2 d 3 h."""
     minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
     if minutes < 1:
         return f"{seconds:.0f} s"
@@ -74,7 +74,7 @@ def duration(seconds: float) -> str:
 
 
 def _saved_bytes(step: TrainingStep, model: nn.Module, views: list[Tensor]) -> int:
-    """Bytes that autograd keeps between the two passes, each storage once, weights and images left out."""
+    """Return the bytes that autograd keeps for the backward pass: each storage once, weights and images left out."""
     known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), *views]}
     sizes: dict[int, int] = {}
 

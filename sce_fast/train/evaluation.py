@@ -1,4 +1,4 @@
-"""The evaluation that a run makes of itself every few epochs; the ranks share its work."""
+"""kNN evaluation every few epochs of a run, with the images shared among the ranks."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from sce_fast.evaluate.knn import knn_top1
 
 
 class PeriodicEvaluation:
-    """kNN on the labelled folders of a config; nothing where it names none.
+    """Classifies the labelled folders of a config by kNN; never due if the config names no folders.
 
     Args:
         config: of the run.
@@ -25,7 +25,7 @@ class PeriodicEvaluation:
         ranks: that share the run; every one has to make every call.
 
     Raises:
-        ValueError, FileNotFoundError: as labelled_indices.
+        ValueError, FileNotFoundError: see labelled_indices.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device, ranks: Ranks) -> None:
@@ -36,14 +36,14 @@ class PeriodicEvaluation:
             self.indices = ranks.first_then_others(lambda: labelled_indices(train, test, threads=threads))
 
     def is_due(self, epoch: int) -> bool:
-        """After so many whole epochs: at the start, every few of them, and at the end."""
+        """Return whether to evaluate after this many whole epochs: at the start, every few epochs, and at the end."""
         return bool(self.indices) and (epoch % self._config.evaluation.every == 0 or epoch == self._config.epochs)
 
     def knn_top1(self, backbone: nn.Module) -> float:
-        """The share of test images that their nearest train images classify rightly.
+        """Return the share of test images whose nearest train images vote for the right class.
 
         Raises:
-            BadFilesError: as features.
+            BadFilesError: see features.
         """
         train, test = (self.features(backbone, index) for index in self.indices)
         train_labels, test_labels = (torch.as_tensor(index.labels) for index in self.indices)
@@ -51,14 +51,14 @@ class PeriodicEvaluation:
         return self._ranks.first(lambda: knn_top1(train, train_labels, test, test_labels, neighbours=k))
 
     def features(self, backbone: nn.Module, index: ImageIndex) -> Tensor:
-        """Features (n, F) on the CPU, of all images, on every rank.
+        """Return the features (n, F) of all images, on the CPU of every rank.
 
         Raises:
-            BadFilesError: on all ranks, files that any of them cannot decode.
+            BadFilesError: a rank cannot decode some files; all ranks raise it.
         """
         samples, size = np.arange(len(index)), self._ranks.size
         if size > 1:
-            for buffer in backbone.buffers():  # running statistics: those of the first rank, which are saved
+            for buffer in backbone.buffers():  # the first rank's running statistics, which are the saved ones
                 dist.broadcast(buffer, 0)
             share = -(-len(index) // size)
             samples = (np.arange(share) + self._ranks.rank * share) % len(index)

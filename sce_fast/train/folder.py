@@ -1,4 +1,4 @@
-"""The run folder: config, log, checkpoints, summary. What a user has made there is never overwritten."""
+"""The run folder: config, image list, log, checkpoints, summary. Other files in it are never touched."""
 
 import fcntl
 import gzip
@@ -18,57 +18,57 @@ from sce_fast.util.files import counted, printable, write_atomically
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 SUMMARY, BAD_FILES, IMAGES = "summary.json", "bad_files.txt", "images.json.gz"
-# What may differ between a run and its continuation: none of it changes a trained number. Folders may have moved; that
-# the images are the same is checked by their list.
+# Settings that a resume may change, since no trained number depends on them. Folders may have moved; the image list is
+# compared by itself.
 FREE_TO_CHANGE = frozenset(
     ("resume", "out", "data", "loader_threads", "checkpoint_every", "keep_checkpoints", "pictures", "evaluation.train",
      "evaluation.test")
 )  # fmt: skip
 LOCK = ".lock"
-_held: dict[tuple[int, int], int] = {}  # device and inode of a lock file → descriptor, open to this process's end
+_locks: dict[tuple[int, int], int] = {}  # device and inode of a lock file → descriptor, open until this process ends
 
 
 def open_run(config: TrainConfig) -> Path | None:
-    """Makes the run folder; returns the checkpoint to go on from, or None at the start.
+    """Create the run folder, or check the existing one; return the checkpoint to resume from, or None for a new run.
 
-    A folder in which no step has been logged or saved is begun anew.
+    A folder in which no step has been logged or saved counts as new.
 
     Raises:
-        ValueError: another process trains in the folder, it holds a run and `resume` was not asked for, or it holds a
-            run of another config.
+        ValueError: another process trains in the folder; the folder holds a run and `resume` is off; or it holds a run
+            with another config.
     """
-    written = config.out / CONFIG
     config.out.mkdir(parents=True, exist_ok=True)
-    _hold(config.out)
-    if not has_begun(config.out):
+    _lock(config.out)
+    if not holds_a_run(config.out):
         (config.out / IMAGES).unlink(missing_ok=True)
-        write_atomically(written, json.dumps(to_json(config), indent=1) + "\n")
+        write_atomically(config.out / CONFIG, json.dumps(to_json(config), indent=1) + "\n")
         return None
     if not config.resume:
         raise ValueError(f"out={printable(config.out)} already holds a run; pass --resume to go on, or another --out")
-    differences = _differences(_read_json(written), to_json(config))
+    # Read as a config, so that a setting may have had another name when the run began.
+    differences = _differences(to_json(read_config(config.out)), to_json(config))
     if differences:
         raise ValueError(
-            f"out={printable(config.out)} was begun with another config; resume with the same, or start in another "
-            "--out:\n  " + "\n  ".join(differences)
+            f"out={printable(config.out)} holds a run with another config; resume with the same config, or start in "
+            "another --out:\n  " + "\n  ".join(differences)
         )
     remove_unfinished(config.out / CHECKPOINTS)
     found = checkpoints(config.out / CHECKPOINTS)
     return found[-1] if found else None
 
 
-def has_begun(run: Path) -> bool:
-    """Whether a folder holds a run with anything to lose."""
+def holds_a_run(run: Path) -> bool:
+    """Return whether a folder holds a run of which a step has been logged or saved."""
     if not (run / CONFIG).exists():
         return False
     log = run / LOG
     return bool(checkpoints(run / CHECKPOINTS)) or (log.exists() and log.stat().st_size > 0)
 
 
-def _hold(run: Path) -> None:
-    """Keeps other processes out of a run folder for as long as this one lives, where the file system has locks."""
+def _lock(run: Path) -> None:
+    """Keep other processes out of a run folder for as long as this one lives, if the file system has locks."""
     path = run / LOCK
-    if path.exists() and _identity(os.stat(path)) in _held:
+    if path.exists() and _identity(os.stat(path)) in _locks:
         return
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -76,55 +76,44 @@ def _hold(run: Path) -> None:
     except (BlockingIOError, PermissionError):
         os.close(descriptor)
         raise ValueError(
-            f"out={printable(run)} is in use: another process trains there; wait for its end, or give another --out"
+            f"out={printable(run)} is in use: another process trains there; wait for its end, or pass another --out"
         ) from None
     except OSError:  # a file system without locks
         os.close(descriptor)
         return
-    _held[_identity(os.fstat(descriptor))] = descriptor
+    _locks[_identity(os.fstat(descriptor))] = descriptor
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def as_begun(config: TrainConfig, index: ImageIndex) -> ImageIndex:
-    """The list of images that a run to be resumed began with: what it had replaced and is gone now is bad in it."""
+def index_at_start(config: TrainConfig, index: ImageIndex) -> ImageIndex:
+    """Return the image list that a run to be resumed began with.
+
+    Images that the run had already replaced and that have vanished since are put back, as bad files. Any other
+    difference returns `index` as it is; write_or_check_image_list reports it.
+    """
     found = checkpoints(config.out / CHECKPOINTS)
     if not (config.resume and found and (config.out / IMAGES).exists()):
         return index
     state = read_state(found[-1])
     if state["data_fingerprint"] == index.fingerprint:
         return index
-    begun, now = _read_images(config.out), set(index.listing.names)
-    gone = begun.keys() - now
-    if not gone or now - begun.keys() or gone - state["bad_files"].keys():
-        return index  # another one, which keep_image_list will say
-    return index.listed_as(list(begun))
+    before, now = _read_image_list(config.out), set(index.listing.names)
+    gone = before.keys() - now
+    if not gone or now - before.keys() or gone - state["bad_files"].keys():
+        return index
+    return index.listed_as(list(before))
 
 
-def _read_images(run: Path) -> dict[str, list[int]]:
-    path = run / IMAGES
-    try:
-        return dict(json.loads(gzip.decompress(path.read_bytes())))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f"{printable(path)} cannot be read: {error}; without it the list is not compared") from error
+def write_or_check_image_list(run: Path, index: ImageIndex) -> None:
+    """Write the names and sizes of a new run's images, or compare them with those that the run began with.
 
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{printable(path)} is damaged: {error}") from error
-
-
-def keep_image_list(run: Path, index: ImageIndex) -> None:
-    """Writes the names and sizes of the images that a run began with, or compares them with those of now.
-
-    An image that was unreadable then or is now, of size 0, is no difference: training replaces it.
+    An image of size 0, which is an unreadable one, then or now, is no difference: training replaces it.
 
     Raises:
-        ValueError: images are missing, new or changed; it says which.
+        ValueError: images are missing, new or changed; the message names them.
     """
     path = run / IMAGES
     now = dict(zip(index.listing.names, index.sizes.tolist(), strict=True))
@@ -132,7 +121,7 @@ def keep_image_list(run: Path, index: ImageIndex) -> None:
         content = gzip.compress(json.dumps(list(now.items())).encode(), compresslevel=4, mtime=0)
         write_atomically(path, content)
         return
-    before = _read_images(run)
+    before = _read_image_list(run)
     changed = [
         name
         for name in before.keys() & now.keys()
@@ -149,17 +138,13 @@ def keep_image_list(run: Path, index: ImageIndex) -> None:
         differences = ["the same images in another order"]
     if differences:
         raise ValueError(
-            f"data={printable(index.listing.root)} is not what the run in {printable(run)} began with; restore it, or "
-            "start in another --out:\n  " + "\n  ".join(differences)
+            f"data={printable(index.listing.root)} differs from the images that the run in {printable(run)} began "
+            "with; restore them, or start in another --out:\n  " + "\n  ".join(differences)
         )
 
 
 def require_same_images(config: TrainConfig, index: ImageIndex, fingerprint: str) -> None:
-    """Makes sure that a checkpoint was made over this list of images.
-
-    Raises:
-        ValueError: it was not.
-    """
+    """Raise ValueError unless a checkpoint's fingerprint is that of this image list."""
     if index.fingerprint != fingerprint:
         raise ValueError(
             f"data={printable(config.data)} is not what the newest checkpoint in {printable(config.out)} was trained "
@@ -167,28 +152,48 @@ def require_same_images(config: TrainConfig, index: ImageIndex, fingerprint: str
         )
 
 
+def _read_image_list(run: Path) -> dict[str, list[int]]:
+    path = run / IMAGES
+    try:
+        return dict(json.loads(gzip.decompress(path.read_bytes())))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(
+            f"{printable(path)} cannot be read: {error}; remove it to resume without comparing the image lists"
+        ) from error
+
+
 def read_config(run: Path) -> TrainConfig:
-    """The config of a run folder.
+    """Read the config of a run folder.
 
     Raises:
         FileNotFoundError: the folder holds no run.
+        ValueError: config.json is damaged, or was written by a version with other settings.
     """
     path = run / CONFIG
     if not path.exists():
         raise FileNotFoundError(f"{printable(run)} is not a run folder: it has no {CONFIG}")
-    return from_json(_read_json(path))
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{printable(path)} is damaged: {error}") from error
+    try:
+        return from_json(values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{printable(path)} does not fit this version of sce_fast: {error}; use the version that wrote it"
+        ) from error
 
 
 def write_summary(run: Path, values: dict[str, Any]) -> None:
-    """Writes summary.json; a run folder that has one is finished."""
+    """Write summary.json, which marks the run as finished."""
     write_atomically(run / SUMMARY, json.dumps(values, indent=1) + "\n")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a config's "auto", "cpu" or "cuda"; under torchrun each process of a machine has a GPU of its own.
+    """Return the device for "auto", "cpu" or "cuda"; under torchrun each process of a machine takes a GPU of its own.
 
     Raises:
-        ValueError: cuda is asked for and there is none.
+        ValueError: cuda is asked for and there is no CUDA device.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device='cuda': torch sees no CUDA device; use --device cpu, or check the driver")
@@ -197,6 +202,11 @@ def choose_device(name: str) -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_device(device)
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """Return "cpu", or the name of the GPU."""
+    return str(device) if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

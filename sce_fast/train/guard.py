@@ -1,6 +1,6 @@
-"""What keeps a bad step from doing damage: a loss or gradient that is not finite masks the step, on the device.
+"""The guard: a loss or gradient that is not finite masks the step on the device, before it does any damage.
 
-Nothing here waits for the device but `failed_step.item()`, which the trainer calls when it reads the loss anyway.
+Nothing here makes the host wait. The trainer reads `failed_step` when it reads the loss anyway; see diagnosis.py.
 """
 
 import torch
@@ -14,15 +14,15 @@ GROWTH_INTERVAL = 2000  # steps without an overflow before the scale doubles, as
 
 
 class Guard(nn.Module):
-    """Scales the loss, looks at losses and gradients, and says whether the step must not happen.
+    """Scales the loss, checks losses and gradients, and masks a step that must not change anything.
 
-    In float32 and bfloat16 the first loss or gradient that is not finite fails the run: that step and every later one
-    is masked, on all ranks, until the host reads `failed_step`. In float16 gradients overflow when the scale is too
-    large: such a step is masked and the scale halved, as torch.amp.GradScaler does; what fails the run is a loss that
-    is not finite, or a scale below 1.
+    In float32 and bfloat16 the first loss or gradient that is not finite fails the run: this step and every later one
+    are masked on all ranks until the host reads `failed_step`. In float16, gradients overflow when the scale is too
+    large: such a step is masked and the scale halved, as in torch.amp.GradScaler. Only a loss that is not finite, or a
+    scale below 1, fails the run.
 
     Args:
-        scales: for float16: the loss is multiplied by a scale that follows the overflows.
+        scales: multiply the loss by a scale that follows the overflows, for float16.
 
     Example:
         >>> guard.guarded(loss).backward()
@@ -44,23 +44,23 @@ class Guard(nn.Module):
         self.register_buffer("local_failure", torch.tensor(False), persistent=False)
 
     def guarded(self, loss: Tensor) -> Tensor:
-        """The loss to differentiate: scaled, and with a gradient that is NaN where the loss is not finite.
+        """Return the loss to differentiate: scaled, and with a gradient of NaN if the loss is not finite.
 
-        So every rank's gradients tell of one rank's loss once they have been averaged, without a collective for it.
+        Once gradients are averaged over the ranks, every rank sees a bad loss of any rank, without another collective.
         """
         finite = loss.detach().isfinite()
         self.local_failure |= ~finite & (self.failed_step < 0)
         return loss * torch.where(finite, self.scale, torch.nan).to(loss.dtype)
 
     def check(self, gradients: list[Tensor], step: int) -> Tensor:
-        """Takes the scale off the gradients, in place; returns () bool, whether this step must not happen."""
+        """Remove the scale from the gradients, in place; return () bool on the device, true to mask this step."""
         found = torch.zeros(1, device=self.scale.device)
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, self.scale.reciprocal().view(1))
         skip = found[0] > 0
         if self.scales:
             torch._amp_update_scale_(self.scale, self.steps_since_overflow, found, 2.0, 0.5, GROWTH_INTERVAL)
             failure = self.local_failure.to(torch.int32)
-            if world_size() > 1:  # an overflow is no failure, so the gradients do not tell
+            if world_size() > 1:  # overflows put NaN into gradients too, so they do not show a failure
                 dist.all_reduce(failure, dist.ReduceOp.MAX)
             failure = (failure > 0) | (self.scale < 1)
         else:

@@ -1,4 +1,4 @@
-"""The events of a run: one JSON object a line for programs, and curves for TensorBoard."""
+"""The log of a run: one JSON object a line, and TensorBoard curves."""
 
 import json
 import shutil
@@ -13,16 +13,16 @@ LOG = "log.jsonl"
 
 
 class RunLog:
-    """Events of a run: one JSON object a line in FOLDER/log.jsonl, and curves where TensorBoard is installed.
+    """Appends events to FOLDER/log.jsonl, one JSON object a line, and draws curves if TensorBoard is installed.
 
     Args:
         folder: run folder.
-        resumed_at: step of the checkpoint that the run goes on from; what was written behind it is dropped, so that the
-            log reads as if never interrupted.
-        silent: writes nothing: all ranks but the first.
+        resumed_at: step of the checkpoint from which the run resumes. Later events are dropped, so that the log reads
+            as if the run had never stopped.
+        silent: write nothing, for all ranks but the first.
 
     Raises:
-        OSError: the folder cannot be written, on making it and on every event; the file is named.
+        OSError: the log cannot be written, here or at any event.
     """
 
     def __init__(self, folder: Path, *, resumed_at: int | None = None, silent: bool = False) -> None:
@@ -41,12 +41,17 @@ class RunLog:
             self._draw(**line)
 
     def write(self, event: str, step: int, **values: Any) -> None:
+        """Append an event.
+
+        Raises:
+            OSError: the log cannot be written.
+        """
         if self._file is None:
             return
         try:
             self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
         except OSError as error:
-            raise OSError(f"{printable(self._path)} could not be written: {error}; go on with --resume") from error
+            raise OSError(f"{printable(self._path)} could not be written: {error}; resume with --resume") from error
         self._draw(event, step, **values)
 
     def _draw(self, event: str, step: int, **values: Any) -> None:
@@ -57,10 +62,10 @@ class RunLog:
                 self._curves.add_scalar(f"{event}/{name}", value, step)
         except OSError as error:
             self._curves = None
-            say(f"Warning: no more curves for TensorBoard: {error}")
+            say(f"Warning: no more TensorBoard curves: {error}")
 
     def close(self) -> None:
-        with suppress(OSError):  # what a full disk did not take has been told of by write
+        with suppress(OSError):  # write has reported a full disk already
             if self._file is not None:
                 self._file.close()
             if self._curves is not None:
@@ -68,12 +73,12 @@ class RunLog:
 
 
 def _is_before(line: dict[str, Any], resumed_at: int) -> bool:
-    """An evaluation follows the checkpoint of its step, and is done again."""
+    """Return whether a resume keeps an event; the evaluation after the checkpoint's step is done again."""
     return line["step"] < resumed_at or (line["step"] == resumed_at and line["event"] == "train")
 
 
 def _tensorboard(folder: Path) -> Any:
-    """Curves that begin anew: on a resume they are drawn from the log, which knows of no step twice."""
+    """Return a new writer; a resume draws its curves again from the log, so that no step appears twice."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -83,7 +88,7 @@ def _tensorboard(folder: Path) -> Any:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The events of a log; a last line cut off by a kill is dropped."""
+    """Read the events of a log; a last line that a kill has cut off is dropped."""
     events = []
     for line in path.read_text().splitlines():
         try:

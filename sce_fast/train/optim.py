@@ -12,9 +12,9 @@ from sce_fast.util.masked import unless
 class SGD(torch.optim.Optimizer):
     """Momentum SGD whose step can be masked on the device.
 
-    g ← g + weight_decay · w, v ← momentum · v + g, w ← w − lr · v: torch.optim.SGD with dampening 0. That one's fused
-    kernel can be masked too, but for a CPU it takes weight and gradient for equally strided, which channels-last ones
-    need not be.
+    g ← g + weight_decay · w, v ← momentum · v + g, w ← w − lr · v, which is torch.optim.SGD with dampening 0. The fused
+    kernel of torch.optim.SGD can be masked too, but on a CPU it assumes that weight and gradient have equal strides,
+    which channels-last tensors need not have.
 
     Args:
         params: parameters or groups.
@@ -39,7 +39,7 @@ class SGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None, *, skip: Tensor | None = None) -> float | None:  # type: ignore[override]
-        """One step; with skip () bool true on the device, weights and velocities stay as they are, bit for bit."""
+        """Take one step; if skip, a () bool on the device, is true, weights and velocities keep their bits."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -52,7 +52,7 @@ class SGD(torch.optim.Optimizer):
         return loss
 
     def _gradients(self, weights: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """Those that the velocity takes up, in new tensors."""
+        """Return the gradients to add to the velocities, as new tensors."""
         gradients = [w.grad for w in weights if w.grad is not None]
         return list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
 
@@ -66,7 +66,7 @@ class SGD(torch.optim.Optimizer):
             torch._foreach_add_(velocities, gradients)
             torch._foreach_add_(weights, velocities, alpha=-group["lr"])
             return
-        for gradient in gradients:  # a product with 0 would keep a NaN
+        for gradient in gradients:  # multiplying by 0 would keep a NaN
             gradient.masked_fill_(skip, 0)
         like = weights[0]
         torch._foreach_mul_(velocities, unless(skip, group["momentum"], 1.0, like))
@@ -75,10 +75,11 @@ class SGD(torch.optim.Optimizer):
 
 
 class LARS(SGD):
-    """Momentum SGD whose step for each weight is scaled by trust · ‖w‖ / ‖g‖ (You et al., 2017), as SCE uses it.
+    """Momentum SGD with each weight's step scaled by trust · ‖w‖ / ‖g‖ (You et al., 2017), as SCE uses it.
 
     For parameters of two dimensions or more: g ← g + weight_decay · w, then g ← g · trust · ‖w‖ / ‖g‖ (1 where a norm
-    is zero). One-dimensional parameters (biases, normalisation) get neither. Then v ← momentum · v + g, w ← w − lr · v.
+    is zero). One-dimensional parameters (biases, normalisation) get no weight decay and no scaling. Then
+    v ← momentum · v + g, w ← w − lr · v.
     The norms stay on the device.
 
     Args:
@@ -113,10 +114,10 @@ class LARS(SGD):
 
 
 def build_optimizer(model: nn.Module, name: str, *, lr: float, momentum: float, weight_decay: float) -> SGD:
-    """The optimizer of the trainable parameters.
+    """Build the optimizer of the trainable parameters.
 
     Args:
-        name: "sgd" (weight decay on every parameter, as the official CIFAR recipe) or "lars".
+        name: "sgd" (weight decay on every parameter, as in the official CIFAR recipe) or "lars".
 
     Raises:
         ValueError: unknown name.

@@ -1,13 +1,13 @@
-"""What changes with the step: learning rate and momentum of the momentum encoder."""
+"""Schedules over the steps of a run: learning rate, and momentum of the momentum encoder."""
 
 import math
 
 
 def learning_rate(step: int, *, base: float, warmup_steps: int, total_steps: int) -> float:
-    """Linear warm-up from 0, then cosine to 0, both per step.
+    """Return the learning rate of a step: linear warm-up from 0, then cosine to 0.
 
-    base · t / (W − 1) for t < W, as in the official code, then base · (1 + cos(π (t − W) / (T − W))) / 2. A warm-up of
-    0 or 1 steps starts at the base rate.
+    base · t / (W − 1) for t < W, as in the official code, then base · (1 + cos(π (t − W) / (T − W))) / 2. With
+    a warm-up of 0 or 1 steps the run starts at the base rate.
 
     Raises:
         ValueError: the step is not in [0, total_steps], or the warm-up does not fit.
@@ -28,7 +28,7 @@ def learning_rate(step: int, *, base: float, warmup_steps: int, total_steps: int
 
 
 def momentum(step: int, *, base: float, schedule: str, total_steps: int) -> float:
-    """Momentum m of the update after a step: constant, or by a cosine from base to exactly 1 at the last step.
+    """Return the momentum m of the update after a step: constant, or a cosine from base to exactly 1 at the last step.
 
     Raises:
         ValueError: the step is not in [0, total_steps], or the schedule is neither "constant" nor "cosine".

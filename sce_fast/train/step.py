@@ -1,4 +1,4 @@
-"""One optimizer step: networks, loss, gradients, optimizer, momentum encoder, queue. The host waits for none of it."""
+"""One optimizer step: networks, loss, gradients, optimizer, momentum encoder, queue. The host waits for nothing."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -22,7 +22,10 @@ STAGES = ("networks", "loss", "backward", "optimizer", "momentum", "queue")
 
 
 class TrainingStep:
-    """What a run trains, and how it goes one step further.
+    """Holds the networks, queue, guard and optimizer of a run; a call takes one optimizer step.
+
+    `stage` is a context manager for each of STAGES, entered once a step (for each part of the batch, the first three):
+    a benchmark sets it to time them.
 
     Args:
         config: of the run.
@@ -30,12 +33,12 @@ class TrainingStep:
         ranks: the processes that share each batch.
 
     Raises:
-        ValueError: the batch or its normalisation cannot be shared equally among the ranks.
+        ValueError: the batch or its batch-norm groups cannot be shared equally among the ranks.
 
     Example:
         >>> step = TrainingStep(config, torch.device("cpu"))
         >>> measures = step([views], number=0, learning_rate=0.1, momentum=0.99)
-        >>> step.guard.failed_step   # on the device: -1, or the number of the step that was not finite
+        >>> step.guard.failed_step  # on the device: -1, or the number of the first step that was not finite
     """
 
     def __init__(self, config: TrainConfig, device: torch.device, ranks: Ranks | None = None) -> None:
@@ -60,14 +63,14 @@ class TrainingStep:
             weight_decay=config.optimizer.weight_decay,
         )
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.backend = config.loss.backend  # the one that ran, from the first step on
-        self.mark: Callable[[], None] = lambda: None  # called before each of STAGES, for who times them
+        self.backend = config.loss.backend  # after the first step, the name of the backend that ran
+        self.stage: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()
         if config.compile:
             self.model.compile()
         self.network: nn.Module = self.model
         if self.ranks.size > 1:
             devices = [device] if device.type == "cuda" else None
-            # Running statistics are each rank's own: nothing to broadcast. (torch has renamed the switch.)
+            # Each rank keeps its own running statistics, so nothing is broadcast. (torch has renamed the switch.)
             names = inspect.signature(DistributedDataParallel).parameters
             switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
             settings: dict[str, Any] = {"device_ids": devices, switch: False}
@@ -75,16 +78,16 @@ class TrainingStep:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """What has a state to be saved, beside the optimizer."""
+        """The modules whose state is saved, beside the optimizer."""
         return {"model": self.model, "queue": self.queue, "guard": self.guard}
 
     def __call__(
         self, parts: Iterable[list[Tensor]], *, number: int, learning_rate: float, momentum: float
     ) -> dict[str, Tensor]:
-        """Goes one step on; returns what the log reads, means over this rank's rows, still on the device.
+        """Take one step; return what the log reads, means over this rank's rows as () tensors on the device.
 
         Args:
-            parts: `accumulation` lists of views (N, 3, size, size); each is asked for when its turn comes.
+            parts: `accumulation` lists of views (N, 3, size, size), each drawn when its turn comes.
             number: of the step, from 0.
             learning_rate, momentum: of this step.
         """
@@ -95,40 +98,41 @@ class TrainingStep:
         for part, views in enumerate(parts):
             with self._gradients_averaged_over_ranks(part):
                 key, measured = self._differentiate(views, number, part)
-            keys.append(gather_keys(key))
+            keys.append(key)
             measures.append(measured)
-        self.mark()
-        skip = self.guard.check([p.grad for p in self.parameters if p.grad is not None], number)
-        if self.config.optimizer.clip_norm:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip_norm)
-        self.optimizer.step(skip=skip)
-        self.mark()
-        self.model.update_momentum(momentum, skip=skip)
-        self.mark()
-        # Once a step: all parts have seen the queue as it was before it.
-        self.queue.enqueue(torch.cat(keys, dim=-2), gather=False, skip=skip)
+        with self.stage("optimizer"):
+            skip = self.guard.check([p.grad for p in self.parameters if p.grad is not None], number)
+            if self.config.optimizer.clip_norm:
+                nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip_norm)
+            self.optimizer.step(skip=skip)
+        with self.stage("momentum"):
+            self.model.update_momentum(momentum, skip=skip)
+        with self.stage("queue"):  # once a step, so that all parts see the queue as it was before the step
+            gathered = torch.cat([gather_keys(key) for key in keys], dim=-2)
+            self.queue.enqueue(gathered, gather=False, skip=skip)
         return {name: torch.stack([m[name] for m in measures]).mean() for name in measures[0]}
 
     def loss(
         self, network: nn.Module, views: list[Tensor], shuffles: list[Tensor] | None = None
     ) -> tuple[Tensor, Tensor, SCEStatistics]:
-        """The loss of these views over the queue, their keys, and the statistics, with the settings of the run."""
-        self.mark()
-        views = [
-            view.to(self.device, self.dtype, non_blocking=True, memory_format=torch.channels_last) for view in views
-        ]
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            query, key = network(views, shuffles)
-        self.mark()
-        loss, statistics = sce_loss(query, key, self.queue.keys, **self.config.loss.arguments(), return_statistics=True)
+        """Return the loss of these views over the queue with the run's settings, their keys, and the statistics."""
+        with self.stage("networks"):
+            views = [
+                view.to(self.device, self.dtype, non_blocking=True, memory_format=torch.channels_last) for view in views
+            ]
+            with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+                query, key = network(views, shuffles)
+        with self.stage("loss"):
+            settings = self.config.loss.arguments()
+            loss, statistics = sce_loss(query, key, self.queue.keys, **settings, return_statistics=True)
         return loss, key, statistics
 
     def _differentiate(self, views: list[Tensor], number: int, part: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adds this part's gradients; returns its keys, of this rank, and what the log reads."""
+        """Add this part's gradients; return its keys on this rank, and what the log reads."""
         loss, key, statistics = self.loss(self.network, views, self._shuffles(number, part))
         self.backend = statistics.backend
-        self.mark()
-        self.guard.guarded(loss / self.config.accumulation).backward()
+        with self.stage("backward"):
+            self.guard.guarded(loss / self.config.accumulation).backward()
         return key, {
             "loss": loss.detach(),
             "target_entropy": statistics.target_entropy.mean(),
@@ -143,7 +147,7 @@ class TrainingStep:
         return [torch.from_numpy(order).to(self.device, non_blocking=True) for order in orders]
 
     def _gradients_averaged_over_ranks(self, part: int) -> AbstractContextManager:
-        """With the last part only: those of the others wait on their rank."""
+        """Average gradients over the ranks with the last part only; earlier parts accumulate on their rank."""
         if isinstance(self.network, DistributedDataParallel) and part < self.config.accumulation - 1:
             return self.network.no_sync()
         return nullcontext()

@@ -1,4 +1,4 @@
-"""Ending a run when it is asked to: after the step, with everything saved, so that it can go on later."""
+"""Stop a run on a signal: after the current step, with everything saved, so that it can be resumed."""
 
 import signal
 import threading
@@ -9,22 +9,22 @@ from typing import Any
 
 from sce_fast.util.terminal import say
 
-REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: a temporary failure, try again later
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(SystemExit):
-    """Ends the program with the code REQUEUE: the run was asked to stop, is saved, and wants to be started again."""
+    """Ends the program with exit status REQUEUE: the run was asked to stop, is saved, and can be resumed."""
 
     def __init__(self) -> None:
         super().__init__(REQUEUE)
 
 
 class StopRequest:
-    """Listens for SIGTERM, SIGUSR1 and Ctrl-C while it is open; the run looks at `name` after each step.
+    """Catches SIGTERM, SIGUSR1 and Ctrl-C while it is open; the run checks `name` after each step.
 
-    A second Ctrl-C raises KeyboardInterrupt at once. Outside the main thread, where Python takes no signals, nothing is
-    listened for.
+    A second Ctrl-C raises KeyboardInterrupt at once. Outside the main thread, where Python delivers no signals, it
+    catches none.
 
     Example:
         >>> with StopRequest() as request:
@@ -51,7 +51,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, everything is saved: a request does not wait for the end."""
+        """Within this context everything is saved, so a request ends the run at once."""
         if self.name:
             raise Stopped
         self._at_once = True
@@ -68,4 +68,4 @@ class StopRequest:
         if number == signal.SIGINT:
             if again:
                 raise KeyboardInterrupt
-            say("Ctrl-C: finishing this step, then saving; once more stops at once")
+            say("Ctrl-C: finishing this step, then saving; press Ctrl-C again to stop at once")

@@ -1,4 +1,4 @@
-"""Image files of given pixels."""
+"""Write image files from arrays of pixels."""
 
 import os
 from pathlib import Path

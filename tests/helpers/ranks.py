@@ -1,26 +1,33 @@
-"""Runs a function in processes of its own: as the ranks of a group, or alone, to be killed."""
+"""Run a function in processes of its own: as the ranks of a group, or alone, to be killed."""
 
 import multiprocessing
 import os
 import socket
+from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
 from sce_fast.cli import main
 
 
+@cache
 def _context() -> ForkServerContext:
-    """Processes forked from one that has imported everything: a start takes a fraction of a second."""
+    """Fork processes from one that has imported everything, so that a start takes a fraction of a second."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sce_fast.train", "sce_fast.data.image.graph", "torch.utils.tensorboard", "tyro"])
+    context.set_forkserver_preload(["helpers.preload"])
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(paths)):  # the server does not take over sys.path
+        forkserver.ensure_running()
     return context
 
 
 def start(function, *arguments, ranks: int = 1) -> list[BaseProcess]:
-    """Starts function(*arguments) in each of the ranks, as torchrun would."""
+    """Start function(*arguments) in each of the ranks, with the environment of torchrun."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -34,7 +41,7 @@ def start(function, *arguments, ranks: int = 1) -> list[BaseProcess]:
 
 
 def join(processes: list[BaseProcess], timeout: float = 120) -> list[int | None]:
-    """The exit codes; a process that does not end in time is killed and has None."""
+    """Return the exit codes; a process that does not end in time is killed, and its code is None."""
     codes = []
     for process in processes:
         process.join(timeout)
@@ -45,14 +52,14 @@ def join(processes: list[BaseProcess], timeout: float = 120) -> list[int | None]
 
 
 def run(function, *arguments, ranks: int = 1) -> None:
-    """Runs function(*arguments) in the ranks; each has to end well."""
+    """Run function(*arguments) in the ranks; each has to end with status 0."""
     assert join(start(function, *arguments, ranks=ranks)) == [0] * ranks
 
 
 def command(words, output: Path, fault=None, ranks: int = 1) -> list[int | None]:
-    """Runs `sce-fast WORDS`, in each of the ranks; returns the exit codes. What rank r tells goes to OUTPUT.r.
+    """Run `sce-fast WORDS` in each of the ranks; return the exit codes. The output of rank r goes to OUTPUT.r.
 
-    fault() is called before, in the same process: it may break something there.
+    fault() is called first, in the same process, where it may break something.
     """
     return join(start(_command, [str(word) for word in words], output, fault, ranks=ranks))
 

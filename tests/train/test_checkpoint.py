@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and what happens to one that is damaged."""
+"""The content of a checkpoint, and what happens if files of a run are damaged."""
 
 import dataclasses
 import json
@@ -84,6 +84,16 @@ def test_a_damaged_file_of_the_run_is_named(run, config, name):
         train(config)
 
 
+@pytest.mark.parametrize("change", [{"epoch": 3}, {"batch_size": "8"}, {"loss": None}])
+def test_a_config_of_another_version_is_named(run, config, change):
+    path = run / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(
+        ValueError, match=r"config.json does not fit this version of sce_fast: .*; use the version that"
+    ):
+        train(config)
+
+
 def test_without_its_list_of_images_the_fingerprint_tells(run, config, photo_folder):
     (run / "images.json.gz").unlink()
     data = shutil.copytree(photo_folder, run.parent / "data")
@@ -93,7 +103,7 @@ def test_without_its_list_of_images_the_fingerprint_tells(run, config, photo_fol
 
 
 def test_a_run_without_a_step_is_begun_anew(photo_folder, tmp_path):
-    """One that failed at its start must not block its folder; one with a step must."""
+    """A run that failed at its start must not block its folder; a run with a step must."""
     config = small_config(photo_folder, tmp_path / "run")
     config.out.mkdir()
     (config.out / "config.json").write_text(json.dumps(to_json(dataclasses.replace(config, seed=5))))
@@ -103,7 +113,7 @@ def test_a_run_without_a_step_is_begun_anew(photo_folder, tmp_path):
 
 
 def test_the_optimizers_state_belongs_to_names():
-    """Two equal layers that change places in the code keep their velocities."""
+    """Two equal layers that swap places in the code keep their velocities."""
 
     def made(names):
         torch.manual_seed(0)

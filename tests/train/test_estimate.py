@@ -1,4 +1,4 @@
-"""The trial of a step before the first one."""
+"""The estimate of time and memory before the first step."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_an_estimate_counts_what_is_there_and_changes_nothing(photo_folder, tmp_
     teacher = sum(p.numel() for p in step.model.parameters()) - student
     assert found.state_bytes == 4 * (3 * student + teacher)  # weights, gradients, velocities
     assert found.queue_bytes == 4 * 1000 * 8
-    # Each convolution keeps its input: of two views 8 images of 32 × 32 pixels in 8 channels, five times in stage one.
+    # Each convolution keeps its input: two views of 8 images, 32 × 32 pixels, 8 channels, five times in stage one.
     assert found.activation_bytes > 2 * 5 * 4 * 8 * 8 * 32 * 32
     assert found.step_seconds > 0
     text = found.describe(1000)

@@ -1,4 +1,4 @@
-"""What a run tells: events for programs, curves for TensorBoard."""
+"""The log of a run: events for programs, curves for TensorBoard."""
 
 import dataclasses
 import shutil
@@ -19,7 +19,7 @@ def test_a_resumed_log_has_no_line_twice(tmp_path):
     first.write("knn", 2, top1=0.5)
     first.close()
     with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('{"event": "train", "st')  # as a kill leaves it
+        file.write('{"event": "train", "st')  # as a kill may leave it
     again = RunLog(tmp_path, resumed_at=2)
     again.write("train", 3, loss=3.5)
     again.close()

@@ -9,7 +9,7 @@ from sce_fast.train.schedules import learning_rate, momentum
 
 
 def lars_by_hand(weights, gradients, velocities, lr, m, decay, trust):
-    """One step in float64, parameter by parameter, as the official code orders it."""
+    """Take one step in float64, parameter by parameter, in the order of the official code."""
     for i, (w, g) in enumerate(zip(weights, gradients, strict=True)):
         if w.dim() > 1:
             g = g + decay * w
@@ -40,7 +40,7 @@ def test_lars_follows_the_official_order():
 
 
 def layered(memory_format):
-    """Weights and gradients of a convolution with unequal strides, and of vectors and matrices."""
+    """Return weights and gradients: a convolution with unequal strides, a vector and a matrix."""
     weights = [torch.randn(8, 4, 3, 3).to(memory_format=memory_format), torch.randn(8), torch.randn(6, 5)]
     return [nn.Parameter(w) for w in weights], [torch.randn(w.shape) for w in weights]
 

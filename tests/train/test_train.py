@@ -1,4 +1,4 @@
-"""A run on real images: it learns nothing here in so few steps, but every part of it is the user's."""
+"""Short runs on real images, with every part that a user's run has."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ def test_a_run_repeats_itself(undisturbed, photo_folder, tmp_path):
 
 @pytest.mark.parametrize("stopped_after", [1, 2, 4, 5, 7])
 def test_resume_gives_the_same_bits(undisturbed, photo_folder, tmp_path, monkeypatch, stopped_after):
-    """Stopped within an epoch and at its end, at a checkpoint and between two, and before the first."""
+    """Stopped within an epoch and at its end; at, between and before checkpoints."""
     config = small_config(photo_folder, tmp_path / "run")
     original = TrainingStep.__call__
 
@@ -223,7 +223,7 @@ def test_evaluation_needs_labels(photo_folder, tmp_path):
 
 
 def test_classes_are_matched_by_name(photo_folder, tmp_path):
-    """A test folder that lacks a class must not shift the others' numbers."""
+    """A test folder that lacks a class must not shift the numbers of the other classes."""
     shutil.copytree(photo_folder / "temple", tmp_path / "some" / "temple")
     train_index, test_index = labelled_indices(photo_folder, tmp_path / "some", threads=2)
     assert train_index.listing.classes == test_index.listing.classes == ["flower", "temple"]
@@ -249,7 +249,7 @@ def test_clipping_bounds_the_norm_of_all_gradients(photo_folder, tmp_path):
 
 @pytest.mark.slow
 def test_compiled_networks_train_as_the_others_and_resume(photo_folder, tmp_path):
-    """In float64, where another order of sums shows in the last digits alone; names in the checkpoint stay."""
+    """In float64, so that another order of sums changes only the last digits. Names in the checkpoint stay."""
     changes = dict(
         epochs=1, checkpoint_every=1, precision="float64", evaluation=EvaluationConfig(),
         optimizer=OptimizerConfig(warmup_epochs=0),

@@ -1,0 +1,69 @@
+"""The host's side of the guard: reads its flag, and names the step, the ranks and the images that were not finite."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sce_fast.data.index import ImageIndex
+from sce_fast.distributed import Ranks
+from sce_fast.train.guard import Guard
+from sce_fast.util.files import printable, write_atomically
+
+Samples = list[NDArray[np.int64]]  # of one step on this rank, one array for each part of the batch
+
+
+class Diagnosis:
+    """Remembers the samples of each step until the guard's flag is read, and explains a step that was not finite.
+
+    Args:
+        run: run folder, where not_finite_step_*.txt goes.
+        guard: of the training step.
+        index: names the samples.
+        ranks: that share the run.
+
+    Example:
+        >>> samples = diagnosis.begin(step)  # a list that the loop fills while it reads the batch
+        >>> diagnosis.require_finite()
+    """
+
+    def __init__(self, run: Path, guard: Guard, index: ImageIndex, ranks: Ranks) -> None:
+        self._run, self._guard, self._index, self._ranks = run, guard, index, ranks
+        self._unread: dict[int, Samples] = {}  # by step, since the flag was last read
+
+    def begin(self, step: int) -> Samples:
+        """Return the list that takes the samples of a step, which is counted from 0."""
+        self._unread[step] = []
+        return self._unread[step]
+
+    def require_finite(self) -> None:
+        """Read the guard's flag, for which the host waits; every rank has to call it.
+
+        Raises:
+            RuntimeError: a step since the last call was not finite. The message names the step and the ranks; the
+                images are named in a file of the run folder.
+        """
+        unread, self._unread = self._unread, {}
+        failed = int(self._guard.failed_step)
+        if failed < 0:
+            return
+        images = [printable(self._index.listing.names[i]) for part in unread.get(failed, []) for i in part]
+        reports = self._ranks.gather({"loss": bool(self._guard.local_failure), "images": images})
+        cause = self._cause([rank for rank, report in enumerate(reports) if report["loss"]])
+        lines = [f"rank {rank}\t{name}\n" for rank, report in enumerate(reports) for name in report["images"]]
+        path = self._run / f"not_finite_step_{failed + 1:08d}.txt"
+        self._ranks.first(lambda: write_atomically(path, "".join(lines)))
+        raise RuntimeError(
+            f"step {failed + 1}: {cause}. This step and all later ones were masked: weights, momentum encoder and "
+            f"queue are those after step {failed}. The {len(lines)} images of the step are listed in "
+            f"{printable(path)}. Try a smaller learning rate, a longer warm-up or --optimizer.clip-norm in another "
+            "--out"
+        )
+
+    def _cause(self, ranks: list[int]) -> str:
+        """Return what was not finite, given the ranks whose loss was not."""
+        if ranks:
+            return f"the loss of rank {', '.join(map(str, ranks))} is not finite"
+        if self._guard.scales:
+            return f"the loss scale fell to {float(self._guard.scale):g}: gradients overflow at any scale"
+        return "the gradients are not finite, but the loss of every rank is"

@@ -1,0 +1,111 @@
+"""What a checkpoint of a run holds, and how a run is restored from it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sce_fast.config import TrainConfig, to_json
+from sce_fast.data.loader import TrainingLoader
+from sce_fast.distributed import Ranks
+from sce_fast.train.bad_files import BadFileRecord
+from sce_fast.train.checkpoint import (
+    collect,
+    load_checkpoint,
+    random_state,
+    restore,
+    restore_random_state,
+    save_checkpoint,
+)
+from sce_fast.train.folder import CHECKPOINTS, device_name, require_same_images
+from sce_fast.train.step import TrainingStep
+from sce_fast.util.versions import versions
+
+# Entries of Progress beside the step: a resumed run reports them as if it had never stopped.
+CARRIED_OVER = ("seconds", "data_seconds", "final_loss", "knn_top1")
+
+
+@dataclass
+class Progress:
+    """How far a run has come, with the figures that it reports."""
+
+    step: int = 0  # steps done
+    seconds: float = 0.0  # of training, evaluation left out
+    data_seconds: float = 0.0  # of those, spent waiting for the loader
+    final_loss: float | None = None  # the loss last logged
+    knn_top1: float | None = None  # of the last evaluation
+
+
+class RunState:
+    """Saves and restores everything that changes while a run trains.
+
+    Args:
+        config: of the run.
+        training_step: networks, queue, guard and optimizer.
+        loader: of this rank.
+        bad_files: of all ranks.
+        ranks: that share the run; every one has to make every call.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        training_step: TrainingStep,
+        loader: TrainingLoader,
+        bad_files: BadFileRecord,
+        ranks: Ranks,
+    ) -> None:
+        self.progress = Progress()
+        self._config, self._training_step, self._loader = config, training_step, loader
+        self._bad_files, self._ranks = bad_files, ranks
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step.
+
+        Raises:
+            OSError: the checkpoint cannot be written; older checkpoints are untouched.
+        """
+        tensors = collect(self._training_step.modules, self._training_step.optimizer)
+        states = self._ranks.gather_tensors(random_state(self._training_step.device))
+        tensors |= {f"random.{rank}": state for rank, state in enumerate(states)}
+        state = {
+            "loader": self._loader.state_dict(),
+            **{name: getattr(self.progress, name) for name in CARRIED_OVER},
+            "backend": self._training_step.backend,
+            "bad_files": self._bad_files.names,
+            "config": to_json(self._config),
+            "data_fingerprint": self._loader.index.fingerprint,
+            "circumstances": self.circumstances(),
+        }
+        folder, step, keep = self._config.out / CHECKPOINTS, self.progress.step, self._config.keep_checkpoints
+        self._ranks.first(lambda: str(save_checkpoint(folder, step, tensors, state, keep=keep)))
+
+    def restore(self, path: Path) -> list[str]:
+        """Put back what `save` wrote; return the circumstances that have changed since, one line each.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or belongs to other images or networks.
+        """
+        checkpoint = load_checkpoint(path)
+        require_same_images(self._config, self._loader.index, checkpoint.state["data_fingerprint"])
+        restore(checkpoint, self._training_step.modules, self._training_step.optimizer)
+        if (state := checkpoint.tensors.get(f"random.{self._ranks.rank}")) is not None:
+            restore_random_state(state, self._training_step.device)
+        self._loader.load_state_dict(checkpoint.state["loader"])
+        self._training_step.backend = checkpoint.state["backend"]
+        self._bad_files.names = checkpoint.state["bad_files"]
+        self.progress = Progress(checkpoint.state["step"], **{name: checkpoint.state[name] for name in CARRIED_OVER})
+        before, now = checkpoint.state["circumstances"], self.circumstances()
+        return [f"{name} {before.get(name)} then, {now[name]} now" for name in now if before.get(name) != now[name]]
+
+    def circumstances(self) -> dict[str, Any]:
+        """Return what the bits of a run depend on beside its config."""
+        device = self._training_step.device
+        return {
+            **versions(),
+            "ranks": self._ranks.size,
+            "device": device_name(device),
+            "threads": torch.get_num_threads() if device.type == "cpu" else None,
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+        }

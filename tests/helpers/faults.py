@@ -1,0 +1,160 @@
+"""Runs of `sce-fast train` in which something goes wrong, and docs/faults.md, the table of what comes of it."""
+
+import os
+import re
+from pathlib import Path
+
+from helpers import ranks
+from helpers.runs import assert_same_run
+from sce_fast.train.checkpoint import checkpoints
+from sce_fast.train.step import TrainingStep
+
+DOCS = Path(__file__).parents[2] / "docs" / "faults.md"
+WRITE = "SCE_FAST_WRITE_DOCS"
+HEADING = f"""\
+# Faults: what the user sees, and what is kept
+
+The tests in [test_faults.py](../tests/train/test_faults.py) and
+[test_faults_signals.py](../tests/train/test_faults_signals.py) cause each of these faults. Unless a row says otherwise,
+the faulty command is `sce-fast train` over nine steps of 8 images with a checkpoint every second step. The tests
+compare what they see with this table; `{WRITE}=1 pytest tests/train/test_faults*.py` writes it.
+
+`DATA` and `RUN` stand for the two folders. Messages of the image decoders are left out. "Same bits on resume" means
+that weights, momentum encoder, optimizer, queue, random state and log are those of a run without the fault.
+[test_kills.py](../tests/train/test_kills.py) shows the same for runs killed at any moment.
+"""
+COLUMNS = "\n| fault | exit status | what the user sees | what is kept |\n|---|--:|---|---|\n"
+SAME_BITS = "same bits on resume"
+SECTIONS = {
+    "Non-finite numbers": (
+        "a NaN in the pixels, step 6",
+        "a NaN in the pixels of one of two ranks, step 6",
+        "an infinite gradient, step 6",
+        "a float16 gradient that overflows, step 6",
+        "float16 gradients that overflow at any scale",
+    ),
+    "Bad files": (
+        "a truncated JPEG",
+        "an empty file",
+        "an HTML page named .jpg",
+        "a broken link",
+        "a list file that names a missing file",
+        "a file that vanishes during step 2",
+        "a file of the evaluation is truncated in step 2",
+        "a sixth of the files are empty",
+        "an eighth of the files are truncated; two ranks find them together",
+        "half of the files are truncated in step 5",
+        "`sce-fast scan DATA` over four bad files, before a run",
+    ),
+    "Signals": (
+        "SIGTERM during step 5",
+        "SIGUSR1 during step 5",
+        "Ctrl-C during step 5",
+        "Ctrl-C twice during step 5",
+        "SIGTERM to one of two ranks, step 5",
+        "SIGTERM during the evaluation after step 6",
+        "SIGTERM to `torchrun --signals-to-handle SIGTERM,SIGINT,SIGUSR1`, two ranks",
+        "SIGUSR1 to `torchrun --signals-to-handle SIGTERM,SIGINT,SIGUSR1`, two ranks",
+        "SIGUSR1 to `torchrun`, two ranks",
+        "kill -9 of one of two ranks, step 5",
+        "kill -9 while the checkpoint of step 6 is written",
+    ),
+    "Disks and folders": (
+        "no space for the checkpoint of step 6",
+        "no space for the log line of step 6",
+        "`RUN/checkpoints` becomes read-only in step 5",
+        "a new run in a read-only folder",
+    ),
+    "Resuming after a change": (
+        "`--resume` while the run is still running",
+        "no `--resume`",
+        "another τ",
+        "a file is missing",
+        "the code builds other networks",
+        "another number of threads",
+    ),
+}
+
+
+def tell(fault, codes, output, kept):
+    """Require this row in docs/faults.md, or write it there."""
+    assert any(fault in faults for faults in SECTIONS.values()), fault
+    status = " and ".join(dict.fromkeys(str(code) for code in codes))
+    row = f"| {fault} | {status} | {output} | {kept} |"
+    if os.environ.get(WRITE):
+        DOCS.write_text(document({**rows(DOCS.read_text()), fault: row}))
+    else:
+        assert row in DOCS.read_text().splitlines(), f"{DOCS} lacks the row\n{row}"
+
+
+def rows(text):
+    """Return the rows of a document by fault."""
+    return {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
+
+
+def document(found):
+    """Return the document with these rows, in the order of SECTIONS; unknown rows are dropped."""
+    text = HEADING
+    for title, faults in SECTIONS.items():
+        text += f"\n## {title}\n{COLUMNS}" + "".join(found[fault] + "\n" for fault in faults if fault in found)
+    return text
+
+
+def shown(output, tmp_path):
+    """Return a program's output as a table cell, without progress and what every run prints."""
+    usual = r"(Training|Reading image sizes|Decoding): .*|In RUN: .*|.* decoded in .*|\(SCE_FAST_TRACEBACK.*|"
+    usual += r"\d+ steps at .*|\x1b.*"  # decoders print in colours
+    text = output.replace(str(tmp_path / "data"), "DATA").replace(str(tmp_path / "run"), "RUN")
+    lines = [line.rstrip() for line in text.splitlines() if not re.fullmatch(usual, line)]
+    return "<br>".join(line.strip().replace("|", r"\|") for line in lines if line) or "nothing"
+
+
+def words(data, run, *more):
+    settings = {
+        "--data": data, "--out": run, "--epochs": 3, "--batch-size": 8, "--device": "cpu", "--views.sizes": 32,
+        "--model.backbone": "resnet18", "--model.width": 8, "--model.projector-hidden": 16, "--model.dim": 8,
+        "--model.predictor-hidden": 16, "--loss.queue": 40, "--optimizer.warmup-epochs": 1, "--log-every": 1,
+        "--checkpoint-every": 2, "--keep-checkpoints": 9, "--loader-threads": 1,
+    }  # fmt: skip
+    return ["train", "folder", *(word for pair in settings.items() for word in pair), "--no-pictures", *more]
+
+
+class Broken:
+    """A command in which something goes wrong: its exit codes, its output and its run folder."""
+
+    def __init__(self, tmp_path, data, *more, fault=None, ranks_=1):
+        self.run, self.ranks = tmp_path / "run", ranks_
+        self._words, self._told = words(data, self.run, *more), tmp_path / "told"
+        self.codes = ranks.command(self._words, self._told, fault, ranks=ranks_)
+        self.output = Path(f"{self._told}.0").read_text()
+
+    def newest(self) -> int:
+        """Return the step of the newest checkpoint."""
+        return int(checkpoints(self.run / "checkpoints")[-1].name.removeprefix("step_"))
+
+    def resume(self, whole: Path | None = None) -> str:
+        """Resume the run to its end and compare it with `whole`; return what the command printed."""
+        codes = ranks.command([*self._words, "--resume"], self._told, ranks=self.ranks)
+        text = Path(f"{self._told}.0").read_text()
+        assert codes == [0] * self.ranks, text
+        if whole is not None:
+            assert_same_run(self.run, whole)
+        return text
+
+
+def before_step(number, act):
+    """Have act() called before the step of this number, which is counted from 1."""
+    original = TrainingStep.__call__
+
+    def step(self, parts, *, number: int, **settings):
+        if number == due:
+            act()
+        return original(self, parts, number=number, **settings)
+
+    due = number - 1
+    TrainingStep.__call__ = step
+
+
+def send(*numbers, step=5):
+    """Have this process send itself signals before a step."""
+    before_step(step, lambda: [os.kill(os.getpid(), number) for number in numbers])
