@@ -62,7 +62,7 @@ def test_bad_input_ends_in_one_line(capsys, tmp_path, photo_folder, monkeypatch)
     assert "no images found" in told(capsys, "train", "folder", "--data", tmp_path / "empty")
     assert "larger than the data set of 24 images" in told(capsys, "train", "folder", "--data", photo_folder)
     settings = ["train", "folder", "--data", photo_folder, "--batch-size", "8"]
-    assert "loss.queue=8: expected at least the 16 keys" in told(capsys, *settings, "--loss.queue", "8")
+    assert "loss.queue_size=8: expected at least the 16 keys" in told(capsys, *settings, "--loss.queue-size", "8")
     assert "loss.temperature=0.0: expected a number > 0" in told(capsys, *settings, "--loss.temperature", "0")
     assert "unknown augmentation in views.names 'stron'" in told(capsys, *settings, "--views.names", "weak", "stron")
     assert "is not a run folder" in told(capsys, "embed", tmp_path, photo_folder)
@@ -151,7 +151,7 @@ def test_train_and_embed_a_folder(capsys, tmp_path, photo_folder):
     settings = {
         "--data": photo_folder, "--out": tmp_path / "run", "--epochs": 1, "--batch-size": 8, "--device": "cpu",
         "--views.sizes": 32, "--model.backbone": "resnet18", "--model.width": 8, "--model.projector-hidden": 16,
-        "--model.dim": 8, "--model.predictor-hidden": 16, "--loss.queue": 64, "--optimizer.warmup-epochs": 0,
+        "--model.dim": 8, "--model.predictor-hidden": 16, "--loss.queue-size": 64, "--optimizer.warmup-epochs": 0,
     }  # fmt: skip
     main(["train", "folder", *(str(word) for pair in settings.items() for word in pair)])
     assert "3 steps at" in capsys.readouterr().out

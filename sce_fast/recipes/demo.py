@@ -35,7 +35,7 @@ def demo(*, data: Path, out: Path = Path("runs/demo"), test: Path | None = None)
             momentum_schedule="constant",
         ),
         # The keys of two steps: a long queue would hold most of the 1,438 images, each as its own negative.
-        loss=LossConfig(temperature=0.1, target_temperature=0.05, coefficient=0.5, queue=128),
+        loss=LossConfig(temperature=0.1, target_temperature=0.05, coefficient=0.5, queue_size=128),
         optimizer=OptimizerConfig(name="sgd", base_learning_rate=0.12, weight_decay=5e-4, warmup_epochs=2),
         evaluation=EvaluationConfig(train=data if test else None, test=test, every=5, resize=40, crop=40),
     )

@@ -17,6 +17,6 @@ def folder(*, data: Path, out: Path = Path("runs/folder")) -> TrainConfig:
         batch_size=256,
         views=ViewsConfig(names=("alpha", "beta"), sizes=(224,)),
         model=ModelConfig(backbone="resnet50", projector_hidden=(4096, 4096), dim=256, predictor_hidden=4096),
-        loss=LossConfig(temperature=0.1, target_temperature=0.07, coefficient=0.5, queue=16384),
+        loss=LossConfig(temperature=0.1, target_temperature=0.07, coefficient=0.5, queue_size=16384),
         optimizer=OptimizerConfig(name="lars", base_learning_rate=0.6, weight_decay=1e-6, warmup_epochs=10),
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sce_fast.config import TrainConfig, from_json, to_json
+from sce_fast.config import TrainConfig, from_json, renamed, to_json
 from sce_fast.data.index import ImageIndex
 from sce_fast.train.checkpoint import checkpoints, read_state, remove_unfinished
 from sce_fast.train.log import LOG
@@ -46,7 +46,7 @@ def open_run(config: TrainConfig) -> Path | None:
         return None
     if not config.resume:
         raise ValueError(f"out={printable(config.out)} already holds a run; pass --resume to go on, or another --out")
-    differences = _differences(_read_json(written), to_json(config))
+    differences = _differences(renamed(_read_json(written)), to_json(config))
     if differences:
         raise ValueError(
             f"out={printable(config.out)} was begun with another config; resume with the same, or start in another "
