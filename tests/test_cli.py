@@ -109,7 +109,7 @@ def test_scan_names_bad_files_and_tells_of_the_data(capfd, tmp_path, photo_folde
     assert "exists already" in told(capfd, "scan", tmp_path / "data", "--out", listed)
     text = told(capfd, "scan", tmp_path / "data", "--quick", status=1)
     assert "2 bad files" in text
-    assert "nothing decoded" in text
+    assert "truncated files are not found" in text
     (tmp_path / "list.txt").write_text(f"{photo_folder}/temple/000.jpg\tx\ngone.jpg\ty\n")
     assert "missing: 1 gone.jpg" in told(capfd, "scan", tmp_path / "list.txt", status=1)
     assert "threads=0" in told(capfd, "scan", photo_folder, "--threads", "0")
@@ -134,8 +134,9 @@ def test_doctor_says_what_runs_and_what_does_not(capsys, monkeypatch):
     assert f"torch                 {torch.__version__.split('+')[0]}" in text
     assert "  cpu         float32, bfloat16, float16" in text
     assert "  reference   float64, float32, bfloat16, float16" in text
-    assert "  CUDA C++ on Hopper: a forward kernel of its own (TMA, wgmma); emulated, not yet run on a GPU" in text
-    assert "  by name only, until run on a GPU: cuda, cuda_sm80\n" in text + "\n"
+    assert "  CUDA C++ on Hopper: a separate kernel (TMA, wgmma), tested in an emulator, not yet run on a GPU" in text
+    assert "backend='auto' takes the first that serves the inputs: triton, cpu, reference\n" in text
+    assert "by name only, until they have run on a GPU: cuda, cuda_sm80\n" in text
     monkeypatch.setattr(CPU, "module", None)
     monkeypatch.setattr(CPU, "missing", "no such module")
     main(["doctor"])
@@ -167,7 +168,7 @@ def test_train_and_embed_a_folder(capsys, tmp_path, photo_folder):
     main(["evaluate", "knn", "--train", str(features), "--test", str(features), "--neighbours", "1", "3"])
     assert capsys.readouterr().out == text
     main(["evaluate", "linear", "--train", str(features), "--test", str(features)])
-    assert "chosen on a held-out fifth of train, top-1 there: C 0.001: " in capsys.readouterr().out
+    assert "C chosen by top-1 on a held-out fifth of train: C 0.001: " in capsys.readouterr().out
 
     exported = tmp_path / "backbone.safetensors"
     main(["export", str(tmp_path / "run"), "--out", str(exported), "--momentum"])

@@ -1,4 +1,4 @@
-"""Anyone's photographs on one machine."""
+"""A folder of photographs, on one machine."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ from sce_fast.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfi
 
 
 def folder(*, data: Path, out: Path = Path("runs/folder")) -> TrainConfig:
-    """ResNet-50 on 224-pixel views, symmetric with the views α and β, in batches that one GPU holds.
+    """Train a ResNet-50 on 224-pixel views α and β, symmetrically, with batches that fit on one GPU.
 
-    The method's settings are those of the papers' ImageNet pretraining; the batch and the queue are smaller.
+    The settings are those of the papers' ImageNet pretraining, with a smaller batch and a smaller queue.
     """
     return TrainConfig(
         data=data,
