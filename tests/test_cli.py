@@ -1,14 +1,17 @@
-"""What a user who types something wrong is told."""
+"""The command line: help, messages for bad input, exit statuses."""
 
+import importlib
+import inspect
 import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 
-from sce_fast.cli import COMMANDS, main
+from sce_fast.cli import BENCHMARKS, COMMANDS, DISTRIBUTIONS, EVALUATIONS, Command, extra_of, main
 from sce_fast.data.probe import Probe
 from sce_fast.native import CPU
 
@@ -27,6 +30,17 @@ def test_help_names_every_command(capsys):
     lines = capsys.readouterr().out.splitlines()
     for name in COMMANDS:
         assert any(line.startswith((f"  {name}:", f"  {name} ")) for line in lines), name
+
+
+@pytest.mark.filterwarnings("ignore:the CPU kernels are not built")
+def test_every_command_runs_a_documented_function():
+    commands = [c for c in (*COMMANDS.values(), *EVALUATIONS.values(), *BENCHMARKS.values()) if isinstance(c, Command)]
+    for command in commands:
+        module, name = command.function.split(":")
+        function = getattr(importlib.import_module(module), name)
+        documented = inspect.getdoc(function)
+        for parameter in inspect.signature(function).parameters:
+            assert f"\n    {parameter}: " in documented, (command.function, parameter)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +160,28 @@ def test_doctor_says_what_runs_and_what_does_not(capsys, monkeypatch):
 def test_a_missing_extra_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tyro", None)
     assert "pip install 'sce_fast[train]'" in told(capsys, "demo")
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [
+        ("numpy", "train"), ("tyro", "train"), ("tqdm", "train"), ("safetensors", "train"), ("sklearn", "evaluate"),
+        ("matplotlib", "pictures"), ("PIL", "pictures"), ("nvidia", "cuda130"), ("tensorboard", "tensorboard"),
+        ("triton", "dev"), ("torch", None), ("timm", None),
+    ],
+)  # fmt: skip
+def test_the_packages_metadata_knows_the_extra_of_a_module(module, extra):
+    assert extra_of(DISTRIBUTIONS.get(module, module)) == extra
+
+
+@pytest.mark.parametrize("arguments", [["doctor"], ["--help"], ["scan", "nowhere"], ["unknown"]])
+def test_warnings_are_shown_as_before_once_a_command_has_ended(capsys, arguments):
+    before = warnings.showwarning
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert end.code in (0, 2)  # noqa: PT017
+    assert warnings.showwarning is before
 
 
 def test_train_and_embed_a_folder(capsys, tmp_path, photo_folder):

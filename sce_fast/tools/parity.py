@@ -93,7 +93,7 @@ def compare_backends(
         shared_batch_keys: Use 2-D batch_keys although the key has views.
         row_offset: Row of batch_keys at which the own keys begin.
         backends: Backends to compare; by default all that serve the inputs here.
-        kinds: Kinds of inputs: random rows, rows in three clusters (clustered), queries close to their keys (converged).
+        kinds: Kinds of inputs: random rows, rows in three clusters (clustered), query ≈ key (converged).
         seeds: Seeds of the inputs. The table shows the largest errors.
         device: Device. auto takes a GPU if there is one.
         matmul_precision: Value for torch.set_float32_matmul_precision during the comparison.
