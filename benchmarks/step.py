@@ -2,7 +2,7 @@
 
 sce-fast bench step                                                  ResNet-50, batch 256, 224 pixels, on a GPU
 sce-fast bench step --images DIR                                     with the loader and its JPEG files before it
-sce-fast bench step --model.backbone resnet18 --batch-size 8 --size 64 --loss.queue 1024        on a CPU
+sce-fast bench step --model.backbone resnet18 --batch-size 8 --size 64 --loss.queue-size 1024        on a CPU
 """
 
 import statistics

@@ -1,271 +1,175 @@
-"""sce-fast: a word for what to do; its options are made from the configs and functions themselves."""
+"""Command-line entry point: a table of commands. Their options are the parameters of the functions they run."""
 
 import dataclasses
+import importlib
+import importlib.metadata
+import inspect
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from sce_fast.util.files import printable
 from sce_fast.util.names import pick
 
-EXTRA_OF = {
-    "nvidia": "cuda130",
-    "tyro": "train",
-    "tqdm": "train",
-    "safetensors": "train",
-    "numpy": "train",
-    "sklearn": "evaluate",
-    "matplotlib": "pictures",
-    "PIL": "pictures",
-}
-_WARN = warnings.showwarning
-USAGE = """\
-usage: sce-fast COMMAND …            sce-fast COMMAND --help for its options
-
-{commands}
-
-A first look: sce-fast demo          your own images: sce-fast train folder --data DIR"""
+# Modules whose distribution has another name.
+DISTRIBUTIONS = {"nvidia": "nvidia-dali-cuda130", "sklearn": "scikit-learn", "PIL": "pillow"}
 
 
-def train(arguments: list[str]) -> None:
-    """train RECIPE --data DIR: pretrain on images; --resume goes on where a run stopped"""
-    import tyro
+@dataclass(frozen=True)
+class Command:
+    """A command that runs a function. The function's signature and docstring give the options and their help."""
 
+    usage: str  # what follows the command's name
+    help: str  # one line
+    function: str  # module:function, imported when the command runs
+    show: Callable[[Any], str] | None = None  # what to print of the function's result
+    passed: Callable[[Any], bool] = lambda result: result is not False  # otherwise the exit status is 1
+
+    def run(self, prog: str, arguments: list[str]) -> None:
+        import tyro
+
+        module, _, name = self.function.partition(":")
+        result = tyro.cli(getattr(importlib.import_module(module), name), args=arguments, prog=prog)
+        if self.show is not None:
+            print(self.show(result))
+        if not self.passed(result):
+            sys.exit(1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Training with a recipe: the options are the fields of its config, with the recipe's values as defaults."""
+
+    make: Callable[..., Any]
+    usage = "--data DIR"
+
+    @property
+    def help(self) -> str:
+        return self.description.splitlines()[0]
+
+    @property
+    def description(self) -> str:
+        return (inspect.getdoc(self.make) or self.make.__name__).partition("\n\nArgs:")[0]
+
+    def run(self, prog: str, arguments: list[str]) -> None:
+        import tyro
+
+        default = dataclasses.replace(self.make(data=Path()), data=tyro.MISSING)
+        config = tyro.cli(type(default), default=default, args=arguments, prog=prog, description=self.description)
+        from sce_fast.tools.train import pretrain
+
+        pretrain(config)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A command that is followed by the name of one of several commands; without a name it lists them."""
+
+    kind: str  # what the names stand for, in messages
+    usage: str
+    help: str
+    commands: Callable[[], Mapping[str, "Command | Recipe | Group"]]  # called when needed: it may import a module
+    note: str = ""
+
+    def run(self, prog: str, arguments: list[str]) -> None:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(self.listing(prog))
+            sys.exit(0 if arguments else 2)
+        name, *rest = arguments
+        pick(self.kind, name, self.commands()).run(f"{prog} {name}", rest)
+
+    def listing(self, prog: str) -> str:
+        commands = self.commands()
+        names = {name: f"{name} {command.usage}".rstrip() for name, command in commands.items()}
+        width = max(map(len, names.values())) + 2
+        lines = [f"usage: {prog} {self.usage} …", f"       {prog} {self.usage.split()[0]} --help for its options", ""]
+        lines += [f"  {names[name]:<{width}}{command.help}" for name, command in commands.items()]
+        return "\n".join([*lines, *(["", self.note] if self.note else [])])
+
+
+def recipes() -> dict[str, Recipe]:
+    """Return the recipes as commands."""
     from sce_fast.recipes import RECIPES
 
-    if not arguments or arguments[0] in ("-h", "--help"):
-        recipes = "\n".join(f"  {name:<10}{_first_line(make)}" for name, make in RECIPES.items())
-        print(
-            f"usage: sce-fast train RECIPE --data DIR …     sce-fast train RECIPE --help for its options\n\n{recipes}"
-        )
-        sys.exit(0 if arguments else 2)
-    name, *rest = arguments
-    make = pick("recipe", name, RECIPES)
-    default = dataclasses.replace(make(data=Path()), data=tyro.MISSING)
-    config = tyro.cli(
-        type(default), default=default, args=rest, prog=f"sce-fast train {name}", description=make.__doc__
-    )
-    from sce_fast.tools.train import pretrain
-    from sce_fast.train.folder import SUMMARY
-
-    summary = pretrain(config)
-    if int(os.environ.get("RANK", 0)) > 0:
-        return
-    print(f"{summary.steps} steps at {summary.images_per_second} images/s, final loss {summary.final_loss:.4f}")
-    out = printable(config.out)
-    pictures = [path.name for path in sorted(config.out.glob("*.png"))]
-    print(f"In {out}: {', '.join([SUMMARY, *pictures])}; next, sce-fast embed {out} DIR")
+    return {name: Recipe(make) for name, make in RECIPES.items()}
 
 
-def embed(arguments: list[str]) -> None:
-    """embed RUN DIR: features of images as safetensors, with file names"""
-    import tyro
-
-    from sce_fast.config import Device
-
-    def run(
-        run: Annotated[Path, tyro.conf.Positional],
-        data: Annotated[Path, tyro.conf.Positional],
-        /,
-        out: Path | None = None,
-        device: Device = "auto",
-        batch_size: int = 256,
-    ) -> None:
-        """Features of all images under DATA from the backbone of RUN.
-
-        Args:
-            run: Run folder, or a file that sce-fast export has written.
-            data: Folder or list file of images.
-            out: The file; by default features_NAME.safetensors in the run folder, or beside the exported file.
-            device: auto takes the GPU when there is one.
-            batch_size: Images at a time.
-        """
-        from sce_fast.tools.embed import embed
-
-        print(printable(embed(run, data, out=out, device=device, batch_size=batch_size)))
-
-    tyro.cli(run, args=arguments, prog="sce-fast embed")
+def _bench(name: str, help: str) -> Command:
+    return Command("", help, f"sce_fast.benchmarks.{name}:main")
 
 
-def export(arguments: list[str]) -> None:
-    """export RUN --out FILE: the backbone as safetensors with torchvision's parameter names"""
-    import tyro
-
-    def run(run: Annotated[Path, tyro.conf.Positional], /, out: Path, momentum: bool = False) -> None:
-        """Writes the backbone of RUN's newest checkpoint, with its architecture and normalisation as metadata.
-
-        Args:
-            run: Run folder.
-            out: The file, which must not exist.
-            momentum: The momentum encoder's backbone instead of the student's.
-        """
-        from sce_fast.export import export
-
-        print(printable(export(run, out=out, momentum=momentum)))
-
-    tyro.cli(run, args=arguments, prog="sce-fast export")
-
-
-def evaluate(arguments: list[str]) -> None:
-    """evaluate knn | linear: what frozen features are worth on labelled images"""
-    methods = {"knn": _evaluate_knn, "linear": _evaluate_linear}
-    if not arguments or arguments[0] in ("-h", "--help"):
-        lines = "\n".join(f"  {name:<8}{_first_line(method)}" for name, method in methods.items())
-        print(
-            f"usage: sce-fast evaluate METHOD …     sce-fast evaluate METHOD --help for its options\n\n{lines}\n\n"
-            "The published linear protocol (SGD on augmented images) and transfer are not there yet."
-        )
-        sys.exit(0 if arguments else 2)
-    name, *rest = arguments
-    pick("evaluation", name, methods)(rest)
-
-
-def _evaluate_knn(arguments: list[str]) -> None:
-    """the vote of the nearest train images, weighted by similarity"""
-    import tyro
-
-    from sce_fast.tools.evaluate import knn
-
-    print(tyro.cli(knn, args=arguments, prog="sce-fast evaluate knn"))
-
-
-def _evaluate_linear(arguments: list[str]) -> None:
-    """logistic regression on frozen features"""
-    import tyro
-
-    from sce_fast.tools.evaluate import linear
-
-    print(tyro.cli(linear, args=arguments, prog="sce-fast evaluate linear"))
-
-
-def scan(arguments: list[str]) -> None:
-    """scan DIR: decode every image and name the bad ones; exit status 1 if there are any"""
-    import tyro
-
-    def run(
-        data: Annotated[Path, tyro.conf.Positional],
-        /,
-        quick: bool = False,
-        threads: int | None = None,
-        out: Path | None = None,
-    ) -> bool:
-        """Looks for files that training would have to replace: missing, empty, damaged, no images.
-
-        Args:
-            data: Folder or list file of images.
-            quick: Read headers alone; a truncated file may look good.
-            threads: That decode; by default one for each core.
-            out: File for the bad ones, which must not exist: a line each of path, tab, reason.
-        """
-        from sce_fast.tools.scan import scan
-
-        found = scan(data, quick=quick, threads=threads, out=out)
-        print(found.table())
-        return not found.bad
-
-    if not tyro.cli(run, args=arguments, prog="sce-fast scan"):
-        sys.exit(1)
-
-
-def demo(arguments: list[str]) -> None:
-    """demo: learn from real digit images in about two minutes on two CPU cores"""
-    import tyro
-
-    from sce_fast.tools.demo import run_demo
-
-    tyro.cli(run_demo, args=arguments, prog="sce-fast demo")
-
-
-def report(arguments: list[str]) -> None:
-    """report RUN: curves and pictures of a run"""
-    import tyro
-
-    def run(run: Annotated[Path, tyro.conf.Positional], /) -> None:
-        """Draws loss, kNN, view pairs and nearest neighbours into the run folder.
-
-        Args:
-            run: Run folder.
-        """
-        from sce_fast.tools.report import write_report
-
-        for picture in write_report(run):
-            print(printable(picture))
-
-    tyro.cli(run, args=arguments, prog="sce-fast report")
-
-
-def doctor(arguments: list[str]) -> None:
-    """doctor: versions, devices, and which backends of the loss run here"""
-    import tyro
-
-    def run() -> None:
-        """Prints what is installed, what is missing, and which backends of the loss serve which dtypes."""
-        from sce_fast.tools.doctor import report
-
-        print(report())
-
-    tyro.cli(run, args=arguments, prog="sce-fast doctor")
-
-
-def parity(arguments: list[str]) -> None:
-    """parity: each backend's errors against float64, beside plain PyTorch's; exit status 1 if one fails"""
-    import tyro
-
-    from sce_fast.tools.parity import main
-
-    if not tyro.cli(main, args=arguments, prog="sce-fast parity"):
-        sys.exit(1)
-
-
-def bench(arguments: list[str]) -> None:
-    """bench loss | step | loop | overhead | queue | loader | coefficient | acceptance: measure against named peers"""
-    import tyro
-
-    from sce_fast.benchmarks import coefficient, loader, loop, loss, overhead, queue, step
-    from sce_fast.benchmarks.acceptance import run as acceptance
-
-    benchmarks: dict[str, Callable[..., Any]] = {
-        "loss": loss.main,
-        "step": step.main,
-        "loop": loop.main,
-        "overhead": overhead.main,
-        "queue": queue.main,
-        "loader": loader.main,
-        "coefficient": coefficient.main,
-        "acceptance": acceptance.main,
-    }
-    if not arguments or arguments[0] in ("-h", "--help"):
-        lines = "\n".join(f"  {name:<13}{_first_line(main)}" for name, main in benchmarks.items())
-        print(f"usage: sce-fast bench NAME …     sce-fast bench NAME --help for its options\n\n{lines}")
-        sys.exit(0 if arguments else 2)
-    name, *rest = arguments
-    result = tyro.cli(pick("benchmark", name, benchmarks), args=rest, prog=f"sce-fast bench {name}")
-    if result is False:
-        sys.exit(1)
-
-
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "demo": demo,
-    "scan": scan,
-    "train": train,
-    "evaluate": evaluate,
-    "embed": embed,
-    "export": export,
-    "report": report,
-    "doctor": doctor,
-    "parity": parity,
-    "bench": bench,
+EVALUATIONS = {
+    "knn": Command("[RUN]", "weighted vote of the nearest train images", "sce_fast.tools.evaluate:knn", show=str),
+    "linear": Command("[RUN]", "logistic regression on frozen features", "sce_fast.tools.evaluate:linear", show=str),
 }
+BENCHMARKS = {
+    "loss": _bench("loss", "loss and gradient of every backend and peer: time, FLOP/s, share of the GEMM rate, memory"),
+    "step": _bench("step", "seconds per training step, images/s, and the share of loss, momentum update and queue"),
+    "loop": _bench("loop", "the trainer against a bare loop over the same batches, and the cost of checkpoints"),
+    "overhead": _bench("overhead", "microseconds per call of sce_loss, of the bare kernel and of the autograd engine"),
+    "queue": _bench("queue", "errors of loss and gradient with a 16-bit queue against a float32 queue, in float64"),
+    "loader": _bench("loader", "images/s of the loader and of its peers"),
+    "coefficient": _bench("coefficient", "the demo's accuracy for several λ and seeds; about half an hour"),
+    "acceptance": _bench("acceptance.run", "build, tests, parity and benchmarks on a GPU; exit status 1 on failure"),
+}
+COMMANDS: dict[str, Command | Group] = {
+    "demo": Command(
+        "", "learn from real digit images in about two minutes on two CPU cores", "sce_fast.tools.demo:run_demo"
+    ),
+    "scan": Command(
+        "DIR", "decode every image and name the bad files; exit status 1 if there are any", "sce_fast.tools.scan:scan",
+        show=lambda scan: scan.table(), passed=lambda scan: not scan.bad,
+    ),
+    "train": Group("recipe", "RECIPE --data DIR", "pretrain on images; --resume continues a stopped run", recipes),
+    "evaluate": Group(
+        "evaluation", "METHOD [RUN]", "accuracy of frozen features on labelled images: knn or linear",
+        lambda: EVALUATIONS,
+        note="The papers' linear protocol (SGD on augmented images) and transfer are not implemented yet.",
+    ),
+    "embed": Command(
+        "RUN DIR", "write features of images, with file names, as safetensors", "sce_fast.tools.embed:embed",
+        show=printable,
+    ),
+    "export": Command(
+        "RUN --out FILE", "write the backbone as safetensors with torchvision's parameter names",
+        "sce_fast.export:export", show=printable,
+    ),
+    "report": Command(
+        "RUN", "draw curves and pictures of a run", "sce_fast.tools.report:write_report",
+        show=lambda pictures: "\n".join(map(printable, pictures)),
+    ),
+    "doctor": Command(
+        "", "versions, devices, and which backends of the loss run here", "sce_fast.tools.doctor:diagnose", show=str
+    ),
+    "parity": Command(
+        "", "errors of each backend against float64; exit status 1 if one is too large",
+        "sce_fast.tools.parity:compare_backends",
+    ),
+    "bench": Group(
+        "benchmark", "NAME", "measure against named peers: " + ", ".join(BENCHMARKS), lambda: BENCHMARKS
+    ),
+}  # fmt: skip
+MAIN = Group(
+    "command",
+    "COMMAND",
+    "",
+    lambda: COMMANDS,
+    note="A first look: sce-fast demo          your own images: sce-fast train folder --data DIR",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command; what is wrong with the user's input ends in one line and exit status 2."""
+    """Run a command. Bad input ends in one line on standard error and exit status 2."""
     is_rank, status = int(os.environ.get("WORLD_SIZE", 1)) > 1, 0
     try:
-        _run(arguments)
+        with _warnings_as_lines():
+            _run(sys.argv[1:] if arguments is None else arguments)
     except SystemExit as end:
         if not is_rank:
             raise
@@ -275,50 +179,66 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _end_at_once(status: int) -> None:
-    """Ends a rank without taking the interpreter down.
+    """End a rank without shutting the interpreter down.
 
-    torch's DDP leaves gloo's threads running, and now and then such an interpreter aborts while it ends (torch 2.13:
-    "terminate called without an active exception"), so that torchrun would call a finished run failed.
+    torch's DDP leaves gloo's threads running. Now and then such an interpreter aborts at shutdown (torch 2.13:
+    "terminate called without an active exception"), and torchrun would report a finished run as failed.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-def _run(arguments: list[str] | None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE.format(commands="\n".join(f"  {_first_line(command)}" for command in COMMANDS.values())))
-        sys.exit(0 if arguments else 2)
-    name, *rest = arguments
-    warnings.showwarning = _show_warning
+def _run(arguments: list[str]) -> None:
     try:
-        pick("command", name, COMMANDS)(rest)
+        MAIN.run("sce-fast", arguments)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
         if os.environ.get("SCE_FAST_TRACEBACK") == "1":
             raise
-        print(f"sce-fast: {error}{_what_to_install(error)}\n(SCE_FAST_TRACEBACK=1 shows where)", file=sys.stderr)
+        print(
+            f"sce-fast: {error}{_what_to_install(error)}\n(SCE_FAST_TRACEBACK=1 shows the traceback)", file=sys.stderr
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("sce-fast: interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], filename: str, *place: Any, **more: Any) -> None:
-    """This package's own warnings as a line for users, above a progress bar; others with the place they come from."""
-    if issubclass(category, UserWarning) and Path(filename).is_relative_to(Path(__file__).parent):
-        from sce_fast.util.terminal import say
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Print this package's warnings as one line, above a progress bar; other packages' warnings as before."""
+    show = warnings.showwarning
 
-        say(f"Warning: {message}")
-    else:
-        _WARN(message, category, filename, *place, **more)
+    def show_line(message: Warning | str, category: type[Warning], filename: str, *place: Any, **more: Any) -> None:
+        if issubclass(category, UserWarning) and Path(filename).is_relative_to(Path(__file__).parent):
+            from sce_fast.util.terminal import say
+
+            say(f"Warning: {message}")
+        else:
+            show(message, category, filename, *place, **more)
+
+    warnings.showwarning = show_line
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def _what_to_install(error: Exception) -> str:
-    """The extra that brings a missing module."""
+    """Return the end of a message that names the extra for a missing module, or nothing."""
     module = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
-    return f"; pip install 'sce_fast[{EXTRA_OF[module]}]'" if module in EXTRA_OF else ""
+    extra = extra_of(DISTRIBUTIONS.get(module, module))
+    return f"; pip install 'sce_fast[{extra}]'" if extra else ""
 
 
-def _first_line(function: Callable[..., Any]) -> str:
-    return (function.__doc__ or "").strip().splitlines()[0]
+def extra_of(distribution: str) -> str | None:
+    """Return the first extra of this package that requires a distribution, according to the package's metadata."""
+    try:
+        requirements = importlib.metadata.requires("sce_fast") or []
+    except importlib.metadata.PackageNotFoundError:  # imported from a folder without being installed
+        return None
+    for requirement in requirements:  # such as: tqdm>=4.66; extra == "train"
+        found = re.fullmatch(r"""([\w.-]+)[^;]*;.*\bextra == ["']([\w-]+)["']""", requirement)
+        if found and found[1] == distribution:
+            return found[2]
+    return None

@@ -1,7 +1,8 @@
-"""Settings of a training run: frozen dataclasses, checked when they are made; the command line is made from them."""
+"""Settings of a training run: frozen dataclasses that check their values. The command line is generated from them."""
 
 import dataclasses
 import os
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +12,12 @@ from sce_fast.loss.names import BACKEND_NAMES
 from sce_fast.util.names import pick
 
 Device = Literal["auto", "cpu", "cuda"]
+# Sections and entries that have another name in run folders of earlier versions: (section, old name) → new name.
+RENAMED = {("loss", "queue"): "queue_size"}
 
 
 def default_loader_threads() -> int:
-    """This rank's share of the machine's cores."""
+    """Return this rank's share of the CPU cores that the process may use, at least 1."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
@@ -25,20 +28,20 @@ def _require(holds: bool, name: str, value: object, expected: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
-    """The views of each image. Without symmetry the first is the target's, with it all are compared."""
+    """The augmented views of each image. Their order matters where the model is not symmetric: the first is the key."""
 
     names: tuple[str, ...] = ("alpha", "beta")
-    """One of weak, strong, alpha, beta, gamma for each view."""
+    """Augmentation of each view: weak, strong, alpha, beta or gamma."""
     sizes: tuple[int, ...] = (224,)
-    """Side of the views in pixels: one for all, or one for each."""
+    """Side length of the views in pixels: one number for all views, or one per view."""
     scales: tuple[tuple[float, float], ...] = ((0.2, 1.0),)
-    """Range of the crop's share of the image: one for all, or one for each."""
+    """Smallest and largest crop as a share of the image's area: one pair for all views, or one per view."""
     flip: float = 0.5
-    """Probability of a horizontal flip; 0 where left and right mean something, as for digits."""
+    """Probability of a horizontal flip. Use 0 where left and right matter, as for digits."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Subtracted from the channels' values in [0, 1]."""
+    """Mean of each colour channel, subtracted from values in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
-    """Divides what is left."""
+    """Standard deviation of each colour channel, by which values are divided after the mean is subtracted."""
 
     def __post_init__(self) -> None:
         _require(len(self.names) >= 2, "views.names", self.names, "at least two views")
@@ -47,9 +50,10 @@ class ViewsConfig:
         for setting in ("sizes", "scales"):
             given = getattr(self, setting)
             _require(len(given) in (1, len(self.names)), f"views.{setting}", given, f"1 or {len(self.names)} entries")
-        self.augmentations()  # which check the rest
+        self.augmentations()  # checks the other values
 
     def augmentations(self) -> tuple[Augmentation, ...]:
+        """Return the augmentation of each view."""
         count = len(self.names)
         sizes = self.sizes * count if len(self.sizes) == 1 else self.sizes
         scales = self.scales * count if len(self.scales) == 1 else self.scales
@@ -64,36 +68,36 @@ class ModelConfig:
     """Backbone, projector, predictor and momentum encoder."""
 
     backbone: str = "resnet50"
-    """resnet18, resnet34, resnet50, or timm:NAME."""
+    """Network: resnet18, resnet34, resnet50, or timm:NAME for a network of timm."""
     width: int = 64
     """Channels of a ResNet's first stage, a multiple of 8."""
     small_input: bool = False
-    """3×3 stem without pooling, for images of about 32 pixels."""
+    """Give a ResNet a 3×3 stem without pooling, for images of about 32 pixels."""
     projector_hidden: tuple[int, ...] = (4096, 4096)
     """Widths of the projector's hidden layers."""
     dim: int = 256
-    """D, the length of queries and keys."""
+    """Dimension D of queries and keys."""
     projector_norm: Literal["all", "hidden", "none"] = "all"
-    """Batch normalisation in the projector: after every layer, after hidden layers, or nowhere."""
+    """Layers of the projector that are followed by batch normalisation."""
     predictor_hidden: int = 4096
     """Width of the predictor's hidden layer; 0 for no predictor."""
     symmetric: bool = True
-    """Compare every key view with every other view; otherwise the first view is only a target."""
+    """Compare every key view with every other view. Without it, the first view gives the keys and nothing else."""
     key_views: int = 2
-    """How many leading views the momentum encoder sees when symmetric."""
+    """Number of views, from the first on, that the momentum encoder sees if the model is symmetric."""
     momentum: float = 0.99
-    """m of the momentum encoder's update, at the first step."""
+    """Momentum m of the momentum encoder's update, at the first step."""
     momentum_schedule: Literal["constant", "cosine"] = "cosine"
-    """cosine raises m to 1 at the last step."""
+    """Schedule of m: cosine raises it to 1 at the last step."""
     batch_norm: Literal["local", "sync", "shuffle"] = "local"
-    """Rows that a statistic is made of: this rank's, all ranks' (the papers' ImageNet), or, for the momentum encoder's
-    convolutions, groups of shuffled rows (their CIFAR10)."""
+    """Rows that share batch statistics: local, a rank's rows; sync, all ranks' rows (the papers' ImageNet runs);
+    shuffle, groups of shuffled rows for the momentum encoder's convolutions (the papers' CIFAR10 run)."""
     batch_norm_groups: int = 8
-    """Groups of the global batch with shuffle: what the published batch had GPUs."""
+    """Number of groups that shuffle makes of the global batch; 8 in the published CIFAR10 run."""
 
     def __post_init__(self) -> None:
         _require(self.dim >= 1, "model.dim", self.dim, "at least 1")
-        # oneDNN's 1×1 convolutions for AVX2 never return from a backward pass over fewer channels, stored channels-last
+        # oneDNN's 1×1 convolutions for AVX2 hang in the backward pass over fewer channels in channels-last layout.
         _require(self.width >= 8 and self.width % 8 == 0, "model.width", self.width, "a positive multiple of 8")
         _require(self.predictor_hidden >= 0, "model.predictor_hidden", self.predictor_hidden, "at least 0")
         _require(0 <= self.momentum <= 1, "model.momentum", self.momentum, "a number in [0, 1]")
@@ -103,22 +107,24 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The loss and its queue."""
+    """The loss and the queue of past keys."""
 
     temperature: float = 0.1
-    """τ of the student."""
-    target_temperature: float = 0.07
-    """τ_m of the teacher; smaller is sharper."""
+    """Temperature τ of the student."""
+    # 0.05 is also sce_loss's default and the value of most published runs (CIFAR10, video); 0.07 is the published value
+    # for ImageNet with symmetric views.
+    target_temperature: float = 0.05
+    """Temperature τ_m of the momentum teacher: smaller values make sharper targets."""
     coefficient: float = 0.5
-    """λ, the weight of the own key: 1 is InfoNCE, 0 spreads everything by similarity."""
+    """Weight λ of the own key in the target. 1 is InfoNCE; 0 spreads all weight by similarity."""
     positive_target: Literal["excluded", "zero_logit"] = "excluded"
-    """excluded is the paper's target, zero_logit what the official code computes."""
-    queue: int = 65536
-    """K, the number of past keys."""
+    """Target at the own key: excluded is the paper's definition, zero_logit is what the official code computes."""
+    queue_size: int = 65536
+    """Number K of past keys in the queue."""
     queue_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the stored keys; 16 bits halve the queue's memory and the loss's traffic."""
+    """Dtype of the queue: 16 bits halve its memory and the memory traffic of the loss."""
     backend: str = "auto"
-    """Implementation of the loss; auto takes the fastest there is."""
+    """Implementation of the loss. auto takes the fastest that serves the inputs; sce-fast doctor lists them."""
 
     def __post_init__(self) -> None:
         if self.backend != "auto":
@@ -126,10 +132,10 @@ class LossConfig:
         _require(self.temperature > 0, "loss.temperature", self.temperature, "a number > 0")
         _require(self.target_temperature > 0, "loss.target_temperature", self.target_temperature, "a number > 0")
         _require(0 <= self.coefficient <= 1, "loss.coefficient", self.coefficient, "a number in [0, 1]")
-        _require(self.queue >= 1, "loss.queue", self.queue, "at least 1")
+        _require(self.queue_size >= 1, "loss.queue_size", self.queue_size, "at least 1")
 
     def arguments(self) -> dict[str, Any]:
-        """What sce_loss is to be called with, beside the tensors."""
+        """Return the keyword arguments of sce_loss, without the tensors."""
         names = ("temperature", "target_temperature", "coefficient", "positive_target", "backend")
         return {name: getattr(self, name) for name in names}
 
@@ -139,17 +145,17 @@ class OptimizerConfig:
     """Optimizer and learning rate."""
 
     name: Literal["sgd", "lars"] = "lars"
-    """lars leaves biases and normalisation without weight decay and scaling."""
+    """Optimizer. lars applies neither weight decay nor layer-wise scaling to biases and normalisation layers."""
     base_learning_rate: float = 0.3
-    """Learning rate at a batch of 256; it grows in proportion to the batch."""
+    """Learning rate for a batch of 256 images; the rate used is proportional to the batch."""
     momentum: float = 0.9
-    """Of the gradient's running sum."""
+    """Momentum of the optimizer."""
     weight_decay: float = 1e-6
-    """L2 penalty."""
+    """Weight decay (L2 penalty)."""
     warmup_epochs: float = 10
-    """Epochs of linear warm-up from 0; the cosine to 0 follows."""
+    """Epochs of linear warm-up from 0. A cosine decay to 0 follows."""
     clip_norm: float = 0
-    """Largest norm of all gradients together; 0 for no clipping."""
+    """Largest norm of the whole gradient, to which longer gradients are scaled; 0 for no clipping."""
 
     def __post_init__(self) -> None:
         for name in ("base_learning_rate", "momentum", "weight_decay", "warmup_epochs", "clip_norm"):
@@ -158,20 +164,20 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """kNN while training, on labelled class folders; labels are used for nothing else."""
+    """kNN evaluation during training, on labelled images. Labels are used for nothing else."""
 
     train: Path | None = None
-    """Class folders whose features are the neighbours; none for no evaluation while training."""
+    """Labelled class folders that the neighbours come from. Without it, nothing is evaluated during training."""
     test: Path | None = None
-    """Class folders that are classified."""
+    """Labelled class folders of the images to classify."""
     every: int = 10
-    """Epochs between two evaluations; the first and the last state are always evaluated."""
+    """Epochs between two evaluations. The untrained and the final network are always evaluated."""
     resize: int | None = None
-    """Length of the shorter side after resizing; none for 8/7 of the crop, as 256 is of 224."""
+    """Shorter side of the image after resizing, in pixels. Default: 8/7 of the crop (256 for a crop of 224)."""
     crop: int | None = None
-    """Side of the centre crop; none for the size of the largest view."""
+    """Side of the centre crop, in pixels. Default: the size of the largest view."""
     neighbours: int = 20
-    """k of kNN."""
+    """Number k of nearest neighbours that vote."""
 
     def __post_init__(self) -> None:
         both = (self.train is None) == (self.test is None)
@@ -185,35 +191,36 @@ class TrainConfig:
     """A training run."""
 
     data: Path
-    """Folder or list file of images."""
+    """Folder of images, or a list file that names images."""
     out: Path
-    """Run folder: config, log, checkpoints, summary, pictures."""
+    """Run folder, for the config, log, checkpoints, summary and pictures."""
     epochs: int = 100
     """Passes over the images."""
     batch_size: int = 256
-    """Images of an optimizer step, over all ranks."""
+    """Images per optimizer step, over all ranks."""
     accumulation: int = 1
-    """Parts of a batch that go through the networks one after another, where the whole needs too much memory."""
+    """Parts into which a rank's batch is split to save memory. The parts pass through the networks in turn."""
     precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    """Of the networks: 16 bits by autocast, float16 with a loss scale; float64 throughout, to check numbers."""
+    """Precision of the networks. bfloat16 and float16 use autocast, float16 with a loss scale; float64 is for tests."""
     compile: bool = False
-    """torch.compile the networks."""
+    """Compile the networks with torch.compile."""
     seed: int = 42
-    """Of weights, order and augmentations."""
+    """Seed of weights, image order and augmentations."""
     device: Device = "auto"
-    """auto takes the GPU when there is one."""
+    """Device. auto takes a GPU if there is one."""
     loader_threads: int = field(default_factory=default_loader_threads)
-    """CPU threads of a rank that decode and augment, by default one for each core; pixels do not depend on it."""
+    """CPU threads of each rank that decode and augment; by default the rank's share of the cores. Pixels do not depend
+    on it."""
     resume: bool = False
-    """Go on from the newest checkpoint of the run folder."""
+    """Continue from the newest checkpoint in the run folder."""
     checkpoint_every: int = 1000
-    """Steps between two checkpoints; the last step always has one."""
+    """Steps between two checkpoints. The last step always writes one."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay."""
+    """Number of checkpoints to keep; older ones are deleted."""
     log_every: int = 10
-    """Steps between two lines of the log; the loss is read from the device only then."""
+    """Steps between two lines of the log. Only then is the loss read from the device."""
     pictures: bool = True
-    """Draw curves, view pairs and nearest neighbours into the run folder at the end, where matplotlib is installed."""
+    """Draw curves, view pairs and nearest neighbours into the run folder at the end; needs matplotlib."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -226,8 +233,8 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         self.rank_batch(1)
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
-        keys = self.batch_size * (self.model.key_views if self.model.symmetric else 1)
-        _require(self.loss.queue >= keys, "loss.queue", self.loss.queue, f"at least the {keys} keys of one step")
+        keys, size = self.batch_size * (self.model.key_views if self.model.symmetric else 1), self.loss.queue_size
+        _require(size >= keys, "loss.queue_size", size, f"at least the {keys} keys of one step")
         needed = self.model.key_views if self.model.symmetric else 2
         _require(len(self.views.names) >= needed, "views.names", self.views.names, f"at least {needed} views")
         warmup = self.optimizer.warmup_epochs
@@ -236,14 +243,14 @@ class TrainConfig:
 
     @property
     def learning_rate(self) -> float:
-        """The peak rate: the base rate times batch / 256."""
+        """Return the peak learning rate: the base rate times batch / 256."""
         return self.optimizer.base_learning_rate * self.batch_size / 256
 
     def rank_batch(self, ranks: int) -> int:
-        """Images that go through the networks of one rank at a time.
+        """Return the number of images that pass through the networks of one rank at a time.
 
         Raises:
-            ValueError: the batch cannot be cut into that many equal parts.
+            ValueError: the batch cannot be divided into ranks · accumulation equal parts.
         """
         parts = ranks * self.accumulation
         expected = f"a multiple of ranks={ranks} · accumulation={self.accumulation}"
@@ -251,10 +258,10 @@ class TrainConfig:
         return self.batch_size // parts
 
     def require_whole_groups(self, rows: int) -> None:
-        """Makes sure that so many rows can be cut into the groups of the momentum encoder's batch normalisation.
+        """Check that so many rows can be divided into the groups of the momentum encoder's batch normalisation.
 
         Raises:
-            ValueError: they cannot.
+            ValueError: the rows cannot be divided evenly.
         """
         groups = self.model.batch_norm_groups
         fits = self.model.batch_norm != "shuffle" or rows % groups == 0
@@ -263,14 +270,14 @@ class TrainConfig:
         )
 
     def evaluation_view(self) -> EvaluationView:
-        """What features are made of: by default the size of the largest view."""
+        """Return how images are resized and cropped for features: by default to the size of the largest view."""
         crop = self.evaluation.crop or max(self.views.sizes)
         resize = self.evaluation.resize or round(crop * 8 / 7)
         return EvaluationView(resize=resize, crop=crop, mean=self.views.mean, std=self.views.std)
 
 
 def to_json(config: Any) -> Any:
-    """A config as JSON's types; paths become strings."""
+    """Return a config as JSON types: dataclasses become objects, tuples lists, paths strings."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, tuple):
@@ -279,29 +286,33 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(values: dict[str, Any]) -> TrainConfig:
-    """The config that to_json wrote.
+    """Return the config that `to_json` wrote, also under the names of earlier versions (RENAMED).
 
     Raises:
-        ValueError: an entry is missing or unknown.
+        ValueError: an entry is missing, unknown or out of range.
     """
-    sections = {
-        "views": ViewsConfig,
-        "model": ModelConfig,
-        "loss": LossConfig,
-        "optimizer": OptimizerConfig,
-        "evaluation": EvaluationConfig,
-    }
-
-    def build(kind: type, entries: dict[str, Any]) -> Any:
-        fields = {f.name for f in dataclasses.fields(kind)}
-        if set(entries) != fields:
-            raise ValueError(f"{kind.__name__}: unknown or missing entries {sorted(fields ^ set(entries))}")
-        paths = {"data", "out", "train", "test"} & fields
-        return kind(**{k: Path(v) if k in paths and v is not None else _tuples(v) for k, v in entries.items()})
-
-    nested = {name: build(kind, values[name]) for name, kind in sections.items() if name in values}
-    return build(TrainConfig, {**values, **nested})
+    return _typed(TrainConfig, renamed(values))
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+def renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a config's JSON with the entries of earlier versions under their new names."""
+    for (section, old), new in RENAMED.items():
+        entries = values.get(section)
+        if isinstance(entries, dict) and old in entries and new not in entries:
+            entries = {new if name == old else name: value for name, value in entries.items()}
+            values = {**values, section: entries}
+    return values
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """Return a JSON value as the type of its field: a dataclass, a path, a tuple, or itself."""
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        kinds = typing.get_type_hints(kind)
+        if not isinstance(value, dict) or value.keys() != kinds.keys():
+            entries = sorted(kinds.keys() ^ value.keys()) if isinstance(value, dict) else value
+            raise ValueError(f"{kind.__name__}: unknown or missing entries {entries}")
+        return kind(**{name: _typed(kinds[name], entry) for name, entry in value.items()})
+    choices = typing.get_args(kind)
+    if isinstance(value, list):  # the field is a tuple[T, ...] or a tuple[T, T, T]
+        return tuple(_typed(choices[0] if choices else Any, item) for item in value)
+    return Path(value) if isinstance(value, str) and Path in (kind, *choices) else value

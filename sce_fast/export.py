@@ -87,17 +87,19 @@ def write_backbone(path: Path, backbone: Backbone) -> None:
     save_tensors(path, tensors, {METADATA: json.dumps(asdict(backbone.description))})
 
 
-def export(run: Path, *, out: Path, momentum: bool = False) -> Path:
-    """Write the backbone of a run's newest checkpoint to a file as open_backbone reads it, and return out.
+def export(run: Path, /, *, out: Path, momentum: bool = False) -> Path:
+    """Write the backbone of a run's newest checkpoint as safetensors with torchvision's parameter names; return out.
+
+    The architecture and the normalisation of its images are written as metadata.
 
     Args:
-        run: a run folder.
-        out: the file to write; it must not exist.
-        momentum: write the momentum encoder's backbone instead of the student's.
+        run: Run folder.
+        out: New file.
+        momentum: Write the momentum encoder's backbone instead of the student's.
 
     Raises:
-        FileNotFoundError: the folder is not a run, or it has no checkpoint yet.
-        ValueError: out exists already.
+        FileNotFoundError: run is no run folder or has no checkpoint yet.
+        ValueError: out exists.
     """
     require_new(out)
     write_backbone(out, open_backbone(run, momentum=momentum))

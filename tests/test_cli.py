@@ -1,14 +1,17 @@
-"""What a user who types something wrong is told."""
+"""The command line: help, messages for bad input, exit statuses."""
 
+import importlib
+import inspect
 import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 
-from sce_fast.cli import COMMANDS, main
+from sce_fast.cli import BENCHMARKS, COMMANDS, DISTRIBUTIONS, EVALUATIONS, Command, extra_of, main
 from sce_fast.data.image.sizes import SizeReader
 from sce_fast.native import CPU
 
@@ -27,6 +30,17 @@ def test_help_names_every_command(capsys):
     lines = capsys.readouterr().out.splitlines()
     for name in COMMANDS:
         assert any(line.startswith((f"  {name}:", f"  {name} ")) for line in lines), name
+
+
+@pytest.mark.filterwarnings("ignore:the CPU kernels are not built")
+def test_every_command_runs_a_documented_function():
+    commands = [c for c in (*COMMANDS.values(), *EVALUATIONS.values(), *BENCHMARKS.values()) if isinstance(c, Command)]
+    for command in commands:
+        module, name = command.function.split(":")
+        function = getattr(importlib.import_module(module), name)
+        documented = inspect.getdoc(function)
+        for parameter in inspect.signature(function).parameters:
+            assert f"\n    {parameter}: " in documented, (command.function, parameter)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +76,7 @@ def test_bad_input_ends_in_one_line(capsys, tmp_path, photo_folder, monkeypatch)
     assert "no images found" in told(capsys, "train", "folder", "--data", tmp_path / "empty")
     assert "larger than the data set of 24 images" in told(capsys, "train", "folder", "--data", photo_folder)
     settings = ["train", "folder", "--data", photo_folder, "--batch-size", "8"]
-    assert "loss.queue=8: expected at least the 16 keys" in told(capsys, *settings, "--loss.queue", "8")
+    assert "loss.queue_size=8: expected at least the 16 keys" in told(capsys, *settings, "--loss.queue-size", "8")
     assert "loss.temperature=0.0: expected a number > 0" in told(capsys, *settings, "--loss.temperature", "0")
     assert "unknown augmentation in views.names 'stron'" in told(capsys, *settings, "--views.names", "weak", "stron")
     assert "is not a run folder" in told(capsys, "embed", tmp_path, photo_folder)
@@ -109,7 +123,7 @@ def test_scan_names_bad_files_and_tells_of_the_data(capfd, tmp_path, photo_folde
     assert "exists already" in told(capfd, "scan", tmp_path / "data", "--out", listed)
     text = told(capfd, "scan", tmp_path / "data", "--quick", status=1)
     assert "2 bad files" in text
-    assert "nothing decoded" in text
+    assert "truncated files are not found" in text
     (tmp_path / "list.txt").write_text(f"{photo_folder}/temple/000.jpg\tx\ngone.jpg\ty\n")
     assert "missing: 1 gone.jpg" in told(capfd, "scan", tmp_path / "list.txt", status=1)
     assert "threads=0" in told(capfd, "scan", photo_folder, "--threads", "0")
@@ -134,8 +148,9 @@ def test_doctor_says_what_runs_and_what_does_not(capsys, monkeypatch):
     assert f"torch                 {torch.__version__.split('+')[0]}" in text
     assert "  cpu         float32, bfloat16, float16" in text
     assert "  reference   float64, float32, bfloat16, float16" in text
-    assert "  CUDA C++ on Hopper: a forward kernel of its own (TMA, wgmma); emulated, not yet run on a GPU" in text
-    assert "  by name only, until run on a GPU: cuda, cuda_sm80\n" in text + "\n"
+    assert "  CUDA C++ on Hopper: a separate kernel (TMA, wgmma), tested in an emulator, not yet run on a GPU" in text
+    assert "backend='auto' takes the first that serves the inputs: triton, cpu, reference\n" in text
+    assert "by name only, until they have run on a GPU: cuda, cuda_sm80\n" in text
     monkeypatch.setattr(CPU, "module", None)
     monkeypatch.setattr(CPU, "missing", "no such module")
     main(["doctor"])
@@ -147,11 +162,33 @@ def test_a_missing_extra_is_named(capsys, monkeypatch):
     assert "pip install 'sce_fast[train]'" in told(capsys, "demo")
 
 
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [
+        ("numpy", "train"), ("tyro", "train"), ("tqdm", "train"), ("safetensors", "train"), ("sklearn", "evaluate"),
+        ("matplotlib", "pictures"), ("PIL", "pictures"), ("nvidia", "cuda130"), ("tensorboard", "tensorboard"),
+        ("triton", "dev"), ("torch", None), ("timm", None),
+    ],
+)  # fmt: skip
+def test_the_packages_metadata_knows_the_extra_of_a_module(module, extra):
+    assert extra_of(DISTRIBUTIONS.get(module, module)) == extra
+
+
+@pytest.mark.parametrize("arguments", [["doctor"], ["--help"], ["scan", "nowhere"], ["unknown"]])
+def test_warnings_are_shown_as_before_once_a_command_has_ended(capsys, arguments):
+    before = warnings.showwarning
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert end.code in (0, 2)  # noqa: PT017
+    assert warnings.showwarning is before
+
+
 def test_train_and_embed_a_folder(capsys, tmp_path, photo_folder):
     settings = {
         "--data": photo_folder, "--out": tmp_path / "run", "--epochs": 1, "--batch-size": 8, "--device": "cpu",
         "--views.sizes": 32, "--model.backbone": "resnet18", "--model.width": 8, "--model.projector-hidden": 16,
-        "--model.dim": 8, "--model.predictor-hidden": 16, "--loss.queue": 64, "--optimizer.warmup-epochs": 0,
+        "--model.dim": 8, "--model.predictor-hidden": 16, "--loss.queue-size": 64, "--optimizer.warmup-epochs": 0,
     }  # fmt: skip
     main(["train", "folder", *(str(word) for pair in settings.items() for word in pair)])
     assert "3 steps at" in capsys.readouterr().out
@@ -167,7 +204,7 @@ def test_train_and_embed_a_folder(capsys, tmp_path, photo_folder):
     main(["evaluate", "knn", "--train", str(features), "--test", str(features), "--neighbours", "1", "3"])
     assert capsys.readouterr().out == text
     main(["evaluate", "linear", "--train", str(features), "--test", str(features)])
-    assert "chosen on a held-out fifth of train, top-1 there: C 0.001: " in capsys.readouterr().out
+    assert "C chosen by top-1 on a held-out fifth of train: C 0.001: " in capsys.readouterr().out
 
     exported = tmp_path / "backbone.safetensors"
     main(["export", str(tmp_path / "run"), "--out", str(exported), "--momentum"])

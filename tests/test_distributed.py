@@ -53,7 +53,8 @@ def test_two_ranks_train_as_one(photo_folder, tmp_path, accumulation):
     Small views make float64 convolutions bearable.
     """
     changes = dict(
-        epochs=51, batch_size=24, loss=LossConfig(queue=96), precision="float64", model=SYNC, checkpoint_every=100,
+        epochs=51, batch_size=24, loss=LossConfig(queue_size=96, target_temperature=0.07), precision="float64",
+        model=SYNC, checkpoint_every=100,
         accumulation=accumulation, loader_threads=1,
         optimizer=OptimizerConfig(base_learning_rate=0.1, warmup_epochs=1),
         views=ViewsConfig(names=("alpha", "beta"), sizes=(16,)),
@@ -97,7 +98,7 @@ def test_two_ranks_in_float32_have_the_gradients_of_one_in_float64(photo_folder,
     """Within 1e-5. (One process in float32 differs more, through torch's own batch norm: 1e-5 to 4e-5.)"""
     changes = dict(
         batch_size=24, model=dataclasses.replace(SYNC, projector_norm="none"), loader_threads=1,
-        loss=LossConfig(queue=96, temperature=1.0, target_temperature=1.0),
+        loss=LossConfig(queue_size=96, temperature=1.0, target_temperature=1.0),
     )  # fmt: skip
     for count, precision in ((1, "float64"), (2, "float32")):
         config = small_config(photo_folder, tmp_path / f"run{count}", precision=precision, **changes)
@@ -266,7 +267,7 @@ def test_another_number_of_ranks_goes_on_with_a_warning(photo_folder, tmp_path):
 
 
 def test_a_batch_that_ranks_cannot_share_is_named(photo_folder, tmp_path):
-    config = small_config(photo_folder, tmp_path, batch_size=6, loss=LossConfig(queue=40))
+    config = small_config(photo_folder, tmp_path, batch_size=6, loss=LossConfig(queue_size=40, target_temperature=0.07))
     with pytest.raises(ValueError, match=r"batch_size=6: expected a multiple of ranks=4 · accumulation=1"):
         config.rank_batch(4)
     with pytest.raises(ValueError, match=r"batch_size=6: expected a multiple of ranks=1 · accumulation=4"):

@@ -249,7 +249,7 @@ def step_items(device: str, folder: Path) -> Items:
         model=ModelConfig(
             backbone="resnet18", width=8, projector_hidden=(16,), dim=16, predictor_hidden=16, small_input=True
         ),
-        loss=LossConfig(queue=64, queue_dtype="bfloat16"), batch_size=4, size=32, precision="float32",
+        loss=LossConfig(queue_size=64, queue_dtype="bfloat16"), batch_size=4, size=32, precision="float32",
         warmup=1, steps=2,
     )  # fmt: skip
     options: dict[str, Any] = {} if device == "cuda" else small

@@ -1,4 +1,4 @@
-"""Settings that are known to work, as functions that return a config."""
+"""Recipes: functions that return a training config known to work."""
 
 from collections.abc import Callable
 

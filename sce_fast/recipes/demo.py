@@ -1,4 +1,4 @@
-"""Handwritten digits that stand at random places, in about two minutes on two CPU cores."""
+"""Handwritten digits at random positions: about two minutes of training on two CPU cores."""
 
 from pathlib import Path
 
@@ -6,11 +6,15 @@ from sce_fast.config import EvaluationConfig, LossConfig, ModelConfig, Optimizer
 
 
 def demo(*, data: Path, out: Path = Path("runs/demo"), test: Path | None = None) -> TrainConfig:
-    """A narrow ResNet-18, a weak view as the target and a strong one for the student.
+    """Train a narrow ResNet-18 on small images, with a weak view for the keys and a strong view for the queries.
 
     Args:
-        data: class folders to train on; their labels are used by the evaluation alone.
-        test: class folders of held-out images; None for no evaluation while training.
+        data: Class folders to train on. Labels are used only for evaluation.
+        out: Run folder.
+        test: Class folders of held-out images; None for no evaluation during training.
+
+    Returns:
+        The config of the demo, which takes about two minutes on two CPU cores.
     """
     return TrainConfig(
         data=data,
@@ -31,11 +35,11 @@ def demo(*, data: Path, out: Path = Path("runs/demo"), test: Path | None = None)
             projector_norm="hidden",
             predictor_hidden=0,
             symmetric=False,
-            momentum=0.95,  # few steps: the teacher must not lag behind for a quarter of the run
+            momentum=0.95,  # the run is short: the teacher must not lag behind for a quarter of it
             momentum_schedule="constant",
         ),
-        # The keys of two steps: a long queue would hold most of the 1,438 images, each as its own negative.
-        loss=LossConfig(temperature=0.1, target_temperature=0.05, coefficient=0.5, queue=128),
+        # The keys of two steps. A longer queue would hold many of the 1,438 images, each as its own negative.
+        loss=LossConfig(temperature=0.1, target_temperature=0.05, coefficient=0.5, queue_size=128),
         optimizer=OptimizerConfig(name="sgd", base_learning_rate=0.12, weight_decay=5e-4, warmup_epochs=2),
         evaluation=EvaluationConfig(train=data if test else None, test=test, every=5, resize=40, crop=40),
     )

@@ -1,4 +1,4 @@
-"""Anyone's photographs on one machine."""
+"""A folder of photographs, on one machine."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ from sce_fast.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfi
 
 
 def folder(*, data: Path, out: Path = Path("runs/folder")) -> TrainConfig:
-    """ResNet-50 on 224-pixel views, symmetric with the views α and β, in batches that one GPU holds.
+    """Train a ResNet-50 on 224-pixel views α and β, symmetrically, with batches that fit on one GPU.
 
-    The method's settings are those of the papers' ImageNet pretraining; the batch and the queue are smaller.
+    The settings are those of the papers' ImageNet pretraining, with a smaller batch and a smaller queue.
     """
     return TrainConfig(
         data=data,
@@ -17,6 +17,6 @@ def folder(*, data: Path, out: Path = Path("runs/folder")) -> TrainConfig:
         batch_size=256,
         views=ViewsConfig(names=("alpha", "beta"), sizes=(224,)),
         model=ModelConfig(backbone="resnet50", projector_hidden=(4096, 4096), dim=256, predictor_hidden=4096),
-        loss=LossConfig(temperature=0.1, target_temperature=0.07, coefficient=0.5, queue=16384),
+        loss=LossConfig(temperature=0.1, target_temperature=0.07, coefficient=0.5, queue_size=16384),
         optimizer=OptimizerConfig(name="lars", base_learning_rate=0.6, weight_decay=1e-6, warmup_epochs=10),
     )

@@ -1,4 +1,4 @@
-"""The demo: SCE learns from digits that stand at random places, and a table shows what it learned."""
+"""The demo command: SCE learns from digits at random positions, and a table shows what it has learned."""
 
 import dataclasses
 from pathlib import Path
@@ -22,7 +22,7 @@ STAGES = {"_raw_pixels": "raw pixels", "_untrained": "untrained network", "": "a
 def demo_config(
     train: Path, test: Path, out: Path, *, seed: int, epochs: int | None, coefficient: float, device: Device
 ) -> TrainConfig:
-    """The demo's recipe with these changes; a short run warms up for a shorter time."""
+    """Return the config of the demo's recipe with these changes. A short run has a shorter warm-up."""
     config = demo(data=train, out=out, test=test)
     epochs = config.epochs if epochs is None else epochs
     warmup = min(config.optimizer.warmup_epochs, epochs / 2)
@@ -46,18 +46,21 @@ def run_demo(
     device: Device = "auto",
     pictures: bool = True,
 ) -> dict[str, object]:
-    """Learns from real digit images without their labels; prints a table and writes OUT/summary.json.
+    """Learn from real digit images without their labels, print a table of accuracies and write OUT/summary.json.
 
-    A demo that was interrupted goes on; a finished one is moved aside to OUT.1, OUT.2, ….
+    An interrupted demo is resumed. A finished demo is moved aside, to OUT.1, OUT.2 and so on.
 
     Args:
-        data: Folder for the images, which are written once.
+        data: Folder of the images, which are written by the first demo.
         out: Run folder.
-        seed: Of weights, order and augmentations.
-        epochs: Passes over the images; by default the recipe's.
-        coefficient: λ of the loss.
-        device: auto takes the GPU when there is one.
-        pictures: Draw the curves, view pairs and nearest neighbours.
+        seed: Seed of weights, image order and augmentations.
+        epochs: Passes over the images; by default the recipe's 30.
+        coefficient: Weight λ of the own key in the target.
+        device: Device. auto takes a GPU if there is one.
+        pictures: Draw curves, view pairs and nearest neighbours.
+
+    Returns:
+        The contents of OUT/summary.json.
     """
     train, test = write_digits(data)
     config = demo_config(train, test, out, seed=seed, epochs=epochs, coefficient=coefficient, device=device)
@@ -66,7 +69,7 @@ def run_demo(
     indices = trainer.evaluation.indices
     labels = [torch.as_tensor(index.labels) for index in indices]
     print(
-        f"{len(trainer.index)} digits to learn from without their labels, {len(indices[1])} held out, "
+        f"{len(trainer.index)} digits to learn from without labels, {len(indices[1])} held out, "
         f"{config.epochs} epochs, on {trainer.device}"
     )
     view, threads, untrained = config.evaluation_view(), config.loader_threads, _untrained_backbone(config)
@@ -83,13 +86,13 @@ def run_demo(
         summary[f"linear_top1{suffix}"] = logistic_top1(*sets)
     print(table(summary))
     drawn = write_report(out) if pictures else []
-    write_summary(out, summary)  # last: it says that the demo is finished
+    write_summary(out, summary)  # last: the summary marks the demo as finished
     print(f"In {printable(out)}: {', '.join([SUMMARY, *(picture.name for picture in drawn)])}")
     return summary
 
 
 def table(summary: dict[str, object]) -> str:
-    """What the features are worth, a line a stage."""
+    """Return a table of the accuracies, a line per stage."""
     lines = [f"\n{'held-out digits, top-1':<24}{'kNN':>8}{'linear':>9}"]
     for suffix, title in STAGES.items():
         lines.append(f"{title:<24}{summary[f'knn_top1{suffix}']:>8.3f}{summary[f'linear_top1{suffix}']:>9.3f}")
@@ -101,7 +104,7 @@ def table(summary: dict[str, object]) -> str:
 
 
 def _make_room(config: TrainConfig) -> bool:
-    """Whether to resume the run in the folder; one that is finished or of other settings is moved aside."""
+    """Return whether to resume the run in the folder. A finished run or one with other settings is moved aside."""
     out = config.out
     if not (out / CONFIG).exists():
         return False
@@ -115,15 +118,15 @@ def _make_room(config: TrainConfig) -> bool:
 
 
 def is_run_of(config: TrainConfig) -> bool:
-    """Whether the config's run folder was begun with this config."""
+    """Return whether the run in the config's folder was started with this config."""
     try:
         return dataclasses.replace(read_config(config.out), resume=config.resume) == config
-    except ValueError:  # of another version, or cut off
+    except ValueError:  # written by another version, or truncated
         return False
 
 
 def _untrained_backbone(config: TrainConfig) -> nn.Module:
-    """The backbone as the trainer makes it from this seed."""
+    """Return the backbone that the trainer builds from this seed."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         return build_model(config.model).backbone

@@ -1,4 +1,4 @@
-"""The demo's images: real handwritten digits, each at a random place and size on a larger canvas."""
+"""The demo's images: real handwritten digits, each at a random position and size on a larger canvas."""
 
 import shutil
 from pathlib import Path
@@ -12,13 +12,10 @@ SEED = 7
 
 
 def write_digits(folder: Path) -> tuple[Path, Path]:
-    """Writes PNG class folders folder/train and folder/test once; later calls find them there.
+    """Write the class folders FOLDER/train and FOLDER/test of PNG images, unless they exist, and return both.
 
-    The 1,797 digits are those of scikit-learn (UCI, 8 × 8 pixels, 43 writers). Placed at random, they can no longer
-    be told apart by comparing pixels.
-
-    Returns:
-        The two folders.
+    The 1,797 digits come with scikit-learn (UCI, 8 × 8 pixels, 43 writers). At random positions they cannot be told
+    apart by comparing pixels.
     """
     from PIL import Image
     from sklearn.datasets import load_digits

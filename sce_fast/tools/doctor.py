@@ -1,4 +1,4 @@
-"""What is here and what is missing: versions, devices, and each backend of the loss with the reason if it is out."""
+"""The doctor command: installed versions, devices, and which backends of the loss run here."""
 
 import platform
 
@@ -12,17 +12,17 @@ from sce_fast.util.versions import installed_version
 
 PACKAGES = {
     "torch": "everything",
-    "nvidia-dali-cuda130": "training on images (or nvidia-dali-cuda120)",
+    "nvidia-dali-cuda130": "reading images (or nvidia-dali-cuda120)",
     "tyro": "the command line",
     "safetensors": "checkpoints and feature files",
-    "scikit-learn": "the demo and the linear probe",
+    "scikit-learn": "the demo and evaluate linear",
     "matplotlib": "pictures",
     "triton": "kernels on a GPU",
 }
 
 
-def report() -> str:
-    """A text for people; nothing is changed and no device is needed."""
+def diagnose() -> str:
+    """Report installed versions, devices, and which backends of the loss run here, or why they do not."""
     lines = [
         f"sce_fast {installed_version('sce_fast')} on Python {platform.python_version()}, {platform.platform()}",
         "",
@@ -38,34 +38,39 @@ def report() -> str:
     if CPU.missing:
         lines.append(f"  not built: {CPU.missing}; {CPU.remedy}")
     else:
-        lines.append(f"  built; exponentials by {cpu.vector_instructions()}")
+        lines.append(f"  built; exponentials use {cpu.vector_instructions()}")
         for dtype, brgemm in cpu.BRGEMM.items():
-            how = "by ATen's brgemm" if brgemm else "by plain loops" if dtype == torch.float32 else "widened to float32"
-            lines.append(f"  tiles of {str(dtype).removeprefix('torch.')} are multiplied {how}")
+            slow = "plain loops" if dtype == torch.float32 else "as float32"
+            lines.append(f"  products of {_name(dtype)} tiles: {'brgemm of ATen' if brgemm else slow}")
     lines += ["", "GPU kernels (loss and enqueue)"]
-    lines.append("  Triton: compiled at the first call for compute capability 8.0 and later")
+    lines.append("  Triton: compiled at the first call; needs compute capability 8.0 or later")
     lines.append(f"  CUDA C++: {_cuda_build()}")
-    lines.append("  CUDA C++ on Hopper: a forward kernel of its own (TMA, wgmma); emulated, not yet run on a GPU")
+    lines.append("  CUDA C++ on Hopper: a separate kernel (TMA, wgmma), tested in an emulator, not yet run on a GPU")
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for device in devices:
-        lines += ["", f"Backends of the loss on {device}, fastest first ('auto' takes the first that serves)"]
+        lines += ["", f"Backends of the loss on {device}: the dtypes they serve"]
         lines += [f"  {name:<12}{_service(name, device)}" for name in BACKENDS]
-        by_name = [name for name, backend in BACKENDS.items() if not backend.automatic]
-        lines.append(f"  by name only, until run on a GPU: {', '.join(by_name)}")
+    automatic, by_name = ([n for n, b in BACKENDS.items() if b.automatic is chosen] for chosen in (True, False))
+    lines += ["", f"backend='auto' takes the first that serves the inputs: {', '.join(automatic)}"]
+    lines.append(f"by name only, until they have run on a GPU: {', '.join(by_name)}")
     return "\n".join(lines)
 
 
 def _cuda_build() -> str:
     if CUDA.missing:
         return f"not built: {CUDA.missing}; {CUDA.remedy}"
-    return f"built for {cuda.architectures()} (compute_: PTX for later GPUs)"
+    return f"built for {cuda.architectures()} (compute_ is PTX, for later GPUs)"
 
 
 def _service(name: str, device: str) -> str:
-    """The dtypes that a backend serves there, or why it serves none."""
+    """Return the dtypes that a backend serves on a device, or why it serves none."""
     reasons = {dtype: BACKENDS[name].refuses(_problem(dtype, device)) for dtype in DTYPES}
-    served = [str(dtype).removeprefix("torch.") for dtype, reason in reasons.items() if reason is None]
+    served = [_name(dtype) for dtype, reason in reasons.items() if reason is None]
     return ", ".join(served) if served else str(reasons[torch.float32])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _problem(dtype: torch.dtype, device: str) -> Problem:

@@ -1,4 +1,4 @@
-"""kNN and a linear probe on the features of a run, of an exported backbone, or of feature files."""
+"""The evaluate commands: kNN and a linear probe on features of a run, an exported backbone, or feature files."""
 
 import dataclasses
 import json
@@ -21,53 +21,55 @@ from sce_fast.evaluate import (
 from sce_fast.evaluate.class_labels import labels_among
 from sce_fast.evaluate.logistic import REGULARIZATIONS
 from sce_fast.export import open_backbone
+from sce_fast.tools.arguments import OptionalFile, OptionalImages, OptionalRun
 from sce_fast.train.folder import choose_device, read_config
 from sce_fast.util.files import printable, require_new, write_atomically
 
 
 @dataclass(frozen=True)
 class LabelledSets:
-    """What the classifiers take, and what is told of it."""
+    """Features and labels for a classifier, and where they come from."""
 
     train_features: Tensor  # (n, F)
     train_labels: Tensor  # (n,)
     test_features: Tensor  # (m, F)
     test_labels: Tensor  # (m,), numbered as in train
-    origin: dict[str, Any]
+    origin: dict[str, Any]  # for the JSON file of the results
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return features and labels on a device, in the order of the fields."""
         sets = (self.train_features, self.train_labels, self.test_features, self.test_labels)
         return tuple(tensor.to(device) for tensor in sets)  # type: ignore[return-value]
 
 
 def knn(
-    run: Path | None = None,
+    run: OptionalRun = None,
     /,
     *,
-    train: Path | None = None,
-    test: Path | None = None,
+    train: OptionalImages = None,
+    test: OptionalImages = None,
     neighbours: tuple[int, ...] = (10, 20, 100, 200),
     temperature: float = 0.07,
     batch_size: int = 256,
     device: Device = "auto",
-    out: Path | None = None,
+    out: OptionalFile = None,
 ) -> str:
-    """Weighted kNN on frozen features: a table of the accuracy for each number of neighbours.
+    """Classify frozen features by weighted kNN and return a table of the accuracy for each number of neighbours.
 
     Args:
-        run: Run folder, or a file that sce-fast export has written; none for feature files.
-        train: Labelled images (class folders or a list file), or a feature file of sce-fast embed; by default
-            the run's own evaluation folder.
-        test: The same, of what is classified.
-        neighbours: How many vote; several are evaluated at once.
-        temperature: A neighbour votes with exp(cosine / temperature).
-        batch_size: Images at a time.
-        device: auto takes the GPU when there is one.
-        out: JSON file for the results, which must not exist.
+        run: Run folder, or a file written by sce-fast export. Leave it out if train and test are feature files.
+        train: Class folders, a list file with classes, or a feature file of sce-fast embed; by default the run's own.
+        test: Images to classify, in the same forms; by default the run's own.
+        neighbours: Numbers k of neighbours that vote, each of which is evaluated.
+        temperature: Temperature T of the votes: a neighbour votes with weight exp(cosine / T).
+        batch_size: Images per batch.
+        device: Device of the backbone and of kNN. auto takes a GPU if there is one.
+        out: New JSON file for the results.
 
     Raises:
-        ValueError, FileNotFoundError, RuntimeError: bad options, sets without labels or that do not fit together,
-            bad image files.
+        FileNotFoundError: a file, folder or checkpoint does not exist.
+        ValueError: an option is wrong, labels are missing, or train and test do not fit together.
+        RuntimeError: an image cannot be decoded. The message names it.
     """
     require_new(out)
     sets = labelled_sets(run, train, test, batch_size=batch_size, device=device)
@@ -82,35 +84,35 @@ def knn(
 
 
 def linear(
-    run: Path | None = None,
+    run: OptionalRun = None,
     /,
     *,
-    train: Path | None = None,
-    test: Path | None = None,
+    train: OptionalImages = None,
+    test: OptionalImages = None,
     regularization: tuple[float, ...] = REGULARIZATIONS,
     max_iterations: int = 1000,
     batch_size: int = 256,
     device: Device = "auto",
-    out: Path | None = None,
+    out: OptionalFile = None,
 ) -> str:
-    """Logistic regression (L-BFGS, L2) on frozen, standardised features of centre crops: a table of its accuracy.
+    """Classify frozen, standardised features of centre crops by logistic regression and return a table of the accuracy.
 
-    This is not the papers' linear evaluation, which trains by SGD on augmented images.
+    The regression is fitted by L-BFGS with an L2 penalty. This is not the papers' linear evaluation, which trains by
+    SGD on augmented images.
 
     Args:
-        run: Run folder, or a file that sce-fast export has written; none for feature files.
-        train: Labelled images (class folders or a list file), or a feature file of sce-fast embed; by default
-            the run's own evaluation folder.
-        test: The same, of what is classified.
-        regularization: C, the inverse strength of the penalty. Of several the best on a held-out fifth of each
-            class of train is taken and fitted again to all of train.
-        max_iterations: Of L-BFGS.
-        batch_size: Images at a time.
-        device: Of the backbone; auto takes the GPU when there is one. The regression runs on the CPU.
-        out: JSON file for the results, which must not exist.
+        run: Run folder, or a file written by sce-fast export. Leave it out if train and test are feature files.
+        train: Class folders, a list file with classes, or a feature file of sce-fast embed; by default the run's own.
+        test: Images to classify, in the same forms; by default the run's own.
+        regularization: Inverse strength C of the penalty. Of several values, the best on a held-out fifth of each
+            class of train is chosen and fitted again to all of train.
+        max_iterations: Largest number of L-BFGS iterations.
+        batch_size: Images per batch.
+        device: Device of the backbone. auto takes a GPU if there is one. The regression runs on the CPU.
+        out: New JSON file for the results.
 
     Raises:
-        ValueError, FileNotFoundError, RuntimeError: as knn.
+        FileNotFoundError, ValueError, RuntimeError: see knn.
     """
     require_new(out)
     sets = labelled_sets(run, train, test, batch_size=batch_size, device=device)
@@ -126,22 +128,23 @@ def linear(
     lines = [_table("logistic regression", sets, [(f"C {found.regularization:g}", found.accuracy)])]
     if found.held_out:
         scores = ", ".join(f"C {c:g}: {top1:.4f}" for c, top1 in found.held_out.items())
-        lines.append(f"chosen on a held-out fifth of train, top-1 there: {scores}")
+        lines.append(f"C chosen by top-1 on a held-out fifth of train: {scores}")
     if not found.converged:
-        lines.append(f"not converged in {max_iterations} iterations: more of them, or a smaller C, may change it")
+        lines.append(f"not converged in {max_iterations} iterations: try more --max-iterations or a smaller C")
     return "\n".join(lines)
 
 
 def labelled_sets(
     source: Path | None, train: Path | None, test: Path | None, *, batch_size: int, device: str
 ) -> LabelledSets:
-    """Features and labels of both sets, whether they have to be made first or are in files."""
+    """Return features and labels of both sets, computed from images or read from feature files."""
     if (train is None) != (test is None):
         raise ValueError(f"train={train}, test={test}: expected both or neither")
     if source is None:
         if train is None or test is None:
-            raise ValueError("nothing to evaluate: give a run or an exported backbone, or two feature files as train "
-                             "and test")  # fmt: skip
+            raise ValueError(
+                "nothing to evaluate: give a run or an exported backbone, or two feature files as --train and --test"
+            )
         return _from_files(train, test)
     if train is None or test is None:
         own = read_config(source).evaluation if source.is_dir() else EvaluationConfig()
@@ -179,20 +182,20 @@ def _from_files(train: Path, test: Path) -> LabelledSets:
     for path in (train, test):
         if path.is_dir():
             raise ValueError(
-                f"{printable(path)} is a folder: give the run or exported backbone that makes features of its images"
+                f"{printable(path)} is a folder of images; also give the run or exported backbone to compute features"
             )
     files = [load_features(path) for path in (train, test)]
     for path, file in zip((train, test), files, strict=True):
         if file.labels is None or not file.classes:
-            raise ValueError(f"{printable(path)} has no labels; embed one folder a class, or a list file with classes")
+            raise ValueError(f"{printable(path)} has no labels; embed class folders, or a list file with classes")
         _require_finite(file.features, path)
     first, second = files
     assert first.labels is not None
     assert second.labels is not None
     if first.features.shape[1] != second.features.shape[1]:
         raise ValueError(
-            f"{printable(train)} has {first.features.shape[1]} numbers a row, {printable(test)} "
-            f"{second.features.shape[1]}: they are not of the same backbone"
+            f"{printable(train)} has features of {first.features.shape[1]} numbers, {printable(test)} of "
+            f"{second.features.shape[1]}; expected features of the same backbone"
         )
     labels = labels_among(
         first.classes, second.labels, second.classes, train_name=printable(train), test_name=printable(test)

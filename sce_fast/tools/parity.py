@@ -1,11 +1,10 @@
-"""Errors of each backend against float64, beside plain PyTorch's, as a table.
+"""The parity command: errors of each backend and of plain PyTorch against float64.
 
 sce-fast parity --n 256 --k 65536 --d 256 --dtypes bfloat16
 """
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,6 +22,7 @@ from sce_fast.loss.parity import (
     make_inputs,
     problem_of,
 )
+from sce_fast.tools.arguments import OptionalFile
 from sce_fast.util.terminal import progress_bar
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -30,15 +30,15 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One backend on one set of inputs: how far off it is, or why there is no answer."""
+    """The errors of one backend on one set of inputs, or why there are none."""
 
     dtype: str
     kind: str
     seed: int
     backend: str
     parity: Parity | None = None
-    refusal: str | None = None  # it does not serve these inputs
-    exception: str | None = None  # it said it would, and raised
+    refusal: str | None = None  # why the backend does not serve these inputs
+    exception: str | None = None  # raised although the backend had accepted the inputs
 
     @property
     def fails(self) -> bool:
@@ -49,7 +49,7 @@ class Comparison:
         return self.parity.worst if self.parity is not None else float("inf")
 
 
-def main(
+def compare_backends(
     *,
     n: int = 256,
     k: int = 4096,
@@ -70,33 +70,37 @@ def main(
     seeds: tuple[int, ...] = (0,),
     device: Literal["auto", "cpu", "cuda"] = "auto",
     matmul_precision: MatmulPrecision | None = None,
-    out: Path | None = None,
+    out: OptionalFile = None,
 ) -> bool:
-    """Errors of each backend's loss and gradient against float64, beside plain PyTorch's; exit status 1 if one fails.
+    """Compare each backend's loss and gradient with float64 and print the errors beside those of plain PyTorch.
 
-    A backend may be off by twice what plain PyTorch is off at the same dtype, plus a floor.
+    A backend's error may be twice that of plain PyTorch at the same dtype, plus a floor. If an error is larger, the
+    exit status is 1.
 
     Args:
-        n: Rows.
-        k: Queue length, 0 for none.
-        d: Dimension.
-        dtypes: Of all inputs, one after another.
-        candidate_dtype: Of queue and batch keys where it is another one.
-        temperature: τ.
-        target_temperature: τ_m.
-        coefficient: λ.
-        positive_target: As sce_loss takes it.
-        query_views: V, 0 for a 2-D query.
-        key_views: U, 0 for a 2-D key.
+        n: Rows N.
+        k: Queue length K, 0 for no queue.
+        d: Dimension D.
+        dtypes: Dtypes of the inputs, each of which is compared.
+        candidate_dtype: Dtype of queue and batch keys, if it differs from that of query and key.
+        temperature: Temperature τ.
+        target_temperature: Temperature τ_m.
+        coefficient: Weight λ of the own key in the target.
+        positive_target: Target at the own key, as in sce_loss.
+        query_views: Views V of the query, 0 for a 2-D query.
+        key_views: Views U of the key, 0 for a 2-D key.
         batch_keys: Rows of batch_keys, 0 for none.
-        shared_batch_keys: 2-D batch_keys although the key has views.
-        row_offset: Where the own keys begin among the batch keys.
-        backends: By default every one that serves the inputs here.
-        kinds: Independent rows, rows in three clusters, query ≈ key.
-        seeds: Of the random inputs; the table shows the worst of them.
-        device: auto takes a GPU where there is one.
-        matmul_precision: torch.set_float32_matmul_precision for this comparison.
+        shared_batch_keys: Use 2-D batch_keys although the key has views.
+        row_offset: Row of batch_keys at which the own keys begin.
+        backends: Backends to compare; by default all that serve the inputs here.
+        kinds: Kinds of inputs: random rows, rows in three clusters (clustered), query ≈ key (converged).
+        seeds: Seeds of the inputs. The table shows the largest errors.
+        device: Device. auto takes a GPU if there is one.
+        matmul_precision: Value for torch.set_float32_matmul_precision during the comparison.
         out: JSON file for the record.
+
+    Returns:
+        Whether all errors are within their bounds.
     """
     here, place = machine(), ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     sizes: dict[str, Any] = {
@@ -135,7 +139,7 @@ def _compare_all(
     inputs: Inputs, backends: tuple[str, ...], settings: dict[str, Any], dtype: str, kind: str, seed: int
 ) -> Iterator[Comparison]:
     problem = problem_of(inputs, settings)
-    asked = [choose(name, problem).name for name in backends]  # raises where one of these refuses
+    asked = [choose(name, problem).name for name in backends]  # raises if one of them refuses
     for name in asked or BACKENDS:
         label = dtype, kind, seed, name
         reason = BACKENDS[name].refuses(problem)
@@ -144,12 +148,12 @@ def _compare_all(
             continue
         try:
             yield Comparison(*label, compare(name, inputs, **settings))
-        except Exception as error:  # whatever a kernel raises is a finding, and the other backends go on
+        except Exception as error:  # any exception of a kernel is a finding: the other backends still run
             yield Comparison(*label, exception=f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def table(comparisons: list[Comparison]) -> str:
-    """One line for each dtype, kind and backend, the worst of its seeds; below it the backends that were refused."""
+    """Return a line per dtype, kind and backend with its worst seed, and below the backends that refused the inputs."""
     worst: dict[tuple[str, str, str], Comparison] = {}
     refusals: dict[str, list[str]] = {}  # reason → dtypes, in order
     for comparison in comparisons:
@@ -167,7 +171,7 @@ def table(comparisons: list[Comparison]) -> str:
     for (dtype, kind, backend), comparison in worst.items():
         lines.append(f"{dtype:<10}{kind:<11}{backend:<12}{_cells(comparison)}")
     lines += [f"{reason} ({', '.join(dtypes)})" for reason, dtypes in refusals.items()]
-    lines.append("error: the largest against float64 on the same rounded inputs; plain: plain PyTorch's at that dtype")
+    lines.append("error: largest error against float64 on the same rounded inputs; plain: the error of plain PyTorch")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: curves of loss and kNN, pairs of augmented views, queries with their nearest neighbours."""
+"""The report command: curves of loss and kNN accuracy, views, and test images with their nearest neighbours."""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from sce_fast.data.loader import TrainingLoader
 from sce_fast.evaluate import extract_features, labelled_indices
 from sce_fast.evaluate.knn import nearest_rows
 from sce_fast.export import open_backbone
+from sce_fast.tools.arguments import Run
 from sce_fast.train.folder import choose_device, read_config
 from sce_fast.train.log import LOG, read_log
 
@@ -20,13 +21,16 @@ PAIRS = 10
 QUERIES, NEIGHBOURS = 10, 5
 
 
-def write_report(run: Path) -> list[Path]:
-    """Draws what the run folder has data for and returns the files.
+def write_report(run: Run, /) -> list[Path]:
+    """Draw curves and pictures of a run into its folder and return the files.
 
-    loss.png, views.png; with labelled folders in the config also knn.png and neighbours.png.
+    The files are loss.png and views.png. If the config names labelled images, knn.png and neighbours.png are drawn too.
+
+    Args:
+        run: Run folder.
 
     Raises:
-        FileNotFoundError: not a run folder, or no checkpoint yet.
+        FileNotFoundError: run is no run folder or has no checkpoint yet.
         ImportError: matplotlib is not installed.
     """
     config = read_config(run)
@@ -40,17 +44,19 @@ def write_report(run: Path) -> list[Path]:
 
 
 def loss_curve(events: list[dict[str, Any]], path: Path) -> Path:
+    """Draw the logged losses and return the path."""
     lines = [event for event in events if event["event"] == "train"]
     return _curve([e["step"] for e in lines], [e["loss"] for e in lines], "loss", path)
 
 
 def knn_curve(events: list[dict[str, Any]], path: Path) -> Path:
+    """Draw the logged kNN accuracies and return the path."""
     lines = [event for event in events if event["event"] == "knn"]
     return _curve([e["step"] for e in lines], [e["top1"] for e in lines], "kNN top-1", path, marker="o")
 
 
 def view_pairs(config: TrainConfig, path: Path) -> Path:
-    """The first images of the first batch, a column each: one row for each view, as the networks see them."""
+    """Draw the first images of the first batch as the networks see them, a row per view; return the path."""
     index = index_images(config.data, threads=config.loader_threads)
     loader = TrainingLoader(
         index, config.views.augmentations(), batch_size=min(PAIRS, len(index)), seed=config.seed, threads=1
@@ -61,7 +67,7 @@ def view_pairs(config: TrainConfig, path: Path) -> Path:
 
 
 def nearest_neighbours(run: Path, train_folder: Path, test_folder: Path, path: Path) -> Path:
-    """Ten test images, each followed by the train images whose features are nearest."""
+    """Draw ten test images, each followed by the train images with the most similar features; return the path."""
     backbone, config = open_backbone(run).network, read_config(run)
     device, threads = choose_device(config.device), config.loader_threads
     indices = labelled_indices(train_folder, test_folder, threads=threads)
@@ -69,7 +75,7 @@ def nearest_neighbours(run: Path, train_folder: Path, test_folder: Path, path: P
         extract_features(backbone.to(device), index, config.evaluation_view(), device=device, threads=threads)
         for index in indices
     )
-    queries = torch.arange(QUERIES) * len(test) // QUERIES  # spread over the classes, which the index keeps together
+    queries = torch.arange(QUERIES) * len(test) // QUERIES  # spread over the classes: the index is sorted by class
     _, nearest = nearest_rows(test[queries], train, NEIGHBOURS)  # (queries, neighbours)
     query_pictures = _pictures(indices[1], queries, config)
     neighbour_pictures = _pictures(indices[0], nearest.flatten(), config).unflatten(0, nearest.shape)
@@ -78,13 +84,13 @@ def nearest_neighbours(run: Path, train_folder: Path, test_folder: Path, path: P
 
 
 def _pictures(index: ImageIndex, samples: Tensor, config: TrainConfig) -> Tensor:
-    """These samples of an index as the evaluation sees them, (n, H, W, 3) in [0, 1]."""
+    """Return these samples of an index as the evaluation sees them, (n, H, W, 3) in [0, 1]."""
     batches = evaluation_batches(index.subset(samples.numpy()), config.evaluation_view(), threads=config.loader_threads)
     return _visible(torch.cat(list(batches)), config)
 
 
 def _visible(images: Tensor, config: TrainConfig) -> Tensor:
-    """Normalised (N, 3, H, W) → (N, H, W, 3) in [0, 1]."""
+    """Return normalised images (N, 3, H, W) as (N, H, W, 3) in [0, 1]."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (config.views.mean, config.views.std))
     return (images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
 
@@ -117,5 +123,5 @@ def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install sce_fast[pictures]") from error
+        raise ImportError("pictures need matplotlib: pip install 'sce_fast[pictures]'") from error
     return Figure(figsize=(width, height))

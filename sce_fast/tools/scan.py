@@ -1,4 +1,4 @@
-"""Looks through a data set before a run: which files are bad, how many images there are, and how large."""
+"""The scan command: find bad files in a data set before a run, and report the number and sizes of its images."""
 
 import os
 import sys
@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,27 +16,28 @@ from sce_fast.data.faults import bad_files_tsv
 from sce_fast.data.image.formats import decode_failure_reason
 from sce_fast.data.image.sizes import FILES_PER_BATCH, SizeReader
 from sce_fast.data.index import ImageIndex, index_images
+from sce_fast.tools.arguments import Images, OptionalFile
 from sce_fast.util.files import printable, require_new, write_atomically
 from sce_fast.util.terminal import progress_bar
 
-PIXELS_AT_ONCE = 2**27  # bounds the memory: 384 MiB of decoded images
+PIXELS_AT_ONCE = 2**27  # bounds the memory of decoded images: 384 MiB
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What was found."""
+    """The findings of a scan."""
 
     index: ImageIndex
     bad: dict[int, str]  # sample → reason
-    decoded: bool  # or headers alone
-    seconds: float  # of decoding
+    decoded: bool  # otherwise only the headers were read
+    seconds: float  # spent on decoding
 
     def bad_files(self) -> dict[str, str]:
-        """Path → reason."""
+        """Return path → reason."""
         return self.index.by_path(self.bad)
 
     def table(self) -> str:
-        """For people: the data set, then the bad files by reason."""
+        """Return a text for people: the data set, then the bad files by reason."""
         names, labels = self.index.listing.names, self.index.labels
         lines = [f"{len(names)} image files in {printable(self.index.listing.root)}"]
         if labels is not None:
@@ -52,7 +52,7 @@ class Scan:
             done = len(names) - len(self.index.bad)
             lines.append(f"{done} files decoded in {self.seconds:.1f} s, {done / max(self.seconds, 1e-9):.0f} images/s")
         else:
-            lines.append("headers read, nothing decoded: a truncated file may look good")
+            lines.append("headers read, nothing decoded: truncated files are not found")
         lines.append(f"\n{len(self.bad)} bad files" if self.bad else "\nno bad files")
         for reason, count in Counter(self.bad.values()).most_common():
             lines.append(f"{reason}: {count}")
@@ -60,17 +60,18 @@ class Scan:
         return "\n".join(lines)
 
 
-def scan(data: Path, *, quick: bool = False, threads: int | None = None, out: Path | None = None) -> Scan:
-    """Decodes every image of a folder or list file and notes which cannot be.
+def scan(data: Images, /, *, quick: bool = False, threads: int | None = None, out: OptionalFile = None) -> Scan:
+    """Find the files that training would replace: missing, empty or damaged files, and files of other formats.
 
     Args:
-        data: what list_images takes.
-        quick: read headers alone.
-        threads: that decode; by default one for each core.
-        out: file for the bad ones, a line each: path, tab, reason.
+        data: Folder of images, or a list file that names images.
+        quick: Read only the headers. Truncated files are not found.
+        threads: CPU threads that decode; by default one per core.
+        out: New file for the list of bad files. Each line is a path, a tab and a reason.
 
     Raises:
-        FileNotFoundError, ValueError: as list_images; ValueError also where out exists.
+        FileNotFoundError: data does not exist.
+        ValueError: data holds no images, or out exists.
     """
     require_new(out)
     threads = default_loader_threads() if threads is None else threads
@@ -87,7 +88,7 @@ def scan(data: Path, *, quick: bool = False, threads: int | None = None, out: Pa
 
 
 def undecodable(index: ImageIndex, threads: int) -> dict[int, str]:
-    """Sample → reason, of the files with a good header that do not decode."""
+    """Return sample → reason for the files whose header is good but whose image does not decode."""
     samples = np.array([i for i in range(len(index)) if i not in index.bad], dtype=np.int64)
     reader = SizeReader(decode=True, threads=threads)
     bad: dict[int, str] = {}
@@ -103,7 +104,7 @@ def undecodable(index: ImageIndex, threads: int) -> dict[int, str]:
 
 @contextmanager
 def _silent_decoders() -> Iterator[None]:
-    """Drops what native code writes to standard error: several lines a bad file, with no way to turn them off."""
+    """Drop what decoders write to standard error: several lines per bad file, which cannot be turned off."""
     sys.stderr.flush()
     saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -116,7 +117,7 @@ def _silent_decoders() -> Iterator[None]:
 
 
 def _chunks(samples: NDArray[np.int64], sizes: NDArray[np.int32]) -> list[NDArray[np.int64]]:
-    """Runs of samples that are decoded together: few enough files, few enough pixels, at least one."""
+    """Split the samples into chunks to decode together, within the limits of files and pixels, or of one sample."""
     pixels = np.cumsum(sizes[samples].prod(axis=1, dtype=np.int64))
     chunks, start = [], 0
     while start < len(samples):

@@ -249,7 +249,7 @@ def test_bench_loader_measures_and_records(tmp_path, capsys):
 
 SMALL_STEP = dict(
     model=ModelConfig(backbone="resnet18", width=8, projector_hidden=(16,), dim=16, predictor_hidden=16),
-    loss=LossConfig(queue=64, queue_dtype="bfloat16"), batch_size=4, size=32, warmup=1, steps=2,
+    loss=LossConfig(queue_size=64, queue_dtype="bfloat16"), batch_size=4, size=32, warmup=1, steps=2,
 )  # fmt: skip
 
 

@@ -54,10 +54,10 @@ def test_evaluation_names_what_is_wrong_with_feature_files(tmp_path):
     (tmp_path / "text.safetensors").write_text("no tensors")
     for test, message in (
         (more, r"more.safetensors has classes that \S*train.safetensors lacks: eel"),
-        (wide, "train.safetensors has 3 numbers a row, .*wide.safetensors 5"),
+        (wide, "train.safetensors has features of 3 numbers, .*wide.safetensors of 5; "),
         (nan, "nan.safetensors: 1 of 1 feature rows are not finite"),
         (flat, "flat.safetensors has no labels"),
-        (tmp_path / "flat", "flat is a folder: give the run or exported backbone"),
+        (tmp_path / "flat", "flat is a folder of images; also give the run or exported backbone"),
         (tmp_path / "text.safetensors", "text.safetensors is not a feature file"),
         (None, "expected both or neither"),
     ):

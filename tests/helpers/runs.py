@@ -25,7 +25,7 @@ def small_config(data: Path, out: Path, **changes) -> TrainConfig:
         model=ModelConfig(
             backbone="resnet18", width=8, small_input=True, projector_hidden=(16,), dim=8, predictor_hidden=16
         ),
-        loss=LossConfig(queue=40),
+        loss=LossConfig(queue_size=40, target_temperature=0.07),
         optimizer=OptimizerConfig(warmup_epochs=1),
         evaluation=EvaluationConfig(train=data, test=data, every=2, resize=40, crop=32, neighbours=3),
     )

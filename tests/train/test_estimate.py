@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def test_an_estimate_counts_what_is_there_and_changes_nothing(photo_folder, tmp_path):
-    step = TrainingStep(small_config(photo_folder, tmp_path, loss=LossConfig(queue=1000)), CPU)
+    step = TrainingStep(small_config(photo_folder, tmp_path, loss=LossConfig(queue_size=1000)), CPU)
     before = {f"{n}.{k}": t.clone() for n, module in step.modules.items() for k, t in module.state_dict().items()}
     random = torch.get_rng_state()
     found = estimate(step)

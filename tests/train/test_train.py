@@ -122,7 +122,8 @@ def test_resuming_a_finished_run_changes_nothing(undisturbed, photo_folder):
 def test_a_run_is_never_overwritten(undisturbed, photo_folder):
     with pytest.raises(ValueError, match="already holds a run; pass --resume"):
         open_run(small_config(photo_folder, undisturbed))
-    changed = small_config(photo_folder, undisturbed, resume=True, seed=2, loss=LossConfig(queue=40, coefficient=0.25))
+    loss = LossConfig(queue_size=40, target_temperature=0.07, coefficient=0.25)
+    changed = small_config(photo_folder, undisturbed, resume=True, seed=2, loss=loss)
     with pytest.raises(ValueError, match=r"(?s)another config.*loss.coefficient: 0.5 then, 0.25 now.*seed: 1 then, 2"):
         open_run(changed)
 
@@ -288,7 +289,10 @@ def test_recipes_are_valid_and_survive_json(name, tmp_path):
     [
         (lambda c: dataclasses.replace(c.model, width=4), "model.width=4: expected a positive multiple of 8"),
         (lambda c: dataclasses.replace(c, batch_size=0), "batch_size=0: expected at least 1"),
-        (lambda c: dataclasses.replace(c, loss=LossConfig(queue=15)), "loss.queue=15: expected at least the 16 keys"),
+        (
+            lambda c: dataclasses.replace(c, loss=LossConfig(queue_size=15)),
+            "loss.queue_size=15: expected at least the 16 keys",
+        ),
         (lambda c: dataclasses.replace(c, epochs=1, optimizer=OptimizerConfig(warmup_epochs=2)), "warmup_epochs=2"),
         (lambda c: LossConfig(temperature=0.0), "loss.temperature=0.0: expected a number > 0"),
         (lambda c: LossConfig(coefficient=2.0), "loss.coefficient=2.0"),
