@@ -19,7 +19,8 @@ from unittest import mock
 import numpy as np
 import torch
 
-from sce_fast.benchmarks.record import machine, write_record
+from sce_fast.benchmarks.machine import machine
+from sce_fast.benchmarks.record import write_record
 from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation
 from sce_fast.data.image.graph import normalized
 from sce_fast.data.image.photometric import SOLARIZED

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from sce_fast.benchmarks.record import machine, write_record
+from sce_fast.benchmarks.machine import machine
+from sce_fast.benchmarks.record import write_record
 from sce_fast.config import EvaluationConfig, TrainConfig
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.distributed import Vote

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sce_fast.benchmarks.machine import machine
 from sce_fast.benchmarks.measure import (
     context_is_spoilt,
     extra_memory,
@@ -23,7 +24,7 @@ from sce_fast.benchmarks.measure import (
     stage_seconds,
 )
 from sce_fast.benchmarks.peers import AbsentError, Case, Loss, Peer, peers
-from sce_fast.benchmarks.record import machine, write_record
+from sce_fast.benchmarks.record import write_record
 from sce_fast.loss.backends import BACKENDS
 from sce_fast.util.names import pick
 from sce_fast.util.rows import unit_rows

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sce_fast import sce_loss
-from sce_fast.benchmarks.record import machine, write_record
+from sce_fast.benchmarks.machine import machine
+from sce_fast.benchmarks.record import write_record
 from sce_fast.loss import reference
 from sce_fast.loss.parity import KINDS, Inputs, make_inputs
 from sce_fast.loss.problem import Solution, checked_problem
