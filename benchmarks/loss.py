@@ -16,9 +16,9 @@ from torch import Tensor
 
 from sce_fast.benchmarks.machine import machine
 from sce_fast.benchmarks.measure import (
-    context_is_spoilt,
     extra_memory,
     free_memory,
+    gpu_is_lost,
     graph_seconds,
     host_seconds,
     stage_seconds,
@@ -178,7 +178,7 @@ def measure(
                 results[name] = replace(results[name], absent=_in_one_line(error))
                 steps.pop(name, None)
                 if device == "cuda":
-                    if context_is_spoilt():
+                    if gpu_is_lost():
                         raise
                     torch.cuda.empty_cache()
             bar.update()
