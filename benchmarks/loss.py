@@ -8,6 +8,7 @@ sce-fast bench loss --n 128 --views 6 --key-views 2               multi-crop: te
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -168,7 +169,7 @@ def measure(
                 steps[name] = _step(loss, case)
                 value = loss(case.query.clone().requires_grad_()).item()  # compiles, allocates, and fails if it must
                 stage_seconds(steps[name], device)
-                memory = extra_memory(lambda step=steps[name]: step(lambda: None), device)
+                memory = extra_memory(partial(steps[name], lambda: None), device)
                 results[name] = replace(results[name], loss=value, extra_bytes=memory)
                 losses[name] = loss
             except AbsentError as reason:
@@ -268,8 +269,13 @@ def _gemm_edge(dtype: torch.dtype, device: str) -> int:
     edge = GEMM_EDGE[device]
     if device == "cpu":
         square = torch.randn(256, 256).to(dtype)
-        square @ square
-        seconds = stage_seconds(lambda mark: (mark(), square @ square)[0], device)[0]
+
+        def multiply(mark: Callable[[], None]) -> None:
+            mark()
+            torch.mm(square, square)
+
+        stage_seconds(multiply, device)  # warms up
+        seconds = stage_seconds(multiply, device)[0]
         while edge > 256 and seconds * (edge / 256) ** 3 > LONGEST_GEMM:
             edge //= 2
     return edge

@@ -6,6 +6,7 @@ sce-fast bench queue
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,8 @@ def main(
         out: JSON file for the record.
     """
     torch.set_num_threads(threads)
-    here, results = machine(), []
+    here = machine()
+    results: list[dict[str, Any]] = []
     print(f"N {n}, K {k}, D {d}, τ {temperature:g}, τ_m {target_temperature:g}, λ 0.5\n")
     print(f"{'queue':<10}{'rows':<11}{'MB':>7}{'mean loss':>12}{'row of loss':>13}{'gradient':>11}{'time':>8}")
     for kind in KINDS:
@@ -58,7 +60,7 @@ def main(
         seconds = _seconds(inputs, queues, rounds)
         for dtype, queue in queues.items():
             rounded = _exact(inputs, queue, temperature, target_temperature)
-            result = {
+            result: dict[str, Any] = {
                 "queue": str(dtype).removeprefix("torch."),
                 "rows": kind,
                 "megabytes": queue.numel() * queue.element_size() / 1e6,

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,7 +135,7 @@ def measure(
         turns = []
         for _ in range(steps):
             batch = next(views)
-            turns.append(stage_seconds(lambda mark, batch=batch: marked(batch, mark), device))
+            turns.append(stage_seconds(partial(marked, batch), device))
             bar.update()
     stages = dict(zip(STAGES, (statistics.median(column) for column in zip(*turns, strict=True)), strict=True))
     share = sum(stages[name] for name in OURS) / sum(stages.values())

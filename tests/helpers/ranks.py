@@ -1,11 +1,13 @@
-"""Runs a function in processes of its own: as the ranks of a group, or alone, to be killed."""
+"""Run a function in processes of its own: as the ranks of a group, or alone, to be killed."""
 
 import multiprocessing
 import os
 import socket
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,14 +15,14 @@ from sce_fast.cli import main
 
 
 def _context() -> ForkServerContext:
-    """Processes forked from one that has imported everything: a start takes a fraction of a second."""
+    """Fork processes from one that has imported everything, so that a start takes a fraction of a second."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sce_fast.train", "sce_fast.data.image.graph", "torch.utils.tensorboard", "tyro"])
     return context
 
 
-def start(function, *arguments, ranks: int = 1) -> list[BaseProcess]:
-    """Starts function(*arguments) in each of the ranks, as torchrun would."""
+def start(function: Callable[..., object], *arguments: Any, ranks: int = 1) -> Sequence[BaseProcess]:
+    """Start function(*arguments) in each of the ranks, with the environment of torchrun."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -33,8 +35,8 @@ def start(function, *arguments, ranks: int = 1) -> list[BaseProcess]:
     return processes
 
 
-def join(processes: list[BaseProcess], timeout: float = 120) -> list[int | None]:
-    """The exit codes; a process that does not end in time is killed and has None."""
+def join(processes: Sequence[BaseProcess], timeout: float = 120) -> list[int | None]:
+    """Return the exit codes; a process that does not end in time is killed, and its code is None."""
     codes = []
     for process in processes:
         process.join(timeout)
@@ -44,20 +46,22 @@ def join(processes: list[BaseProcess], timeout: float = 120) -> list[int | None]
     return codes
 
 
-def run(function, *arguments, ranks: int = 1) -> None:
-    """Runs function(*arguments) in the ranks; each has to end well."""
+def run(function: Callable[..., object], *arguments: Any, ranks: int = 1) -> None:
+    """Run function(*arguments) in the ranks; each has to end with status 0."""
     assert join(start(function, *arguments, ranks=ranks)) == [0] * ranks
 
 
-def command(words, output: Path, fault=None, ranks: int = 1) -> list[int | None]:
-    """Runs `sce-fast WORDS`, in each of the ranks; returns the exit codes. What rank r tells goes to OUTPUT.r.
+def command(
+    words: Sequence[object], output: Path, fault: Callable[[], object] | None = None, ranks: int = 1
+) -> list[int | None]:
+    """Run `sce-fast WORDS` in each of the ranks; return the exit codes. The output of rank r goes to OUTPUT.r.
 
-    fault() is called before, in the same process: it may break something there.
+    fault() is called first, in the same process, where it may break something.
     """
     return join(start(_command, [str(word) for word in words], output, fault, ranks=ranks))
 
 
-def _command(words, output, fault):
+def _command(words: list[str], output: Path, fault: Callable[[], object] | None) -> None:
     told = os.open(f"{output}.{os.environ.get('RANK', 0)}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(told, stream)
@@ -66,7 +70,7 @@ def _command(words, output, fault):
     main(words)
 
 
-def _run(rank, ranks, port, function, arguments):
+def _run(rank: int, ranks: int, port: int, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     if ranks > 1:
         os.environ |= {
