@@ -43,13 +43,14 @@ def machine() -> dict[str, Any]:
 
 
 def describe_torch() -> dict[str, Any]:
-    """Return torch's version and number of threads, and the GPU that it sees."""
-    about: dict[str, Any] = {"torch": None, "threads": None, "gpu": None}
+    """Return torch's version, number of threads and CPU instruction set, and the GPU that it sees."""
+    about: dict[str, Any] = {"torch": None, "threads": None, "instructions": None, "gpu": None}
     try:
         import torch
     except Exception as error:  # whatever is wrong with torch belongs into the record
         return {**about, "no_gpu": f"torch cannot be imported: {error}"}
     about |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    about["instructions"] = torch.backends.cpu.get_cpu_capability()  # such as AVX512
     if not torch.cuda.is_available():
         return {**about, "no_gpu": "torch sees no CUDA device"}
     try:

@@ -17,7 +17,7 @@ def test_a_record_names_hardware_versions_commit_and_command():
     about = machine.machine()
     assert about["torch"] == about["packages"]["torch"] == torch.__version__
     assert about["threads"] == torch.get_num_threads()
-    assert {"date", "command", "commit", "cpu", "gpu", "python", "driver", "nvcc"} <= set(about)
+    assert {"date", "command", "commit", "cpu", "instructions", "gpu", "python", "driver", "nvcc"} <= set(about)
     assert (about["gpu"] is None) == ("no_gpu" in about)
 
 
