@@ -31,7 +31,9 @@ gpu: venv
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy sce_fast kernels
+	@rm -rf build/types && mkdir -p build/types/sce_fast
+	@ln -s $(CURDIR)/sce_fast/* $(CURDIR)/kernels $(CURDIR)/benchmarks build/types/sce_fast
+	$(BIN)/mypy
 
 format: venv
 	$(BIN)/ruff check --fix .

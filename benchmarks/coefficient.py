@@ -7,7 +7,8 @@ import json
 import statistics
 from pathlib import Path
 
-from sce_fast.benchmarks.record import machine, write_record
+from sce_fast.benchmarks.machine import machine
+from sce_fast.benchmarks.record import write_record
 from sce_fast.tools.demo import demo_config, is_run_of, run_demo
 from sce_fast.tools.digits import write_digits
 from sce_fast.train.folder import SUMMARY

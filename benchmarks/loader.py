@@ -19,7 +19,8 @@ from unittest import mock
 import numpy as np
 import torch
 
-from sce_fast.benchmarks.record import machine, write_record
+from sce_fast.benchmarks.machine import machine
+from sce_fast.benchmarks.record import write_record
 from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation
 from sce_fast.data.image.graph import normalized
 from sce_fast.data.image.photometric import SOLARIZED
@@ -95,7 +96,8 @@ def write_photographs(folder: Path, count: int, kind: str = "jpg") -> ImageIndex
     folder.mkdir(parents=True)
     for i in range(count):
         photograph = photographs[i % len(photographs)]
-        left, top = generator.integers(0, photograph.width - 500), generator.integers(0, photograph.height - 375)
+        left = int(generator.integers(0, photograph.width - 500))
+        top = int(generator.integers(0, photograph.height - 375))
         photograph.crop((left, top, left + 500, top + 375)).save(folder / f"{i:05d}.{kind}", quality=90)
     return index_images(folder, cache=folder.parent / "cache")
 

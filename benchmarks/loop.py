@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from sce_fast.benchmarks.record import machine, write_record
+from sce_fast.benchmarks.machine import machine
+from sce_fast.benchmarks.record import write_record
 from sce_fast.config import EvaluationConfig, TrainConfig
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.distributed import Vote
@@ -136,7 +137,8 @@ def measure(trainer: Trainer, bare: Callable[[int], None], rounds: int, steps: i
             times["trainer"].append(_seconds(lambda: whole(steps), trainer.device) / steps)
             times["save"].append(_seconds(trainer.save, trainer.device))
     trainer.log.close()
-    return Cost(*(statistics.median(values[1:]) for values in times.values()), save_every)
+    bare_seconds, trainer_seconds, save_seconds = (statistics.median(values[1:]) for values in times.values())
+    return Cost(bare_seconds, trainer_seconds, save_seconds, save_every)
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:

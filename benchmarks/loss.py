@@ -8,22 +8,24 @@ sce-fast bench loss --n 128 --views 6 --key-views 2               multi-crop: te
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from sce_fast.benchmarks.machine import machine
 from sce_fast.benchmarks.measure import (
-    context_is_spoilt,
     extra_memory,
     free_memory,
+    gpu_is_lost,
     graph_seconds,
     host_seconds,
     stage_seconds,
 )
 from sce_fast.benchmarks.peers import AbsentError, Case, Loss, Peer, peers
-from sce_fast.benchmarks.record import machine, write_record
+from sce_fast.benchmarks.record import write_record
 from sce_fast.loss.backends import BACKENDS
 from sce_fast.util.names import pick
 from sce_fast.util.rows import unit_rows
@@ -167,7 +169,7 @@ def measure(
                 steps[name] = _step(loss, case)
                 value = loss(case.query.clone().requires_grad_()).item()  # compiles, allocates, and fails if it must
                 stage_seconds(steps[name], device)
-                memory = extra_memory(lambda step=steps[name]: step(lambda: None), device)
+                memory = extra_memory(partial(steps[name], lambda: None), device)
                 results[name] = replace(results[name], loss=value, extra_bytes=memory)
                 losses[name] = loss
             except AbsentError as reason:
@@ -177,7 +179,7 @@ def measure(
                 results[name] = replace(results[name], absent=_in_one_line(error))
                 steps.pop(name, None)
                 if device == "cuda":
-                    if context_is_spoilt():
+                    if gpu_is_lost():
                         raise
                     torch.cuda.empty_cache()
             bar.update()
@@ -267,8 +269,13 @@ def _gemm_edge(dtype: torch.dtype, device: str) -> int:
     edge = GEMM_EDGE[device]
     if device == "cpu":
         square = torch.randn(256, 256).to(dtype)
-        square @ square
-        seconds = stage_seconds(lambda mark: (mark(), square @ square)[0], device)[0]
+
+        def multiply(mark: Callable[[], None]) -> None:
+            mark()
+            torch.mm(square, square)
+
+        stage_seconds(multiply, device)  # warms up
+        seconds = stage_seconds(multiply, device)[0]
         while edge > 256 and seconds * (edge / 256) ** 3 > LONGEST_GEMM:
             edge //= 2
     return edge

@@ -122,7 +122,7 @@ def host_seconds(run: Callable[[], object], calls: int = 20, rounds: int = 7) ->
     return statistics.median(times)
 
 
-def context_is_spoilt() -> bool:
+def gpu_is_lost() -> bool:
     """Whether an illegal access or the like has ended this process's use of its GPU: every further call would fail."""
     if not torch.cuda.is_initialized():
         return False

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sce_fast import sce_loss
-from sce_fast.benchmarks.record import machine, write_record
+from sce_fast.benchmarks.machine import machine
+from sce_fast.benchmarks.record import write_record
 from sce_fast.loss.backends import choose
 from sce_fast.loss.problem import checked_problem
 from sce_fast.util.rows import unit_rows

@@ -6,12 +6,14 @@ sce-fast bench queue
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sce_fast import sce_loss
-from sce_fast.benchmarks.record import machine, write_record
+from sce_fast.benchmarks.machine import machine
+from sce_fast.benchmarks.record import write_record
 from sce_fast.loss import reference
 from sce_fast.loss.parity import KINDS, Inputs, make_inputs
 from sce_fast.loss.problem import Solution, checked_problem
@@ -46,7 +48,8 @@ def main(
         out: JSON file for the record.
     """
     torch.set_num_threads(threads)
-    here, results = machine(), []
+    here = machine()
+    results: list[dict[str, Any]] = []
     print(f"N {n}, K {k}, D {d}, τ {temperature:g}, τ_m {target_temperature:g}, λ 0.5\n")
     print(f"{'queue':<10}{'rows':<11}{'MB':>7}{'mean loss':>12}{'row of loss':>13}{'gradient':>11}{'time':>8}")
     for kind in KINDS:
@@ -57,7 +60,7 @@ def main(
         seconds = _seconds(inputs, queues, rounds)
         for dtype, queue in queues.items():
             rounded = _exact(inputs, queue, temperature, target_temperature)
-            result = {
+            result: dict[str, Any] = {
                 "queue": str(dtype).removeprefix("torch."),
                 "rows": kind,
                 "megabytes": queue.numel() * queue.element_size() / 1e6,

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sce_fast.benchmarks.machine import machine
 from sce_fast.benchmarks.measure import StageTimer
-from sce_fast.benchmarks.record import machine, write_record
+from sce_fast.benchmarks.record import write_record
 from sce_fast.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig, to_json
 from sce_fast.train.step import STAGES, TrainingStep
 from sce_fast.util.terminal import progress_bar

@@ -120,7 +120,7 @@ def row_variants(dim: int) -> Iterator[Variant]:
             "gradient, target, per view", "gradient", "target",
         ):  # fmt: skip
             given = {word: word in words for word in ("gradient", "target", "per view", "one view", "scalars")}
-            constants = {
+            constants: dict[str, Any] = {
                 **sizes, "SHARED": True, "PER_VIEW": given["per view"], "FIXED": True, "GRADIENT": given["gradient"],
                 "TARGET": given["target"], "ZERO_LOGIT": True, "SAME_VIEWS": not given["one view"],
             }  # fmt: skip

@@ -9,7 +9,7 @@ from hypothesis import settings
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from sce_fast.benchmarks import machine as gpu_machine
+from sce_fast.benchmarks import machine
 from sce_fast.benchmarks.acceptance.gpu_kernels import KERNELS
 from sce_fast.native import CUDA
 
@@ -70,7 +70,7 @@ def gpu_backend(request) -> str:
 @pytest.fixture
 def cuda() -> torch.device:
     """Return the GPU; skip if there is no nvcc to build the CUDA kernels with."""
-    if CUDA.missing and gpu_machine.find_tool("nvcc") is None:
+    if CUDA.missing and machine.find_tool("nvcc") is None:
         pytest.skip("there is no nvcc, so the CUDA kernels are not built")
     assert CUDA.missing == "", "the extension is not built: SCE_FAST_BUILD=cuda"
     return torch.device("cuda", torch.cuda.current_device())

@@ -1,1 +1,1 @@
-"""The ten-minute run that settles everything on a GPU: its parts, its supervisor, its report."""
+"""The ten-minute acceptance run on a GPU: its parts and their items, its supervisor, its report."""

@@ -1,5 +1,6 @@
 """python -m benchmarks.acceptance --out DIR"""
 
-from .run import command_line
+from .run import cli
 
-command_line()
+if __name__ == "__main__":
+    cli()

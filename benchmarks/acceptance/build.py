@@ -1,9 +1,9 @@
-"""Builds the package in place for the GPU at hand.
+"""Build the package in place for the GPU of this machine.
 
-`python -m benchmarks.acceptance.build --events FILE --capability 9.0`.
+    python -m benchmarks.acceptance.build --events FILE --capability 9.0
 
-No registry is reached: torch, pybind11, ninja and setuptools must be there, and so must nvcc for the CUDA kernels. The
-environment's own packages stay as they are: what leads to the checkout stands in build/site, a folder for PYTHONPATH.
+The build uses no package registry: torch, pybind11, ninja and setuptools must be installed, and nvcc for the CUDA
+kernels. The environment's own packages are not touched; build/site, a folder for PYTHONPATH, leads to the checkout.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from ..machine import find_tool
-from .supervise import Events, NotRun, last_words
+from .supervise import Events, NotRun, tail_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "build" / "site"
@@ -35,35 +35,35 @@ else:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--events", type=Path, required=True)
-    options.add_argument("--capability", required=True, help="compute capability of the GPU, as 9.0")
-    given = options.parse_args()
-    major, minor = map(int, given.capability.split("."))
-    Events(given.events).run({"extension": lambda: build(major, minor), "import": imported})
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--events", type=Path, required=True)
+    parser.add_argument("--capability", required=True, help="compute capability of the GPU, such as 9.0")
+    options = parser.parse_args()
+    major, minor = map(int, options.capability.split("."))
+    Events(options.events).run({"extension": lambda: build(major, minor), "import": check_import})
 
 
 def build(major: int, minor: int) -> dict[str, object]:
-    """The editable installation, compiled for one architecture, as many files at a time as there are processors."""
+    """Install the checkout in editable mode, compiled for one architecture with one compiler per processor."""
     nvcc = find_tool("nvcc")
     if nvcc is None:
         install({"SCE_FAST_BUILD": "auto"})
-        raise NotRun("there is no nvcc in CUDA_HOME/bin, on the PATH or in /usr/local/cuda/bin: no CUDA kernels")
+        raise NotRun("no CUDA kernels: there is no nvcc in CUDA_HOME/bin, on PATH or in /usr/local/cuda/bin")
     wanted = json.loads((ROOT / "csrc" / "cuda" / "architectures.json").read_text())["machine_code"]
-    mine = architectures(wanted, major, minor)
+    chosen = architectures(wanted, major, minor)
     environment = {"SCE_FAST_BUILD": "cuda", "MAX_JOBS": str(len(os.sched_getaffinity(0)))}
     environment["CUDA_HOME"] = str(Path(nvcc).resolve().parents[1])
-    if mine:
-        environment["SCE_FAST_CUDA_ARCHITECTURES"] = ",".join(mine)
+    if chosen:
+        environment["SCE_FAST_CUDA_ARCHITECTURES"] = ",".join(chosen)
     failed, output = install(environment)
     if failed:
-        install({"SCE_FAST_BUILD": "none"})  # Triton and the other parts can still be looked at
-        raise RuntimeError(last_words(output))
-    return {"architectures": mine or wanted}
+        install({"SCE_FAST_BUILD": "none"})  # the parts that do not need CUDA kernels can still run
+        raise RuntimeError(tail_of(output))
+    return {"architectures": chosen or wanted}
 
 
 def install(environment: dict[str, str]) -> tuple[bool, str]:
-    """(whether it failed, what it said)"""
+    """Install the checkout into build/site; return (whether it failed, the output)."""
     command, environment = [sys.executable, *INSTALL], {**os.environ, **environment}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"  # for ninja
     done = subprocess.run(
@@ -71,31 +71,31 @@ def install(environment: dict[str, str]) -> tuple[bool, str]:
     )
     print(done.stdout, flush=True)
     SITE.mkdir(parents=True, exist_ok=True)
-    # Python reads .pth files of its own folders alone, but imports this one from any.
+    # Python reads .pth files only in its own folders, but it imports sitecustomize from any folder of PYTHONPATH.
     (SITE / "sitecustomize.py").write_text("import os, site\n\nsite.addsitedir(os.path.dirname(__file__))\n")
     return done.returncode != 0, done.stdout
 
 
-def with_site() -> dict[str, str]:
-    """The environment in which the package is found."""
+def site_environment() -> dict[str, str]:
+    """Return the environment variables with which the package in build/site is found."""
     return {"PYTHONPATH": os.pathsep.join(filter(None, (str(SITE), os.environ.get("PYTHONPATH"))))}
 
 
 def architectures(wanted: list[str], major: int, minor: int) -> list[str]:
-    """Those of the list whose machine code a GPU runs best: of its major version, the nearest minor one."""
+    """Return the architectures that suit a GPU best: its major version and the nearest minor version."""
     number = {name: int(name.rstrip("af")) for name in wanted}
-    runs = [n for n in number.values() if n // 10 == major and n % 10 <= minor]
-    return [name for name in wanted if runs and number[name] == max(runs)]
+    supported = [n for n in number.values() if n // 10 == major and n % 10 <= minor]
+    return [name for name in wanted if supported and number[name] == max(supported)]
 
 
-def imported() -> dict[str, str]:
-    """A new process finds the package, the kernels and both extensions, that of CUDA where there is nvcc."""
-    environment = {**os.environ, **with_site()}
+def check_import() -> dict[str, str]:
+    """Import the package, the kernels and both extensions in a new process; without nvcc, `_cuda` may be missing."""
+    environment = {**os.environ, **site_environment()}
     command = [sys.executable, "-c", CHECK, "without nvcc" if find_tool("nvcc") is None else "with nvcc"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise RuntimeError(last_words(done.stderr))
-    return {"told": done.stdout.strip()}
+        raise RuntimeError(tail_of(done.stderr))
+    return {"output": done.stdout.strip()}
 
 
 if __name__ == "__main__":

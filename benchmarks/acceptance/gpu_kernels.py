@@ -1,5 +1,9 @@
-"""The kernels of the loss that are to be right on a GPU: tests, acceptance run and sanitizer go by this table."""
+"""The loss kernels that must be correct on a GPU: tests, acceptance run and sanitizer all use this table.
 
+python -m benchmarks.acceptance.gpu_kernels --device cuda        print their names
+"""
+
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +20,24 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class GpuKernel:
-    """One implementation, and how a call comes to it."""
+    """One implementation of the forward pass, and the backend that selects it."""
 
     title: str
     backend: str  # of sce_loss
-    source: str  # its pass over the candidates
-    function: str  # that file's kernel, as a profiler names it
-    sanitized: tuple[str, ...]  # parts of the names of all its kernels
-    major: int | None = None  # compute capability that it is for, where it runs on no other
+    source: str  # file of its forward pass
+    function: str  # the kernel of that file, as a profiler names it
+    sanitized: tuple[str, ...]  # substrings of the names of all its kernels
+    major: int | None = None  # the only major compute capability that it runs on
 
     def missing(self) -> str | None:
-        """Why it cannot run here, or None."""
+        """Return why it cannot run here, or None."""
         if not torch.cuda.is_available():
             return "torch sees no CUDA device"
         if not (ROOT / self.source).exists():
-            return f"{self.source} is not there"
+            return f"{self.source} does not exist"
         major, minor = torch.cuda.get_device_capability()
         if self.major is not None and major != self.major:
-            return f"it is for compute capability {self.major}.x, and this GPU has {major}.{minor}"
+            return f"it requires compute capability {self.major}.x, and this GPU has {major}.{minor}"
         if self.backend.startswith("cuda") and CUDA.missing:
             return f"the CUDA kernels are not built ({CUDA.missing})"
         return None
@@ -49,18 +53,24 @@ KERNELS = {
 }
 
 
-def functions_run(call: Callable[[], Any]) -> list[str]:
-    """The names of the GPU's functions that a call launches, by torch's profiler; none where it sees nothing."""
+def launched_functions(call: Callable[[], Any]) -> list[str]:
+    """Return the names of the GPU functions that a call launches, by torch's profiler; empty if it sees none."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
         call()
         torch.cuda.synchronize()
-    return sorted({event.name for event in seen.events() if event.device_type == torch.autograd.DeviceType.CUDA})
+    return sorted({event.name for event in trace.events() if event.device_type == torch.autograd.DeviceType.CUDA})
 
 
-def backends_of_a_cpu() -> list[str]:
-    """Those that serve one, for trying out there what is meant for a GPU."""
+def cpu_backends() -> list[str]:
+    """Return the backends that serve a CPU, to try the run without a GPU."""
     row = torch.ones(1, 16)
     problem = checked_problem(row, row, row)
     return [name for name, backend in BACKENDS.items() if backend.refuses(problem) is None]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
+    print(*(KERNELS if parser.parse_args().device == "cuda" else cpu_backends()))

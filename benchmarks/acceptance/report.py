@@ -1,4 +1,7 @@
-"""acceptance.json → one page in Markdown, and the targets that its figures are judged by. Needs nothing but Python."""
+"""Turn acceptance.json into a one-page Markdown report and judge its figures against the targets.
+
+This module imports only the standard library.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -6,30 +9,30 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 Record = dict[str, Any]
-# "N 1024, K 65536, D 256, bfloat16" and the like; an item that was run again names more behind it
+# The targets are set for these two shapes.
 MAIN_SHAPE, SMALL_SHAPE = (
     {"n": 1024, "k": 65536, "d": 256, "dtype": "bfloat16"},
     {"n": 256, "k": 65536, "d": 256, "dtype": "bfloat16"},
 )
 JUDGED_ON = ("H100", "H200")
-NOT_OURS = ("reference",)  # of the backends: the yardstick
+NOT_OURS = ("reference",)  # a backend, but not a competitor
 EAGER = "official"
 ATTENTION = ("attention", "attention-efficient", "attention-cudnn", "attention-math", "flex", "flash-attn")
-LONGEST_LIST = 12  # of failures, and of reasons why something was not run
+LONGEST_LIST = 12  # failures, and reasons for not running, on the page
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a figure should be, on an H100 or H200."""
+    """A goal for one figure on an H100 or H200."""
 
     name: str
     wanted: str
     measured: str
-    reached: bool | None  # None: there is no figure, or it is another GPU's
+    reached: bool | None  # None without a figure, or on another GPU
 
 
 def targets(record: Record) -> list[Target]:
-    """Each by the fastest of our backends at its shape; judged on the GPUs that they were set for."""
+    """Return the targets with the figures of our fastest backend; only an H100 or H200 is judged."""
     found = list(_figures(record))
     if any(name in str((record["machine"] or {}).get("gpu")) for name in JUDGED_ON):
         return found
@@ -55,7 +58,7 @@ def _figures(record: Record) -> Iterator[Target]:
     yield _at_least(f"times as fast as the best attention, {where}", 1.1, _ratio(attention, ours), "×", both)
     name = "GPU time at N 256, K 65536, D 256, bfloat16, replayed from a graph"
     yield _at_most(name, 75, None if of_small is None else 1e6 * of_small["graph"], "µs", _title(of_small))
-    yield _at_most("what the host adds to that call without a graph", 30, added, "µs", _title(of_small))
+    yield _at_most("host overhead of that call without a graph", 30, added, "µs", _title(of_small))
     yield _at_most("loss, queue and momentum update in a ResNet-50 step", 1, share, "%", "")
 
 
@@ -71,18 +74,18 @@ def _measured(got: float | None, unit: str, of: str) -> str:
     return "not measured" if got is None else f"{got:.3g} {unit}{f' ({of})' if of else ''}"
 
 
-def _ratio(peer: dict | None, ours: dict | None) -> float | None:
+def _ratio(peer: Record | None, ours: Record | None) -> float | None:
     return None if peer is None or ours is None else peer["seconds"] / ours["seconds"]
 
 
-def _title(result: dict | None) -> str:
+def _title(result: Record | None) -> str:
     return "–" if result is None else result["title"]
 
 
 def page(record: Record) -> str:
-    """All that matters on one page; the rest stands in acceptance.json and output.log."""
+    """Return the one-page report; acceptance.json and output.log hold the details."""
     parts = [heading(record), targets_table(record), parts_table(record), tests_table(record), parity_table(record)]
-    parts += [loss_table(record), step_lines(record), others(record), failures(record), not_run(record)]
+    parts += [loss_table(record), step_lines(record), other_lines(record), failures(record), not_run(record)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -98,7 +101,7 @@ def heading(record: Record) -> str:
         )
     about.append(f"Python {m.get('python')}, {packages}, {m.get('processors')} processors")
     if not record["finished"]:
-        about.append("**The run has not come to its end: what follows is what it had.**")
+        about.append("**The run did not finish: these are its results so far.**")
     return f"# Acceptance run on {gpu or 'a machine without a GPU'}\n\n" + "  \n".join(about)
 
 
@@ -118,7 +121,7 @@ def parts_table(record: Record) -> str:
 
 
 def tests_table(record: Record) -> str:
-    groups: dict[str, Counter] = {}
+    groups: dict[str, Counter[str]] = {}
     for outcome in outcomes_of(record, "tests"):
         groups.setdefault(outcome["item"].split("::")[0], Counter())[outcome["state"]] += 1
     if not groups:
@@ -129,7 +132,7 @@ def tests_table(record: Record) -> str:
 
 
 def parity_table(record: Record) -> str:
-    """The largest error of each kernel and product, as a share of what the rule allows."""
+    """Return the largest error of each kernel and product, as a share of the allowed error."""
     worst: dict[str, dict[str, list[str | float]]] = {}
     for outcome in outcomes_of(record, "parity"):
         kernel, _, case = outcome["item"].partition(": ")
@@ -142,7 +145,7 @@ def parity_table(record: Record) -> str:
     products = list(dict.fromkeys(product for cells in worst.values() for product in cells))
     if not products:
         return ""
-    lines = [f"| largest error, of what is allowed | {' | '.join(products)} |", "|---|" + "--:|" * len(products)]
+    lines = [f"| largest error / allowed error | {' | '.join(products)} |", "|---|" + "--:|" * len(products)]
     lines += [f"| {kernel} | {' | '.join(_cell(c.get(p, [])) for p in products)} |" for kernel, c in worst.items()]
     return "\n".join(lines)
 
@@ -162,24 +165,24 @@ def loss_table(record: Record) -> str:
     first = shapes[0]
     lines = [
         f"The loss, forward and backward; a GEMM of {first['gemm']['edge']}³ runs at "
-        f"{first['gemm']['flops'] / 1e12:.3g} TFLOP/s and a copy at {first['copy'] / 1e12:.3g} TB/s here. × : a peer's "
-        "time in times of ours, both without a graph.",
+        f"{first['gemm']['flops'] / 1e12:.3g} TFLOP/s and a copy at {first['copy'] / 1e12:.3g} TB/s here. The last two "
+        "columns are a peer's time divided by ours, both without a graph.",
         "",
-        "| N, K, D | ours | µs | in a graph | TFLOP/s | of GEMM | of copy | host µs | × eager | × best attention |",
+        "| N, K, D | backend | µs | µs in a graph | TFLOP/s | of GEMM | of copy | host µs | eager | best attention |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     return "\n".join([*lines, *(row for shape in shapes for row in loss_rows(shape))])
 
 
 def loss_rows(shape: dict[str, Any]) -> Iterator[str]:
-    """A line for each of our backends."""
+    """Yield a row for each of our backends."""
     sizes, gemm, copy = shape["shape"], shape["gemm"]["flops"], shape["copy"]
     ours = [r for r in shape["results"] if r["peer"] in ours_of(shape) and r["seconds"]]
     eager, best = fastest(shape, (EAGER,), "seconds"), fastest(shape, ATTENTION, "seconds")
     for r in ours:
         seconds = r["graph"] or r["seconds"]
         rate, bandwidth = shape["operations"] / seconds, shape["queue_bytes"] / seconds
-        over_eager, over_best = (None if peer is None else peer["seconds"] / r["seconds"] for peer in (eager, best))
+        over_eager, over_best = _ratio(eager, r), _ratio(best, r)
         cells = [f"{sizes['n']}, {sizes['k']}, {sizes['d']} {sizes['dtype']}", r["peer"], _us(r["seconds"])]
         cells += [
             _us(r["graph"]),
@@ -188,8 +191,8 @@ def loss_rows(shape: dict[str, Any]) -> Iterator[str]:
             f"{bandwidth / copy:.0%}",
             _us(r["host"]),
         ]
-        cells.append("–" if over_eager is None else f"{over_eager:.2f}")
-        cells.append("–" if best is None else f"{over_best:.2f} {best['peer']}")
+        cells.append("–" if over_eager is None else f"{over_eager:.2f} ×")
+        cells.append("–" if best is None else f"{over_best:.2f} × {best['peer']}")
         yield f"| {' | '.join(cells)} |"
 
 
@@ -198,6 +201,7 @@ def _us(seconds: float | None) -> str:
 
 
 def step_lines(record: Record) -> str:
+    """Return a line for each measurement of the training step."""
     lines = []
     for outcome in outcomes_of(record, "step"):
         if (d := outcome["data"]) is not None:
@@ -212,11 +216,12 @@ def step_lines(record: Record) -> str:
     return "\n".join(lines)
 
 
-def others(record: Record) -> str:
+def other_lines(record: Record) -> str:
+    """Return the results of compute-sanitizer and of the loader."""
     lines = []
     for outcome in outcomes_of(record, "sanitizer"):
         if outcome["state"] == "passed":
-            lines.append(f"- compute-sanitizer, {outcome['item']}: nothing found in {outcome['data']['calls']} calls")
+            lines.append(f"- compute-sanitizer, {outcome['item']}: no findings in {outcome['data']['calls']} calls")
     for outcome in outcomes_of(record, "loader"):
         data = outcome["data"] or {}
         if "mean" in data:
@@ -236,12 +241,12 @@ def failures(record: Record) -> str:
         return ""
     lines = [f"- {name}: `{o['item']}`: {_short(o['reason'])}" for name, o in failed[:LONGEST_LIST]]
     rest = len(failed) - len(lines)
-    more = [f"- and {rest} more, in acceptance.json"] if rest else []
+    more = [f"- {rest} more failures are in acceptance.json"] if rest else []
     return "\n".join(["## Failed", "", *lines, *more])
 
 
 def not_run(record: Record) -> str:
-    """Grouped by reason."""
+    """Return what was not run, grouped by reason."""
     reasons: dict[str, list[str]] = {}
     for name, part in record["parts"].items():
         if part["state"] == "not run" and not part["outcomes"]:
@@ -256,9 +261,7 @@ def not_run(record: Record) -> str:
         return ""
     lines = [f"- {_short(reason)}: {_names(items)}" for reason, items in list(reasons.items())[:LONGEST_LIST]]
     rest = len(reasons) - len(lines)
-    return "\n".join(
-        ["## Not run", "", *lines, *([f"- and for {rest} more reasons, in acceptance.json"] if rest else [])]
-    )
+    return "\n".join(["## Not run", "", *lines, *([f"- {rest} more reasons are in acceptance.json"] if rest else [])])
 
 
 def _names(items: list[str]) -> str:
@@ -274,7 +277,7 @@ def outcomes_of(record: Record, part: str) -> list[dict[str, Any]]:
 
 
 def data_of(record: Record, part: str, item: str) -> dict[str, Any] | None:
-    """Of the first item of that name that has any."""
+    """Return the data of the first item with that prefix that has data, or None."""
     return next((o["data"] for o in outcomes_of(record, part) if o["item"].startswith(item) and o["data"]), None)
 
 
@@ -283,16 +286,17 @@ def shape_of(record: Record, shape: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def ours_of(shape: dict[str, Any] | None) -> tuple[str, ...]:
-    """Our backends among the peers."""
+    """Return the names of our backends among the peers."""
     peers = ((r["peer"], r["title"]) for r in (shape or {}).get("results", []))
     return tuple(peer for peer, title in peers if title.startswith("sce_fast") and peer not in NOT_OURS)
 
 
 def fastest(shape: dict[str, Any] | None, peers: tuple[str, ...], by: str) -> dict[str, Any] | None:
-    """The result of these peers with the shortest time; None where none was measured."""
+    """Return the result with the shortest time among these peers, or None if none was measured."""
     results = [r for r in (shape or {}).get("results", []) if r["peer"] in peers and r[by] is not None]
     return min(results, key=lambda r: r[by], default=None)
 
 
 def judged(record: Record) -> list[dict[str, Any]]:
+    """Return the targets as JSON."""
     return [asdict(target) for target in targets(record)]

@@ -1,11 +1,12 @@
-"""Every kernel of the loss and of the enqueue at small sizes, for compute-sanitizer to look at.
+"""Run every kernel of the loss and of the enqueue at small sizes under compute-sanitizer.
 
     compute-sanitizer --tool racecheck python -m benchmarks.acceptance.sanitize --kernel sm80      by hand
-    python -m benchmarks.acceptance.sanitize --kernel sm80 --tool memcheck --events FILE   supervised: runs the above
+    python -m benchmarks.acceptance.sanitize --kernel sm80 --tool memcheck --events FILE           supervised
 
-memcheck finds accesses outside an allocation, racecheck hazards in shared memory. Torch's allocator is told not to
-cache, so that an access beyond a tensor is one beyond an allocation. Every case runs twice, cut for the GPU at hand and
-for a single multiprocessor: the one has many splits and their sums, the other a ring of tiles that is filled anew.
+memcheck finds accesses outside an allocation, racecheck finds hazards in shared memory. The supervised form turns off
+the cache of torch's allocator, so that an access beyond a tensor is also an access beyond an allocation. Every case
+runs twice. Planned for this GPU it has many splits; planned for one multiprocessor, each block refills its ring of
+tiles.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,7 @@ from typing import Any
 import torch
 
 from sce_fast.benchmarks.acceptance.gpu_kernels import KERNELS, ROOT, GpuKernel
-from sce_fast.benchmarks.acceptance.supervise import Events, NotRun, first_lines
+from sce_fast.benchmarks.acceptance.supervise import Events, NotRun, shortened
 from sce_fast.benchmarks.machine import find_tool
 from sce_fast.kernels import solve as triton
 from sce_fast.loss import cuda as native_cuda
@@ -32,9 +34,9 @@ from sce_fast.loss.parity import make_inputs
 from sce_fast.loss.problem import Problem, checked_problem
 
 Case = tuple[dict[str, int], str, dict[str, Any], bool]
-# Sizes, dtype, settings of sce_loss, and whether the gradient is asked for: every branch of the kernels, with rows and
-# candidates that fill no block. On a single multiprocessor all but the last have more tiles for each block than twice
-# the places of its ring, or than all of them where a case is about something else.
+# Sizes, dtype, settings of sce_loss, and whether a gradient is needed: every branch of the kernels, with rows and
+# candidates that do not fill a block. Planned for one multiprocessor, the first six cases fill each block's ring of
+# tiles more than twice, and all cases but the last more than once.
 CASES: list[Case] = [
     *[({"n": 70, "k": 1700, "d": d}, "bfloat16", {}, True) for d in (16, 64, 128)],
     *[({"n": 70, "k": 1100, "d": d}, "bfloat16", {}, True) for d in (192, 256)],
@@ -53,44 +55,45 @@ CASES: list[Case] = [
     ({"n": 1, "k": 1, "d": 16}, "bfloat16", {}, True),
 ]  # fmt: skip
 FLOAT32_CASES: list[Case] = [({"n": 20, "k": 150, "d": 64}, "float32", {}, True)]
-AT = "at: "  # begins a line that says how far the cases have come
-MEMCHECK_SAYS, RACECHECK_SAYS = r"ERROR SUMMARY: (\d+) error", r"RACECHECK SUMMARY: (\d+) hazard"
-CANNOT = ("Device not supported", "Unable to find injection library", "no CUDA-capable device")
+PROGRESS = "at: "  # prefix of a line that names the current case
+SUMMARY = {"memcheck": r"ERROR SUMMARY: (\d+) error", "racecheck": r"RACECHECK SUMMARY: (\d+) hazard"}
+UNSUPPORTED = ("Device not supported", "Unable to find injection library", "no CUDA-capable device")
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--kernel", choices=list(KERNELS), required=True)
-    options.add_argument("--tool", choices=("memcheck", "racecheck"))
-    options.add_argument("--events", type=Path)
-    given = options.parse_args()
-    kernel = KERNELS[given.kernel]
-    if given.events is None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kernel", choices=list(KERNELS), required=True)
+    parser.add_argument("--tool", choices=list(SUMMARY), default="memcheck")
+    parser.add_argument("--events", type=Path, help="run under --tool and report to this file")
+    options = parser.parse_args()
+    kernel = KERNELS[options.kernel]
+    if options.events is None:
         run_cases(kernel)
         return
-    events, title = Events(given.events), f"{given.tool}, {kernel.title}"
-    events.run({title: lambda: sanitized(given.kernel, given.tool, partial(events.at, title))})
+    events, title = Events(options.events), f"{options.tool}, {kernel.title}"
+    events.run({title: lambda: run_sanitizer(options.kernel, options.tool, partial(events.progress, title))})
 
 
 def run_cases(kernel: GpuKernel) -> None:
-    """Calls the kernel at each case and the enqueue of its language; ends with a line that says how many there were."""
-    print(f"{AT}the first use of the GPU", flush=True)
+    """Call the kernel at each case and the enqueue of its language, and print the number of calls."""
+    print(f"{PROGRESS}the first use of the GPU", flush=True)
     device = torch.device("cuda", torch.cuda.current_device())
-    run = 0
-    for cut, words in (
-        (contextlib.nullcontext, "cut for this GPU"),
-        (one_multiprocessor, "cut for one multiprocessor"),
-    ):
-        with cut():
+    calls = 0
+    plans: dict[str, Callable[[], AbstractContextManager[None]]] = {
+        "planned for this GPU": contextlib.nullcontext,
+        "planned for one multiprocessor": one_multiprocessor,
+    }
+    for words, planned in plans.items():
+        with planned():
             for case in cases_of(kernel):
-                print(f"{AT}{case}, {words}", flush=True)
+                print(f"{PROGRESS}{case}, {words}", flush=True)
                 run_case(kernel, case, device)
-                run += 1
+                calls += 1
     for call in (*enqueues(kernel, device), *products(kernel, device)):
         call()
-        run += 1
+        calls += 1
     torch.cuda.synchronize()
-    print(f"ran {run} calls of {kernel.title}", flush=True)
+    print(f"ran {calls} calls of {kernel.title}", flush=True)
 
 
 def cases_of(kernel: GpuKernel) -> list[Case]:
@@ -99,10 +102,9 @@ def cases_of(kernel: GpuKernel) -> list[Case]:
 
 @contextlib.contextmanager
 def one_multiprocessor() -> Iterator[None]:
-    """Work is cut as for a GPU with one: a block meets all candidates, which fill its ring of tiles again and again.
+    """Plan launches as if the GPU had one multiprocessor, so that each block refills its ring of tiles repeatedly.
 
-    Cut for all of a large GPU's, so few candidates are a tile or two for each block, and the loop over them is not
-    looked at.
+    Planned for all multiprocessors of a large GPU, so few candidates give each block only one or two tiles.
     """
     limits, gpu = native_cuda._limits, triton._gpu
     native_cuda._limits = lambda device: (1, *limits(device)[1:])  # type: ignore[assignment]
@@ -128,7 +130,7 @@ def run_case(kernel: GpuKernel, case: Case, device: torch.device) -> None:
     if reason is not None:
         raise RuntimeError(f"{kernel.title} refuses {case}: {reason}")
     if not bool(backend.solve(problem).rows.isfinite().all()):
-        raise RuntimeError(f"{kernel.title} at {case}: a loss is not finite")
+        raise RuntimeError(f"{kernel.title} at {case}: the loss is not finite")
 
 
 def enqueues(kernel: GpuKernel, device: torch.device) -> Iterator[Callable[[], None]]:
@@ -141,7 +143,7 @@ def enqueues(kernel: GpuKernel, device: torch.device) -> Iterator[Callable[[], N
 
 
 def products(kernel: GpuKernel, device: torch.device) -> Iterator[Callable[[], object]]:
-    """Of the Hopper kernel, each of its two alone, at every width that it is compiled for."""
+    """Yield the two products of the Hopper kernel at every width that it is compiled for; nothing for other kernels."""
     for dim in (64, 128, 192, 256) if kernel.function == "sm90_forward_pass" else ():
         tile = native_cuda.tile_of_sm90(dim)
         rows, candidates, weights = (
@@ -158,17 +160,17 @@ def enqueue_of(kernel: GpuKernel) -> Callable[..., None]:
     return lambda keys, cursor, rows, normalize: native_cuda.enqueue(keys, cursor, rows, normalize=normalize)
 
 
-def sanitized(name: str, tool: str, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Runs the cases under the tool and tells how far they have come; raises with the first thing that it found."""
+def run_sanitizer(name: str, tool: str, on_progress: Callable[[str], None]) -> dict[str, Any]:
+    """Run the cases under the tool; raise RuntimeError with its first findings."""
     kernel = KERNELS[name]
     if (reason := kernel.missing()) is not None:
         raise NotRun(reason)
     program = find_tool("compute-sanitizer")
     if program is None:
-        raise NotRun("there is no compute-sanitizer")
+        raise NotRun("compute-sanitizer was not found; it comes with the CUDA toolkit")
     command = [program, "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9"]
     command += ["--target-processes", "application-only"]
-    for part in kernel.sanitized:  # torch's own kernels are not ours to look at, and would take minutes
+    for part in kernel.sanitized:  # checking torch's own kernels would take minutes
         command += ["--kernel-name", f"kernel_substring={part}"]
     command += [sys.executable, "-m", "benchmarks.acceptance.sanitize", "--kernel", name]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -186,24 +188,24 @@ def sanitized(name: str, tool: str, tell: Callable[[str], None]) -> dict[str, An
         for line in process.stdout:
             lines.append(line)
             print(line, end="", flush=True)
-            if line.startswith(AT):
-                tell(line.removeprefix(AT).strip())
+            if line.startswith(PROGRESS):
+                on_progress(line.removeprefix(PROGRESS).strip())
     return verdict("".join(lines), process.returncode, tool)
 
 
 def verdict(output: str, status: int, tool: str) -> dict[str, Any]:
-    """What the tool's words mean: nothing found, something found, or nothing looked at."""
-    for words in CANNOT:
+    """Return the number of calls if the tool found nothing; raise RuntimeError with findings, NotRun if unsupported."""
+    for words in UNSUPPORTED:
         if words in output:
             raise NotRun(f"compute-sanitizer: {words}")
     ran = re.search(r"ran (\d+) calls", output)
-    counts = re.findall(MEMCHECK_SAYS if tool == "memcheck" else RACECHECK_SAYS, output)
+    counts = re.findall(SUMMARY[tool], output)
     found = [line.removeprefix("=========").strip() for line in output.splitlines() if line.startswith("========= ")]
     found = [line for line in found if re.match(r"Invalid|Error|Warning|Misaligned|Race|Program hit", line)]
     if ran is None or not counts:
-        raise RuntimeError(f"it did not run to its end (exit status {status}): {first_lines(output[-600:])}")
+        raise RuntimeError(f"it did not finish (exit status {status}): {shortened(output[-600:])}")
     if status != 0 or any(int(count) for count in counts):
-        raise RuntimeError(f"{counts[-1]} findings (exit status {status}): {first_lines('; '.join(found[:3]))}")
+        raise RuntimeError(f"{counts[-1]} findings (exit status {status}): {shortened('; '.join(found[:3]))}")
     return {"calls": int(ran[1]), "findings": 0}
 
 

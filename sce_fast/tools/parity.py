@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from sce_fast.benchmarks.record import machine, write_record
+from sce_fast.benchmarks.machine import machine
+from sce_fast.benchmarks.record import write_record
 from sce_fast.loss.backends import BACKENDS, choose
 from sce_fast.loss.parity import (
     KINDS,

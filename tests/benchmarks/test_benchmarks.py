@@ -330,7 +330,7 @@ def test_gpu_times_are_of_the_same_order():
     assert measure.graph_seconds(multiply, replays=5, rounds=3) == pytest.approx(with_events, rel=0.3)
     assert measure.host_seconds(multiply) < with_events
     assert measure.copy_rate("cuda") > 1e11
-    assert not measure.context_is_spoilt()
+    assert not measure.gpu_is_lost()
 
 
 @on_gpu

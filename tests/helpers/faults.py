@@ -113,7 +113,7 @@ def words(data, run, *more):
     settings = {
         "--data": data, "--out": run, "--epochs": 3, "--batch-size": 8, "--device": "cpu", "--views.sizes": 32,
         "--model.backbone": "resnet18", "--model.width": 8, "--model.projector-hidden": 16, "--model.dim": 8,
-        "--model.predictor-hidden": 16, "--loss.queue": 40, "--optimizer.warmup-epochs": 1, "--log-every": 1,
+        "--model.predictor-hidden": 16, "--loss.queue-size": 40, "--optimizer.warmup-epochs": 1, "--log-every": 1,
         "--checkpoint-every": 2, "--keep-checkpoints": 9, "--loader-threads": 1,
     }  # fmt: skip
     return ["train", "folder", *(word for pair in settings.items() for word in pair), "--no-pictures", *more]

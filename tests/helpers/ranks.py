@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import socket
+from collections.abc import Callable, Sequence
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -26,7 +28,7 @@ def _context() -> ForkServerContext:
     return context
 
 
-def start(function, *arguments, ranks: int = 1) -> list[BaseProcess]:
+def start(function: Callable[..., object], *arguments: Any, ranks: int = 1) -> Sequence[BaseProcess]:
     """Start function(*arguments) in each of the ranks, with the environment of torchrun."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -40,7 +42,7 @@ def start(function, *arguments, ranks: int = 1) -> list[BaseProcess]:
     return processes
 
 
-def join(processes: list[BaseProcess], timeout: float = 120) -> list[int | None]:
+def join(processes: Sequence[BaseProcess], timeout: float = 120) -> list[int | None]:
     """Return the exit codes; a process that does not end in time is killed, and its code is None."""
     codes = []
     for process in processes:
@@ -51,12 +53,14 @@ def join(processes: list[BaseProcess], timeout: float = 120) -> list[int | None]
     return codes
 
 
-def run(function, *arguments, ranks: int = 1) -> None:
+def run(function: Callable[..., object], *arguments: Any, ranks: int = 1) -> None:
     """Run function(*arguments) in the ranks; each has to end with status 0."""
     assert join(start(function, *arguments, ranks=ranks)) == [0] * ranks
 
 
-def command(words, output: Path, fault=None, ranks: int = 1) -> list[int | None]:
+def command(
+    words: Sequence[object], output: Path, fault: Callable[[], object] | None = None, ranks: int = 1
+) -> list[int | None]:
     """Run `sce-fast WORDS` in each of the ranks; return the exit codes. The output of rank r goes to OUTPUT.r.
 
     fault() is called first, in the same process, where it may break something.
@@ -64,7 +68,7 @@ def command(words, output: Path, fault=None, ranks: int = 1) -> list[int | None]
     return join(start(_command, [str(word) for word in words], output, fault, ranks=ranks))
 
 
-def _command(words, output, fault):
+def _command(words: list[str], output: Path, fault: Callable[[], object] | None) -> None:
     told = os.open(f"{output}.{os.environ.get('RANK', 0)}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(told, stream)
@@ -73,7 +77,7 @@ def _command(words, output, fault):
     main(words)
 
 
-def _run(rank, ranks, port, function, arguments):
+def _run(rank: int, ranks: int, port: int, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     if ranks > 1:
         os.environ |= {

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,7 +10,8 @@ from sce_fast.config import EvaluationConfig, LossConfig, ModelConfig, Optimizer
 from sce_fast.train.checkpoint import checkpoints, load_checkpoint
 
 
-def small_config(data: Path, out: Path, **changes) -> TrainConfig:
+def small_config(data: Path, out: Path, **changes: Any) -> TrainConfig:
+    """Return the config of a run of three epochs on a CPU, with these fields changed."""
     config = TrainConfig(
         data=data,
         out=out,
@@ -33,6 +35,7 @@ def small_config(data: Path, out: Path, **changes) -> TrainConfig:
 
 
 def final_tensors(run: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of the last checkpoint."""
     return load_checkpoint(checkpoints(run / "checkpoints")[-1]).tensors
 
 

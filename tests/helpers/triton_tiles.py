@@ -1,4 +1,4 @@
-"""A Triton kernel with the tiles of the Hopper kernel, in a file of its own as Triton wants its source."""
+"""A Triton kernel with the tiles of the Hopper kernel, in a file because Triton reads its source."""
 
 import triton
 import triton.language as tl
@@ -20,7 +20,7 @@ def tiles_kernel(rows, candidates, out, count, N: tl.constexpr, TILE: tl.constex
 
 
 def compile_tiles(dim: int, tile: int) -> str:
-    """PTX for sm_90 of both products of 128 rows with tiles (tile, dim)."""
+    """Return the sm_90 PTX of both products of 128 rows with tiles (tile, dim)."""
     signature = {"rows": "*bf16", "candidates": "*bf16", "out": "*fp32", "count": "i32"}
     source = ASTSource(
         tiles_kernel,

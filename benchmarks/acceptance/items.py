@@ -1,35 +1,37 @@
-"""The parts of the acceptance run that measure: parity, loss, step and loader, as items of a supervised process.
+"""The items of the parts that measure: parity, loss, step and loader.
 
-    python -m benchmarks.acceptance.work loss --device cuda --events FILE
+    python -m benchmarks.acceptance.items loss --device cuda --events FILE
 
-acceptance.py starts it, and again after a crash; with --device cpu the same at sizes that take seconds.
+run.py starts this module, and restarts it after a crash. With --device cpu it runs at sizes that take seconds.
 """
 
 import argparse
 import functools
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from sce_fast.benchmarks import loss, step
-from sce_fast.benchmarks.acceptance.gpu_kernels import KERNELS, functions_run
-from sce_fast.benchmarks.acceptance.loader import loader_items
+from sce_fast.benchmarks.acceptance.gpu_kernels import KERNELS, launched_functions
+from sce_fast.benchmarks.acceptance.loader import loader_items, photographs
 from sce_fast.benchmarks.acceptance.supervise import Events, Failure, NotRun, read_lines
-from sce_fast.benchmarks.measure import context_is_spoilt, copy_rate
+from sce_fast.benchmarks.measure import copy_rate, gpu_is_lost
 from sce_fast.benchmarks.peers import peers
 from sce_fast.config import LossConfig, ModelConfig
 from sce_fast.loss.backends import BACKENDS
-from sce_fast.loss.parity import Inputs, compare, float32_precision, make_inputs
+from sce_fast.loss.parity import KINDS, Inputs, Kind, MatmulPrecision, compare, float32_precision, make_inputs
 from sce_fast.loss.problem import Problem, checked_problem
 
 Items = dict[str, Callable[[], Any]]
-ROWS_AT_A_TIME = 512  # of float64's N × K matrices: 1 GiB each at K 262,144
-# What is multiplied, and torch's float32 matmul precision for it.
-PRODUCTS = {
+Device = Literal["cuda", "cpu"]
+ROWS_AT_A_TIME = 512  # of the float64 matrices: 512 × K takes 1 GiB at K 262,144
+# Input dtype and torch's float32 matmul precision of each kind of product.
+PRODUCTS: dict[str, tuple[torch.dtype, MatmulPrecision]] = {
     "bfloat16": (torch.bfloat16, "highest"),
     "float16": (torch.float16, "highest"),
     "float32": (torch.float32, "highest"),
@@ -55,8 +57,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"target_temperature": 0.07, "coefficient": 1.0},
     {"coefficient": 0.0},
 ]
-MANY_PAIRS = 2**26  # N · K from which the first settings and two kinds of rows have to do
-# N, K, D and dtype, the most important first: the run may have to stop before the last.
+MANY_PAIRS = 2**26  # N · K from which only the first settings and two kinds of rows are checked
+# N, K, D and dtype, the most important first: time may run out before the last.
 LOSS_SHAPES = {
     "cuda": [
         (1024, 65536, 256, "bfloat16"),
@@ -87,103 +89,113 @@ LOSS_SHAPES = {
     ],
     "cpu": [(8, 256, 32, "float32"), (8, 256, 32, "bfloat16")],
 }
-# At the first two shapes alone: half a minute of compiling each, and what takes long and is nobody's choice.
+# Measured only at the first two shapes: peers that compile for half a minute, and slow peers that nobody would use.
 SLOW = ("compile", "flex", "reference", "official-float32")
 NO_SOFT_TARGETS = ("inf-cl", "liger")
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("part", choices=("parity", "loss", "step", "loader"))
-    options.add_argument("--events", type=Path, required=True)
-    options.add_argument("--device", choices=("cuda", "cpu"), required=True)
-    options.add_argument("--kernel", default="", help="of gpu_kernels.py, or a backend on a CPU")
-    given = options.parse_args()
-    events = Events(given.events)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=("parity", "loss", "step", "loader"))
+    parser.add_argument("--events", type=Path, required=True)
+    parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
+    parser.add_argument("--kernel", default="", help="a kernel of gpu_kernels.py, or a backend on a CPU")
+    options = parser.parse_args()
+    events = Events(options.events)
     with tempfile.TemporaryDirectory() as folder:
-        if given.part == "parity":
-            items = parity_items(given.kernel, given.device, events)
-        elif given.part == "loss":
-            items = loss_items(given.device, events)
-        elif given.part == "step":
-            items = step_items(given.device, Path(folder))
+        if options.part == "parity":
+            items = parity_items(options.kernel, options.device, events)
+        elif options.part == "loss":
+            items = loss_items(options.device, events)
+        elif options.part == "step":
+            items = step_items(options.device, Path(folder))
         else:
-            items = loader_items(given.device, Path(folder), events)
-        events.run(items, context_is_spoilt)
+            items = loader_items(options.device, Path(folder), events)
+        events.run(items, gpu_is_lost)
 
 
 # ---------------------------------------------------------------------------------------------- parity
 
 
 def parity_items(name: str, device: str, events: Events) -> Items:
-    """One item for each size and kind of product."""
+    """Return one item for each size and kind of product."""
     kernel = KERNELS.get(name)
     backend = name if kernel is None else kernel.backend
-    first = Checked(name)
+    check = KernelCheck(name)
 
     def item(title: str, size: dict[str, int], product: str) -> dict[str, Any]:
         if kernel is not None and (reason := kernel.missing()) is not None:
             raise NotRun(reason)
-        return parity(backend, size, product, device, first, functools.partial(events.at, title))
+        return parity(backend, size, product, device, check, functools.partial(events.progress, title))
 
     cases = {f"{name}: {label(size)}, {p}": (size, p) for size in PARITY_SIZES[device] for p in PRODUCTS}
     return {title: functools.partial(item, title, *case) for title, case in cases.items()}
 
 
-class Checked:
-    """Looks once whether the kernel that is meant is the one that runs."""
+class KernelCheck:
+    """Checks once that a call launches the expected kernel."""
 
     def __init__(self, name: str) -> None:
         self.kernel = KERNELS.get(name)
-        self.seen: list[str] | None = None
+        self.launched: list[str] | None = None
 
     def __call__(self, call: Callable[[], Any]) -> list[str] | None:
-        if self.kernel is not None and self.seen is None:
-            self.seen = functions_run(call)
-        if self.seen and not any(self.kernel.function in name for name in self.seen):  # type: ignore[union-attr]
-            raise NotRun(f"backend={self.kernel.backend!r} runs {', '.join(self.seen)} here")  # type: ignore[union-attr]
-        return self.seen
+        """Return the names of the launched functions, if known; raise NotRun if another kernel ran."""
+        if self.kernel is None:
+            return None
+        if self.launched is None:
+            self.launched = launched_functions(call)
+        if self.launched and not any(self.kernel.function in name for name in self.launched):
+            raise NotRun(f"backend={self.kernel.backend!r} launches {', '.join(self.launched)} here")
+        return self.launched
 
 
 def parity(
-    backend: str, size: dict[str, int], product: str, device: str, checked: Checked, tell: Callable[[str], None]
+    backend: str,
+    size: dict[str, int],
+    product: str,
+    device: str,
+    check: KernelCheck,
+    on_progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The worst error as a share of what is allowed, over kinds of rows and settings."""
+    """Return the largest error, as a share of the allowed error, over kinds of rows and settings."""
     dtype, precision = PRODUCTS[product]
     large = size["n"] * size["k"] >= MANY_PAIRS
     cases = []
-    with float32_precision(precision):  # type: ignore[arg-type]
-        for kind in ("clustered", "converged") if large else ("random", "clustered", "converged"):
-            inputs = rows_of(kind, **size).to(dtype, device)
-            problem = served(backend, inputs)  # of every item: the profiler looks at the first that is served alone
-            seen = checked(functools.partial(BACKENDS[backend].solve, problem))
+    with float32_precision(precision):
+        for kind in KINDS[1:] if large else KINDS:
+            inputs = inputs_of(kind, **size).to(dtype, device)
+            problem = problem_of(backend, inputs)  # NotRun for refused inputs, before the profiler runs the first item
+            launched = check(functools.partial(BACKENDS[backend].solve, problem))
             for settings in SETTINGS[:1] if large else SETTINGS:
-                tell(f"{kind} rows{', ' if settings else ''}{', '.join(f'{k} {v}' for k, v in settings.items())}")
+                on_progress(", ".join([f"{kind} rows", *(f"{k} {v}" for k, v in settings.items())]))
                 offset = {"row_offset": 1} if size.get("m", 0) > size["n"] else {}
-                result = compare(backend, inputs, rows_at_a_time=ROWS_AT_A_TIME, **settings, **offset)
+                result = compare(backend, inputs, rows_at_a_time=ROWS_AT_A_TIME, **{**settings, **offset})
                 cases.append({"kind": kind, **settings, "worst": result.worst, "failures": result.failures})
     bad = [case for case in cases if case["failures"]]
-    data = {"worst": max(case["worst"] for case in cases), "cases": cases, "functions": seen}
+    data = {"worst": max(case["worst"] for case in cases), "cases": cases, "functions": launched}
     if bad:
-        told = "; ".join(f"{c['kind']}: {', '.join(c['failures'])} at {c['worst']:.3g} of the allowed" for c in bad)
-        raise Failure(f"{len(bad)} of {len(cases)} cases fail: {told}", data)
+        details = "; ".join(
+            f"{c['kind']}: {', '.join(c['failures'])} at {c['worst']:.3g} of the allowed error" for c in bad
+        )
+        raise Failure(f"{len(bad)} of {len(cases)} cases fail: {details}", data)
     return data
 
 
-def served(backend: str, inputs: Inputs) -> Problem:
-    """The problem of these inputs; NotRun with the backend's reason where it refuses them."""
+def problem_of(backend: str, inputs: Inputs) -> Problem:
+    """Return the problem of these inputs; raise NotRun with the reason if the backend refuses it."""
     query = inputs.query.detach().requires_grad_()
     problem = checked_problem(query, inputs.key, inputs.queue, batch_keys=inputs.batch_keys)
     reason = BACKENDS[backend].refuses(problem)
     if reason is not None:
-        raise NotRun(f"it does not serve them: {reason}")
+        raise NotRun(f"the backend refuses these inputs: {reason}")
     return problem
 
 
 @functools.lru_cache(3)
-def rows_of(kind: str, **size: int) -> Inputs:
-    """The same for every product: they take a while to draw at large sizes."""
-    return make_inputs(kind, **size)  # type: ignore[arg-type]
+def inputs_of(kind: Kind, **size: int) -> Inputs:
+    """Return the inputs, cached because all products share them and drawing large inputs takes a while."""
+    return make_inputs(kind, **size)  # type: ignore[arg-type]  # shared_batch_keys is a bool
 
 
 def label(size: dict[str, int]) -> str:
@@ -196,16 +208,19 @@ def label(size: dict[str, int]) -> str:
 
 
 def loss_items(device: str, events: Events) -> Items:
-    """One item for each shape; without a peer at which an earlier start crashed or hung, whose shape is taken again."""
+    """Return one item for each shape.
+
+    If an earlier start crashed or hung at a peer, that peer is left out and its shape is measured again.
+    """
     failed = [line for line in read_lines(events.path) if line.get("state") == "failed"]
-    culprits = {place: line["item"] for line in failed if (place := last_place(events, line["item"])) is not None}
+    culprits = {peer: line["item"] for line in failed if (peer := last_peer(events, line["item"])) is not None}
     items: Items = {}
     for number, (n, k, d, dtype) in enumerate(LOSS_SHAPES[device]):
         name = f"N {n}, K {k}, D {d}, {dtype}"
         left_out = {*NO_SOFT_TARGETS, *culprits, *(SLOW if number >= 2 or device == "cpu" else ())}
 
         def item(name: str, shape: tuple[int, int, int, str] = (n, k, d, dtype), out: set[str] = left_out) -> Any:
-            return measured(name, shape, out, device, events)
+            return measure_shape(name, shape, out, device, events)
 
         items[name] = functools.partial(item, name)
         if name in culprits.values():
@@ -214,20 +229,21 @@ def loss_items(device: str, events: Events) -> Items:
     return items
 
 
-def last_place(events: Events, item: str) -> str | None:
-    places = [line["at"] for line in read_lines(events.path) if line.get("item") == item and "at" in line]
-    return places[-1] if places else None
+def last_peer(events: Events, item: str) -> str | None:
+    """Return the last peer that an item reported, or None."""
+    peers = [line["at"] for line in read_lines(events.path) if line.get("item") == item and "at" in line]
+    return peers[-1] if peers else None
 
 
-def measured(
+def measure_shape(
     name: str, shape: tuple[int, int, int, str], left_out: set[str], device: str, events: Events
 ) -> dict[str, Any]:
-    """Our backends and the peers at one shape, with the machine's own rates in the same turns."""
+    """Measure our backends and the peers at one shape, next to the machine's GEMM and copy rates."""
     n, k, d, dtype = shape
     case = loss.make_case(n, k, d, 0, 0, getattr(torch, dtype), 0.5, device)
     chosen = {peer: how for peer, how in peers(case.query.dtype).items() if peer not in left_out}
-    tell = functools.partial(events.at, name)
-    results, gemm = loss.measure(case, chosen, 5 if device == "cuda" else 2, device, tell)
+    on_peer = functools.partial(events.progress, name)
+    results, gemm = loss.measure(case, chosen, 5 if device == "cuda" else 2, device, on_peer)
     print(loss.heading(case, device, torch.get_num_threads(), gemm) + "\n" + loss.table(results), flush=True)
     copy = copy_rate(device, 2**30 if device == "cuda" else 2**24)
     return {
@@ -244,7 +260,8 @@ def measured(
 # ---------------------------------------------------------------------------------------------- step
 
 
-def step_items(device: str, folder: Path) -> Items:
+def step_items(device: Device, folder: Path) -> Items:
+    """Return the training step on synthetic images and on JPEG files."""
     small = dict(
         model=ModelConfig(
             backbone="resnet18", width=8, projector_hidden=(16,), dim=16, predictor_hidden=16, small_input=True
@@ -253,23 +270,15 @@ def step_items(device: str, folder: Path) -> Items:
         warmup=1, steps=2,
     )  # fmt: skip
     options: dict[str, Any] = {} if device == "cuda" else small
-    pictures = 1024 if device == "cuda" else 8
+    images, threads = 1024 if device == "cuda" else 8, min(16, len(os.sched_getaffinity(0)))
 
     def from_files() -> dict[str, Any]:
-        from sce_fast.benchmarks.acceptance.loader import photographs
-
-        return asdict(step.main(**options, device=device, images=photographs(folder, pictures), threads=_threads()))
+        return asdict(step.main(**options, device=device, images=photographs(folder, images), threads=threads))
 
     return {
         "synthetic images": lambda: asdict(step.main(**options, device=device)),
         "JPEG files through the loader": from_files,
     }
-
-
-def _threads() -> int:
-    import os
-
-    return min(16, len(os.sched_getaffinity(0)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Work that crashes, hangs, spoils its context or never begins: each costs its own answer and no other."""
+"""Items that crash, hang, lose the GPU or never start: each affects only its own result."""
 
 import json
 import os
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from sce_fast.benchmarks.acceptance.run import supervise as s
+from sce_fast.benchmarks.acceptance import supervise as s
 
 ROOT = Path(__file__).parents[3]
-# A process that does what the names of its items say.
+# A process whose items do what their names say.
 WORKER = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from benchmarks.acceptance.supervise import Events, Failure, NotRun  # the package's own import takes seconds
+from benchmarks.acceptance.supervise import Events, Failure, NotRun  # importing sce_fast takes seconds
 
 def crash():
     os.kill(os.getpid(), signal.SIGSEGV)
@@ -39,20 +39,20 @@ def half_a_line():
 does = {
     "pass": lambda: {"value": 1}, "fail": fail, "crash": crash, "hang": lambda: time.sleep(60), "not run": not_run,
     "raise": lambda: 1 / 0, "child": leave_a_child, "half": half_a_line, "print": lambda: print("a word\\n" * 100),
-    "spoil": fail,
-    "far": lambda: [events.at("far", "the second row"), time.sleep(60)],
-    "lively": lambda: [(events.at("lively", str(i)), time.sleep(0.3)) for i in range(200)],
+    "lose": fail,
+    "far": lambda: [events.progress("far", "the second row"), time.sleep(60)],
+    "lively": lambda: [(events.progress("lively", str(i)), time.sleep(0.3)) for i in range(200)],
 }
 names = sys.argv[1].split(",")
-spoilt = [name for name in names if name.startswith("spoil")]
+lost = [name for name in names if name.startswith("lose")]
 events = Events(Path(sys.argv[-1]))
-events.run({name: does[name.split(".")[0]] for name in names}, lambda: bool(spoilt))
+events.run({name: does[name.split(".")[0]] for name in names}, lambda: bool(lost))
 """
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Supervises a process with these items; returns what became of each, and what was kept of its output."""
+    """Supervises a process with these items; returns their outcomes and the output of each start."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
 
@@ -63,9 +63,9 @@ def run(tmp_path):
         def default(events):
             return [sys.executable, str(script), ",".join(items), str(events)]
 
-        work = s.Work("work", command or default, patience, tmp_path, {"PYTHONPATH": str(ROOT)})
+        worker = s.Worker("work", command or default, patience, tmp_path, {"PYTHONPATH": str(ROOT)})
         s.supervise(
-            work, lambda: time.monotonic() > until, tmp_path / "events.jsonl", outcomes.append,
+            worker, lambda: time.monotonic() > until, tmp_path / "events.jsonl", outcomes.append,
             lambda heading, output: kept.append((heading, output)),
         )  # fmt: skip
         names = [outcome.item for outcome in outcomes]
@@ -101,16 +101,16 @@ def test_a_hang_costs_one_item(run):
     started = time.monotonic()
     outcomes, _ = run("hang", "pass", patience=2.0)
     assert outcomes["hang"].state == "failed"
-    assert outcomes["hang"].reason == "hung: no answer in 2 s"
+    assert outcomes["hang"].reason == "hung: no answer for 2 s"
     assert outcomes["pass"].state == "passed"
     assert time.monotonic() - started < 30
 
 
-def test_a_spoilt_context_starts_another_process(run):
-    outcomes, kept = run("spoil", "pass")
-    assert (outcomes["spoil"].state, outcomes["spoil"].reason) == ("failed", "too far off")
+def test_a_lost_gpu_starts_another_process(run):
+    outcomes, kept = run("lose", "pass")
+    assert (outcomes["lose"].state, outcomes["lose"].reason) == ("failed", "too far off")
     assert outcomes["pass"].state == "passed"
-    assert kept[0][0] == "work, start 1: ended: the GPU could not be used any more"
+    assert kept[0][0] == "work, start 1: ended: the GPU could no longer be used"
 
 
 def test_time_that_is_over_ends_what_runs_and_names_what_did_not(run):
@@ -123,16 +123,16 @@ def test_time_that_is_over_ends_what_runs_and_names_what_did_not(run):
 
 @pytest.mark.parametrize(("item", "place"), [("hang", ""), ("far", ", at the second row")])
 def test_what_has_been_silent_when_time_is_over_has_failed(run, monkeypatch, item, place):
-    monkeypatch.setattr(s, "SILENT", 1.0, raising=False)
+    monkeypatch.setattr(s, "SILENT_SECONDS", 1.0)
     outcomes, kept = run("pass", item, "pass.2", seconds=3.5)
     assert outcomes[item].state == "failed"
-    assert re.fullmatch(rf"no answer in \d s when its time was over{place}", outcomes[item].reason)
+    assert re.fullmatch(rf"no answer for \d s when its time was over{place}", outcomes[item].reason)
     assert (outcomes["pass.2"].state, outcomes["pass.2"].reason) == ("not run", "no time left for it")
-    assert len(kept) == 1  # there was no time to start it again
+    assert len(kept) == 1  # there was no time for a restart
 
 
 def test_what_shows_signs_of_life_when_time_is_over_was_not_run(run, monkeypatch):
-    monkeypatch.setattr(s, "SILENT", 1.0, raising=False)
+    monkeypatch.setattr(s, "SILENT_SECONDS", 1.0)
     outcomes, _ = run("lively", patience=1.5, seconds=3.5)
     assert outcomes["lively"].state == "not run"
     assert re.fullmatch(r"cut off after 0 s: no time was left, at \d+", outcomes["lively"].reason)
@@ -148,10 +148,10 @@ def test_a_process_that_never_begins_is_one_failure_with_its_last_words(run):
 
 
 def test_a_process_that_crashes_at_every_item_is_not_started_for_ever(run):
-    names = [f"crash.{i}" for i in range(s.STARTS + 2)]
+    names = [f"crash.{i}" for i in range(s.MAX_STARTS + 2)]
     outcomes, kept = run(*names)
-    assert len(kept) == s.STARTS
-    assert [outcome.state for outcome in outcomes.values()] == ["failed"] * s.STARTS + ["not run"] * 2
+    assert len(kept) == s.MAX_STARTS
+    assert [outcome.state for outcome in outcomes.values()] == ["failed"] * s.MAX_STARTS + ["not run"] * 2
     assert "started 6 times" in outcomes[names[-1]].reason
 
 
@@ -170,11 +170,11 @@ def test_what_a_process_leaves_behind_is_ended_with_it(run):
             state = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0]
         except FileNotFoundError:
             return
-        if state == "Z":  # ended, and whoever inherited it has not looked yet
+        if state == "Z":  # a zombie: it has ended, but nobody has waited for it
             return
         time.sleep(0.1)
     os.kill(child, 9)
-    pytest.fail("it still runs")
+    pytest.fail("the child still runs")
 
 
 def test_the_second_start_does_what_is_left(tmp_path):
