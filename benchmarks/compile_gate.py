@@ -92,7 +92,7 @@ def main(
     print(table(kernels))
     counts = Counter("Triton" if kernel.source == "triton" else "CUDA" for kernel in kernels)
     print("\n" + ", ".join(f"{count} {kind} kernels" for kind, count in counts.items()), end=": ")
-    print("no spills, no more shared memory than there is" if not faults else f"{len(faults)} faults")
+    print("no spills, shared memory within the limits" if not faults else f"{len(faults)} faults")
     print("\n".join(faults))
     if out is not None:
         write_record(out, {"machine": here, "kernels": [asdict(kernel) for kernel in kernels], "faults": faults})
@@ -178,7 +178,7 @@ def with_dynamic_memory(kernels: list[Kernel], sources: Path, limits: dict[str, 
     for gpu, lines in listed.items():
         code = _code_for(gpu, compiled_for)
         if code is None:
-            faults.append(f"sm_{gpu}: none of sm_{', sm_'.join(sorted(compiled_for, key=int))} runs on it")
+            faults.append(f"sm_{gpu}: runs no machine code of sm_{', sm_'.join(sorted(compiled_for, key=int))}")
             continue
         for line in lines:
             served = [k for k in kernels if k.architecture in (code, f"{gpu}a") and _is_listed_as(k, line)]

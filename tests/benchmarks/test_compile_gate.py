@@ -59,7 +59,7 @@ def test_clean_kernels_pass_and_are_measured(tmp_path, capsys):
     out = tmp_path / "record.json"
     assert kernels.main(which="cuda", sources=write_sources(tmp_path), out=out)
     text = capsys.readouterr().out
-    assert "2 CUDA kernels: no spills, no more shared memory than there is" in text
+    assert "2 CUDA kernels: no spills, shared memory within the limits" in text
     measured = {kernel["name"]: kernel for kernel in json.loads(out.read_text())["kernels"]}
     assert measured["reverse"]["shared_bytes"] == 64 * 4 + 1000
     assert measured["many_values"]["variant"] == "<float, true, 64>"
@@ -105,7 +105,7 @@ def test_what_is_not_accounted_for_fails(tmp_path, capsys):
     assert "sm_80 reverse: list_kernels does not state its dynamic shared memory" in text
     assert '"size": 32' in text
     assert "which was not compiled for sm_80" in text
-    assert "sm_90: none of sm_80 runs on it" in text
+    assert "sm_90: runs no machine code of sm_80" in text
     assert "no GPU's default" in text
 
 
