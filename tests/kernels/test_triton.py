@@ -7,6 +7,7 @@ before triton is imported.
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -192,14 +193,15 @@ def test_the_gate_compiles_every_kernel_and_none_twice(architecture):
     assert len({(variant.kernel.__name__, variant.name) for variant in variants}) == len(variants)
 
 
-def test_the_gate_compiles_every_kind_of_product_at_every_width_with_both_shifts():
+def test_the_gate_compiles_every_kind_of_product_at_every_width_with_both_shifts_and_candidates():
     compile_offline = pytest.importorskip("sce_fast.kernels.compile_offline", reason="triton is not installed")
     for architecture in compile_offline.ARCHITECTURES:
         names = [variant.name for variant in compile_offline.forward_variants(architecture)]
         for dim in compile_offline.DIMS:
             kinds = ["bfloat16", "float32, tf32"] + ["float32, tf32x3"] * (dim in compile_offline.TF32X3_DIMS)
             for start in [f"D={dim}, {kind}, {shift} shift, queue" for kind in kinds for shift in ("fixed", "running")]:
-                assert any(name.startswith(f"{start}, batch keys") for name in names), start
+                assert any(re.match(rf"{start}, \d+ rows", name) for name in names), start
+                assert any(re.match(rf"{start}, batch keys, \d+ rows", name) for name in names), start
         for option in ("float16", "per view", "no output", "scalars on the device"):
             assert any(option in name for name in names), option
 
