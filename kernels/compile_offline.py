@@ -27,7 +27,7 @@ DIMS = (64, 128, 256, 384, 512)
 # Longer rows in tf32x3 spill some hundred bytes a thread in every shape, since 16 rows of an operand alone fill the
 # registers.
 TF32X3_DIMS = (128, 256)
-# Options that no table entry depends on are compiled at this D only.
+# Options that change neither tile sizes nor warps are compiled at this D only.
 OPTIONS_DIM = 256
 BFLOAT16 = (torch.bfloat16, "ieee")
 FLOAT16 = (torch.float16, "ieee")
@@ -46,10 +46,6 @@ class Variant:
     dtype: torch.dtype = torch.float32
     num_warps: int = 1
     num_stages: int = 1
-
-    @property
-    def label(self) -> str:
-        return f"{self.kernel.__name__} {self.name}".rstrip()
 
 
 class Compiled(NamedTuple):
@@ -156,8 +152,9 @@ def combine_variants() -> Iterator[Variant]:
             combine_splits_kernel, f"D={dim}", {**sizes, "SPLITS": 64, "SPLITS_AT_A_TIME": plan.SPLITS_AT_A_TIME},
             num_warps=plan.warps_of_splits(dim),
         )  # fmt: skip
-        yield combine_variant(dim, torch.float32, "gradient, target")
-        yield combine_variant(dim, torch.bfloat16, "gradient, target, per view")
+        for dtype in (torch.float32, torch.bfloat16):
+            yield combine_variant(dim, dtype, "gradient, target")
+            yield combine_variant(dim, dtype, "gradient, target, per view")
     for dtype in (torch.float32, torch.bfloat16):
         for options in ("gradient, target, one view", "gradient, target, scalars on the device", "gradient", "target"):
             yield combine_variant(OPTIONS_DIM, dtype, options)
