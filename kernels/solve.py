@@ -183,7 +183,7 @@ def _forward_pass(
     partials = torch.empty((3, views, launch.splits, rows), dtype=torch.float32, device=query.device)
     outputs = torch.empty((views, launch.splits, rows - no_output, dim), dtype=torch.float32, device=query.device)
 
-    def run(students_here: int, teachers_here: int, output: bool) -> None:
+    def stream(students_here: int, teachers_here: int, output: bool) -> None:
         blocks = -(-students_here // launch.block_rows) + -(-teachers_here // launch.block_rows)
         forward_pass_kernel[(blocks, launch.splits, views)](
             query, key, batch_keys, queue, partials, outputs, problem.scalars, *settings.numbers[:2],
@@ -200,33 +200,32 @@ def _forward_pass(
         )  # fmt: skip
 
     if problem.needs_gradient:
-        run(students, teachers, True)
+        stream(students, teachers, True)
     else:
         # Students without outputs and teachers with outputs get a kernel each. One kernel for both would need the
         # registers of the larger side everywhere.
-        run(students, 0, False)
+        stream(students, 0, False)
         if teachers:
-            run(0, teachers, True)
-    result = _ForwardPass(partials, outputs)
-    return result if launch.splits == 1 else _combine_splits(result, no_output)
+            stream(0, teachers, True)
+    if launch.splits == 1:  # kernels take pointers, so the dimension of one split may stay
+        return _ForwardPass(partials, outputs)
+    return _combine_splits(partials, outputs)
 
 
-def _combine_splits(split: _ForwardPass, no_output: int) -> _ForwardPass:
-    """Add partials (3, B, splits, rows) and outputs over the splits; the first `no_output` rows have no output."""
+def _combine_splits(partials: Tensor, outputs: Tensor) -> _ForwardPass:
+    """Add partials (3, B, splits, rows) and outputs (B, splits, rows with an output, D) over the splits."""
     from sce_fast.kernels.combine import combine_splits_kernel
 
-    assert split.partials is not None
-    assert split.outputs is not None
-    _, views, splits, rows = split.partials.shape
-    dim = split.outputs.shape[-1]
-    partials = split.partials.new_empty(3, views, rows)
-    outputs = split.outputs.new_empty(views, rows - no_output, dim)
+    _, views, splits, rows = partials.shape
+    _, _, output_rows, dim = outputs.shape
+    combined_partials = partials.new_empty(3, views, rows)
+    combined_outputs = outputs.new_empty(views, output_rows, dim)
     combine_splits_kernel[(rows, views)](
-        split.partials, split.outputs, partials, outputs, splits, rows, no_output,
+        partials, outputs, combined_partials, combined_outputs, splits, rows, rows - output_rows,
         D=dim, BLOCK_D=next_power_of_2(dim), SPLITS=next_power_of_2(splits),
         SPLITS_AT_A_TIME=SPLITS_AT_A_TIME, num_warps=warps_of_splits(dim),
     )  # fmt: skip
-    return _ForwardPass(partials, outputs)
+    return _ForwardPass(combined_partials, combined_outputs)
 
 
 def triton_dtype(dtype: torch.dtype) -> Any:
