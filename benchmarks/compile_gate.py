@@ -1,11 +1,14 @@
-"""The compile gate: builds every GPU kernel for its architectures, without a GPU, and looks at what it takes.
+"""The compile gate: build every GPU kernel for its architectures, without a GPU, and check its resources.
 
     make kernels                                    the same as python -m benchmarks.compile_gate
 
-Registers, shared memory and spills of each kernel of csrc/cuda (nvcc) and of kernels/ (Triton). Exit status 1 on any
-spill, on more shared memory than a block of a GPU may have, on a kernel whose shared memory nobody states, on a Hopper
-kernel without Hopper's instructions or with other registers than it shares out, and where ptxas says that it makes less
-of them than it was given.
+The gate prints registers, shared memory and spills of each kernel of csrc/cuda (nvcc) and of kernels/ (Triton). The
+exit status is 1 if a kernel
+    - spills registers;
+    - takes more shared memory than a block of its GPU may have, or list_kernels.cpp does not state its shared memory;
+    - was compiled to nothing;
+    - is for Hopper and lacks Hopper's instructions, or has other registers than it shares out between warpgroups;
+    - is compiled by ptxas with serialised products or with setmaxnreg ignored.
 """
 
 import importlib.util
@@ -23,38 +26,37 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sce_fast.benchmarks.machine import machine
+from sce_fast.benchmarks.machine import find_tool, machine
 from sce_fast.benchmarks.record import write_record
 
 CUDA_SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
-TRITON_ARCHITECTURES = ("80", "90", "100")
-# What is in the machine code of a kernel that is for its architecture alone: products of a warpgroup, tiles by TMA.
+# Instructions that a kernel for one architecture alone must contain: products of a warpgroup, tiles loaded by TMA.
 INSTRUCTIONS = {"90a": ("HGMMA", "UTMALDG")}
-# ptxas: products waited for one by one, registers not moved between warpgroups.
+# Messages of ptxas when it waits for products one by one, or does not move registers between warpgroups.
 LOST_SPEED = ("wgmma.mma_async instructions are serialized", "setmaxnreg ignored")
-# Registers a thread at launch of kernels that move them between warpgroups: the whole file's even share of 384 threads,
-# in steps of 8. With fewer, the warpgroups that ask for more than the others give back would wait for ever.
+# Registers per thread at launch of a kernel that moves registers between warpgroups: an even share of the register file
+# for 384 threads, in steps of 8. With fewer, a warpgroup would wait for ever for registers that no other gives back.
 REGISTERS = {"sm90_forward_pass": 65536 // 384 // 8 * 8}
-# A pass that Triton finds no tensor memory for is compiled all the same, to nothing.
+# If tensor memory does not suffice, Triton reports no error and compiles a kernel without code.
 FEWEST_REGISTERS = 8
-# Keys of a line of list_kernels that are no template arguments.
+# Keys of a line of list_kernels that are not template arguments.
 NO_ARGUMENTS = ("kernel", "threads", "shared_bytes")
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel as compiled for one architecture, or a function of one that was not inlined."""
+    """A kernel compiled for one architecture, or a function of a kernel that was not inlined."""
 
     source: str
     architecture: str  # "90" for sm_90
     name: str
     variant: str  # template or constexpr arguments
-    registers: int | None  # None for a function
-    shared_bytes: int  # static and, where a GPU takes this variant by default, dynamic
+    registers: int | None  # per thread; None for a function
+    shared_bytes: int  # static, plus dynamic if a GPU launches this variant by default
     spill_bytes: int  # stored and loaded
     stack_bytes: int = 0
-    by_default: bool = True  # some GPU takes it
-    complaints: tuple[str, ...] = ()  # about its machine code
+    by_default: bool = True  # a GPU launches this variant by default
+    complaints: tuple[str, ...] = ()  # about the machine code
 
     @property
     def label(self) -> str:
@@ -68,14 +70,14 @@ def main(
     nvcc_flags: tuple[str, ...] = (),
     out: Path | None = None,
 ) -> bool:
-    """Compiles the GPU kernels and prints registers, shared memory and spills; False where one does not pass.
+    """Compile the GPU kernels, print registers, shared memory and spills, and return whether all kernels pass.
 
     Args:
         which: CUDA C++ alone, Triton alone, or both.
-        sources: Folder of the CUDA files, of architectures.json and of list_kernels.cpp.
-        jobs: Compilers at a time.
-        nvcc_flags: Further flags, such as -maxrregcount=128.
-        out: JSON file for the record.
+        sources: Folder of the CUDA files, architectures.json and list_kernels.cpp.
+        jobs: Number of compilers that run at the same time.
+        nvcc_flags: Additional flags, such as -maxrregcount=128.
+        out: JSON file to write the record to.
     """
     here = machine()
     kernels: list[Kernel] = []
@@ -85,12 +87,12 @@ def main(
         compiled = compile_cuda(sources, jobs, nvcc_flags)
         kernels, faults = with_dynamic_memory(compiled, sources, limits)
     if which != "cuda":
-        kernels += [kernel for a in TRITON_ARCHITECTURES for kernel in compile_triton(a)]
+        kernels += compile_triton(jobs)
     faults += [fault for kernel in kernels for fault in faults_of(kernel, limits)]
     print(table(kernels))
     counts = Counter("Triton" if kernel.source == "triton" else "CUDA" for kernel in kernels)
     print("\n" + ", ".join(f"{count} {kind} kernels" for kind, count in counts.items()), end=": ")
-    print("no spills, no more shared memory than there is" if not faults else f"{len(faults)} faults")
+    print("no spills, shared memory within the limits" if not faults else f"{len(faults)} faults")
     print("\n".join(faults))
     if out is not None:
         write_record(out, {"machine": here, "kernels": [asdict(kernel) for kernel in kernels], "faults": faults})
@@ -98,11 +100,13 @@ def main(
 
 
 def compile_cuda(sources: Path, jobs: int, flags: tuple[str, ...]) -> list[Kernel]:
-    """Every .cu file for every architecture of architectures.json; shared memory is the static one."""
+    """Compile every .cu file for its architectures in architectures.json; shared memory is the static part only."""
     files = sorted(sources.glob("*.cu"))
     if not files:
-        raise ValueError(f"{sources}: holds no .cu file")
-    nvcc = find_nvcc()
+        raise ValueError(f"{sources} contains no .cu file, expected the folder csrc/cuda")
+    nvcc = find_tool("nvcc")
+    if nvcc is None:
+        raise RuntimeError("nvcc was found neither in CUDA_HOME nor on the PATH; install the CUDA toolkit")
     wanted = _architectures(sources)
 
     def compile_one(file: Path, architecture: str) -> list[Kernel]:
@@ -123,26 +127,18 @@ def compile_cuda(sources: Path, jobs: int, flags: tuple[str, ...]) -> list[Kerne
         return [kernel for task in tasks for kernel in task.result()]
 
 
-def find_nvcc() -> str:
-    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
-    found = next(filter(None, (shutil.which("nvcc", path=f"{home}/bin") for home in homes)), shutil.which("nvcc"))
-    if found is None:
-        raise RuntimeError("no nvcc, neither in CUDA_HOME/bin nor on the PATH; install the CUDA toolkit")
-    return found
-
-
 def find_cuobjdump() -> str:
-    """The disassembler of the CUDA toolkit, or the one that Triton's wheel brings along."""
+    """Return the disassembler of the CUDA toolkit, or the one in Triton's wheel."""
     triton = importlib.util.find_spec("triton")
     places = [] if triton is None or triton.origin is None else [Path(triton.origin).parent / "backends/nvidia/bin"]
-    found = shutil.which("cuobjdump") or next((shutil.which("cuobjdump", path=str(p)) for p in places), None)
+    found = find_tool("cuobjdump") or next((shutil.which("cuobjdump", path=str(p)) for p in places), None)
     if found is None:
-        raise RuntimeError("no cuobjdump, neither on the PATH nor with Triton; install the CUDA toolkit or triton")
+        raise RuntimeError("cuobjdump was found neither on the PATH nor in Triton; install the CUDA toolkit or triton")
     return found
 
 
 def lacking_instructions(sass: str, architecture: str) -> dict[str, tuple[str, ...]]:
-    """Kernel's label → a complaint for each of the architecture's own instructions that its machine code lacks."""
+    """Return label of a kernel → a complaint for each missing instruction of INSTRUCTIONS."""
     result = {}
     for text in sass.split("Function : ")[1:]:
         name, variant = _split(_demangled(text.split()[0]))
@@ -153,7 +149,7 @@ def lacking_instructions(sass: str, architecture: str) -> dict[str, tuple[str, .
 
 
 def parse(report: str, source: str, architecture: str) -> Iterator[Kernel]:
-    """The kernels and the functions that were not inlined in what ptxas -v says."""
+    """Yield the kernels, and the functions that were not inlined, from a report of ptxas -v."""
     entry = function = ""
     for line in report.splitlines():
         if match := re.search(r"Compiling entry function '(\S+)'", line):
@@ -172,17 +168,17 @@ def parse(report: str, source: str, architecture: str) -> Iterator[Kernel]:
 
 
 def with_dynamic_memory(kernels: list[Kernel], sources: Path, limits: dict[str, int]) -> tuple[list[Kernel], list[str]]:
-    """The kernels with the shared memory that their launches ask for, and what is wrong with the list of these.
+    """Return the kernels with the dynamic shared memory of their launches added, and the faults of list_kernels.
 
-    list_kernels.cpp says for a GPU's limit which kernels serve it by default; each must be among those compiled for
-    that GPU, fit its limit, and each compiled one must be known to it.
+    list_kernels.cpp lists the kernels that a GPU launches by default. Each listed kernel must be compiled for that GPU
+    and fit its shared memory, and each compiled kernel must be listed for some GPU.
     """
     faults, dynamic, listed = [], dict[Kernel, int](), _listed(sources, limits)
     compiled_for = {k.architecture for k in kernels if k.architecture not in INSTRUCTIONS}
     for gpu, lines in listed.items():
         code = _code_for(gpu, compiled_for)
         if code is None:
-            faults.append(f"sm_{gpu}: none of sm_{', sm_'.join(sorted(compiled_for, key=int))} runs on it")
+            faults.append(f"sm_{gpu}: runs no machine code of sm_{', sm_'.join(sorted(compiled_for, key=int))}")
             continue
         for line in lines:
             served = [k for k in kernels if k.architecture in (code, f"{gpu}a") and _is_listed_as(k, line)]
@@ -205,19 +201,20 @@ def with_dynamic_memory(kernels: list[Kernel], sources: Path, limits: dict[str, 
     return complete, faults
 
 
-def compile_triton(architecture: str) -> Iterator[Kernel]:
+def compile_triton(jobs: int) -> Iterator[Kernel]:
+    """Compile the Triton kernels for the architectures of compile_offline.py."""
     try:
-        import triton  # noqa: F401  (a clear message where it is missing)
+        import triton  # noqa: F401  (for a clear error message)
     except ImportError:
         raise RuntimeError("triton is not installed; pip install triton") from None
     from sce_fast.kernels import compile_offline
 
-    for name, variant, registers, shared_bytes, spill_bytes in compile_offline.compiled(int(architecture)):
-        yield Kernel("triton", architecture, name, variant, registers, shared_bytes, spill_bytes)
+    for kernel in compile_offline.compile_all(jobs=jobs):
+        yield Kernel("triton", str(kernel.architecture), *kernel[1:])
 
 
 def faults_of(kernel: Kernel, limits: dict[str, int]) -> list[str]:
-    """What keeps a kernel from passing on the architecture it was compiled for."""
+    """Return why a kernel does not pass on its architecture, an empty list if it passes."""
     label = f"sm_{kernel.architecture} {kernel.label}"
     faults = [f"{label}: spills {kernel.spill_bytes} bytes"] if kernel.spill_bytes else []
     faults += [f"{label}: {complaint}" for complaint in kernel.complaints]
@@ -226,8 +223,9 @@ def faults_of(kernel: Kernel, limits: dict[str, int]) -> list[str]:
         faults.append(
             f"{label}: has {kernel.registers} registers a thread at launch, and setmaxnreg counts on {wanted}"
         )
-    if "sce_forward" in kernel.name and kernel.registers is not None and kernel.registers < FEWEST_REGISTERS:
-        faults.append(f"{label}: has {kernel.registers} registers a thread: the compiler has left it empty")
+    may_be_empty = kernel.source == "triton" or "forward_pass" in kernel.name
+    if may_be_empty and kernel.registers is not None and kernel.registers < FEWEST_REGISTERS:
+        faults.append(f"{label}: has {kernel.registers} registers a thread: it was compiled to nothing")
     limit = limits[kernel.architecture.removesuffix("a")]
     if kernel.shared_bytes > limit:
         faults.append(_too_much(label, kernel.shared_bytes, limit))
@@ -235,6 +233,7 @@ def faults_of(kernel: Kernel, limits: dict[str, int]) -> list[str]:
 
 
 def table(kernels: list[Kernel]) -> str:
+    """Return a line of text for each kernel, with a header."""
     lines = [f"{'':<8}{'registers':>10}{'shared':>9}{'spilled':>9}{'stack':>7}  kernel"]
     for k in kernels:
         note = "" if k.by_default else ", no GPU's default: dynamic memory not counted"
@@ -253,7 +252,7 @@ def _architectures(sources: Path) -> dict[str, Any]:
 
 
 def _listed(sources: Path, limits: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
-    """GPU → lines of list_kernels for its limit."""
+    """Return GPU → the lines of list_kernels for its shared memory."""
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/list_kernels"
         compiler = os.environ.get("CXX", "c++").split()
@@ -263,20 +262,20 @@ def _listed(sources: Path, limits: dict[str, int]) -> dict[str, list[dict[str, A
 
 
 def _code_for(gpu: str, compiled: set[str]) -> str | None:
-    """The architecture whose machine code a GPU runs: the same major version and no later a minor one."""
+    """Return the architecture whose machine code a GPU runs: the same major version, at most the same minor version."""
     same = [a for a in compiled if a[:-1] == gpu[:-1] and a[-1] <= gpu[-1]]
     return max(same, default=None)
 
 
 def _is_listed_as(kernel: Kernel, line: dict[str, Any]) -> bool:
-    """By name and, for a template, by the numbers at the end of its arguments."""
+    """Return whether a line of list_kernels means this kernel, by its name and its last template arguments."""
     numbers = [int(number) for number in re.findall(r"(?<![\w])\d+", kernel.variant)]
     wanted = [value for name, value in line.items() if name not in NO_ARGUMENTS]
     return kernel.name == line["kernel"] and (not numbers or numbers[-len(wanted) :] == wanted)
 
 
 def _split(demangled: str) -> tuple[str, str]:
-    """void space::(anonymous namespace)::kernel<space::Type, true, 4>(space::Argument) → kernel, <Type, true, 4>"""
+    """Return (kernel, <Type, true, 4>) for void space::(anonymous namespace)::kernel<space::Type, true, 4>(…)."""
     match = re.search(r"(\w+)(<.*>)?\((?!anonymous)", demangled)
     if match is None:
         return demangled, ""
@@ -289,7 +288,7 @@ def _demangled(name: str) -> str:
 
 
 def _output(command: list[str]) -> str:
-    """What a program says; where it fails, the error holds that."""
+    """Return the output of a program; if the program fails, raise RuntimeError with the output."""
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if result.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stdout.strip()}")

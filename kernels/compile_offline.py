@@ -1,12 +1,15 @@
-"""Compiles every kernel ahead of time, without a GPU, and says what registers and memory it takes."""
+"""Compile every kernel ahead of time, without a GPU, and report its registers and memory."""
 
+import functools
+import multiprocessing
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,22 +17,28 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from sce_fast.kernels import plan
-from sce_fast.kernels.combine import epilogue_kernel, merge_splits_kernel
-from sce_fast.kernels.enqueue import advance_kernel, enqueue_kernel
-from sce_fast.kernels.forward_pass import sce_forward_kernel
+from sce_fast.kernels.combine import combine_kernel, combine_splits_kernel
+from sce_fast.kernels.enqueue import advance_cursor_kernel, enqueue_kernel
+from sce_fast.kernels.forward_pass import forward_pass_kernel
 from sce_fast.kernels.solve import triton_dtype
 
 ARCHITECTURES = (80, 90, 100)
 DIMS = (64, 128, 256, 384, 512)
-# At these D what is rare is compiled too. Three tf32 products of longer rows are left out: they spill some hundred
-# bytes a thread in every shape, since 16 rows of an operand are already all the registers that a thread has.
-WHOLE = (128, 256)
+# Longer rows in tf32x3 spill some hundred bytes a thread in every shape, since 16 rows of an operand alone fill the
+# registers.
+TF32X3_DIMS = (128, 256)
+# Options that change neither tile sizes nor warps are compiled at this D only.
+OPTIONS_DIM = 256
+BFLOAT16 = (torch.bfloat16, "ieee")
+FLOAT16 = (torch.float16, "ieee")
+TF32 = (torch.float32, "tf32")
+TF32X3 = (torch.float32, "tf32x3")
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel as users meet it: its constants, and the dtypes of its inputs and of the gradient."""
+    """A kernel with its constants and with the dtypes of its inputs and of the gradient."""
 
     kernel: Any
     name: str
@@ -39,112 +48,156 @@ class Variant:
     num_stages: int = 1
 
 
-def compiled(architecture: int) -> Iterator[tuple[str, str, int, int, int]]:
-    """(kernel, variant, registers a thread, bytes of shared memory a block, bytes spilled a thread) of each kernel.
+class Compiled(NamedTuple):
+    """The resources of a compiled variant."""
 
-    Compiles every kernel at each D of DIMS in its default configuration, for 80, 90, 100, or another architecture of
-    plan.SHARED_MEMORY; no GPU is needed. Spilled bytes are the stack that ptxas gives a thread (no kernel has
-    another use for one).
+    architecture: int
+    kernel: str
+    variant: str
+    registers: int  # per thread
+    shared_bytes: int  # per block
+    spilled_bytes: int  # per thread: the stack that ptxas gives it, which no kernel uses otherwise
+
+
+def compile_all(architectures: Sequence[int] = ARCHITECTURES, jobs: int = 1) -> Iterator[Compiled]:
+    """Compile all variants and yield their resources in order; no GPU is needed.
+
+    Args:
+        architectures: Keys of plan.SHARED_MEMORY, such as 90 for sm_90.
+        jobs: Processes that compile at the same time.
 
     Example:
-        >>> for kernel, variant, registers, shared, spilled in compiled(90):
-        ...     print(kernel, variant, registers, shared, spilled)
+        >>> for kernel in compile_all([90], jobs=2):
+        ...     print(kernel.kernel, kernel.variant, kernel.registers, kernel.spilled_bytes)
     """
-    for variant in variants(architecture):
-        yield (variant.kernel.__name__, variant.name, *resources(variant, architecture))
+    tasks = [(architecture, index) for architecture in architectures for index in range(len(variants(architecture)))]
+    if jobs == 1:
+        yield from map(_compile, tasks)
+        return
+    # Not forked: torch and Triton have started threads by now.
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_compile, tasks)
 
 
-def variants(architecture: int) -> Iterator[Variant]:
-    """Of every kernel; the launch's sizes are as in solve.py."""
+def _compile(task: tuple[int, int]) -> Compiled:
+    """Compile variants(architecture)[index]; the variants themselves cannot be sent between processes."""
+    architecture, index = task
+    variant = variants(architecture)[index]
+    return Compiled(architecture, variant.kernel.__name__, variant.name, *resources(variant, architecture))
+
+
+@functools.cache
+def variants(architecture: int) -> tuple[Variant, ...]:
+    """Return the variants of every kernel for an architecture, with launches as in solve.py."""
+    return (*forward_variants(architecture), *combine_variants(), *enqueue_variants())
+
+
+def forward_variants(architecture: int) -> Iterator[Variant]:
+    """Yield the variants of the forward pass.
+
+    Every D of DIMS is compiled with each kind of product, with and without batch keys, with a fixed and with a running
+    shift. Spills cannot be predicted from a neighbour: each past spill was in only one of these four, and at one D.
+    """
+    variant = functools.partial(forward_variant, architecture)
     for dim in DIMS:
-        for product, precision, fixed in (
-            (torch.bfloat16, "ieee", True),
-            (torch.bfloat16, "ieee", False),
-            (torch.float16, "ieee", False),
-            (torch.float32, "tf32", True),
-            (torch.float32, "tf32", False),
-            *(((torch.float32, "tf32x3", True), (torch.float32, "tf32x3", False)) if dim in WHOLE else ()),
-        ):
-            yield forward_variant(architecture, dim, product, precision, fixed)
-            yield forward_variant(architecture, dim, product, precision, fixed, batch_keys=True)
-        yield from row_variants(dim)
-    for dim in WHOLE:
-        for precision, product in (("ieee", torch.bfloat16), ("tf32", torch.float32), ("tf32x3", torch.float32)):
-            yield forward_variant(architecture, dim, product, precision, False, output=False, batch_keys=True)
-        yield forward_variant(architecture, dim, torch.bfloat16, "ieee", True, batch_keys=True, queue=False)
-        yield forward_variant(architecture, dim, torch.bfloat16, "ieee", True, batch_keys=True, per_view=True)
-        yield forward_variant(architecture, dim, torch.bfloat16, "ieee", True, rows=64)
-        yield forward_variant(architecture, dim, torch.bfloat16, "ieee", False, scalars=True)
-    yield Variant(advance_kernel, "", {})
+        for product in (BFLOAT16, TF32, *([TF32X3] if dim in TF32X3_DIMS else [])):
+            for fixed_shift in (True, False):
+                yield variant(dim, *product, fixed_shift)
+                yield variant(dim, *product, fixed_shift, batch_keys=True)
+        if dim <= 256:  # for longer rows, float16 takes exactly the registers of bfloat16
+            yield variant(dim, *FLOAT16, False, batch_keys=True)
+    for product in (BFLOAT16, TF32, TF32X3):
+        yield variant(OPTIONS_DIM, *product, False, output=False, batch_keys=True)
+    yield variant(OPTIONS_DIM, *BFLOAT16, True, batch_keys=True, queue=False)
+    yield variant(OPTIONS_DIM, *BFLOAT16, True, batch_keys=True, per_view=True)
+    few_rows = variant(OPTIONS_DIM, *BFLOAT16, True, rows=64)
+    if few_rows != variant(OPTIONS_DIM, *BFLOAT16, True):  # sm_80 takes the same blocks for few rows
+        yield few_rows
+    yield variant(OPTIONS_DIM, *BFLOAT16, False, scalars=True)
 
 
 def forward_variant(
-    architecture: int, dim: int, product: torch.dtype, precision: str, fixed: bool, *, output: bool = True,
+    architecture: int, dim: int, product: torch.dtype, precision: str, fixed_shift: bool, *, output: bool = True,
     batch_keys: bool = False, queue: bool = True, per_view: bool = False, scalars: bool = False, rows: int = 4096,
 ) -> Variant:  # fmt: skip
-    """The pass in its default configuration, with a queue of a multiple of the tile and any number of batch keys."""
+    """Return the forward pass in its default launch, for a queue of whole tiles and any number of batch keys."""
     gpu = plan.Gpu(divmod(architecture, 10), plan.SHARED_MEMORY[architecture], 128)
-    config = plan.choose(
-        dim=dim, product=product, precision=precision, gpu=gpu, student_rows=rows, teacher_rows=rows, parts=1,
-        candidates=(4096, 65536),
+    launch = plan.plan_forward_pass(
+        dim=dim, product=product, precision=precision, gpu=gpu, student_rows=rows, teacher_rows=rows,
+        batch_key_views=1, candidates=(4096, 65536),
     )  # fmt: skip
     name = [f"D={dim}", str(product).removeprefix("torch.")]
     name += [precision] if product == torch.float32 else []
     words = {"queue": queue, "batch keys": batch_keys, "per view": per_view, "no output": not output}
     words |= {"scalars on the device": scalars}
-    name += ["fixed shift" if fixed else "running maximum", *(word for word, given in words.items() if given)]
-    name += [f"{config.block_rows} rows"]
+    name += ["fixed shift" if fixed_shift else "running shift", *(word for word, given in words.items() if given)]
+    name += [f"{launch.block_rows} rows"]
     constants = {
-        "D": dim, "HEAD": config.head, "TAIL": config.tail, "BLOCK_ROWS": config.block_rows,
-        "BLOCK_CANDIDATES": config.block_candidates, "PRODUCT": triton_dtype(product), "PRECISION": precision,
-        "FIXED": fixed, "OUTPUT": output, "HAS_BATCH": batch_keys, "HAS_QUEUE": queue, "EVEN_BATCH": False,
+        "D": dim, "HEAD": launch.head, "TAIL": launch.tail, "BLOCK_ROWS": launch.block_rows,
+        "BLOCK_CANDIDATES": launch.block_candidates, "PRODUCT": triton_dtype(product), "PRECISION": precision,
+        "FIXED_SHIFT": fixed_shift, "OUTPUT": output, "HAS_BATCH": batch_keys, "HAS_QUEUE": queue, "EVEN_BATCH": False,
         "EVEN_QUEUE": True, "PER_VIEW": per_view, "SKIP_OWN_VIEW": per_view,
     }  # fmt: skip
     constants |= {
         name: None for name, given in (("batch_keys", batch_keys), ("queue", queue), ("scalars", scalars)) if not given
     }
-    return Variant(sce_forward_kernel, ", ".join(name), constants, product, config.num_warps, config.num_stages)
+    return Variant(forward_pass_kernel, ", ".join(name), constants, product, launch.num_warps, launch.num_stages)
 
 
-def row_variants(dim: int) -> Iterator[Variant]:
-    """The kernels that take a row or a few at a time."""
-    sizes = {"D": dim, "BLOCK_D": plan.next_power_of_2(dim)}
-    yield Variant(
-        merge_splits_kernel, f"D={dim}", {**sizes, "SPLITS": 64, "SPLITS_AT_A_TIME": plan.SPLITS_AT_A_TIME},
-        num_warps=plan.warps_of_a_merge(dim),
-    )  # fmt: skip
+def combine_variants() -> Iterator[Variant]:
+    """Yield the variants of the two kernels that combine partials."""
+    for dim in DIMS:
+        sizes = {"D": dim, "BLOCK_D": plan.next_power_of_2(dim)}
+        yield Variant(
+            combine_splits_kernel, f"D={dim}", {**sizes, "SPLITS": 64, "SPLITS_AT_A_TIME": plan.SPLITS_AT_A_TIME},
+            num_warps=plan.warps_of_splits(dim),
+        )  # fmt: skip
+        for dtype in (torch.float32, torch.bfloat16):
+            yield combine_variant(dim, dtype, "gradient, target")
+            yield combine_variant(dim, dtype, "gradient, target, per view")
     for dtype in (torch.float32, torch.bfloat16):
-        title = f"D={dim}, {dtype}".replace("torch.", "")
-        for words in (
-            "gradient, target", "gradient, target, one view", "gradient, target, scalars on the device",
-            "gradient, target, per view", "gradient", "target",
-        ):  # fmt: skip
-            given = {word: word in words for word in ("gradient", "target", "per view", "one view", "scalars")}
-            constants: dict[str, Any] = {
-                **sizes, "SHARED": True, "PER_VIEW": given["per view"], "FIXED": True, "GRADIENT": given["gradient"],
-                "TARGET": given["target"], "ZERO_LOGIT": True, "SAME_VIEWS": not given["one view"],
-            }  # fmt: skip
-            constants |= {"query_views": 1, "key_views": 1} if given["one view"] else {}  # as Triton specialises a 1
-            constants |= {} if given["scalars"] else {"scalars": None}
-            constants |= {} if given["per view"] else {"own_statistics": None, "own_outputs": None}
-            constants |= {} if given["gradient"] else {"gradient": None}
-            warps = plan.warps_of_a_row(dim)
-            yield Variant(epilogue_kernel, f"{title}, {words}", constants, dtype, num_warps=warps)
-        yield Variant(enqueue_kernel, title, {**sizes, "NORMALIZE": True}, dtype, num_warps=plan.warps_of_a_row(dim))
+        for options in ("gradient, target, one view", "gradient, target, scalars on the device", "gradient", "target"):
+            yield combine_variant(OPTIONS_DIM, dtype, options)
+
+
+def combine_variant(dim: int, dtype: torch.dtype, options: str) -> Variant:
+    """Return combine_kernel with the options among gradient, target, per view, one view, scalars."""
+    given = {word: word in options for word in ("gradient", "target", "per view", "one view", "scalars")}
+    constants: dict[str, Any] = {
+        "D": dim, "BLOCK_D": plan.next_power_of_2(dim), "SHARED": True, "PER_VIEW": given["per view"],
+        "FIXED_SHIFT": True, "GRADIENT": given["gradient"], "TARGET": given["target"], "ZERO_LOGIT": True,
+        "SAME_VIEWS": not given["one view"],
+    }  # fmt: skip
+    constants |= {"query_views": 1, "key_views": 1} if given["one view"] else {}  # as Triton specialises a 1
+    constants |= {} if given["scalars"] else {"scalars": None}
+    constants |= {} if given["per view"] else {"view_partials": None, "view_outputs": None}
+    constants |= {} if given["gradient"] else {"gradient": None}
+    name = f"D={dim}, {str(dtype).removeprefix('torch.')}, {options}"
+    return Variant(combine_kernel, name, constants, dtype, num_warps=plan.warps_of_a_row(dim))
+
+
+def enqueue_variants() -> Iterator[Variant]:
+    """Yield the variants of the two kernels that write the queue."""
+    for dim, dtype in (*((dim, torch.bfloat16) for dim in DIMS), (OPTIONS_DIM, torch.float32)):
+        name = f"D={dim}, {str(dtype).removeprefix('torch.')}"
+        constants = {"D": dim, "BLOCK_D": plan.next_power_of_2(dim), "NORMALIZE": True}
+        yield Variant(enqueue_kernel, name, constants, dtype, num_warps=plan.warps_of_a_row(dim))
+    yield Variant(advance_cursor_kernel, "", {})
 
 
 FLOAT32_POINTERS = {
-    "statistics", "outputs", "merged_statistics", "merged_outputs", "shared_statistics", "shared_outputs",
-    "own_statistics", "own_outputs", "loss_rows", "target_entropy", "positive_probability", "scalars",
+    "partials", "outputs", "combined_partials", "combined_outputs", "shared_partials", "shared_outputs",
+    "view_partials", "view_outputs", "loss_rows", "target_entropy", "positive_probability", "scalars",
 }  # fmt: skip
-INPUT_POINTERS = {"query", "key", "batch_keys", "queue", "gradient", "buffer", "rows"}
+INPUT_POINTERS = {"query", "key", "batch_keys", "queue", "gradient", "keys", "new_rows"}
 NUMBERS = {"temperature", "target_temperature", "coefficient"}
 
 
 def resources(variant: Variant, architecture: int) -> tuple[int, int, int]:
-    """Registers a thread, bytes of shared memory a block, bytes spilled a thread."""
+    """Compile a variant; return registers per thread, bytes of shared memory per block, bytes spilled per thread."""
     kernel = variant.kernel
-    signature, aligned = {}, []
+    signature: dict[str, str] = {}
+    aligned: list[int] = []
     for position, name in enumerate(kernel.arg_names):
         if name in variant.constants:
             signature[name] = "constexpr"
@@ -152,7 +205,7 @@ def resources(variant: Variant, architecture: int) -> tuple[int, int, int]:
             signature[name] = "fp32"
         elif name == "cursor":
             signature[name] = "*i64"
-        elif name in FLOAT32_POINTERS or (name in INPUT_POINTERS and kernel is not merge_splits_kernel):
+        elif name in FLOAT32_POINTERS or name in INPUT_POINTERS:
             signature[name] = "*fp32" if name in FLOAT32_POINTERS else POINTERS[variant.dtype]
             aligned.append(position)
         else:
@@ -172,7 +225,7 @@ def resources(variant: Variant, architecture: int) -> tuple[int, int, int]:
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and stack of the kernel in a binary, by the cuobjdump that Triton's wheel brings along."""
+    """Return registers and stack bytes of the kernel in a binary, read by the cuobjdump of Triton's wheel."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

@@ -1,8 +1,8 @@
-"""The one pass over the candidates: flash attention's forward with the candidates as keys and as values.
+"""The forward pass over the candidates: FlashAttention's forward with the candidates as both keys and values.
 
-A block of rows of one side (student or teacher) meets its share of the candidates, tile by tile; a tile is loaded once
-and feeds both products, logits = rows · tileᵀ and output += weights · tile. What a row has seen of a share is a partial
-result, and combine.py adds those up.
+A block of rows of one side (student or teacher) streams the candidates of one split, tile by tile. Each tile is loaded
+once and feeds both products, logits = rows · tileᵀ and output += weights · tile. The sums of a row over a split form a
+partial (shift, sum, rounded_sum, output). combine.py adds the partials.
 """
 
 import triton
@@ -10,19 +10,19 @@ import triton.language as tl
 
 from sce_fast.kernels.rounding import drop_bits, rounded
 
-# The shift of a row that has seen nothing: finite, so that −∞ minus it is −∞ and no NaN.
-NOTHING_SEEN = tl.constexpr(-1.0e30)
-# Weights are 2^(logit − shift). A fixed shift lies this far below the largest logit that unit rows can have: with
-# 2 · log₂e / τ ≤ 115 the smallest weight is 2^-75, whose sum no underflow of other weights (2^-126) can touch.
+# The shift of a row without candidates. It is finite because −∞ − (−∞) would be NaN.
+EMPTY_SHIFT = tl.constexpr(-1.0e30)
+# Weights are 2^(logit − shift). A fixed shift lies this far below the largest logit of unit rows. With
+# 2 · log₂e / τ ≤ 115 the smallest weight is then 2^-75, far above the underflow at 2^-126.
 FIXED_LIFT = tl.constexpr(40.0)
-# A running shift lies this far below the row's maximum: float16 then holds weights down to 2^-38 of the largest.
+# A running shift lies this far below the row's maximum, so that float16 holds weights down to 2^-38 of the largest.
 RUNNING_LIFT = tl.constexpr(14.0)
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
 def _columns(exists, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr):
-    """Columns [FIRST, FIRST + WIDTH), and the mask of those below D in rows that exist."""
+    """Return columns [FIRST, FIRST + WIDTH) and a mask of the columns below D in existing rows."""
     columns = FIRST + tl.arange(0, WIDTH)
     if FIRST + WIDTH <= D:
         return columns[None, :], exists[:, None]
@@ -35,7 +35,7 @@ def _load_rows(
     rows, stride, index, exists, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, PRODUCT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Those columns of the rows at `index` as operands of a product, with zeros where there is nothing."""
+    """Load columns [FIRST, FIRST + WIDTH) of the rows at `index` as operands of a product, zero where masked."""
     columns, mask = _columns(exists, FIRST, WIDTH, D)
     values = tl.load(rows + index[:, None] * stride + columns, mask=mask, other=0.0)
     if PRECISION == "tf32":
@@ -48,7 +48,7 @@ def _load_side(
     is_student, query, query_stride, row, key, key_stride, key_row, exists, FIRST: tl.constexpr, WIDTH: tl.constexpr,
     D: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Rows of the query or of the key, which may differ in dtype."""
+    """Load rows of the query or of the key, which may differ in dtype."""
     if is_student:
         operand = _load_rows(query, query_stride, row, exists, FIRST, WIDTH, D, PRODUCT, PRECISION)
     else:
@@ -61,7 +61,7 @@ def _load_tile(
     tile_rows, stride, left, FIRST: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
-    """The same of a tile of candidates of which `left` are left, without masks where none are needed."""
+    """Load columns of a tile of which `left` candidates exist; EVEN tiles are full and need no row mask."""
     index = tl.arange(0, BLOCK)
     columns = FIRST + tl.arange(0, WIDTH)
     pointers = tile_rows + index[:, None] * stride + columns[None, :]
@@ -74,14 +74,14 @@ def _load_tile(
 
 
 @triton.jit
-def _see(
+def _add_tiles(
     head, tail, candidates, stride, count, first_tile, last_tile, own, scale,
-    shift, exact_sum, rounded_sum, output_head, output_tail,
+    shifts, sums, rounded_sums, output_head, output_tail,
     D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr,
     PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
-    FIXED: tl.constexpr, OUTPUT: tl.constexpr, MASK_OWN: tl.constexpr, EVEN: tl.constexpr,
+    FIXED_SHIFT: tl.constexpr, OUTPUT: tl.constexpr, MASK_OWN: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Adds tiles [first_tile, last_tile) of a segment of candidates to the partial results of a block of rows."""
+    """Add tiles [first_tile, last_tile) of the queue or of the batch keys to the partials of a block of rows."""
     for tile in range(first_tile, last_tile):
         first = tile * BLOCK_CANDIDATES
         tile_rows = candidates + tl.cast(first, tl.int64) * stride
@@ -93,7 +93,7 @@ def _see(
             )
             products = tl.dot(tail, tl.trans(tile_tail), products, input_precision=PRECISION)
         if not OUTPUT:
-            # −∞ of a bad candidate must not pass for a weight of 0; with an output, 0 · ∞ is NaN there
+            # −∞ from a bad candidate must not become a weight of 0. With an output, 0 · ∞ gives the NaN.
             products = tl.where(products == float("-inf"), float("nan"), products)
         if MASK_OWN or not EVEN:
             columns = first + tl.arange(0, BLOCK_CANDIDATES)
@@ -101,62 +101,62 @@ def _see(
                 products = tl.where((columns < count)[None, :], products, float("-inf"))
             if MASK_OWN:
                 products = tl.where(columns[None, :] == own[:, None], float("-inf"), products)
-        if not FIXED:
-            larger = tl.maximum(shift, tl.max(products, 1) * scale - RUNNING_LIFT)
-            rescaling = tl.exp2(shift - larger)
-            shift = larger
-            exact_sum *= rescaling
-            rounded_sum *= rescaling
+        if not FIXED_SHIFT:
+            larger = tl.maximum(shifts, tl.max(products, 1) * scale - RUNNING_LIFT)
+            rescaling = tl.exp2(shifts - larger)
+            shifts = larger
+            sums *= rescaling
+            rounded_sums *= rescaling
             if OUTPUT:
                 output_head *= rescaling[:, None]
                 if TAIL > 0:
                     output_tail *= rescaling[:, None]
-        weights = tl.exp2(products * scale - shift[:, None])
-        exact_sum += tl.sum(weights, 1)
+        weights = tl.exp2(products * scale - shifts[:, None])
+        sums += tl.sum(weights, 1)
         if OUTPUT:
             if PRECISION == "tf32":
                 weights = drop_bits(weights, 13)
             weights = rounded(weights, PRODUCT)
-            rounded_sum += tl.sum(weights.to(tl.float32), 1)
+            rounded_sums += tl.sum(weights.to(tl.float32), 1)
             output_head = tl.dot(weights, tile_head, output_head, input_precision=PRECISION)
             if TAIL > 0:
                 output_tail = tl.dot(weights, tile_tail, output_tail, input_precision=PRECISION)
-    return shift, exact_sum, rounded_sum, output_head, output_tail
+    return shifts, sums, rounded_sums, output_head, output_tail
 
 
 @triton.jit(do_not_specialize=[
     "batch", "student_rows", "teacher_rows", "workspace_rows", "output_rows", "first_teacher", "first_teacher_output",
     "batch_count", "queue_count", "row_offset",
 ])  # fmt: skip
-def sce_forward_kernel(
+def forward_pass_kernel(
     query,  # (V · N, D)
     key,  # (U · N, D)
     batch_keys,  # (B, M, D)
     queue,  # (K, D)
-    statistics,  # (3, B, splits, workspace_rows) shift, exact sum, sum of the rounded weights
-    outputs,  # (B, splits, output_rows, D) Σ weight · candidate
-    scalars,  # (3,) temperature, target temperature, coefficient; None where they are known to the host
+    partials,  # (3, B, splits, workspace_rows) shift, sum of the weights, sum of the rounded weights
+    outputs,  # (B, splits, output_rows, D) Σ rounded weight · candidate
+    scalars,  # (3,) temperature, target temperature, coefficient; None if the host passes numbers
     temperature, target_temperature,
     query_stride, key_stride, batch_view_stride, batch_stride, queue_stride,
     batch,  # N
-    student_rows, teacher_rows,  # of this launch (of one view of the batch keys where PER_VIEW); 0 for none
-    workspace_rows, output_rows, first_teacher, first_teacher_output,  # where the teachers stand behind the students
+    student_rows, teacher_rows,  # of this launch, with PER_VIEW of one of its key views; 0 for none
+    workspace_rows, output_rows, first_teacher, first_teacher_output,  # teacher rows follow the student rows
     batch_count, queue_count, row_offset,
     D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr,
-    PRODUCT: tl.constexpr, PRECISION: tl.constexpr, FIXED: tl.constexpr, OUTPUT: tl.constexpr,
+    PRODUCT: tl.constexpr, PRECISION: tl.constexpr, FIXED_SHIFT: tl.constexpr, OUTPUT: tl.constexpr,
     HAS_BATCH: tl.constexpr, HAS_QUEUE: tl.constexpr, EVEN_BATCH: tl.constexpr, EVEN_QUEUE: tl.constexpr,
-    PER_VIEW: tl.constexpr,  # batch_keys[u] for the rows that have a term with key view u = program_id(2)
-    SKIP_OWN_VIEW: tl.constexpr,  # query view u has none
+    PER_VIEW: tl.constexpr,  # key view u = program_id(2) streams batch_keys[u] for the rows that have a term with it
+    SKIP_OWN_VIEW: tl.constexpr,  # query view u has no term with key view u
 ):  # fmt: skip
-    """Grid: (row blocks of the students, then of the teachers; splits; B)."""
+    """Write the partials of a block of rows over one split. Grid: (student blocks, then teacher blocks; splits; B)."""
     student_blocks = tl.cdiv(student_rows, BLOCK_ROWS)
     block, view = tl.program_id(0), tl.program_id(2)
     is_student = block < student_blocks
     first_row = (block if is_student else block - student_blocks) * BLOCK_ROWS
     rows_here = student_rows if is_student else teacher_rows
-    skipped_from = rows_here  # the rows behind the view that has no term move up
-    if SKIP_OWN_VIEW:  # noqa: SIM102 (a constant, and a value of the kernel)
+    skipped_from = rows_here  # rows behind the view without a term move up
+    if SKIP_OWN_VIEW:  # noqa: SIM102 (a compile-time constant, then a run-time value)
         if is_student & (view * batch < student_rows):
             skipped_from = view * batch
             rows_here -= batch
@@ -192,36 +192,36 @@ def sce_forward_kernel(
             is_student, query, query_stride, row, key, key_stride, key_row, exists, HEAD, TAIL, D, PRODUCT, PRECISION
         )
         output_tail = tl.zeros([BLOCK_ROWS, TAIL], tl.float32)
-    shift = tl.zeros([BLOCK_ROWS], tl.float32) + NOTHING_SEEN
-    if FIXED:
-        shift = tl.zeros([BLOCK_ROWS], tl.float32) + (scale - FIXED_LIFT)
-    exact_sum = tl.zeros([BLOCK_ROWS], tl.float32)
-    rounded_sum = tl.zeros([BLOCK_ROWS], tl.float32)
+    shifts = tl.zeros([BLOCK_ROWS], tl.float32) + EMPTY_SHIFT
+    if FIXED_SHIFT:
+        shifts = tl.zeros([BLOCK_ROWS], tl.float32) + (scale - FIXED_LIFT)
+    sums = tl.zeros([BLOCK_ROWS], tl.float32)
+    rounded_sums = tl.zeros([BLOCK_ROWS], tl.float32)
     if HAS_BATCH:
-        shift, exact_sum, rounded_sum, output_head, output_tail = _see(
+        shifts, sums, rounded_sums, output_head, output_tail = _add_tiles(
             head, tail, batch_keys, batch_stride, batch_count, first_tile, tl.minimum(last_tile, batch_tiles), own,
-            scale, shift, exact_sum, rounded_sum, output_head, output_tail,
-            D, HEAD, TAIL, BLOCK_CANDIDATES, PRODUCT, PRECISION, FIXED, OUTPUT, True, EVEN_BATCH,
+            scale, shifts, sums, rounded_sums, output_head, output_tail,
+            D, HEAD, TAIL, BLOCK_CANDIDATES, PRODUCT, PRECISION, FIXED_SHIFT, OUTPUT, True, EVEN_BATCH,
         )  # fmt: skip
     if HAS_QUEUE:
-        shift, exact_sum, rounded_sum, output_head, output_tail = _see(
+        shifts, sums, rounded_sums, output_head, output_tail = _add_tiles(
             head, tail, queue, queue_stride, queue_count,
             tl.maximum(first_tile - batch_tiles, 0), last_tile - batch_tiles, own,
-            scale, shift, exact_sum, rounded_sum, output_head, output_tail,
-            D, HEAD, TAIL, BLOCK_CANDIDATES, PRODUCT, PRECISION, FIXED, OUTPUT, False, EVEN_QUEUE,
+            scale, shifts, sums, rounded_sums, output_head, output_tail,
+            D, HEAD, TAIL, BLOCK_CANDIDATES, PRODUCT, PRECISION, FIXED_SHIFT, OUTPUT, False, EVEN_QUEUE,
         )  # fmt: skip
 
-    # worked out again, so that no registers hold it during the loops
+    # Recomputed here, so that no registers hold these values during the loops.
     row = first_row + tl.arange(0, BLOCK_ROWS)
     exists = row < rows_here
     row += tl.where(row >= skipped_from, batch, 0)
     share = tl.cast(view * splits + split, tl.int64)
-    slot = statistics + share * workspace_rows + row + (0 if is_student else first_teacher)
+    slot = partials + share * workspace_rows + row + (0 if is_student else first_teacher)
     size = tl.cast(splits * tl.num_programs(2), tl.int64) * workspace_rows
-    tl.store(slot, shift, mask=exists)
-    tl.store(slot + size, exact_sum, mask=exists)
+    tl.store(slot, shifts, mask=exists)
+    tl.store(slot + size, sums, mask=exists)
     if OUTPUT:
-        tl.store(slot + 2 * size, rounded_sum, mask=exists)
+        tl.store(slot + 2 * size, rounded_sums, mask=exists)
         output_row = outputs + (share * output_rows + row + (0 if is_student else first_teacher_output)) * D
         _store(output_row, output_head, exists, 0, HEAD, D)
         if TAIL > 0:
@@ -230,5 +230,6 @@ def sce_forward_kernel(
 
 @triton.jit
 def _store(rows, values, exists, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr):
+    """Store columns [FIRST, FIRST + WIDTH) of the existing rows."""
     columns, mask = _columns(exists, FIRST, WIDTH, D)
     tl.store(rows[:, None] + columns, values, mask=mask)

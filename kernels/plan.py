@@ -1,15 +1,15 @@
-"""The launch of the pass as a pure function of sizes, dtype and GPU: block sizes, warps, stages, splits.
+"""Plan the launch of a forward pass from sizes, dtype and GPU: block sizes, warps, stages and splits.
 
-ptxas compiles the table's entries without spilling a register for every variant (`compiled` in compile_offline.py lists
-them), except for three tf32 products of rows longer than 256. None has been timed on a GPU.
+ptxas compiles every entry of TABLE without spilled registers (`variants` in compile_offline.py lists the kernels). The
+exception is "tf32x3" for rows of more than 256 values. No entry has been timed on a GPU.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-SPLITS_AT_A_TIME = 8  # of a row's partial outputs, loaded together where they are summed
-# Bytes of shared memory that one block may have.
+SPLITS_AT_A_TIME = 8  # partial outputs of a row that combine_splits_kernel loads together
+# Compute capability → bytes of shared memory that a block may have.
 SHARED_MEMORY = {
     80: 163 * 1024, 86: 99 * 1024, 87: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 103: 227 * 1024,
     110: 227 * 1024, 120: 99 * 1024, 121: 99 * 1024,
@@ -18,18 +18,18 @@ SHARED_MEMORY = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """What the choice needs to know of a GPU."""
+    """The properties of a GPU that a plan depends on."""
 
     capability: tuple[int, int]
-    shared_memory: int  # bytes that one block may have
-    processors: int
+    shared_memory: int  # bytes that a block may have
+    processors: int  # streaming multiprocessors
 
 
 @dataclass(frozen=True)
-class Config:
-    """One launch of sce_forward_kernel."""
+class Launch:
+    """The launch of one forward_pass_kernel."""
 
-    head: int  # the rows' D values are taken as head + tail, powers of two
+    head: int  # a row of D values is loaded as head + tail values, both powers of two
     tail: int  # 0 for none
     block_rows: int
     block_candidates: int
@@ -40,7 +40,7 @@ class Config:
 
 @dataclass(frozen=True)
 class _Entry:
-    """Block sizes for rows of up to `dim` values."""
+    """The block sizes for rows of up to `dim` values."""
 
     dim: int
     block_rows: int
@@ -49,7 +49,8 @@ class _Entry:
     num_stages: int
 
 
-# By the tensor cores' instruction (of sm_80 to 89 and 120; of sm_90; of sm_100) and by the kind of product.
+# (instruction of the tensor cores, kind of product) → entries by dim. "mma" serves sm_80 to sm_89 and sm_120, "wgmma"
+# sm_90, "tcgen05" sm_100.
 TABLE: dict[tuple[str, str], list[_Entry]] = {
     ("mma", "16-bit"): [
         _Entry(64, 128, 64, 8, 3),
@@ -67,7 +68,7 @@ TABLE: dict[tuple[str, str], list[_Entry]] = {
         _Entry(128, 128, 128, 8, 2),
         _Entry(256, 128, 64, 8, 3),
         _Entry(384, 64, 64, 8, 2),
-        _Entry(512, 32, 32, 8, 2),  # 64 rows of sums would not fit the 512 columns of tensor memory
+        _Entry(512, 32, 32, 8, 2),  # the sums of 64 rows exceed the 512 columns of tensor memory
     ],
     ("mma", "tf32"): [
         _Entry(64, 64, 64, 8, 2),
@@ -86,20 +87,20 @@ TABLE: dict[tuple[str, str], list[_Entry]] = {
         _Entry(256, 64, 32, 8, 2),
         _Entry(512, 32, 32, 8, 2),
     ],
-    ("mma", "exact"): [
+    ("mma", "tf32x3"): [
         _Entry(256, 16, 32, 8, 2),
         _Entry(512, 16, 16, 8, 2),
     ],
-    ("wgmma", "exact"): [
+    ("wgmma", "tf32x3"): [
         _Entry(512, 16, 16, 8, 2),
     ],
-    ("tcgen05", "exact"): [
+    ("tcgen05", "tf32x3"): [
         _Entry(512, 16, 16, 8, 2),
     ],
 }
 
 
-def choose(
+def plan_forward_pass(
     *,
     dim: int,
     product: torch.dtype,
@@ -107,50 +108,60 @@ def choose(
     gpu: Gpu,
     student_rows: int,
     teacher_rows: int,
-    parts: int,
+    batch_key_views: int,
     candidates: tuple[int, int],
-) -> Config:
-    """The launch for rows of D = dim values.
+) -> Launch:
+    """Return the launch of a forward pass.
 
     Args:
+        dim: Values of a row, 1 to 512.
         product: The dtype of the products.
-        precision: What tl.dot is told: "tf32" for float32 by one product on tensor cores.
-        student_rows, teacher_rows: Rows of one part; they share no block.
-        parts: Segments of batch keys with rows of their own (U), or 1.
-        candidates: Rows of the batch keys and of the queue that a row meets.
+        precision: input_precision of tl.dot for float32 products: "tf32" or "tf32x3".
+        gpu: The GPU that the kernel runs on.
+        student_rows, teacher_rows: Rows of one batch-key view. No block holds rows of both sides.
+        batch_key_views: 1 where all rows share the batch keys, U where each key view has its own, 0 for none.
+        candidates: Rows of the batch keys and rows of the queue that a row is compared with.
+
+    Example:
+        >>> plan_forward_pass(
+        ...     dim=256, product=torch.bfloat16, precision="ieee", gpu=Gpu((9, 0), 227 * 1024, 132),
+        ...     student_rows=256, teacher_rows=256, batch_key_views=0, candidates=(0, 65536),
+        ... ).splits
+        33
     """
-    kind = "16-bit" if product.itemsize == 2 else ("tf32" if precision == "tf32" else "exact")
+    kind = "16-bit" if product.itemsize == 2 else ("tf32" if precision == "tf32" else "tf32x3")
     entry = next(entry for entry in TABLE[instruction(gpu.capability), kind] if dim <= entry.dim)
     block_rows = entry.block_rows
     while block_rows > 64 and max(student_rows, teacher_rows) <= block_rows // 2:
-        block_rows //= 2  # few rows: no block that is mostly empty
+        block_rows //= 2  # with few rows a large block would be mostly empty
     head, tail = split_dim(dim, halves=kind != "tf32")
     stages = entry.num_stages
     row_bytes = (head + tail) * product.itemsize
     while stages > 2 and (block_rows + stages * entry.block_candidates) * row_bytes > gpu.shared_memory:
         stages -= 1
-    blocks = parts * (-(-student_rows // block_rows) + -(-teacher_rows // block_rows))
+    blocks = max(1, batch_key_views) * (-(-student_rows // block_rows) + -(-teacher_rows // block_rows))
     tiles = sum(-(-count // entry.block_candidates) for count in candidates)
     slots = gpu.processors * (8 // entry.num_warps)
-    return Config(
+    return Launch(
         head, tail, block_rows, entry.block_candidates, entry.num_warps, stages, choose_splits(blocks, slots, tiles)
     )
 
 
 def shared_memory(capability: tuple[int, int]) -> int:
-    """Bytes of shared memory that one block may have; the least known for a GPU that is not in the list."""
+    """Return the bytes of shared memory that a block may have, the smallest known number for an unlisted GPU."""
     return SHARED_MEMORY.get(10 * capability[0] + capability[1], min(SHARED_MEMORY.values()))
 
 
 def instruction(capability: tuple[int, int]) -> str:
-    """The instruction by which a GPU's tensor cores are used, as PTX names it."""
+    """Return the PTX name of the instruction that drives the tensor cores of a GPU."""
     return {9: "wgmma", 10: "tcgen05", 11: "tcgen05"}.get(capability[0], "mma")
 
 
 def choose_splits(blocks: int, slots: int, tiles: int) -> int:
-    """Into how many shares the candidates are split, so that `blocks` row blocks fill `slots` places on the GPU.
+    """Return the number of splits of the candidates with which `blocks` row blocks fill the `slots` of the GPU.
 
-    The time goes with the waves of blocks a share; a further split must save 3 % to be worth its partial results.
+    Time is proportional to the waves of blocks divided by the splits. Each additional split must save 3 % of it to pay
+    for its partials.
     """
     best, best_time = 1, float(-(-blocks // slots))
     for splits in range(2, min(max(4, slots // blocks), tiles // 2) + 1):
@@ -161,9 +172,9 @@ def choose_splits(blocks: int, slots: int, tiles: int) -> int:
 
 
 def split_dim(dim: int, halves: bool = True) -> tuple[int, int]:
-    """(head, tail) with the least padding: 192 → 128 + 64, 384 → 256 + 128.
+    """Return the (head, tail) with the least padding: 192 → 128 + 64, 384 → 256 + 128.
 
-    With `halves` also 256 → 128 + 128 and 512 → 256 + 256: two narrow accumulators take fewer registers.
+    With `halves` also 256 → 128 + 128 and 512 → 256 + 256, because two narrow accumulators take fewer registers.
     """
     whole = max(16, next_power_of_2(dim))
     if whole < 64:
@@ -174,14 +185,15 @@ def split_dim(dim: int, halves: bool = True) -> tuple[int, int]:
 
 
 def next_power_of_2(n: int) -> int:
+    """Return the smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()
 
 
 def warps_of_a_row(dim: int) -> int:
-    """For a kernel that holds a few rows at a time; two for D from 257 to 511 would spill a register."""
+    """Return num_warps of a kernel that holds a few rows at a time; with two, D from 257 to 511 would spill."""
     return max(1, next_power_of_2(dim) // 512)
 
 
-def warps_of_a_merge(dim: int) -> int:
-    """For SPLITS_AT_A_TIME rows at a time."""
+def warps_of_splits(dim: int) -> int:
+    """Return num_warps of combine_splits_kernel, which holds SPLITS_AT_A_TIME rows at a time."""
     return min(4, max(1, next_power_of_2(dim) // 64))

@@ -43,11 +43,17 @@ class GpuKernel:
         return None
 
 
-TRITON_KERNELS = ("sce_forward_kernel", "merge_splits_kernel", "epilogue_kernel", "enqueue_kernel", "advance_kernel")
+TRITON_KERNELS = (
+    "forward_pass_kernel",
+    "combine_splits_kernel",
+    "combine_kernel",
+    "enqueue_kernel",
+    "advance_cursor_kernel",
+)
 SM80, SM90 = "csrc/cuda/sm80_forward_pass.cu", "csrc/cuda/sm90_forward_pass.cu"
 # A further kernel is one further line. backend="cuda" takes the one of the GPU's own architecture.
 KERNELS = {
-    "triton": GpuKernel("Triton", "triton", "kernels/forward_pass.py", "sce_forward_kernel", TRITON_KERNELS),
+    "triton": GpuKernel("Triton", "triton", "kernels/forward_pass.py", "forward_pass_kernel", TRITON_KERNELS),
     "sm80": GpuKernel("CUDA sm_80", "cuda_sm80", SM80, "sm80_forward_pass", ("sce_fast",)),
     "sm90": GpuKernel("CUDA sm_90", "cuda", SM90, "sm90_forward_pass", ("sce_fast",), major=9),
 }

@@ -1,11 +1,13 @@
-"""The Triton backend: what it refuses, its launches, its kernels in the interpreter, ahead of time and on a GPU.
+"""Test the Triton backend: refusals, launches, and the kernels in the interpreter, ahead of time and on a GPU.
 
-The interpreter's tests stand in triton_interpreter.py and run in a process of their own, because TRITON_INTERPRET
-has to be set before triton is imported.
+The interpreter tests are in triton_interpreter.py. They run in a separate process because TRITON_INTERPRET must be set
+before triton is imported.
 """
 
 import dataclasses
+import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -27,7 +29,7 @@ RTX4090 = plan.Gpu((8, 9), 99 * 1024, 128)
 H100 = plan.Gpu((9, 0), 227 * 1024, 132)
 B200 = plan.Gpu((10, 0), 227 * 1024, 148)
 RTX5090 = plan.Gpu((12, 0), 99 * 1024, 170)
-PRODUCTS = [(torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "exact")]
+PRODUCTS = [(torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "tf32x3")]
 
 
 # ---------------------------------------------------------------------------------------------- interpreter
@@ -75,7 +77,7 @@ def test_refusals_say_why_and_what_to_do(monkeypatch):
 
 
 def test_torch_compile_traces_through_the_refusal():
-    """The question about the GPU's age too, which a CPU only reaches here."""
+    """torch.compile also traces too_old, which an eager call on a CPU does not reach."""
 
     def loss(query, key, queue):
         assert triton_solve.too_old(query.device) is None
@@ -95,10 +97,10 @@ def test_the_package_imports_no_triton():
 # ---------------------------------------------------------------------------------------------- launches
 
 
-def choose(dim=256, product=torch.bfloat16, precision="ieee", gpu=H100, rows=(256, 256), parts=1, k=65536):
-    return plan.choose(
-        dim=dim, product=product, precision=precision, gpu=gpu, student_rows=rows[0], teacher_rows=rows[1], parts=parts,
-        candidates=(0, k),
+def launch_of(dim=256, product=torch.bfloat16, precision="ieee", gpu=H100, rows=(256, 256), views=1, k=65536):
+    return plan.plan_forward_pass(
+        dim=dim, product=product, precision=precision, gpu=gpu, student_rows=rows[0], teacher_rows=rows[1],
+        batch_key_views=views, candidates=(0, k),
     )  # fmt: skip
 
 
@@ -106,11 +108,11 @@ def test_every_size_has_a_launch_that_fits():
     for gpu_ in (A100, RTX4090, H100, B200, RTX5090):
         for product, precision in PRODUCTS:
             for dim in range(1, 513):
-                config = choose(dim, product, precision, gpu_)
-                assert dim <= config.head + config.tail <= max(16, 2 * dim)
-                for part in (config.head, config.tail, config.block_rows, config.block_candidates):
+                launch = launch_of(dim, product, precision, gpu_)
+                assert dim <= launch.head + launch.tail <= max(16, 2 * dim)
+                for part in (launch.head, launch.tail, launch.block_rows, launch.block_candidates):
                     assert part & (part - 1) == 0
-                tiles = config.num_stages * config.block_candidates * (config.head + config.tail) * product.itemsize
+                tiles = launch.num_stages * launch.block_candidates * (launch.head + launch.tail) * product.itemsize
                 assert tiles <= gpu_.shared_memory
 
 
@@ -133,12 +135,18 @@ def test_head_and_tail(dim, expected):
 
 
 def test_splits_fill_the_gpu_once():
-    assert choose().splits == 33  # 4 row blocks on 132 processors
-    assert choose(rows=(4096, 4096)).splits == 2
-    assert choose(rows=(16384, 16384)).splits == 1
-    assert choose(k=100).splits == 1  # two tiles are not worth sharing
-    assert choose(rows=(1, 0)).block_rows == 64
-    assert choose(rows=(256, 256), parts=2).splits == 16
+    assert launch_of().splits == 33  # 4 row blocks on 132 processors
+    assert launch_of(rows=(4096, 4096)).splits == 2
+    assert launch_of(rows=(16384, 16384)).splits == 1
+    assert launch_of(k=100).splits == 1  # two tiles are not worth splitting
+    assert launch_of(rows=(1, 0)).block_rows == 64
+    assert launch_of(rows=(256, 256), views=2).splits == 16
+
+
+def test_shared_memory_is_as_in_the_table_of_the_cuda_kernels():
+    file = Path(__file__).parents[2] / "csrc" / "cuda" / "architectures.json"
+    for architecture, kib in json.loads(file.read_text())["shared_kib"].items():
+        assert plan.SHARED_MEMORY[int(architecture)] == kib << 10
 
 
 # ---------------------------------------------------------------------------------------------- ahead of time
@@ -146,7 +154,7 @@ def test_splits_fill_the_gpu_once():
 
 def test_a_default_launch_compiles_for_hopper_without_a_spill():
     compile_offline = pytest.importorskip("sce_fast.kernels.compile_offline", reason="triton is not installed")
-    variant = compile_offline.forward_variant(90, 256, torch.bfloat16, "ieee", fixed=True)
+    variant = compile_offline.forward_variant(90, 256, torch.bfloat16, "ieee", True)
     registers, shared, spilled = compile_offline.resources(variant, 90)
     assert spilled == 0
     assert 128 < registers <= 255
@@ -154,33 +162,48 @@ def test_a_default_launch_compiles_for_hopper_without_a_spill():
 
 
 @pytest.mark.parametrize(
-    ("architecture", "dim", "precision", "fixed", "batch_keys"),
+    ("architecture", "dim", "precision", "fixed_shift", "batch_keys"),
     [(80, 64, "tf32", True, False), (80, 384, "tf32", False, True), (100, 512, "tf32", True, True)],
 )
-def test_launches_at_the_edges_of_the_table_do_not_spill(architecture, dim, precision, fixed, batch_keys):
+def test_launches_at_the_edges_of_the_table_do_not_spill(architecture, dim, precision, fixed_shift, batch_keys):
     compile_offline = pytest.importorskip("sce_fast.kernels.compile_offline", reason="triton is not installed")
-    variant = compile_offline.forward_variant(architecture, dim, torch.float32, precision, fixed, batch_keys=batch_keys)
+    variant = compile_offline.forward_variant(
+        architecture, dim, torch.float32, precision, fixed_shift, batch_keys=batch_keys
+    )
     assert compile_offline.resources(variant, architecture)[2] == 0
 
 
 def test_the_gate_compiles_at_every_width_of_the_table():
-    """Every D at which an entry of the table ends, but for products of the slowest kind beyond 256."""
+    """The gate compiles every D at which an entry of the table ends, except for tf32x3 beyond 256."""
     compile_offline = pytest.importorskip("sce_fast.kernels.compile_offline", reason="triton is not installed")
     for (_, kind), entries in plan.TABLE.items():
-        ends = {entry.dim for entry in entries if kind != "exact" or entry.dim <= 256}
+        ends = {entry.dim for entry in entries if kind != "tf32x3" or entry.dim <= 256}
         assert ends <= set(compile_offline.DIMS)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [80, 90, 100])
-def test_all_kernels_compile_without_a_spill(architecture):
+def test_the_gate_compiles_every_kernel_and_none_twice(architecture):
+    """tests/benchmarks/test_compile_gate.py compiles these variants and checks their resources."""
     compile_offline = pytest.importorskip("sce_fast.kernels.compile_offline", reason="triton is not installed")
-    rows = list(compile_offline.compiled(architecture))
-    assert {row[0] for row in rows} == {
-        "sce_forward_kernel", "merge_splits_kernel", "epilogue_kernel", "enqueue_kernel", "advance_kernel"
+    variants = compile_offline.variants(architecture)
+    assert {variant.kernel.__name__ for variant in variants} == {
+        "forward_pass_kernel", "combine_splits_kernel", "combine_kernel", "enqueue_kernel", "advance_cursor_kernel"
     }  # fmt: skip
-    bad = [row for row in rows if row[4] > 0 or row[3] > plan.SHARED_MEMORY[architecture] or row[2] < 8]
-    assert not bad, bad
+    assert len({repr(dataclasses.replace(variant, name="")) for variant in variants}) == len(variants)
+    assert len({(variant.kernel.__name__, variant.name) for variant in variants}) == len(variants)
+
+
+def test_the_gate_compiles_every_kind_of_product_at_every_width_with_both_shifts_and_candidates():
+    compile_offline = pytest.importorskip("sce_fast.kernels.compile_offline", reason="triton is not installed")
+    for architecture in compile_offline.ARCHITECTURES:
+        names = [variant.name for variant in compile_offline.forward_variants(architecture)]
+        for dim in compile_offline.DIMS:
+            kinds = ["bfloat16", "float32, tf32"] + ["float32, tf32x3"] * (dim in compile_offline.TF32X3_DIMS)
+            for start in [f"D={dim}, {kind}, {shift} shift, queue" for kind in kinds for shift in ("fixed", "running")]:
+                assert any(re.match(rf"{start}, \d+ rows", name) for name in names), start
+                assert any(re.match(rf"{start}, batch keys, \d+ rows", name) for name in names), start
+        for option in ("float16", "per view", "no output", "scalars on the device"):
+            assert any(option in name for name in names), option
 
 
 # ---------------------------------------------------------------------------------------------- on a GPU

@@ -1,7 +1,7 @@
-"""The Triton kernels in Triton's interpreter, on a CPU, against float64 by the rule of sce_fast/loss/parity.py.
+"""Test the Triton kernels in Triton's interpreter, on a CPU, against float64 by the rule of sce_fast/loss/parity.py.
 
-Not collected by itself: TRITON_INTERPRET must be set before triton is imported, so test_triton.py runs this file
-in a process of its own.
+pytest does not collect this file. TRITON_INTERPRET must be set before triton is imported, so test_triton.py runs it in
+a separate process.
 """
 
 import dataclasses
@@ -19,27 +19,27 @@ from sce_fast.loss.parity import KINDS, Inputs, compare, make_inputs
 from sce_fast.util.rows import unit_rows
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run by tests/kernels/test_triton.py"
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy speaks up where a GPU does not
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy warns of overflow, a GPU does not
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TEMPERATURES = (0.01, 0.024, 0.05, 0.1, 1.0)
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Many row blocks, tiles and splits in a small problem."""
+    """Give a small problem many row blocks, tiles and splits."""
 
-    def choose(**sizes):
-        config = plan.choose(**sizes)
+    def plan_small_blocks(**sizes):
+        launch = plan.plan_forward_pass(**sizes)
         blocks = -(-sizes["student_rows"] // 16) + -(-sizes["teacher_rows"] // 16)
-        return dataclasses.replace(config, block_rows=16, block_candidates=16, splits=3 if blocks < 8 else 2)
+        return dataclasses.replace(launch, block_rows=16, block_candidates=16, splits=3 if blocks < 8 else 2)
 
-    monkeypatch.setattr(triton_solve, "launch_config", choose)
+    monkeypatch.setattr(triton_solve, "plan_forward_pass", plan_small_blocks)
 
 
 def check_parity(kind, n, d, k, views, batch, shared, tau, tau_m, coefficient, positive_target, dtype):
     (query_views, key_views), m = views, 0 if batch is None else n + batch
     assume(views != (1, 1) and k + max(m - 1, 0) > 0)  # a term, and a candidate
-    # One value a row is ±1: plain PyTorch is exact there, in any dtype, and rounded weights are not.
+    # With D = 1 every value is ±1: plain PyTorch is exact in any dtype, rounded weights are not.
     assume(d > 1 or dtype == torch.float32)
     inputs = make_inputs(
         kind, n=n, d=d, k=k, query_views=query_views, key_views=key_views, m=m, shared_batch_keys=shared
@@ -74,7 +74,7 @@ def test_parity(**case):
 
 
 def test_a_converged_loss_keeps_its_digits():
-    """log A + exp(p) and p agree to the last digit of float32 where query = key is far from all candidates."""
+    """log A + exp(p) and p agree in every float32 digit where query = key is far from all candidates."""
     key = torch.zeros(2, 16)
     key[:, 0] = 1
     queue = unit_rows(torch.randn(40, 16))
@@ -106,7 +106,7 @@ def test_parity_over_many_blocks_tiles_and_splits(small_blocks, dtype, tau):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("d", [32, 192, 256, 336, 384, 512])
 def test_parity_at_the_dims_of_the_table(dtype, d):
-    """One power of two, a head and a tail, two halves, padding in the tail."""
+    """D is a power of two, a head and a tail, two halves, or has padding in the tail."""
     inputs = make_inputs("random", n=5, d=d, k=75, query_views=2, key_views=1)
     assert compare("triton", inputs.to(dtype)).holds
 
@@ -114,7 +114,7 @@ def test_parity_at_the_dims_of_the_table(dtype, d):
 @pytest.mark.slow
 @pytest.mark.parametrize(("shared", "with_queue", "tau"), [(True, True, 0.1), (False, False, 0.01), (False, True, 0.1)])
 def test_own_keys_are_masked_in_every_block(small_blocks, shared, with_queue, tau):
-    """The real keys stand among the batch keys, so that a mask in the wrong place shows; view 3 has no own view."""
+    """The batch keys contain the real keys, so that a misplaced mask shows; the third key view is no query view."""
     inputs = make_inputs("converged", n=9, d=16, k=18, query_views=2, key_views=3, m=23, shared_batch_keys=shared)
     inputs.batch_keys[..., 13:22, :] = inputs.key[0] if shared else inputs.key
     inputs = inputs.to(torch.float32)
@@ -133,7 +133,7 @@ def test_mixed_dtypes_and_strides():
     assert_close(sce_loss(query, key, wide[:, 10:34], backend="triton"), expected)
     views = query.expand(2, 5, 24).transpose(0, 1).contiguous().transpose(0, 1)
     assert_close(sce_loss(views, key, queue, backend="triton"), expected)
-    # float32 rows are rounded to the queue's dtype; a queue and batch keys of different dtypes meet in float32
+    # float32 rows are rounded to the dtype of the queue; if queue and batch keys differ, products are float32
     narrow = queue.to(torch.bfloat16)
     inputs = Inputs(query, key.half(), narrow, None)
     assert compare("triton", inputs, torch.bfloat16).holds
@@ -250,7 +250,7 @@ def check_bad_candidate(tau, value, coefficient):
 @pytest.mark.parametrize("tau", [0.0251, 0.1, 0.02])
 @pytest.mark.parametrize("opposite", [False, True])
 def test_long_rows_are_right_or_not_finite(tau, opposite):
-    """Rows that break the contract: never a wrong finite number."""
+    """Rows that are not unit rows never give a wrong finite loss."""
     query, key, queue = tensors(n=4, d=16, k=30, kind="converged" if opposite else "random")
     if opposite:
         queue = unit_rows(-key[:1] + 0.01 * queue)
@@ -278,11 +278,11 @@ def test_enqueue_leaves_what_the_queue_would(dtype, normalize):
     buffer, cursor = queue.keys.clone(), queue.cursor.clone()
     for shape in [(3, 20), (1, 20), (7, 20), (9, 20), (2, 8, 20), (0, 20), (5, 20)]:
         rows = torch.randn(shape)
-        rows.view(-1, 20)[:1] = 0  # stays zero when normalised
+        rows.view(-1, 20)[:1] = 0  # remains zero after normalisation
         queue.enqueue(torch.nn.functional.normalize(rows, dim=-1) if normalize else rows)
         enqueue(buffer, cursor, rows, normalize)
         assert torch.equal(cursor, queue.cursor)
-        # the sum of squares has another order
+        # the kernel adds the squares in a different order
         tolerance = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype] if normalize else 0
         torch.testing.assert_close(buffer, queue.keys, atol=tolerance, rtol=0)
 

@@ -113,12 +113,12 @@ def test_the_sanitizers_cases_fill_the_pipeline_of_the_triton_kernel_anew(monkey
     class Launched(Exception):
         pass
 
-    def choose(**sizes):
-        config = plan.choose(**sizes)
-        tiles = sum(-(-count // config.block_candidates) for count in sizes["candidates"])
-        raise Launched(tiles // config.splits, config.num_stages)
+    def stop(**sizes):
+        launch = plan.plan_forward_pass(**sizes)
+        tiles = sum(-(-count // launch.block_candidates) for count in sizes["candidates"])
+        raise Launched(tiles // launch.splits, launch.num_stages)
 
-    monkeypatch.setattr(triton_solve, "launch_config", choose)
+    monkeypatch.setattr(triton_solve, "plan_forward_pass", stop)
     shared_memory = plan.shared_memory(capability)
     monkeypatch.setattr(triton_solve, "_gpu", lambda device: plan.Gpu(capability, shared_memory, 132))
     with sanitize.one_multiprocessor():
