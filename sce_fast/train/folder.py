@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sce_fast.config import TrainConfig, from_json, renamed, to_json
+from sce_fast.config import TrainConfig, from_json, to_json
 from sce_fast.data.index import ImageIndex
 from sce_fast.train.checkpoint import checkpoints, read_state, remove_unfinished
 from sce_fast.train.log import LOG
