@@ -52,7 +52,9 @@ def load_module() -> Any:
     flags = [*FLAGS, "-fPIC", "-fvisibility=hidden", '-DSCE_FAST_ARCHITECTURES="emulated"', "-shared"]
     path = _built("module", sources, [*flags, *(f"-I{folder}" for folder in includes)], KERNELS)
     loader = importlib.machinery.ExtensionFileLoader("_cuda", str(path))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("_cuda", loader))
+    spec = importlib.util.spec_from_loader("_cuda", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     return module
 
@@ -93,7 +95,7 @@ def _built(name: str, sources: list[Path], flags: list[str], kernels: Path) -> P
 
 def run(executable: Path, *arguments: object) -> str:
     """Return the output of a program, or raise EmulationError with its error output."""
-    command = [executable, *map(str, arguments)]
+    command = [str(executable), *map(str, arguments)]
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if result.returncode != 0:

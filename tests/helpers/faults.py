@@ -2,7 +2,11 @@
 
 import os
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from helpers import ranks
 from helpers.runs import assert_same_run
@@ -76,7 +80,7 @@ SECTIONS = {
 }
 
 
-def tell(fault, codes, output, kept):
+def tell(fault: str, codes: Sequence[int | None], output: str, kept: str) -> None:
     """Require this row in docs/faults.md, or write it there."""
     assert any(fault in faults for faults in SECTIONS.values()), fault
     status = " and ".join(dict.fromkeys(str(code) for code in codes))
@@ -87,12 +91,12 @@ def tell(fault, codes, output, kept):
         assert row in DOCS.read_text().splitlines(), f"{DOCS} lacks the row\n{row}"
 
 
-def rows(text):
+def rows(text: str) -> dict[str, str]:
     """Return the rows of a document by fault."""
     return {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
 
 
-def document(found):
+def document(found: Mapping[str, str]) -> str:
     """Return the document with these rows, in the order of SECTIONS; unknown rows are dropped."""
     text = HEADING
     for title, faults in SECTIONS.items():
@@ -100,7 +104,7 @@ def document(found):
     return text
 
 
-def shown(output, tmp_path):
+def shown(output: str, tmp_path: Path) -> str:
     """Return a program's output as a table cell, without progress and what every run prints."""
     usual = r"(Training|Reading image sizes|Decoding): .*|In RUN: .*|.* decoded in .*|\(SCE_FAST_TRACEBACK.*|"
     usual += r"\d+ steps at .*|\x1b.*"  # decoders print in colours
@@ -109,7 +113,7 @@ def shown(output, tmp_path):
     return "<br>".join(line.strip().replace("|", r"\|") for line in lines if line) or "nothing"
 
 
-def words(data, run, *more):
+def words(data: Path, run: Path, *more: object) -> list[object]:
     settings = {
         "--data": data, "--out": run, "--epochs": 3, "--batch-size": 8, "--device": "cpu", "--views.sizes": 32,
         "--model.backbone": "resnet18", "--model.width": 8, "--model.projector-hidden": 16, "--model.dim": 8,
@@ -122,7 +126,9 @@ def words(data, run, *more):
 class Broken:
     """A command in which something goes wrong: its exit codes, its output and its run folder."""
 
-    def __init__(self, tmp_path, data, *more, fault=None, ranks_=1):
+    def __init__(
+        self, tmp_path: Path, data: Path, *more: object, fault: Callable[[], object] | None = None, ranks_: int = 1
+    ) -> None:
         self.run, self.ranks = tmp_path / "run", ranks_
         self._words, self._told = words(data, self.run, *more), tmp_path / "told"
         self.codes = ranks.command(self._words, self._told, fault, ranks=ranks_)
@@ -142,19 +148,24 @@ class Broken:
         return text
 
 
-def before_step(number, act):
+def before_step(number: int, act: Callable[[], object]) -> None:
     """Have act() called before the step of this number, which is counted from 1."""
     original = TrainingStep.__call__
 
-    def step(self, parts, *, number: int, **settings):
+    def step(self: TrainingStep, parts: Iterable[list[Tensor]], *, number: int, **settings: Any) -> dict[str, Tensor]:
         if number == due:
             act()
         return original(self, parts, number=number, **settings)
 
     due = number - 1
-    TrainingStep.__call__ = step
+    TrainingStep.__call__ = step  # type: ignore[method-assign]
 
 
-def send(*numbers, step=5):
+def send(*numbers: int, step: int = 5) -> None:
     """Have this process send itself signals before a step."""
-    before_step(step, lambda: [os.kill(os.getpid(), number) for number in numbers])
+
+    def send_all() -> None:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+
+    before_step(step, send_all)

@@ -4,6 +4,8 @@ A process of its own spends 2.4 s on torch._dynamo, which torch.optim imports, a
 graph from Python code, which DALI caches.
 """
 
+from collections.abc import Callable
+from typing import Any
 from unittest.mock import patch
 
 import torch._dynamo
@@ -22,11 +24,11 @@ def convert_graph() -> None:
     """Construct the training graph but do not build it: building starts threads, which a fork would lose."""
     views = ViewsConfig(sizes=(32,)).augmentations()
 
-    def constructed(made, batch_size, threads, device, prefetch=2):
+    def constructed(made: Callable[..., Any], *, batch_size: int, threads: int, device: str, prefetch: int = 2) -> Any:
         return made(batch_size=batch_size, num_threads=threads, device_id=None, prefetch_queue_depth=prefetch)
 
-    with patch.object(graph, "_built", constructed):
-        graph.training_pipeline(lambda: [], views, batch_size=1, threads=1, device="cpu")
+    with patch.object(graph, "build_pipeline", constructed):
+        graph.training_pipeline(iter(()), views, batch_size=1, threads=1, device="cpu")
 
 
 convert_graph()
