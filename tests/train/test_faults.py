@@ -18,19 +18,13 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import faults, ranks
+from helpers import ranks
 from helpers.faults import SAME_BITS, Broken, before_step, send, words
 from helpers.runs import assert_same_run, assert_same_tensors
 from sce_fast.cli import main
 from sce_fast.train.checkpoint import checkpoints, load_checkpoint
 from sce_fast.train.step import TrainingStep
 from sce_fast.train.stop import REQUEUE
-
-
-def test_the_table_holds_every_fault_once_and_in_order():
-    text = faults.DOCS.read_text()
-    assert faults.rows(text).keys() >= {fault for titles in faults.SECTIONS.values() for fault in titles}
-    assert faults.document(faults.rows(text)) == text
 
 
 def spoil_a_pixel():

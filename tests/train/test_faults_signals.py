@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import sce_fast.train.checkpoint
-from helpers import ranks
+from helpers import faults, ranks
 from helpers.faults import SAME_BITS, Broken, before_step, send, words
 from helpers.runs import assert_same_run
 from sce_fast.train.checkpoint import checkpoints
@@ -181,3 +181,9 @@ def test_kill_9_while_a_checkpoint_is_written(tell, tmp_path, data, undisturbed)
     assert (broken.codes, broken.newest()) == ([-signal.SIGKILL], 4)
     broken.resume(undisturbed())
     tell("kill -9 while the checkpoint of step 6 is written", broken.codes, broken.output, f"step 4; {SAME_BITS}")
+
+
+def test_the_table_holds_every_fault_once_and_in_order():
+    text = faults.DOCS.read_text()
+    assert faults.rows(text).keys() >= {fault for titles in faults.SECTIONS.values() for fault in titles}
+    assert faults.document(faults.rows(text)) == text

@@ -18,6 +18,7 @@ from helpers import ranks
 from helpers.runs import assert_same_run, small_config
 from sce_fast.config import EvaluationConfig
 from sce_fast.train import train
+from sce_fast.train.checkpoint import checkpoints
 
 KILLS = 7  # of each precision and number of ranks
 
@@ -43,7 +44,7 @@ def test_killed_at_random_moments(photo_folder, tmp_path, precision, count):
     config = dataclasses.replace(whole, out=tmp_path / "0", resume=True)
     while kills < KILLS:
         processes = ranks.start(train, config, ranks=count)
-        time.sleep(moments.uniform(0, 0.8 * duration))
+        time.sleep(moments.uniform(0, 0.8 * duration * (1 - progress(config))))
         victim = moments.choice(processes)
         if kills % 3 == 2:
             victim = processes[0]  # which saves for all
@@ -64,6 +65,12 @@ def test_killed_at_random_moments(photo_folder, tmp_path, precision, count):
     assert_same_run(config.out, whole.out)
     print(f"{kills} kills in {runs + 1} runs, {while_saving} of them while a checkpoint was written or removed")
     assert while_saving, "no kill fell into a save"
+
+
+def progress(config):
+    """Return the share of the steps up to the newest checkpoint, at most 0.8 so that a kill can come late."""
+    found = checkpoints(config.out / "checkpoints")
+    return min(0.8, int(found[-1].name.removeprefix("step_")) / (config.epochs * 3)) if found else 0.0
 
 
 def wait_for_a_save(run, process):
