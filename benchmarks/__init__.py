@@ -1,0 +1,1 @@
+"""Measurements against named peers, the compile gate and the acceptance run."""

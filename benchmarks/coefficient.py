@@ -1,4 +1,4 @@
-"""What λ does on the demo's data: kNN and linear accuracy over several seeds.
+"""Measure the effect of λ on the demo's data: kNN and linear accuracy over several seeds.
 
 sce-fast bench coefficient        (nine runs of the demo: about half an hour on two CPU cores)
 """
@@ -6,6 +6,7 @@ sce-fast bench coefficient        (nine runs of the demo: about half an hour on 
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 from sce_fast.benchmarks.machine import machine
 from sce_fast.benchmarks.record import write_record
@@ -23,17 +24,17 @@ def main(
     runs: Path = Path("runs/coefficient"),
     out: Path | None = None,
 ) -> None:
-    """The demo for each λ and seed, as a table of mean and range; finished runs are not repeated.
+    """Run the demo for each λ and seed and print mean and range; finished runs are not repeated.
 
     Args:
         coefficients: Values of λ.
         seeds: Seeds of weights and data order.
-        data: The demo's images.
-        runs: Folder of the run folders.
+        data: Folder of the demo's images.
+        runs: Parent folder of the run folders.
         out: JSON file for the record.
     """
-    here = machine()  # at the start: the checkout may have moved on when the last run ends
-    results: dict[float, list[dict]] = {}
+    here = machine()  # now, because the checkout may change during the runs
+    results: dict[float, list[dict[str, Any]]] = {}
     for coefficient in coefficients:
         for seed in seeds:
             run = runs / f"coefficient_{coefficient:g}_seed_{seed}"
@@ -43,8 +44,8 @@ def main(
         write_record(out, {"machine": here, "results": {f"{c:g}": r for c, r in results.items()}})
 
 
-def finished_demo(run: Path, data: Path, seed: int, coefficient: float) -> dict:
-    """The summary of this demo, from its run folder if it is finished there with the settings of today."""
+def finished_demo(run: Path, data: Path, seed: int, coefficient: float) -> dict[str, Any]:
+    """Return the summary of this demo; a run folder that finished with the same settings is not run again."""
     train, test = write_digits(data)
     config = demo_config(train, test, run, seed=seed, epochs=None, coefficient=coefficient, device="auto")
     if (run / SUMMARY).exists() and is_run_of(config):
@@ -52,8 +53,8 @@ def finished_demo(run: Path, data: Path, seed: int, coefficient: float) -> dict:
     return run_demo(data=data, out=run, seed=seed, coefficient=coefficient, pictures=False)
 
 
-def table(results: dict[float, list[dict]]) -> str:
-    """A Markdown table: mean (lowest to highest) over seeds."""
+def table(results: dict[float, list[dict[str, Any]]]) -> str:
+    """Return a Markdown table of mean (lowest to highest) over seeds."""
     first = next(iter(results.values()))
     lines = ["| features | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
     for title, suffix in (("raw pixels", "_raw_pixels"), ("untrained network", "_untrained")):
@@ -63,7 +64,7 @@ def table(results: dict[float, list[dict]]) -> str:
     return "\n".join(lines)
 
 
-def _row(title: str, columns: list[list]) -> str:
+def _row(title: str, columns: list[list[Any]]) -> str:
     cells = [
         "–" if None in values else f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
         for values in columns

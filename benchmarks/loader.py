@@ -1,9 +1,9 @@
-"""Two strong 224-pixel views from 500 × 375 JPEGs on a CPU, against what one would use otherwise.
+"""Benchmark the loader on a CPU: two strong 224-pixel views from 500 × 375 JPEGs, against three other loaders.
 
     sce-fast bench loader
 
-Peers: DALI's own operators with its own random numbers (color_twist: one order, a hue that is no HSV hue), the same
-graph as ours with the colours from DALI's arithmetic, and a torch DataLoader of Pillow operations.
+Peers: DALI's own operators and random numbers (color_twist: one fixed order, a hue that is not an HSV hue), our graph
+with the colours computed by DALI's arithmetic, and a torch DataLoader of Pillow operations.
 """
 
 import random
@@ -30,7 +30,7 @@ from sce_fast.native import CPU
 from sce_fast.util.terminal import progress_bar
 
 STRONG = Augmentation(**AUGMENTATIONS["strong"])
-DISCARDED = 4  # batches at the start of a turn: those made while another peer had its turn
+DISCARDED = 4  # batches at the start of a turn, prefetched during another peer's turn
 
 
 def main(
@@ -41,23 +41,23 @@ def main(
     threads: int = 2,
     out: Path | None = None,
 ) -> dict[str, float]:
-    """Images per second of each peer, in alternating turns of one process; medians over the rounds.
+    """Measure the images per second of each peer in alternating turns of one process; print medians over the rounds.
 
     Args:
-        images: JPEG files made for the purpose, from photographs that scikit-learn ships.
-        batch_size: Images of a batch; each gives two views.
-        batches: Timed batches of a turn.
+        images: Number of JPEG files, cut from scikit-learn's photographs.
+        batch_size: Images per batch; each gives two views.
+        batches: Timed batches per turn.
         rounds: Turns of each peer.
-        threads: Threads of DALI, workers of the DataLoader.
+        threads: Threads of DALI and workers of the DataLoader.
         out: JSON file for the record.
     """
     with tempfile.TemporaryDirectory() as folder:
         index = write_photographs(Path(folder) / "jpeg", images)
         peers: dict[str, Iterator[Any]] = {
-            "sce_fast": ours(index, batch_size, threads),
-            "DALI color_twist": dali_own(index, batch_size, threads),
+            "sce_fast": our_loader(index, batch_size, threads),
+            "DALI color_twist": dali_operators(index, batch_size, threads),
             "DALI arithmetic, same result": dali_arithmetic(index, batch_size, threads),
-            "Pillow DataLoader": pillow(index, batch_size, threads),
+            "Pillow DataLoader": pillow_loader(index, batch_size, threads),
         }
         rates: dict[str, list[float]] = {name: [] for name in peers}
         with progress_bar(rounds * len(peers), "Measuring", unit="turn") as bar:
@@ -87,7 +87,7 @@ def _rate(batches: Iterator[Any], count: int, batch_size: int) -> float:
 
 
 def write_photographs(folder: Path, count: int, kind: str = "jpg") -> ImageIndex:
-    """500 × 375 cuts of scikit-learn's two photographs as JPEG files of quality 90, or as PNG files."""
+    """Write 500 × 375 crops of scikit-learn's two photographs, as JPEG files of quality 90 or as PNG files."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -102,19 +102,19 @@ def write_photographs(folder: Path, count: int, kind: str = "jpg") -> ImageIndex
     return index_images(folder, cache=folder.parent / "cache")
 
 
-def ours(index: ImageIndex, batch_size: int, threads: int) -> Iterator[Any]:
+def our_loader(index: ImageIndex, batch_size: int, threads: int) -> Iterator[Any]:
     return TrainingLoader(index, (STRONG, STRONG), batch_size=batch_size, seed=0, threads=threads)
 
 
 def dali_arithmetic(index: ImageIndex, batch_size: int, threads: int) -> Iterator[Any]:
-    """Our loader as it is without the native kernel."""
-    loader = ours(index, batch_size, threads)
+    """Return our loader without the native kernel."""
+    loader = our_loader(index, batch_size, threads)
     with mock.patch.object(CPU, "module", None):
         next(loader)  # builds the graph
     return loader
 
 
-def dali_own(index: ImageIndex, batch_size: int, threads: int) -> Iterator[Any]:
+def dali_operators(index: ImageIndex, batch_size: int, threads: int) -> Iterator[Any]:
     from nvidia.dali import fn, pipeline_def, types
 
     a = STRONG
@@ -157,7 +157,7 @@ def dali_own(index: ImageIndex, batch_size: int, threads: int) -> Iterator[Any]:
 
 
 class PillowViews(torch.utils.data.Dataset):
-    """The strong augmentation in Pillow operations, as torchvision's transforms do it on Pillow images."""
+    """The strong augmentation in Pillow operations, as in torchvision's transforms on Pillow images."""
 
     def __init__(self, paths: list[str]) -> None:
         self.paths = paths
@@ -206,7 +206,7 @@ class PillowViews(torch.utils.data.Dataset):
             factor = random.uniform(1 - strength, 1 + strength)
             return lambda x: kind(x).enhance(factor)
 
-        def turn_hue(x: Any) -> Any:
+        def shift_hue(x: Any) -> Any:
             h, s, v = x.convert("HSV").split()
             shift = np.uint8(int(random.uniform(-STRONG.hue, STRONG.hue) * 255) % 256)
             return Image.merge("HSV", (Image.fromarray(np.array(h) + shift), s, v)).convert("RGB")
@@ -215,11 +215,11 @@ class PillowViews(torch.utils.data.Dataset):
             enhance(ImageEnhance.Brightness, STRONG.brightness),
             enhance(ImageEnhance.Contrast, STRONG.contrast),
             enhance(ImageEnhance.Color, STRONG.saturation),
-            turn_hue,
+            shift_hue,
         ]
 
 
-def pillow(index: ImageIndex, batch_size: int, workers: int) -> Iterator[Any]:
+def pillow_loader(index: ImageIndex, batch_size: int, workers: int) -> Iterator[Any]:
     loader = torch.utils.data.DataLoader(
         PillowViews([path.decode() for path in index.paths]),
         batch_size=batch_size,
@@ -227,7 +227,7 @@ def pillow(index: ImageIndex, batch_size: int, workers: int) -> Iterator[Any]:
         drop_last=True,
         num_workers=workers,
         persistent_workers=True,
-        multiprocessing_context="spawn",  # a fork of a process with DALI's threads may hang
+        multiprocessing_context="spawn",  # a fork of a process with DALI threads may hang
     )
     while True:
         yield from loader

@@ -1,4 +1,4 @@
-"""What the trainer adds to a bare loop: the demo's steps with everything that a run does beside them, and without.
+"""Benchmark the trainer against a bare training loop over the same batches of the demo.
 
 sce-fast bench loop        (two minutes on two CPU cores)
 """
@@ -30,21 +30,21 @@ from sce_fast.util.terminal import progress_bar
 
 @dataclass(frozen=True)
 class Cost:
-    """Medians over alternating turns in one process."""
+    """The times of trainer and bare loop: medians over alternating turns in one process."""
 
-    bare_seconds: float  # of a step of the bare loop
-    trainer_seconds: float  # of a step of the trainer, checkpoints left out
-    save_seconds: float  # of a checkpoint, flushed to the disk
+    bare_seconds: float  # per step of the bare loop
+    trainer_seconds: float  # per step of the trainer, without checkpoints
+    save_seconds: float  # per checkpoint, flushed to the disk
     save_every: int
 
     @property
     def trainer_share(self) -> float:
-        """What the trainer adds, as a share of the bare loop."""
+        """The overhead of the trainer, as a share of the bare loop."""
         return self.trainer_seconds / self.bare_seconds - 1
 
     @property
     def save_share(self) -> float:
-        """What a checkpoint every `save_every` steps adds, as a share of the trainer's steps."""
+        """The overhead of a checkpoint every `save_every` steps, as a share of the trainer's steps."""
         return self.save_seconds / (self.save_every * self.trainer_seconds)
 
 
@@ -55,16 +55,16 @@ def main(
     save_every: int = 50,
     out: Path | None = None,
 ) -> Cost:
-    """The demo's training beside a bare loop over the same batches; and what checkpoints cost.
+    """Time the demo's training against a bare loop over the same batches, and the cost of checkpoints.
 
-    The trainer's part: the guard against what is not finite with its masks, clipping, schedules, the log, the progress
-    bar, TensorBoard where it is installed, bad files, signals. The bare loop's: loader, networks, loss, backward pass,
-    torch's SGD, momentum update, queue.
+    The trainer does all that a run does: the guard against non-finite values with its masks, clipping, schedules, the
+    log, the progress bar, TensorBoard if it is installed, bad files, signals. The bare loop has only loader, networks,
+    loss, backward pass, torch's SGD, momentum update and queue.
 
     Args:
-        data: The demo's images.
-        rounds: Turns of each.
-        steps: Of a turn; the demo logs every eleventh.
+        data: Folder of the demo's images.
+        rounds: Turns of each loop.
+        steps: Steps per turn; the demo logs every eleventh step.
         save_every: Steps between two checkpoints.
         out: JSON file for the record.
     """
@@ -82,7 +82,7 @@ def main(
 
 
 def everything_on(config: TrainConfig, steps: int) -> TrainConfig:
-    """The demo's recipe for at least so many steps, clipped, without checkpoints and evaluations of its own."""
+    """Return the demo's recipe for at least so many steps, with clipping, without checkpoints and evaluations."""
     return dataclasses.replace(
         config,
         epochs=max(config.epochs, steps),
@@ -93,7 +93,7 @@ def everything_on(config: TrainConfig, steps: int) -> TrainConfig:
 
 
 def bare_loop(trainer: Trainer) -> Callable[[int], None]:
-    """A function that takes so many steps with what a training loop cannot do without, on networks of its own."""
+    """Return a function that takes N steps of a minimal training loop with its own networks."""
     config, device = trainer.config, trainer.device
     loader = TrainingLoader(
         trainer.index, config.views.augmentations(), batch_size=config.batch_size, seed=config.seed,
@@ -122,19 +122,19 @@ def bare_loop(trainer: Trainer) -> Callable[[int], None]:
 
 
 def measure(trainer: Trainer, bare: Callable[[int], None], rounds: int, steps: int, save_every: int) -> Cost:
-    """Takes turns, of which the first are not counted."""
+    """Measure in alternating turns; the first turns warm up and do not count."""
     times: dict[str, list[float]] = {"bare": [], "trainer": [], "save": []}
     vote = Vote(trainer.ranks)
     with StopRequest() as request, progress_bar(2 * (rounds + 1) * steps, "Measuring") as bar:
 
-        def whole(count: int) -> None:
+        def train(count: int) -> None:
             for _ in range(count):
                 trainer.advance(request, vote, bar)
 
         for _ in range(rounds + 1):
             times["bare"].append(_seconds(lambda: bare(steps), trainer.device) / steps)
             bar.update(steps)
-            times["trainer"].append(_seconds(lambda: whole(steps), trainer.device) / steps)
+            times["trainer"].append(_seconds(lambda: train(steps), trainer.device) / steps)
             times["save"].append(_seconds(trainer.save, trainer.device))
     trainer.log.close()
     bare_seconds, trainer_seconds, save_seconds = (statistics.median(values[1:]) for values in times.values())
@@ -150,9 +150,10 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def table(cost: Cost) -> str:
+    """Return the times as text."""
     return (
         f"a step of the bare loop       {1e3 * cost.bare_seconds:8.1f} ms\n"
         f"a step of the trainer         {1e3 * cost.trainer_seconds:8.1f} ms  {cost.trainer_share:+.1%}\n"
         f"a checkpoint                  {1e3 * cost.save_seconds:8.1f} ms  {cost.save_share:+.1%} "
-        f"of the time, made every {cost.save_every} steps"
+        f"of the time with one every {cost.save_every} steps"
     )

@@ -1,4 +1,4 @@
-"""The loss, forward and backward, against what one would write otherwise (peers.py), in alternating turns.
+"""Benchmark the loss, forward and backward, against the alternative implementations in peers.py.
 
 sce-fast bench loss                                               one size; python -m benchmarks.loss is the same
 sce-fast bench loss --k 4096 65536 1048576 --threads 1            time against K
@@ -32,17 +32,17 @@ from sce_fast.util.rows import unit_rows
 from sce_fast.util.terminal import progress_bar
 
 SHORTEST_TURN = 0.02  # seconds; shorter calls are repeated within a turn
-SHARE_OF_FREE_MEMORY = 0.7  # that a peer may be expected to take
+SHARE_OF_FREE_MEMORY = 0.7  # a peer that needs more is not run
 GEMM_EDGE = {"cpu": 2048, "cuda": 8192}
-LONGEST_GEMM = 1.0  # seconds; smaller where a processor has no instructions for the dtype
-# Captured in a CUDA graph on a GPU; a capture that fails may leave the allocator in disorder, so no compiler's work.
+LONGEST_GEMM = 1.0  # seconds; the product is smaller on processors without instructions for the dtype
+# Peers captured in a CUDA graph. Compiled peers are not: a failed capture may corrupt the allocator's state.
 GRAPHED = (*BACKENDS, "official", "attention", "attention-efficient", "attention-cudnn", "flash-attn")
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Result:
-    """A line of the table: a peer at one K, or why there is none."""
+    """The measurement of a peer at one K, or the reason why there is none."""
 
     k: int
     peer: str
@@ -52,13 +52,13 @@ class Result:
     forward: float | None = None  # seconds, medians over the turns
     backward: float | None = None
     seconds: float | None = None  # both together
-    ratio: float | None = None  # seconds over those of the first sce_fast backend here
-    flops: float | None = None  # effective: 4 · rows · K · D a second, student and teacher rows counted
+    ratio: float | None = None  # seconds / seconds of the first measured peer, the fastest sce_fast backend
+    flops: float | None = None  # effective rate: 4 · rows · K · D per second, query and key rows counted
     share_of_gemm: float | None = None
     extra_bytes: int | None = None
-    graph: float | None = None  # seconds on the GPU, both together, replayed from a CUDA graph
-    no_graph: str | None = None  # why not
-    host: float | None = None  # seconds for which the host is busy with a call
+    graph: float | None = None  # GPU seconds, both together, replayed from a CUDA graph
+    no_graph: str | None = None  # why there is no graph
+    host: float | None = None  # host seconds of a call
     turns: tuple[float, ...] = ()
 
 
@@ -77,24 +77,24 @@ def main(
     out: Path | None = None,
     plot: Path | None = None,
 ) -> list[Result]:
-    """Loss and gradient of every backend and peer: time, effective FLOP/s, share of the GEMM rate, memory.
+    """Measure loss and gradient of every backend and peer: time, effective FLOP/s, share of the GEMM rate, memory.
 
     Args:
-        n: Rows.
-        k: Queue lengths, one or several.
+        n: Number of rows.
+        k: One or several queue lengths.
         d: Dimension.
-        views: Student views V, 0 for a 2-D query.
-        key_views: Teacher views U, 0 for a 2-D key; with both there is a term for every pair of different views.
-        dtype: Of query, key and queue.
-        coefficient: λ; with 1 the InfoNCE kernels of other packages are peers too.
-        device: auto takes a GPU where there is one.
-        threads: Of torch, on a CPU.
+        views: Student views V; 0 for a 2-D query.
+        key_views: Teacher views U; 0 for a 2-D key. With both, every pair of different views is a term.
+        dtype: Dtype of query, key and queue.
+        coefficient: λ; at 1 the InfoNCE kernels of other packages are peers too.
+        device: auto uses a GPU if there is one.
+        threads: Threads of torch on a CPU.
         rounds: Turns of each peer.
-        leave_out: Short names of backends and peers, such as official, compile, chunked, attention, flex.
+        leave_out: Names of backends and peers to skip, such as official, compile, chunked, attention, flex.
         out: JSON file for the record.
-        plot: PNG file for time against K, where there are several.
+        plot: PNG file for a plot of time against K.
     """
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    device_type = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     chosen, kind = peers(getattr(torch, dtype)), getattr(torch, dtype)
     for name in leave_out:
         pick("peer", name, chosen)
@@ -103,12 +103,12 @@ def main(
     torch.set_num_threads(threads)
     here = machine()
     results: list[Result] = []
-    gemms: dict[int, dict[str, float]] = {}  # K → the matrix product
+    gemms: dict[int, dict[str, float]] = {}  # by K
     try:
         for size in k:
-            case = make_case(n, size, d, views, key_views, kind, coefficient, place)
-            measured, gemm = measure(case, chosen, rounds, place)
-            print("\n" + heading(case, place, threads, gemm) + "\n" + table(measured))
+            case = make_case(n, size, d, views, key_views, kind, coefficient, device_type)
+            measured, gemm = measure(case, chosen, rounds, device_type)
+            print("\n" + heading(case, device_type, threads, gemm) + "\n" + table(measured))
             results += measured
             gemms[size] = asdict(gemm)
     finally:
@@ -118,7 +118,7 @@ def main(
     if out is not None:
         settings = {
             "n": n, "k": k, "d": d, "views": views, "key_views": key_views, "dtype": dtype, "coefficient": coefficient,
-            "device": place, "threads": threads, "rounds": rounds,
+            "device": device_type, "threads": threads, "rounds": rounds,
         }  # fmt: skip
         lines = [asdict(result) for result in results]
         write_record(out, {"machine": here, "settings": settings, "gemm": gemms, "results": lines})
@@ -130,7 +130,7 @@ def main(
 def make_case(
     n: int, k: int, d: int, views: int, key_views: int, dtype: torch.dtype, coefficient: float, device: str
 ) -> Case:
-    """Random unit rows, the same for every machine."""
+    """Return a case with random unit rows, the same on every machine."""
     generator = torch.Generator().manual_seed(0)
 
     def rows(*shape: int) -> Tensor:
@@ -138,24 +138,24 @@ def make_case(
 
     query, key = (rows(*([count] if count else []), n) for count in (views, key_views))
     case = Case(query, key, rows(k), coefficient=coefficient)
-    assert case.problem  # raises what is wrong with the sizes
+    _ = case.problem  # raises ValueError for wrong sizes
     return case
 
 
 @dataclass(frozen=True)
 class Gemm:
-    """The matrix product that the peers are compared with, at the same dtype and in the same turns."""
+    """A matrix product in the same dtype and the same turns, as the yardstick of the peers."""
 
-    edge: int  # of three square matrices
-    flops: float  # a second
+    edge: int  # of the three square matrices
+    flops: float  # operations per second
 
 
 def measure(
-    case: Case, peers: dict[str, Peer], rounds: int, device: str, tell: Callable[[str], None] = lambda peer: None
+    case: Case, peers: dict[str, Peer], rounds: int, device: str, on_peer: Callable[[str], None] = lambda peer: None
 ) -> tuple[list[Result], Gemm]:
-    """The results, in the order of the peers, and the rate of a matrix product.
+    """Return the results in the order of the peers, and the rate of a matrix product.
 
-    `tell` is given the name of the peer whose turn it is, each time: who waits for an answer may want to know it.
+    `on_peer` is called with a peer's name before each of its turns, so that a supervisor can name a peer that hangs.
     """
     size = len(case.queue)
     results = {name: Result(size, name, peer.title) for name, peer in peers.items()}
@@ -163,11 +163,13 @@ def measure(
     steps: dict[str, Callable[[Callable[[], None]], None]] = {}
     with progress_bar(len(peers) + rounds, f"K {size}", unit="turn") as bar:
         for name, peer in peers.items():
-            tell(name)
+            on_peer(name)
             try:
                 loss = _prepared(peer, case, device)
                 steps[name] = _step(loss, case)
-                value = loss(case.query.clone().requires_grad_()).item()  # compiles, allocates, and fails if it must
+                value = loss(
+                    case.query.clone().requires_grad_()
+                ).item()  # compiles, allocates, and raises if the peer cannot run
                 stage_seconds(steps[name], device)
                 memory = extra_memory(partial(steps[name], lambda: None), device)
                 results[name] = replace(results[name], loss=value, extra_bytes=memory)
@@ -175,7 +177,7 @@ def measure(
             except AbsentError as reason:
                 results[name] = replace(results[name], absent=str(reason))
                 steps.pop(name, None)
-            except Exception as error:  # a peer that cannot is a line of the table, and the others go on
+            except Exception as error:  # a failing peer becomes a line of the table
                 results[name] = replace(results[name], absent=_in_one_line(error))
                 steps.pop(name, None)
                 if device == "cuda":
@@ -194,20 +196,20 @@ def measure(
         gemm_turns: list[float] = []
         for _ in range(rounds):
             for name, step in steps.items():
-                tell(name)
+                on_peer(name)
                 turns[name].append(_turn(step, device))
             gemm_turns.append(sum(_turn(multiply, device)))
             bar.update()
     if device == "cuda":
         for name, loss in losses.items():
-            tell(name)
-            results[name] = _on_the_gpu(results[name], loss, case, name in GRAPHED, sum(turns[name][0]))
+            on_peer(name)
+            results[name] = _with_gpu_times(results[name], loss, case, name in GRAPHED, sum(turns[name][0]))
     gemm = Gemm(edge, 2 * edge**3 / statistics.median(gemm_turns))
     baseline = None
     for name, values in turns.items():
         forward, backward = (statistics.median(column) for column in zip(*values, strict=True))
         seconds = statistics.median(map(sum, values))
-        baseline = baseline or seconds  # our backends come first, the fastest of them before the others
+        baseline = baseline or seconds  # the first peer is the fastest sce_fast backend
         rate = effective_operations(case) / seconds
         results[name] = replace(
             results[name], forward=forward, backward=backward, seconds=seconds, ratio=seconds / baseline, flops=rate,
@@ -217,7 +219,7 @@ def measure(
 
 
 def effective_operations(case: Case) -> int:
-    """4 · rows · K · D: what one pass over the candidates needs; no teacher's rows for λ = 1."""
+    """Return 4 · rows · K · D, the operations of one pass over the candidates; λ = 1 needs no key rows."""
     rows = case.query[..., 0].numel() + (case.key[..., 0].numel() if case.coefficient < 1 else 0)
     return 4 * rows * case.queue.numel()
 
@@ -225,7 +227,7 @@ def effective_operations(case: Case) -> int:
 def _prepared(peer: Peer, case: Case, device: str) -> Loss:
     needed, free = peer.bytes_needed(case), free_memory() if device == "cpu" else None
     if free is not None and needed > SHARE_OF_FREE_MEMORY * free:
-        raise AbsentError(f"not run: needs about {needed / 2**30:.0f} GiB of the {free / 2**30:.0f} GiB that are free")
+        raise AbsentError(f"not run: needs about {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} GiB are free")
     return peer.prepare(case)
 
 
@@ -240,8 +242,8 @@ def _step(loss: Loss, case: Case) -> Callable[[Callable[[], None]], None]:
     return step
 
 
-def _on_the_gpu(result: Result, loss: Loss, case: Case, captured: bool, seconds: float) -> Result:
-    """With the host's time for a call and the GPU's alone."""
+def _with_gpu_times(result: Result, loss: Loss, case: Case, captured: bool, seconds: float) -> Result:
+    """Return the result with the host's time of a call and the GPU's time of a graph's replay."""
     leaf = case.query.clone().requires_grad_()
     calls = int(min(20, max(1, SHORTEST_TURN / seconds)))
 
@@ -258,7 +260,7 @@ def _on_the_gpu(result: Result, loss: Loss, case: Case, captured: bool, seconds:
 
 
 def _turn(step: Callable[[Callable[[], None]], None], device: str) -> list[float]:
-    """Seconds of each stage; a mean over as many calls as fill the shortest turn."""
+    """Return the median seconds of each stage over as many calls as fill the shortest turn."""
     first = stage_seconds(step, device)
     repeats = int(min(100, SHORTEST_TURN / max(sum(first), 1e-7)))
     calls = [first] + [stage_seconds(step, device) for _ in range(repeats)]
@@ -299,11 +301,11 @@ def heading(case: Case, device: str, threads: int, gemm: Gemm) -> str:
 
 
 def table(results: list[Result]) -> str:
-    """Markdown: medians in milliseconds, and below it what is not measured and why."""
+    """Return a Markdown table of medians, followed by the peers that were not measured and why."""
     on_gpu = any(r.host is not None for r in results)
-    more, rule = (" in a graph µs | host µs |", "--:|--:|") if on_gpu else ("", "")
+    more, rule = (" µs in a graph | host µs |", "--:|--:|") if on_gpu else ("", "")
     lines = [
-        f"| | forward ms | backward ms | together ms | × sce_fast | GFLOP/s | of GEMM | extra MiB | loss |{more}",
+        f"| | forward ms | backward ms | together ms | ÷ sce_fast | GFLOP/s | of GEMM | extra MiB | loss |{more}",
         f"|---|--:|--:|--:|--:|--:|--:|--:|--:|{rule}",
     ]
     for r in results:
@@ -325,8 +327,8 @@ def _microseconds(seconds: float | None) -> str:
 
 
 def linearity(results: list[Result]) -> str:
-    """How far time per candidate is from constant."""
-    lines = ["time per candidate, ns (the largest over the smallest: 1.00 is linear in K)"]
+    """Return the time per candidate at each K; a constant time is linear in K."""
+    lines = ["time per candidate, ns (largest / smallest: 1.00 is linear in K)"]
     for title in dict.fromkeys(r.title for r in results if r.seconds is not None):
         each = {r.k: r.seconds / r.k for r in results if r.title == title and r.seconds is not None}
         cells = "  ".join(f"K {k} {1e9 * seconds:.1f}" for k, seconds in each.items())
@@ -335,7 +337,7 @@ def linearity(results: list[Result]) -> str:
 
 
 def draw(results: list[Result], path: Path, title: str) -> None:
-    """Time against K, both on logarithmic axes."""
+    """Plot time against K on logarithmic axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -346,7 +348,7 @@ def draw(results: list[Result], path: Path, title: str) -> None:
         points = [(r.k, 1e3 * r.seconds) for r in results if r.title == name and r.seconds is not None]
         width = 2.5 if name.startswith("sce_fast") else 1.2
         axes.plot(*zip(*points, strict=True), marker="o", linewidth=width, label=name)
-    axes.set(xscale="log", yscale="log", xlabel="K, candidates in the queue", ylabel="forward and backward, ms")
+    axes.set(xscale="log", yscale="log", xlabel="K, queue length", ylabel="forward and backward, ms")
     sizes = sorted({r.k for r in results})
     axes.set_xticks(sizes, [f"{k:,}" for k in sizes], fontsize=8)
     axes.set_xticks([], minor=True)

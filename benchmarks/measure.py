@@ -1,4 +1,4 @@
-"""Time and memory of a call, on a CPU and on a GPU."""
+"""Measure time and memory of a call on a CPU or a GPU."""
 
 import ctypes
 import ctypes.util
@@ -57,9 +57,9 @@ class StageTimer:
 
 
 def stage_seconds(stages: Callable[[Callable[[], None]], None], device: str) -> list[float]:
-    """Seconds between the moments at which `stages` calls what it is given, and from the last to its end.
+    """Return the seconds of each stage: `stages` calls its argument at the start of each one.
 
-    On a GPU the moments are CUDA events, and what was queued before is waited for first.
+    On a GPU the starts are CUDA events, recorded after all earlier work has finished.
     """
     if device == "cpu":
         times: list[float] = []
@@ -80,15 +80,15 @@ def stage_seconds(stages: Callable[[Callable[[], None]], None], device: str) -> 
 
 
 def graph_seconds(run: Callable[[], object], replays: int = 20, rounds: int = 7) -> float:
-    """GPU seconds of a call that is captured in a CUDA graph and replayed again and again: the median round's mean.
+    """Return the GPU seconds of a call, captured in a CUDA graph and replayed: the median over rounds of the mean.
 
-    What the call reads must stay where it is. Raises RuntimeError where it cannot be captured.
+    The call's inputs must stay in place. Raises RuntimeError if the call cannot be captured.
     """
     before = torch.cuda.current_stream()
     side = torch.cuda.Stream()
     side.wait_stream(before)
     with torch.cuda.stream(side):
-        for _ in range(3):  # whatever is compiled, allocated or asked of the device once
+        for _ in range(3):  # warms up: compiles, allocates, queries the device
             run()
     before.wait_stream(side)
     torch.cuda.synchronize()
@@ -97,7 +97,7 @@ def graph_seconds(run: Callable[[], object], replays: int = 20, rounds: int = 7)
         with torch.cuda.graph(graph):
             run()
     except Exception:
-        torch.cuda.set_stream(before)  # a failed capture may leave its own behind
+        torch.cuda.set_stream(before)  # a failed capture may leave its stream as the current one
         raise
     graph.replay()
 
@@ -110,7 +110,7 @@ def graph_seconds(run: Callable[[], object], replays: int = 20, rounds: int = 7)
 
 
 def host_seconds(run: Callable[[], object], calls: int = 20, rounds: int = 7) -> float:
-    """Seconds for which a call holds the host while the GPU has other work: the median round's mean."""
+    """Return the host seconds of a call that does not wait for the GPU: the median over rounds of the mean."""
     times = []
     for _ in range(rounds):
         torch.cuda.synchronize()
@@ -123,7 +123,7 @@ def host_seconds(run: Callable[[], object], calls: int = 20, rounds: int = 7) ->
 
 
 def gpu_is_lost() -> bool:
-    """Whether an illegal access or the like has ended this process's use of its GPU: every further call would fail."""
+    """Return whether an illegal access or a similar fault has made every further GPU call of this process fail."""
     if not torch.cuda.is_initialized():
         return False
     try:
@@ -137,7 +137,7 @@ def gpu_is_lost() -> bool:
 
 
 def copy_rate(device: str, size: int = 2**30, rounds: int = 7) -> float:
-    """Bytes a second, read and written together, of a copy on the device that no cache holds."""
+    """Return the bytes per second, read and written, of a copy on the device that is larger than any cache."""
     source = torch.empty(size, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
 
@@ -150,10 +150,10 @@ def copy_rate(device: str, size: int = 2**30, rounds: int = 7) -> float:
 
 
 def extra_memory(run: Callable[[], object], device: str) -> int | None:
-    """Bytes that a call takes at its peak beyond what is held before it; None where the system does not tell.
+    """Return the peak bytes during a call beyond the bytes held before it; None if the system does not report them.
 
-    On a CPU the peak resident memory of this process, whose record Linux resets on request (clear_refs), after what the
-    allocator keeps has been handed back; on a GPU that of torch's allocator.
+    On a GPU this is the peak of torch's allocator. On a CPU it is the peak resident memory of the process, which Linux
+    resets on request (clear_refs), measured after the allocator has returned its free memory.
     """
     gc.collect()
     if device != "cpu":
@@ -163,18 +163,18 @@ def extra_memory(run: Callable[[], object], device: str) -> int | None:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    _hand_memory_back()
+    _return_free_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")
         before = _resident("VmRSS")
         run()
         return max(0, _resident("VmHWM") - before)
-    except OSError:  # not Linux, or not allowed
+    except OSError:  # not Linux, or not permitted
         return None
 
 
 def free_memory() -> int | None:
-    """Bytes that new allocations on the host can have without swapping; None where the system does not tell."""
+    """Return the bytes that the host can allocate without swapping; None if the system does not report them."""
     try:
         return _kilobytes("/proc/meminfo", "MemAvailable")
     except OSError:
@@ -190,8 +190,8 @@ def _kilobytes(file: str, name: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def _hand_memory_back() -> None:
-    """glibc keeps freed blocks of up to 32 MiB, and what is kept would be taken again without a trace."""
+def _return_free_memory() -> None:
+    """Return free memory to the system: glibc keeps freed blocks of up to 32 MiB, whose reuse would not be measured."""
     library = ctypes.CDLL(ctypes.util.find_library("c"))
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)

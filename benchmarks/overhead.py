@@ -1,4 +1,4 @@
-"""What sce_loss adds around the kernel: argument checks, choice of the backend, autograd.
+"""Benchmark the overhead of sce_loss around the kernel: argument checks, choice of the backend, autograd.
 
 sce-fast bench overhead
 """
@@ -21,7 +21,7 @@ from sce_fast.util.rows import unit_rows
 
 
 class _Trivial(torch.autograd.Function):
-    """The least that a loss with its gradient at hand asks of the autograd engine."""
+    """The minimal autograd function of a loss whose gradient is already computed."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
@@ -43,16 +43,16 @@ def main(
     rounds: int = 15,
     out: Path | None = None,
 ) -> dict[str, float]:
-    """Microseconds of a call, forward and backward: sce_loss, the bare kernel, and the autograd engine alone.
+    """Measure microseconds per call, forward and backward: sce_loss, the bare kernel, and the autograd engine alone.
 
     Args:
-        n: Rows.
+        n: Number of rows.
         k: Queue length.
         d: Dimension.
-        backend: auto or a name that serves a CPU.
-        threads: Of torch; more than one adds the wait for the others to the kernel's time.
-        calls: In a turn.
-        rounds: Turns of each, alternating; medians are given.
+        backend: auto, or the name of a backend that serves a CPU.
+        threads: Threads of torch; with more than one the kernel's time includes waiting for the others.
+        calls: Calls per turn.
+        rounds: Alternating turns of each; medians are printed.
         out: JSON file for the record.
     """
     threads_before = torch.get_num_threads()
@@ -91,8 +91,8 @@ def main(
     result = {name: statistics.median(values[1:]) for name, values in turns.items()}  # the first turn warms up
     result["added"] = result["sce_loss"] - result["kernel"] - result["autograd engine"]
     print(f"N {n}, K {k}, D {d}, backend {chosen.name}: forward and backward of sce_loss {result['sce_loss']:.1f} µs =")
-    print(f"  the kernel {result['kernel']:.1f} + the autograd engine alone {result['autograd engine']:.1f}", end="")
-    print(f" + what sce_loss adds {result['added']:.1f}")
+    print(f"  kernel {result['kernel']:.1f} + autograd engine alone {result['autograd engine']:.1f}", end="")
+    print(f" + overhead of sce_loss {result['added']:.1f}")
     if out is not None:
         sizes = {"n": n, "k": k, "d": d, "backend": chosen.name, "calls": calls, "rounds": rounds}
         write_record(out, {"machine": here, "sizes": sizes, "microseconds": result})

@@ -1,13 +1,13 @@
-"""What one would write instead of sce_loss: each peer computes the same loss and the query's gradient.
+"""Alternative implementations of sce_loss: each peer computes the same loss and the query's gradient.
 
-official   MoCo-style eager, as the authors' code has it: N × K matrices, a loop over the terms of multi-crop
-compile    torch.compile of it
-chunked    the closed-form gradient, by hand, over chunks of the queue with a running maximum
-attention  one attention call with the candidates as keys and values, and the closed form after it: the flash kernel
-           behind scaled_dot_product_attention, and with -efficient, -cudnn and -math its other backends
-flash-attn the same by the package of that name
-flex       the same by FlexAttention
-inf-cl, liger   InfoNCE kernels of other packages, where λ = 1
+official   MoCo-style eager like the authors' code: N × K matrices, a loop over the terms of multi-crop
+compile    torch.compile of official
+chunked    the closed-form gradient over chunks of the queue, with a running maximum
+attention  one attention call with the candidates as keys and values, followed by the closed form: the flash kernel
+           behind scaled_dot_product_attention; -efficient, -cudnn and -math are its other backends
+flash-attn the same with the package flash-attn
+flex       the same with FlexAttention
+inf-cl, liger   InfoNCE kernels of other packages, for λ = 1
 """
 
 import importlib
@@ -25,16 +25,16 @@ from sce_fast.loss.problem import Problem, checked_problem
 
 Loss = Callable[[Tensor], Tensor]  # (V, N, D) or (N, D) → scalar
 Streams = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # rows (R, D), queue (K, D) → means (R, D), log-sums (R,)
-CHUNK_ELEMENTS = 2**21  # of the logits of a chunk: 8 MiB in float32
+CHUNK_ELEMENTS = 2**21  # logits in a chunk: 8 MiB in float32
 
 
 class AbsentError(Exception):
-    """Why a peer is not measured here."""
+    """Raised by a peer that cannot run here; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One loss to compute."""
+    """The inputs and settings of one loss."""
 
     query: Tensor  # (N, D) or (V, N, D)
     key: Tensor  # (N, D) or (U, N, D)
@@ -50,12 +50,12 @@ class Case:
 
     @property
     def problem(self) -> Problem:
-        """With views explicit, and the list of terms."""
+        """The problem that sce_loss solves, with explicit views and the list of terms."""
         return checked_problem(self.query.detach().requires_grad_(), self.key, self.queue, **self.settings)
 
     @property
     def pairs(self) -> int:
-        """Rows of a view times candidates: the elements of one eager matrix."""
+        """N × K, the number of elements of one eager matrix."""
         return self.query.shape[-2] * len(self.queue)
 
     def float(self) -> "Case":
@@ -64,11 +64,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Peer:
-    """A way to compute the loss.
+    """An implementation of the loss.
 
-    prepare does once what a training run would do once (compile, lay out the queue) and raises AbsentError where the
-    peer cannot run; live is the number of float32 matrices of N × K that it holds at a time, and saved those that each
-    further term adds, so that nobody's machine is brought down.
+    `prepare` does what a training run does once (compile, lay out the queue) and raises AbsentError if the peer cannot
+    run. `live` is the number of N × K float32 matrices that the peer holds at a time, and `saved` the number that each
+    further term adds; a peer that needs more memory than is free is not run.
     """
 
     title: str
@@ -77,10 +77,13 @@ class Peer:
     saved: float = 0
 
     def bytes_needed(self, case: Case) -> float:
+        """Return the memory that the peer needs for a case, in bytes."""
         return 4 * case.pairs * (self.live + self.saved * (len(list(case.problem.terms())) - 1))
 
 
-def ours(backend: str) -> Callable[[Case], Loss]:
+def sce_fast_backend(backend: str) -> Callable[[Case], Loss]:
+    """Return the preparation of sce_loss with one backend."""
+
     def prepare(case: Case) -> Loss:
         reason = BACKENDS[backend].refuses(case.problem)
         if reason is not None:
@@ -91,17 +94,19 @@ def ours(backend: str) -> Callable[[Case], Loss]:
 
 
 def official(case: Case) -> Loss:
-    """The queue lies as (D, K) and is copied once a step; every term works out its target anew."""
+    """Prepare the authors' implementation: a (D, K) queue, copied once per step; every term recomputes its target."""
     return _official(case, official_term)
 
 
 def official_in_float32(case: Case) -> Loss:
+    """Prepare the authors' implementation in float32 for 16-bit inputs."""
     loss = _official(case.float(), official_term)
     return lambda query: loss(query.float())
 
 
 def compiled(case: Case) -> Loss:
-    torch.compiler.reset()  # or the eighth size would silently run uncompiled
+    """Prepare torch.compile of the authors' implementation."""
+    torch.compiler.reset()  # otherwise the eighth size would silently run uncompiled
     return _official(case, torch.compile(official_term, dynamic=False))
 
 
@@ -121,9 +126,10 @@ def _official(case: Case, term: Callable[..., Tensor]) -> Loss:
 def official_term(
     query: Tensor, key: Tensor, queue: Tensor, temperature: float, target_temperature: float, coefficient: float
 ) -> Tensor:
-    """query (N, D), key (N, D), queue (D, K); a logit of 0 stands for the own key in the teacher's softmax.
+    """Return the loss of one term: query (N, D), key (N, D), queue (D, K).
 
-    In 16 bits the dtypes are those of autocast on a GPU: products in 16 bits, softmax and target in float32.
+    In the teacher's softmax a logit of 0 stands for the own key. 16-bit inputs follow autocast on a GPU: products in
+    16 bits, softmax and target in float32.
     """
     rows, size = len(query), queue.shape[1]
     own = torch.einsum("nc,nc->n", query, key)[:, None]
@@ -140,7 +146,7 @@ def official_term(
 
 
 def closed_form(streams: Streams) -> Callable[[Case], Loss]:
-    """One pass over [q / τ; k / τ_m] for all views at once, and loss and gradient from its means and log-sums."""
+    """Return the preparation of a peer that computes loss and gradient from one pass over [q / τ; k / τ_m]."""
     return lambda case: lambda query: _ClosedForm.apply(query, case, streams)
 
 
@@ -148,7 +154,7 @@ class _ClosedForm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, case: Case, streams: Streams) -> Tensor:
         views = query if query.dim() == 3 else query[None]
-        loss, gradient = epilogue(views, case, streams)
+        loss, gradient = loss_and_gradient(views, case, streams)
         ctx.save_for_backward(gradient.view(query.shape))
         return loss
 
@@ -157,8 +163,8 @@ class _ClosedForm(torch.autograd.Function):
         return ctx.saved_tensors[0] * grads[0], None, None
 
 
-def epilogue(query: Tensor, case: Case, streams: Streams) -> tuple[Tensor, Tensor]:
-    """query (V, N, D) → the loss and its gradient (V, N, D); λ = 1 leaves the teacher's rows out."""
+def loss_and_gradient(query: Tensor, case: Case, streams: Streams) -> tuple[Tensor, Tensor]:
+    """Return the loss and its gradient (V, N, D) for a query (V, N, D); λ = 1 skips the teacher's rows."""
     problem, weight, tau = case.problem, 1 - case.coefficient, case.temperature
     key, rows = problem.key, [query.flatten(0, 1) / tau]
     if weight > 0:
@@ -183,7 +189,7 @@ def epilogue(query: Tensor, case: Case, streams: Streams) -> tuple[Tensor, Tenso
 
 
 def chunked(rows: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
-    """A running maximum and sum over chunks of the queue; no more than a chunk's logits in memory."""
+    """Return means and log-sums over chunks of the queue; only one chunk's logits are in memory."""
     total = rows.new_zeros(len(rows), 1, dtype=torch.float32)
     shift, means = torch.full_like(total, float("-inf")), torch.zeros_like(rows, dtype=torch.float32)
     for chunk in queue.split(max(256, CHUNK_ELEMENTS // len(rows))):
@@ -198,15 +204,15 @@ def chunked(rows: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attention(kernel: str) -> Streams:
-    """A kernel behind scaled_dot_product_attention, called directly since it alone gives the log-sums."""
+    """Return a kernel behind scaled_dot_product_attention, called directly because only the kernel returns log-sums."""
 
     def streams(rows: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
         if rows.device.type == "cpu" and kernel not in ("flash", "math"):
-            raise AbsentError("its kernel wants a CUDA device")
+            raise AbsentError("its kernel needs a CUDA device")
         if rows.device.type == "cuda" and rows.dtype == torch.float32 and kernel in ("flash", "cudnn"):
-            raise AbsentError("on a GPU its kernel takes 16 bits alone")
+            raise AbsentError("on a GPU its kernel supports only 16-bit inputs")
         means, log_sums = ATTENTION[kernel](rows[None, None], queue[None, None])
-        return means[0, 0], log_sums.flatten()[: len(rows)].float()  # (padded to whole blocks by one of them)
+        return means[0, 0], log_sums.flatten()[: len(rows)].float()  # one kernel pads them to whole blocks
 
     return streams
 
@@ -227,7 +233,7 @@ def _cudnn(rows: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _math(rows: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
-    """It holds the N × K matrix and returns weights, no log-sums: these follow from the largest weight of a row."""
+    """Compute log-sums from the largest weight of each row: this kernel returns the N × K weights instead."""
     means, weights = torch.ops.aten._scaled_dot_product_attention_math(rows, queue, queue, scale=1.0)
     largest, place = weights[0, 0].float().max(1)
     logits = (rows[0, 0].float() * queue[0, 0, place].float()).sum(1)
@@ -238,16 +244,16 @@ ATTENTION = {"flash": _flash, "efficient": _efficient, "cudnn": _cudnn, "math": 
 
 
 def flash_attn(case: Case) -> Loss:
-    """FlashAttention's own packages, the one for Hopper first."""
+    """Prepare the packages of FlashAttention, the one for Hopper first."""
     if case.query.device.type != "cuda":
-        raise AbsentError("its kernels want a CUDA device")
+        raise AbsentError("its kernels need a CUDA device")
     if case.query.dtype == torch.float32:
-        raise AbsentError("its kernels take 16 bits alone")
+        raise AbsentError("its kernels support only 16-bit inputs")
     installed = [name for name in ("flash_attn_interface", "flash_attn") if importlib.util.find_spec(name)]
     if not installed:
         raise AbsentError("not installed; pip install flash-attn")
     call = importlib.import_module(installed[0]).flash_attn_func
-    splits = {"num_splits": 0} if installed[0] == "flash_attn_interface" else {}  # the other one chooses by itself
+    splits = {"num_splits": 0} if installed[0] == "flash_attn_interface" else {}  # flash_attn chooses by itself
 
     def streams(rows: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
         candidates = queue[None, :, None]  # (1, K, 1, D)
@@ -258,7 +264,7 @@ def flash_attn(case: Case) -> Loss:
 
 
 def flex(case: Case) -> Loss:
-    """Compiled, as its documentation asks for: uncompiled it holds the N × K matrix."""
+    """Prepare compiled FlexAttention; uncompiled it holds the N × K matrix."""
     from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
     torch.compiler.reset()
@@ -290,7 +296,7 @@ def liger(case: Case) -> Loss:
 
 
 def _infonce(case: Case, term: Callable[[Tensor, Tensor], Tensor]) -> Loss:
-    """Such kernels know labels alone: the candidates are the keys of the batch, own key included, and the queue."""
+    """Return an InfoNCE loss whose candidates are the keys of the batch, own key included, and the queue."""
     problem = case.problem
     terms = list(problem.terms())
 
@@ -304,23 +310,21 @@ def _infonce(case: Case, term: Callable[[Tensor, Tensor], Tensor]) -> Loss:
 
 def _infonce_package(module: str, package: str, case: Case) -> Any:
     if case.coefficient < 1:
-        raise AbsentError("it computes InfoNCE alone and no soft targets; run with --coefficient 1")
+        raise AbsentError("it computes only InfoNCE, without soft targets; run with --coefficient 1")
     if case.query.device.type != "cuda":
-        raise AbsentError("its Triton kernels want a CUDA device")
+        raise AbsentError("its Triton kernels need a CUDA device")
     if importlib.util.find_spec(module.split(".")[0]) is None:
         raise AbsentError(f"not installed; pip install {package}")
     return importlib.import_module(module)
 
 
 def peers(dtype: torch.dtype) -> dict[str, Peer]:
-    """Short name → peer: our backends, fastest first, and then the others.
+    """Return the peers by short name: our backends, fastest first, then the alternatives.
 
-    The numbers of matrices are rounded up from what extra_memory shows at N 64, K 16,384, with one term and with ten.
+    The numbers of matrices are rounded up from extra_memory at N 64, K 16,384, with one term and with ten.
     """
-    plain = {"reference": (12.0, 3.0)}
-    table = {
-        name: Peer(f"sce_fast {name}", ours(name), *plain.get(name, (0.0, 0.0))) for name in BACKENDS
-    }  # fmt: skip
+    table = {name: Peer(f"sce_fast {name}", sce_fast_backend(name)) for name in BACKENDS}
+    table["reference"] = replace(table["reference"], live=12, saved=3)
     table["official"] = Peer("MoCo-style eager", official, live=12, saved=4)
     if dtype != torch.float32:
         table["official-float32"] = Peer("MoCo-style eager float32", official_in_float32, live=12, saved=4)

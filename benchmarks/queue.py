@@ -1,4 +1,4 @@
-"""What a queue stored in 16 bits costs in loss and gradient, and what it saves.
+"""Measure the error and the time of a queue stored in 16 bits.
 
 sce-fast bench queue
 """
@@ -32,19 +32,19 @@ def main(
     threads: int = 2,
     out: Path | None = None,
 ) -> None:
-    """Loss and gradient with a queue rounded to 16 bits against those of the queue in float32, worked out in float64.
+    """Compare loss and gradient of a queue rounded to 16 bits with those of a float32 queue, in float64.
 
-    Query and key stay in float32. Both differences are of the inputs' rounding alone, whatever kernel computes them;
-    the time is that of forward and backward here, as a share of the time with a queue in float32.
+    Query and key stay in float32. Both errors come from rounding the queue alone and do not depend on the kernel. The
+    time of forward and backward on this machine is a share of the time with a float32 queue.
 
     Args:
-        n: Rows.
+        n: Number of rows.
         k: Queue length.
         d: Dimension.
         temperature: τ.
         target_temperature: τ_m.
         rounds: Turns of the timing.
-        threads: Of torch.
+        threads: Threads of torch.
         out: JSON file for the record.
     """
     torch.set_num_threads(threads)
@@ -72,7 +72,7 @@ def main(
             results.append(result)
             print("{queue:<10}{rows:<11}{megabytes:>7.1f}{mean_loss_error:>12.1e}{row_loss_error:>13.1e}"
                   "{gradient_error:>11.1e}{time_ratio:>8.2f}".format(**result))  # fmt: skip
-    print("mean loss, row of loss: absolute (largest row); gradient: norm of the difference over the norm")
+    print("mean loss: absolute error; row of loss: largest absolute error; gradient: norm of the error over the norm")
     if out is not None:
         sizes = {"n": n, "k": k, "d": d, "temperature": temperature, "target_temperature": target_temperature}
         write_record(out, {"machine": here, "sizes": sizes, "results": results})
@@ -96,7 +96,7 @@ def _relative_error(values: Tensor | None, exact: Tensor | None) -> float:
 
 
 def _seconds(inputs: Inputs, queues: dict[torch.dtype, Tensor], rounds: int) -> dict[torch.dtype, float]:
-    """Medians of alternating turns."""
+    """Return the seconds of forward and backward: medians over alternating turns."""
     seconds: dict[torch.dtype, list[float]] = {dtype: [] for dtype in queues}
     with progress_bar(rounds, "Measuring", unit="round") as bar:
         for _ in range(rounds):

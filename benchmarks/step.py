@@ -1,7 +1,7 @@
-"""The training step: two views, both networks, loss, backward pass, optimizer, momentum update, queue.
+"""Benchmark the training step: two views, both networks, loss, backward pass, optimizer, momentum update, queue.
 
 sce-fast bench step                                                  ResNet-50, batch 256, 224 pixels, on a GPU
-sce-fast bench step --images DIR                                     with the loader and its JPEG files before it
+sce-fast bench step --images DIR                                     with the loader reading image files
 sce-fast bench step --model.backbone resnet18 --batch-size 8 --size 64 --loss.queue-size 1024        on a CPU
 """
 
@@ -22,19 +22,19 @@ from sce_fast.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfi
 from sce_fast.train.step import STAGES, TrainingStep
 from sce_fast.util.terminal import progress_bar
 
-OURS = ("loss", "momentum", "queue")  # what the method adds to two networks and an optimizer
+OURS = ("loss", "momentum", "queue")  # the stages that the method adds to two networks and an optimizer
 Precision = Literal["bfloat16", "float32"]
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a step takes."""
+    """The times of a training step."""
 
-    seconds: float  # of a step, steps one after another
+    seconds: float  # per step, without pauses between steps
     images_per_second: float
-    stages: dict[str, float]  # seconds of each stage, medians
-    share_of_ours: float  # of loss, momentum update and queue in the sum of the stages
-    backend: str  # of the loss
+    stages: dict[str, float]  # median seconds of each stage
+    share_of_ours: float  # loss, momentum update and queue as a share of all stages
+    backend: str  # that computed the loss
     peak_bytes: int | None  # of torch's allocator, on a GPU
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -53,22 +53,22 @@ def main(
     steps: int = 20,
     out: Path | None = None,
 ) -> Speed:
-    """Seconds of a training step, images a second, and the share of loss, momentum update and queue.
+    """Measure seconds per training step, images per second, and the share of loss, momentum update and queue.
 
-    Synthetic images on the device, or the loader's two strong views of image files.
+    The images are synthetic and on the device, or come from the loader as two strong views of image files.
 
     Args:
         model: Networks.
         loss: Loss and queue.
-        batch_size: Images of a step.
+        batch_size: Images per step.
         size: Side of the views in pixels.
-        precision: Of autocast; float32 is none.
+        precision: Precision of autocast; float32 turns it off.
         optimizer: sgd or lars.
-        images: Folder of images for the loader; none for synthetic ones.
-        device: auto takes a GPU where there is one.
-        threads: Of torch on a CPU, and of the loader.
-        warmup: Steps before any is timed.
-        steps: Timed, in two runs: as they come, and stage by stage.
+        images: Folder of images for the loader; synthetic images by default.
+        device: auto uses a GPU if there is one.
+        threads: Threads of torch on a CPU, and of the loader.
+        warmup: Steps before the timing.
+        steps: Timed steps, in two runs: the whole step, and stage by stage.
         out: JSON file for the record.
     """
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -99,7 +99,7 @@ def main(
 def training_step(
     model: ModelConfig, loss: LossConfig, batch_size: int, size: int, precision: Precision, optimizer: str, device: str
 ) -> TrainingStep:
-    """The trainer's own step, guard and masks included."""
+    """Return the trainer's own step, guard and masks included."""
     config = TrainConfig(
         data=Path(), out=Path(), batch_size=batch_size, precision=precision, model=model, loss=loss,
         views=ViewsConfig(sizes=(size,)), optimizer=OptimizerConfig(name=optimizer),  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def training_step(
 def measure(
     step: TrainingStep, views: Iterator[list[Tensor]], batch_size: int, warmup: int, steps: int, device: str
 ) -> Speed:
-    """The same steps twice: without a look at the clock in between, and stage by stage."""
+    """Time the steps twice: all together, and stage by stage."""
     with progress_bar(warmup + 2 * steps, "Measuring", unit="step") as bar:
 
         def one(batch: list[Tensor]) -> None:
@@ -144,7 +144,7 @@ def measure(
 
 
 def synthetic(batch_size: int, size: int, device: str) -> Iterator[list[Tensor]]:
-    """Two views on the device, again and again."""
+    """Yield the same two random views on the device repeatedly."""
     views = [torch.randn(batch_size, 3, size, size, device=device) for _ in range(2)]
     views = [view.contiguous(memory_format=torch.channels_last) for view in views]
     while True:
@@ -152,7 +152,7 @@ def synthetic(batch_size: int, size: int, device: str) -> Iterator[list[Tensor]]
 
 
 def loaded(folder: Path, batch_size: int, size: int, device: str, threads: int) -> Iterator[list[Tensor]]:
-    """The loader's strong views of the images of a folder."""
+    """Yield the loader's strong views of the images of a folder."""
     from sce_fast.data.index import index_images
     from sce_fast.data.loader import TrainingLoader
 
@@ -170,13 +170,15 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def table(speed: Speed, place: str) -> str:
+def table(speed: Speed, processor: str) -> str:
+    """Return the times as text."""
     s = speed.settings
     total = sum(speed.stages.values())
     source = "synthetic images" if s["images"] is None else f"images of {s['images']}"
     lines = [
-        f"{s['model']['backbone']}, batch {s['batch_size']}, {s['size']} pixels, {s['precision']}, {source}, {place}:",
-        f"{1e3 * speed.seconds:.1f} ms a step, {speed.images_per_second:.0f} images/s, loss by {speed.backend}",
+        f"{s['model']['backbone']}, batch {s['batch_size']}, {s['size']} pixels, {s['precision']}, {source}, "
+        f"{processor}: {1e3 * speed.seconds:.1f} ms per step, {speed.images_per_second:.0f} images/s",
+        f"  loss computed by backend {speed.backend}",
     ]
     lines += [f"  {name:<10}{1e3 * t:>10.3f} ms{t / total:>9.2%}" for name, t in speed.stages.items()]
     lines.append(f"  loss, momentum update and queue together {speed.share_of_ours:.2%}")

@@ -1,4 +1,4 @@
-"""The peers compute the same thing, so that their times may be compared, and what is measured is what happened."""
+"""The peers compute the same loss, so their times are comparable, and each benchmark measures what it claims."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from sce_fast.loss.problem import checked_problem
 from sce_fast.util.rows import unit_rows
 
 QUICK = ("reference", "official", "chunked", "attention", "attention-math")
-COMPILED = ("compile", "flex")  # the compiler takes half a minute
+COMPILED = ("compile", "flex")  # compiling takes half a minute
 
 
 def make_case(views, key_views, dtype=torch.float32, **settings):
@@ -86,7 +86,7 @@ def test_compiled_peers_run_or_say_why():
     assert_right("compile", case)
     if flex.absent is None:
         assert_right("flex", case)
-    else:  # torch's compiler has no log-sums of FlexAttention for a CPU
+    else:  # torch's compiler does not support FlexAttention's log-sums on a CPU
         assert "`return_lse` is not supported" in flex.absent
 
 
@@ -116,7 +116,7 @@ def test_peers_that_cannot_run_say_why():
     for name, reason in (("inf-cl", "run with --coefficient 1"), ("liger", "run with --coefficient 1")):
         with pytest.raises(AbsentError, match=reason):
             table[name].prepare(make_case(0, 0))
-    with pytest.raises(AbsentError, match="want a CUDA device"):
+    with pytest.raises(AbsentError, match="need a CUDA device"):
         table["liger"].prepare(make_case(0, 0, coefficient=1.0))
     for name in ("attention-efficient", "attention-cudnn", "flash-attn"):
         case = make_case(0, 0)
@@ -124,7 +124,7 @@ def test_peers_that_cannot_run_say_why():
             table[name].prepare(case)(case.query)
     some = {name: table[name] for name in ("attention-cudnn", "attention")}
     absent, measured = loss.measure(make_case(0, 0), some, rounds=1, device="cpu")[0]
-    assert absent.absent == "its kernel wants a CUDA device"
+    assert absent.absent == "its kernel needs a CUDA device"
     assert absent.seconds is None
     assert measured.seconds > 0
 
@@ -137,7 +137,7 @@ def test_bench_loss_measures_and_records(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "3 student and 2 teacher views (4 terms), float32" in text
     assert "| MoCo-style eager |" in text
-    assert "Inf-CL (InfoNCE): it computes InfoNCE alone" in text
+    assert "Inf-CL (InfoNCE): it computes only InfoNCE" in text
     assert "1.00 is linear in K" in text
     record = json.loads((tmp_path / "loss.json").read_text())
     assert record["settings"]["k"] == [64, 256]
@@ -189,14 +189,14 @@ def test_an_unknown_peer_is_named():
         loss.main(leave_out=("flx",))
 
 
-@pytest.mark.skipif(measure.extra_memory(lambda: None, "cpu") is None, reason="the system does not tell the peak")
+@pytest.mark.skipif(measure.extra_memory(lambda: None, "cpu") is None, reason="the system does not report the peak")
 def test_extra_memory_is_the_peak_of_the_call_alone():
     def run():
         torch.ones(60 * 2**20, dtype=torch.uint8)
 
     held = torch.ones(200 * 2**20, dtype=torch.uint8)
-    for _ in range(2):  # the second time the allocator might have kept the block of the first
-        assert 58 <= measure.extra_memory(run, "cpu") / 2**20 < 70  # (Linux counts pages in batches)
+    for _ in range(2):  # in the second turn the allocator may still hold the first block
+        assert 58 <= measure.extra_memory(run, "cpu") / 2**20 < 70  # Linux counts pages in batches
     assert measure.extra_memory(lambda: held[0].item(), "cpu") < 8 * 2**20
 
 
@@ -225,7 +225,7 @@ def test_overhead_is_what_is_left_of_a_call(tmp_path, capsys):
     result = overhead.main(calls=3, rounds=3, out=tmp_path / "overhead.json")
     assert result["added"] == result["sce_loss"] - result["kernel"] - result["autograd engine"]
     assert min(result["kernel"], result["autograd engine"]) > 0
-    assert "what sce_loss adds" in capsys.readouterr().out
+    assert "overhead of sce_loss" in capsys.readouterr().out
     assert json.loads((tmp_path / "overhead.json").read_text())["sizes"]["backend"] in BACKENDS
 
 
@@ -313,7 +313,7 @@ def test_gpu_attention_peers_compute_the_same_loss(name, dtype):
 
 @on_gpu
 def test_gpu_times_are_of_the_same_order():
-    """A graph's replay is the GPU's part of a call; a host that has only to launch is faster than a large product."""
+    """A graph's replay takes the GPU time of a call; launching takes the host less time than a large product."""
     matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     product = torch.empty_like(matrix)
 
@@ -342,7 +342,7 @@ def test_gpu_bench_loss_has_the_times_of_a_graph(gpu_backend, capsys):
     assert found[gpu_backend].graph is not None, found[gpu_backend].no_graph
     assert 0 < found[gpu_backend].graph < found[gpu_backend].seconds
     assert found[gpu_backend].host > 0
-    assert "in a graph µs | host µs |" in capsys.readouterr().out
+    assert "µs in a graph | host µs |" in capsys.readouterr().out
 
 
 @on_gpu

@@ -51,7 +51,9 @@ def test_peers_are_named_before_the_graph_of_each(monkeypatch):
     named = []
     case = loss.make_case(8, 64, 16, 0, 0, torch.float32, 0.5, "cpu")
     chosen = {name: peer for name, peer in peers(torch.float32).items() if name in ("cpu", "chunked")}
-    monkeypatch.setattr(loss, "_on_the_gpu", lambda result, *rest: named.append(f"graph of {result.peer}") or result)
+    monkeypatch.setattr(
+        loss, "_with_gpu_times", lambda result, *rest: named.append(f"graph of {result.peer}") or result
+    )
     monkeypatch.setattr(loss, "stage_seconds", lambda step, device: [1.0, 1.0])
     monkeypatch.setattr(loss, "extra_memory", lambda run, device: None)
     monkeypatch.setattr(loss.torch, "randn", lambda *shape, device: torch.zeros(shape))
