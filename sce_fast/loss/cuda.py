@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
-from sce_fast.loss.pack import TYPES, contiguous, matrix, pack, pack_solution
+from sce_fast.loss.pack import TYPES, aligned, matrix, pack, pack_solution
 from sce_fast.loss.problem import Problem, Solution
 from sce_fast.native import CUDA
 
@@ -110,9 +110,9 @@ def enqueue(keys: Tensor, cursor: Tensor, rows: Tensor, normalize: bool = False)
     for name, tensor in (("keys", keys), ("cursor", cursor), ("rows", rows)):
         if tensor.device.type != "cuda" or tensor.device != keys.device:
             raise ValueError(f"{name} is on {tensor.device}, expected one CUDA device for keys, cursor and rows")
-    rows = rows.contiguous()
+    rows, dim = rows.contiguous(), keys.shape[1]
     CUDA.module.enqueue(
-        matrix(keys), keys.shape[1], cursor.data_ptr(), matrix(rows), normalize, *_where(keys.device)
+        matrix(keys, dim), dim, cursor.data_ptr(), matrix(rows, dim), normalize, *_where(keys.device)
     )  # fmt: skip
 
 
@@ -131,9 +131,9 @@ def tile_products(rows: Tensor, candidates: Tensor, weights: Tensor) -> tuple[Te
     if tile != tile_of_sm90(dim):
         raise ValueError(f"weights has shape {tuple(weights.shape)}, expected (64, {tile_of_sm90(dim)}) for D {dim}")
     products, outputs = (torch.empty(64, columns, device=rows.device) for columns in (tile, dim))
-    rows, candidates, weights = (contiguous(t, ALIGNMENT) for t in (rows, candidates, weights))
+    rows, candidates, weights = (aligned(t.contiguous(), ALIGNMENT) for t in (rows, candidates, weights))
     CUDA.module.multiply_one_tile(
-        matrix(rows), matrix(candidates), dim, weights.data_ptr(), products.data_ptr(), outputs.data_ptr(),
+        matrix(rows, dim), matrix(candidates, dim), dim, weights.data_ptr(), products.data_ptr(), outputs.data_ptr(),
         *_where(rows.device),
     )  # fmt: skip
     return products, outputs

@@ -20,11 +20,12 @@ def pack(
     and coefficient from there. Without, they become numbers on the host.
     """
     tensors = [
-        None if t is None else contiguous(t, alignment)
-        for t in (problem.query, problem.key, problem.queue, problem.batch_keys)
+        None if t is None else t.contiguous() for t in (problem.query, problem.key, problem.queue, problem.batch_keys)
     ]
-    query, key, queue, batch_keys = map(matrix, tensors)
+    if alignment > 1:
+        tensors = [None if t is None else aligned(t, alignment) for t in tensors]
     query_views, batch, dim = problem.query.shape
+    query, key, queue, batch_keys = [matrix(t, dim) for t in tensors]
     on_host = scalars is None
     fields = {
         "query": query,
@@ -32,7 +33,7 @@ def pack(
         "queue": queue,
         "batch_keys": batch_keys,
         "query_views": query_views,
-        "key_views": len(problem.key),
+        "key_views": problem.key.shape[0],
         "batch_key_views": problem.batch_key_views,
         "batch": batch,
         "dim": dim,
@@ -61,12 +62,11 @@ def pack_solution(solution: Solution) -> dict[str, Any]:
     }
 
 
-def matrix(tensor: Tensor | None) -> tuple[int, int, int]:
-    """Return (address, type, rows) of a contiguous tensor (…, D); rows is 0 without one."""
-    return (0, 0, 0) if tensor is None else (tensor.data_ptr(), TYPES[tensor.dtype], tensor.numel() // tensor.shape[-1])
+def matrix(tensor: Tensor | None, dim: int) -> tuple[int, int, int]:
+    """Return (address, type, rows) of a contiguous tensor (…, dim); rows is 0 without one."""
+    return (0, 0, 0) if tensor is None else (tensor.data_ptr(), TYPES[tensor.dtype], tensor.numel() // dim)
 
 
-def contiguous(tensor: Tensor, alignment: int = 1) -> Tensor:
-    """Return the tensor, copied if it is not contiguous or does not start at a multiple of `alignment` bytes."""
-    tensor = tensor.contiguous()
+def aligned(tensor: Tensor, alignment: int) -> Tensor:
+    """Return a contiguous tensor, copied if it does not start at a multiple of `alignment` bytes."""
     return tensor if tensor.data_ptr() % alignment == 0 else tensor.clone()

@@ -37,7 +37,7 @@ class Problem:
     @property
     def batch_key_views(self) -> int:
         """1 if all key views share the batch keys, else U; 0 without batch keys."""
-        return 0 if self.batch_keys is None else len(self.batch_keys)
+        return 0 if self.batch_keys is None else self.batch_keys.shape[0]
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -67,15 +67,17 @@ class Solution:
 
         The gradient has the query's dtype or `gradient_dtype`; it is None if the problem needs none.
         """
-        (views, batch, dim), device = problem.query.shape, problem.query.device
-
-        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=device)
-
+        query, float32 = problem.query, torch.float32
+        (_, batch, _), device = query.shape, query.device
         gradient = None
         if problem.needs_gradient:
-            gradient = empty(views, batch, dim, dtype=gradient_dtype or problem.query.dtype)
-        return cls(empty(batch), gradient, empty(len(problem.key), batch), empty(batch))
+            gradient = torch.empty(query.shape, dtype=gradient_dtype or query.dtype, device=device)
+        return cls(
+            rows=torch.empty(batch, dtype=float32, device=device),
+            gradient=gradient,
+            target_entropy=torch.empty(problem.key.shape[0], batch, dtype=float32, device=device),
+            positive_probability=torch.empty(batch, dtype=float32, device=device),
+        )
 
 
 def checked_problem(
