@@ -5,12 +5,10 @@ import itertools
 import json
 import os
 import random
-import shutil
 import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +18,7 @@ from sce_fast.config import EvaluationConfig
 from sce_fast.train import train
 from sce_fast.train.checkpoint import checkpoints
 
-KILLS = 7  # of each precision and number of ranks
+KILLS = 10  # of each precision and number of ranks
 
 
 def finished(config, count, timeout=120):
@@ -78,112 +76,70 @@ def wait_for_a_save(run, process):
         time.sleep(0.0005)
 
 
-OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
-
-
 def watch(folder, act):
-    """Have act(number, operation, path) called right before each operation on a file of the folder, in any thread."""
+    """Have act(number) called right before each operation on a file of the folder, in any thread."""
     lock, numbers, acting = threading.RLock(), itertools.count(1), []
 
     def before(event, arguments):
-        if event not in OPERATIONS or not arguments or not isinstance(arguments[0], (str, bytes, os.PathLike)):
+        if event not in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir") or not arguments:
             return
-        path = os.fsencode(arguments[0])
-        if not path.startswith(os.fsencode(folder)):
+        path = arguments[0]
+        if not isinstance(path, (str, bytes, os.PathLike)) or not os.fsencode(path).startswith(os.fsencode(folder)):
             return
         with lock:  # other threads wait; this one comes here again for the files that act() itself opens
             if not acting:
                 acting.append(path)
-                act(next(numbers), event, os.fsdecode(path))
+                act(next(numbers))
                 acting.clear()
 
     sys.addaudithook(before)
 
 
-def content(folder):
-    """Return the names and bytes of a folder's files. TensorBoard's, whose names hold a time, are left out."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.parent.name != "tensorboard"]
-    return [(str(path.relative_to(folder)), path.read_bytes() if path.is_file() else None) for path in paths]
+def train_and_note_changes(config, noted):
+    """Train; write how many file operations there are, and the numbers of those that find the folder changed.
 
+    TensorBoard's files do not count: another thread writes them, and a resume begins them anew.
+    """
+    last, changed, operations = None, [], 0
 
-def train_and_copy(config, copies):
-    """Train; before each file operation copy the run folder to copies/NUMBER if it has changed since the last copy."""
-    last, operations = [], {}
-
-    def copy(number, operation, path):
-        now = [content(config.out)] if config.out.exists() else []
+    def note(number):
+        nonlocal last, operations
+        paths = [path for path in sorted(config.out.rglob("*")) if path.parent.name != "tensorboard"]
+        now = config.out.exists(), [(path, path.read_bytes() if path.is_file() else None) for path in paths]
         if now != last:
-            last[:] = now
-            shutil.copytree(config.out, copies / str(number))
-        operations[number] = (operation, path)
+            changed.append(number)
+        last, operations = now, number
 
-    watch(config.out, copy)
+    watch(config.out, note)
     train(config)
-    (copies / "operations.json").write_text(json.dumps(list(operations.items())))
+    noted.write_text(json.dumps([operations, changed]))
 
 
 def train_until_file_operation(config, fatal):
     """Train until the process kills itself, right before the file operation of this number."""
-
-    def kill(number, *_):
-        if number == fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    watch(config.out, kill)
+    watch(config.out, lambda number: number == fatal and os.kill(os.getpid(), signal.SIGKILL))
     train(config)
 
 
-def train_all(configs):
-    for config in configs:
-        train(config)
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory, photo_folder):
-    """A run, and a copy of its folder for every different state that a kill before a file operation leaves.
+@pytest.mark.slow
+def test_killed_before_each_file_operation(photo_folder, tmp_path):
+    """Killed in every state of the folder in which an operation finds it.
 
     The run writes two checkpoints and keeps one, so that each kind of operation comes at least once.
     """
-    folder = tmp_path_factory.mktemp("recorded")
-    copies = folder / "copies"
-    copies.mkdir()
-    whole = small_config(
-        photo_folder, folder / "whole", epochs=1, batch_size=12, checkpoint_every=1, keep_checkpoints=1,
-        loader_threads=1, evaluation=EvaluationConfig(),
-    )  # fmt: skip
-    ranks.run(train_and_copy, whole, copies)
-    operations = {number: tuple(rest) for number, rest in json.loads((copies / "operations.json").read_text())}
-    return whole, copies, operations
-
-
-@pytest.mark.slow
-def test_resumed_from_the_state_before_each_file_operation(recorded, tmp_path):
-    """Operations that find the same files with the same content share one resume."""
-    whole, copies, operations = recorded
-    assert len(operations) > 30
-    states = [path for path in Path(shutil.copytree(copies, tmp_path / "copies")).iterdir() if path.is_dir()]
-    assert len(states) > 15
-    configs = [dataclasses.replace(whole, out=path, resume=True) for path in states]
-    workers = [ranks.start(train_all, part)[0] for part in (configs[::2], configs[1::2])]
-    assert ranks.join(workers) == [0, 0]
-    for state in states:
-        assert_same_run(state, whole.out)
-        assert not any(state.glob("checkpoints/.*")), "half a checkpoint was left behind"
-    print(f"{len(states)} states before {len(operations)} operations")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_killed_before_a_file_operation_of_each_kind(recorded, tmp_path, operation):
-    """Killed before the last operation of its kind: the folder is as it was copied there, and the run resumes."""
-    whole, copies, operations = recorded
-    number = max(n for n, (kind, path) in operations.items() if kind == operation and "tensorboard" not in path)
-    copied = max(int(path.name) for path in copies.iterdir() if path.name.isdigit() and int(path.name) <= number)
-    config = dataclasses.replace(whole, out=tmp_path / "run")
-    killed = ranks.start(train_until_file_operation, config, number)
-    assert ranks.join(killed) == [-signal.SIGKILL]
-    names = [[name for name, _ in content(folder)] for folder in (config.out, copies / str(copied))]
-    assert names[0] == names[1]
-    assert finished(dataclasses.replace(config, resume=True), 1)
-    assert_same_run(config.out, whole.out)
-    assert not any(config.out.glob("checkpoints/.*")), "half a checkpoint was left behind"
+    changes = dict(
+        epochs=1, batch_size=12, checkpoint_every=1, keep_checkpoints=1, loader_threads=1, evaluation=EvaluationConfig()
+    )
+    whole = small_config(photo_folder, tmp_path / "whole", **changes)
+    ranks.run(train_and_note_changes, whole, tmp_path / "noted")
+    operations, changed = json.loads((tmp_path / "noted").read_text())
+    assert operations > 30
+    assert len(changed) > 20
+    for number in changed:
+        config = dataclasses.replace(whole, out=tmp_path / str(number))
+        killed = ranks.start(train_until_file_operation, config, number)
+        assert ranks.join(killed) == [-signal.SIGKILL]
+        assert finished(dataclasses.replace(config, resume=True), 1), number
+        assert_same_run(config.out, whole.out)
+        assert not any(config.out.glob("checkpoints/.*")), "half a checkpoint was left behind"
+    print(f"{len(changed)} kills for {operations} operations")
