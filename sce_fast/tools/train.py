@@ -16,7 +16,7 @@ def pretrain(config: TrainConfig) -> Summary:
     A picture that cannot be drawn is a warning: the run is finished without it.
 
     Raises:
-        Exception: whatever sce_fast.train.train raises.
+        ValueError, FileNotFoundError, Stopped: see sce_fast.train.train.
     """
     summary = train(config)
     if int(os.environ.get("RANK", 0)) > 0:
