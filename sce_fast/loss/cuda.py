@@ -22,7 +22,7 @@ def architectures() -> str:
 
 def refuses(problem: Problem) -> str | None:
     """Return why the kernels cannot serve this problem, or None."""
-    return _refuses_device(problem.query.device) or refuses_inputs(problem)
+    return _refuses_device(problem.query.device, "the inputs are") or refuses_inputs(problem)
 
 
 def refuses_inputs(problem: Problem) -> str | None:
@@ -49,14 +49,14 @@ def refuses_ring(keys: Tensor) -> str | None:
     """Return why `enqueue` cannot serve a ring `keys` (K, D), or None."""
     if keys.dtype not in TYPES:
         return f"it stores {', '.join(map(str, TYPES))}, and the keys are {keys.dtype}"
-    return _refuses_device(keys.device)
+    return _refuses_device(keys.device, "the queue's tensors are")
 
 
-def _refuses_device(device: torch.device) -> str | None:
+def _refuses_device(device: torch.device, what: str) -> str | None:
     if CUDA.module is None:
         return f"the CUDA kernels are not built ({CUDA.missing}); {CUDA.remedy}"
     if device.type != "cuda":
-        return f"the inputs are on {device}; move them to a CUDA device or use another backend"
+        return f"{what} on {device}; move them to a CUDA device or use another backend"
     if torch.version.hip is not None:
         return "this torch is for AMD GPUs; use backend='reference'"
     major, minor = torch.cuda.get_device_capability(device)

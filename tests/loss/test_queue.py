@@ -142,7 +142,7 @@ def test_a_backend_that_cannot_write_to_the_ring_says_why(monkeypatch):
         assert "the CUDA kernels are not built" in reason("cuda")
     monkeypatch.setattr(CUDA, "module", object())
     for name in ("cuda", "cuda_sm80"):
-        assert "the queue is on cpu" in reason(name)
+        assert "the queue's tensors are on cpu" in reason(name)
     with monkeypatch.context() as patch:
         patch.setattr(triton, "INSTALLED", False)
         assert "triton is not installed" in reason("triton")
