@@ -167,9 +167,7 @@ def measure(
             try:
                 loss = _prepared(peer, case, device)
                 steps[name] = _step(loss, case)
-                value = loss(
-                    case.query.clone().requires_grad_()
-                ).item()  # compiles, allocates, and raises if the peer cannot run
+                value = loss(case.query.clone().requires_grad_()).item()  # compiles, allocates, may raise
                 stage_seconds(steps[name], device)
                 memory = extra_memory(partial(steps[name], lambda: None), device)
                 results[name] = replace(results[name], loss=value, extra_bytes=memory)

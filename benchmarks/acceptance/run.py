@@ -259,7 +259,7 @@ def main(
     tests: str = "",
     commit: str | None = None,
 ) -> bool:
-    """Run the parts one after another; return False if any part failed.
+    """Build, test and measure on a GPU, part by part; return False if any part failed.
 
     Args:
         out: Folder for acceptance.json, acceptance.md and output.log.
