@@ -1,8 +1,9 @@
 # make demo    train on real digits and show that it learned (about two minutes on two CPU cores)
-# make test    the quick tests (under five minutes)      make test-slow   the rest
+# make test    the quick tests (under four minutes)      make test-slow   the rest
 # make kernels compile every GPU kernel, without a GPU, and look at registers, shared memory and spills
 # make gpu     on a GPU, in ten minutes: build for it, all its tests, parity, benchmarks; two pages in runs/gpu
-# make lint    ruff and mypy                             make venv        only the set-up
+# make lint    ruff, clang-format, large files, mypy     make format      ruff and clang-format, in place
+# make venv    only the set-up
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := cuda130,train,evaluate,pictures,tensorboard,dev
@@ -29,8 +30,7 @@ gpu: venv
 	$(BIN)/python -m benchmarks.acceptance --out runs/gpu
 
 lint: venv
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/pre-commit run --all-files
 	@rm -rf build/types && mkdir -p build/types/sce_fast
 	@ln -s $(CURDIR)/sce_fast/* $(CURDIR)/kernels $(CURDIR)/benchmarks build/types/sce_fast
 	$(BIN)/mypy
@@ -38,6 +38,7 @@ lint: venv
 format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	git ls-files csrc tests/cuda_emulator | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(BIN)/clang-format -i
 
 venv: .venv/installed
 

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -216,20 +215,3 @@ def test_variants_are_told_apart_by_their_last_arguments():
     assert kernels._is_listed_as(kernel(""), line)
     assert not kernels._is_listed_as(kernel("<BFloat16, true, 64, 16>"), line)
     assert not kernels._is_listed_as(kernel("<BFloat16, true, 64, 32>"), {**line, "kernel": "other"})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "which",
-    [
-        pytest.param("cuda", marks=needs_nvcc),
-        pytest.param(
-            "triton",
-            marks=pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
-        ),
-    ],
-)
-def test_every_kernel_compiles_without_spills_and_fits(which):
-    command = [sys.executable, "-m", "benchmarks.compile_gate", "--which", which]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
