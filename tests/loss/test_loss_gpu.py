@@ -1,5 +1,7 @@
 """The loss on a GPU: the same bits every time, CUDA graphs, streams, several devices, autocast."""
 
+import dataclasses
+
 import pytest
 import torch
 
