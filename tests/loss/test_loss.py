@@ -9,16 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.inputs import rows
 from sce_fast import KeyQueue, SCELoss, sce_loss
 from sce_fast.loss import cpu as native
 from sce_fast.loss.backends import BACKENDS
 from sce_fast.loss.names import BACKEND_NAMES
 from sce_fast.util.rows import unit_rows
-
-
-def rows(*shape, seed, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return unit_rows(torch.randn(*shape, generator=generator, dtype=torch.float64)).to(dtype)
 
 
 def loss_by_loops(query, key, queue, batch_keys, row_offset, tau, tau_m, coefficient, positive_target):

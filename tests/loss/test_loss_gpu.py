@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from helpers.inputs import rows
 from sce_fast import KeyQueue, sce_loss
 from sce_fast.loss.parity import make_inputs
 
