@@ -70,7 +70,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(run, config
     whole = shutil.copytree(run, run.parent / "whole")
     newest = checkpoints(run / "checkpoints")[-1]
     (newest / name).write_bytes((newest / name).read_bytes()[:100])
-    with pytest.raises(ValueError, match=rf"{newest.name}/{name} is damaged: .*; move its folder away to go on from"):
+    with pytest.raises(ValueError, match=rf"{newest.name}/{name} is damaged: .*; move its folder away to resume from"):
         train(config)
     newest.rename(run / "away")
     train(config)
