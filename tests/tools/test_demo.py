@@ -1,16 +1,22 @@
 """The demo: what it writes, and that it learns."""
 
+import dataclasses
 import json
 import statistics
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sce_fast.benchmarks import coefficient
+from sce_fast.config import TrainConfig
+from sce_fast.evaluate import logistic_top1, pixel_features
+from sce_fast.tools import demo
 from sce_fast.tools.demo import _make_room, demo_config, run_demo
 from sce_fast.tools.digits import write_digits
+from sce_fast.train import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,7 @@ def test_digits_are_all_there_and_well_apart(digits):
             assert image.size == (40, 40)
             rows, columns = np.nonzero(np.array(image))
             corners.append((rows.min(), columns.min()))
-    assert np.std(corners, axis=0).min() > 3  # they stand at different places
+    assert np.std(corners, axis=0).min() > 3  # positions differ
 
 
 def test_digits_are_written_once_and_always_the_same(digits, tmp_path):
@@ -45,7 +51,7 @@ def test_digits_are_written_once_and_always_the_same(digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_short_demo_writes_everything(digits, tmp_path, capsys):
+def test_a_short_demo_writes_everything(digits, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     summary = run_demo(data=digits, out=run, epochs=2)
     assert json.loads((run / "summary.json").read_text()) == summary
@@ -60,16 +66,18 @@ def test_a_short_demo_writes_everything(digits, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "after SCE pretraining" in printed
     assert f"{summary['knn_top1']:.3f}" in printed
-    # The trainer's own evaluations agree with the table's, up to images at a tie: the one network is channels-last.
+    # The trainer's evaluations agree with the table's, up to ties: only the trainer's network is channels-last.
     knn = [json.loads(line)["top1"] for line in (run / "log.jsonl").open() if '"knn"' in line]
     assert knn[0] == pytest.approx(summary["knn_top1_untrained"], abs=2 / 359)
     assert knn[-1] == pytest.approx(summary["knn_top1"], abs=2 / 359)
 
-    # Without its summary the demo counts as interrupted and is completed, with the same result.
+    # The linear probe of all 4,800 pixel values takes most of a short demo's time; from here on a few are enough.
+    monkeypatch.setattr(demo, "pixel_features", lambda *of, **how: pixel_features(*of, **how)[:, ::97])
+    # Without its summary the demo counts as interrupted. It is resumed, with the same result.
     (run / "summary.json").unlink()
     assert run_demo(data=digits, out=run, epochs=2, pictures=False)["knn_top1"] == summary["knn_top1"]
 
-    # A finished one is moved aside, and so is one that another version began.
+    # A finished demo is moved aside, and so is a run of another version.
     run_demo(data=digits, out=run, epochs=1, pictures=False)
     assert json.loads((tmp_path / "run.1" / "summary.json").read_text())["steps"] == summary["steps"]
     (run / "config.json").write_text('{"of": "another version"}')
@@ -93,16 +101,34 @@ def test_table_of_coefficients(digits, tmp_path, capsys, monkeypatch):
     assert len(record["results"]["0"]) == 2
 
 
+def small_demo(train: Path, test: Path, out: Path, seed: int) -> TrainConfig:
+    """Return the demo's config, smaller: width 8, seven epochs in batches of 32, no evaluation while training."""
+    config = demo_config(train, test, out, seed=seed, epochs=7, coefficient=0.5, device="cpu")
+    return dataclasses.replace(
+        config,
+        batch_size=32,
+        log_every=100,
+        checkpoint_every=1000,
+        model=dataclasses.replace(config.model, width=8),
+        optimizer=dataclasses.replace(config.optimizer, base_learning_rate=0.48, warmup_epochs=1),
+        evaluation=dataclasses.replace(config.evaluation, every=100),
+    )
+
+
 @pytest.mark.slow
 def test_the_demo_learns(digits, tmp_path):
-    """Over three seeds: 0.05 above raw pixels and 0.30 above the untrained network of the same seed."""
-    summaries = [run_demo(data=digits, out=tmp_path / str(seed), seed=seed, pictures=False) for seed in (1, 2, 3)]
+    """Over three seeds, the linear top-1 of held-out digits is at least 0.64 on average and 0.60 for each seed.
 
-    def mean(name):
-        return statistics.mean(summary[name] for summary in summaries)
-
-    assert mean("knn_top1") >= mean("knn_top1_raw_pixels") + 0.05
-    assert mean("knn_top1") >= mean("knn_top1_untrained") + 0.30
-    for summary in summaries:
-        assert summary["knn_top1"] > max(summary["knn_top1_raw_pixels"], summary["knn_top1_untrained"])
-        assert summary["linear_top1"] > max(summary["linear_top1_raw_pixels"], summary["linear_top1_untrained"])
+    Measured: 0.741, 0.710 and 0.755; 0.348, 0.379 and 0.345 before training. A broken loss stays below both bounds:
+    keys of other images 0.412, 0.454 and 0.493, λ = 0 0.543, 0.496 and 0.432, random keys 0.568, the opposite sign
+    0.432, a learning rate of 0 0.242 (the last three for seed 1). Raw pixels have 0.265.
+    """
+    accuracies = []
+    for seed in (1, 2, 3):
+        trainer = Trainer(small_demo(digits / "train", digits / "test", tmp_path / str(seed), seed))
+        trainer.train()
+        features = [trainer.evaluation.features(trainer.model.backbone, index) for index in trainer.evaluation.indices]
+        labels = [torch.as_tensor(index.labels) for index in trainer.evaluation.indices]
+        accuracies.append(logistic_top1(features[0], labels[0], features[1], labels[1]))
+    assert statistics.mean(accuracies) >= 0.64, accuracies
+    assert min(accuracies) >= 0.60, accuracies
