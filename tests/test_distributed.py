@@ -53,8 +53,8 @@ def test_two_ranks_train_as_one(photo_folder, tmp_path, accumulation, steps):
     Views of 16 pixels would be faster, but leave batch norm so few values that rounding grows beyond 1e-8.
     """
     changes = dict(
-        epochs=steps, batch_size=24, loss=LossConfig(queue_size=96, target_temperature=0.07), precision="float64", model=SYNC, checkpoint_every=100,
-        accumulation=accumulation, loader_threads=1,
+        epochs=steps, batch_size=24, loss=LossConfig(queue_size=96, target_temperature=0.07), precision="float64",
+        model=SYNC, checkpoint_every=100, accumulation=accumulation, loader_threads=1,
         optimizer=OptimizerConfig(base_learning_rate=0.1, warmup_epochs=1),
         evaluation=EvaluationConfig(
             train=photo_folder, test=photo_folder, every=steps // 2, resize=40, crop=32, neighbours=3
