@@ -134,7 +134,8 @@ def run_case(kernel: GpuKernel, case: Case, device: torch.device) -> None:
 
 
 def enqueues(kernel: GpuKernel, device: torch.device) -> Iterator[Callable[[], None]]:
-    enqueue = enqueue_of(kernel)
+    """Yield writes to rings of both kinds of dtype, without and with a wrap, and of more rows than the ring holds."""
+    enqueue = BACKENDS[kernel.backend].enqueue
     for stored in (torch.float32, torch.bfloat16):
         keys = torch.zeros(50, 48, device=device, dtype=stored)
         cursor = torch.zeros((), dtype=torch.int64, device=device)
@@ -150,14 +151,6 @@ def products(kernel: GpuKernel, device: torch.device) -> Iterator[Callable[[], o
             torch.rand(*shape, device=device) for shape in ((64, dim), (tile - 3, dim), (64, tile))
         )
         yield partial(native_cuda.tile_products, rows.bfloat16(), candidates.bfloat16(), weights.bfloat16())
-
-
-def enqueue_of(kernel: GpuKernel) -> Callable[..., None]:
-    if kernel.backend == "triton":
-        from sce_fast.kernels.enqueue import enqueue
-
-        return enqueue
-    return lambda keys, cursor, rows, normalize: native_cuda.enqueue(keys, cursor, rows, normalize=normalize)
 
 
 def run_sanitizer(name: str, tool: str, on_progress: Callable[[str], None]) -> dict[str, Any]:
