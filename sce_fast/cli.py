@@ -120,7 +120,7 @@ BENCHMARKS = {
 }
 COMMANDS: dict[str, Command | Group] = {
     "demo": Command(
-        "", "learn from real digit images in about two minutes on two CPU cores", "sce_fast.tools.demo:run_demo"
+        "", "learn from real digit images in two to four minutes on two CPU cores", "sce_fast.tools.demo:run_demo"
     ),
     "scan": Command(
         "DIR", "decode every image and name the bad files; exit status 1 if there are any", "sce_fast.tools.scan:scan",

@@ -1,4 +1,4 @@
-"""Handwritten digits at random positions: about two minutes of training on two CPU cores."""
+"""Handwritten digits at random positions: two to four minutes of training on two CPU cores."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def demo(*, data: Path, out: Path = Path("runs/demo"), test: Path | None = None)
         test: Class folders of held-out images; None for no evaluation during training.
 
     Returns:
-        The config of the demo, which takes about two minutes on two CPU cores.
+        The config of the demo, which takes two to four minutes on two CPU cores.
     """
     return TrainConfig(
         data=data,
