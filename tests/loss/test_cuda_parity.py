@@ -79,7 +79,7 @@ def test_parity_of_what_is_drawn(**drawn):
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@settings(max_examples=80)
 @given(
     **{**SETTINGS, "n": st.integers(1, 150), "d": st.integers(1, 16).map(lambda d: 16 * d), "k": st.integers(0, 500)}
 )
