@@ -70,7 +70,7 @@ def run_demo(
     labels = [torch.as_tensor(index.labels) for index in indices]
     print(
         f"{len(trainer.index)} digits to learn from without labels, {len(indices[1])} held out, "
-        f"{config.epochs} epochs, on {trainer.device}"
+        f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}, on {trainer.device}"
     )
     view, threads, untrained = config.evaluation_view(), config.loader_threads, _untrained_backbone(config)
     untrained = untrained.to(trainer.device)
