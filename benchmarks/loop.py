@@ -135,7 +135,7 @@ def measure(trainer: Trainer, bare: Callable[[int], None], rounds: int, steps: i
             times["bare"].append(_seconds(lambda: bare(steps), trainer.device) / steps)
             bar.update(steps)
             times["trainer"].append(_seconds(lambda: train(steps), trainer.device) / steps)
-            times["save"].append(_seconds(trainer.save, trainer.device))
+            times["save"].append(_seconds(trainer.state.save, trainer.device))
     trainer.log.close()
     bare_seconds, trainer_seconds, save_seconds = (statistics.median(values[1:]) for values in times.values())
     return Cost(bare_seconds, trainer_seconds, save_seconds, save_every)

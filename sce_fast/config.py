@@ -291,10 +291,10 @@ def from_json(values: dict[str, Any]) -> TrainConfig:
     Raises:
         ValueError: an entry is missing, unknown or out of range.
     """
-    return _typed(TrainConfig, renamed(values))
+    return _typed(TrainConfig, _renamed(values))
 
 
-def renamed(values: dict[str, Any]) -> dict[str, Any]:
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
     """Return a config's JSON with the entries of earlier versions under their new names."""
     for (section, old), new in RENAMED.items():
         entries = values.get(section)

@@ -157,20 +157,12 @@ class Trainer:
         progress.seconds += time.perf_counter() - started
         if progress.step % self.config.checkpoint_every == 0 or last or stops or self._evaluation_is_due():
             self._require_sound()
-            self.save()
+            self.state.save()
         if stops:
             self._say_stopped(request.name)
             raise Stopped
         self._evaluate_if_due(request)
         bar.update()
-
-    def save(self) -> None:
-        """Write a checkpoint; every rank has to call it, and `diagnosis.require_finite()` before it.
-
-        Raises:
-            OSError: the checkpoint cannot be written; older checkpoints are untouched.
-        """
-        self.state.save()
 
     def evaluate(self) -> None:
         """Log the kNN accuracy of the student's backbone; warn, and log nothing, if evaluated files are bad."""
