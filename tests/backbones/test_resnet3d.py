@@ -1,0 +1,108 @@
+"""3D backbones: against a plain implementation from pytorchvideo's parameter names, sizes, initialisation."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sce_fast.backbones.resnet3d import r3d18, r3d50
+
+BUILDERS = {"r3d18": r3d18, "r3d50": r3d50}
+DEPTHS = {"r3d18": (2, 2, 2, 2), "r3d50": (3, 4, 6, 3)}
+
+
+def plain_forward(weights, x, name):
+    """Return the features in eval mode, written from the published description of the networks, layer by layer."""
+
+    def norm(x, prefix):
+        mean, variance, gamma, beta = (
+            weights[f"{prefix}.{key}"].view(-1, 1, 1, 1) for key in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / (variance + 1e-5).sqrt() * gamma + beta
+
+    def conv(x, prefix, stride=1, padding=(0, 0, 0)):
+        return F.conv3d(x, weights[f"{prefix}.weight"], stride=(1, stride, stride), padding=padding)
+
+    x = norm(conv(x, "blocks.0.conv", 2, (0, 3, 3)), "blocks.0.norm").relu()
+    x = F.max_pool3d(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
+    for stage, depth in enumerate(DEPTHS[name]):
+        time = 1 if stage > 1 else 0
+        for i in range(depth):
+            block, stride = f"blocks.{stage + 1}.res_blocks.{i}", 2 if stage > 0 and i == 0 else 1
+            shortcut, y = x, x
+            if i == 0 and (stage > 0 or name == "r3d50"):
+                shortcut = norm(conv(x, f"{block}.branch1_conv", stride), f"{block}.branch1_norm")
+            layers = (
+                [("a", stride, (time, 1, 1)), ("b", 1, (0, 1, 1))]
+                if name == "r3d18"
+                else [("a", 1, (time, 0, 0)), ("b", stride, (0, 1, 1)), ("c", 1, (0, 0, 0))]
+            )
+            for n, (letter, step, padding) in enumerate(layers):
+                y = norm(conv(y, f"{block}.branch2.conv_{letter}", step, padding), f"{block}.branch2.norm_{letter}")
+                if n < len(layers) - 1:
+                    y = y.relu()
+            x = (shortcut + y).relu()
+    return x.flatten(2).mean(2)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_networks_equal_a_plain_implementation(name):
+    torch.manual_seed(0)
+    network = BUILDERS[name](width=8).double().eval()
+    for tensor in network.state_dict().values():  # away from the initial values, in which blocks are the identity
+        if tensor.is_floating_point() and tensor.dim() == 1:
+            tensor.uniform_(0.5, 1.5)
+    clips = torch.randn(2, 3, 5, 45, 64, dtype=torch.float64)
+    with torch.no_grad():
+        expected = plain_forward(network.state_dict(), clips, name)
+        found = network(clips)
+    assert expected.abs().mean() > 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "parameters", "dim"), [("r3d18", 20_023_872, 512), ("r3d50", 31_634_496, 2048)])
+def test_backbones_have_the_published_size(name, parameters, dim):
+    with torch.device("meta"):
+        network = BUILDERS[name]()
+        shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        assert network(torch.empty(2, 3, 8, 224, 224)).shape == (2, dim)
+    assert network.dim == dim
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert shapes["blocks.0.conv.weight"] == (64, 3, 1, 7, 7)
+    time = {"r3d18": (3, 3, 3), "r3d50": (3, 1, 1)}[name]
+    assert shapes["blocks.3.res_blocks.1.branch2.conv_a.weight"][2:] == time
+    assert shapes["blocks.2.res_blocks.1.branch2.conv_a.weight"][2] == 1
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_block_starts_as_the_identity(name):
+    network = BUILDERS[name](width=8)
+    last = "norm_b" if name == "r3d18" else "norm_c"
+    gammas = {key: p for key, p in network.named_parameters() if ".norm" in key or "_norm" in key}
+    zero = {key for key, p in gammas.items() if key.endswith("weight") and not p.any()}
+    assert zero == {key for key in gammas if key.endswith(f"branch2.{last}.weight")}
+    assert len(zero) == sum(DEPTHS[name])
+
+
+def test_frames_keep_their_number_and_small_frames_their_size():
+    network, found = r3d18(width=8, small_input=True), []
+    for stage in network.blocks:
+        stage.register_forward_hook(lambda _module, _inputs, output: found.append(tuple(output.shape[2:])))
+    network(torch.randn(1, 3, 4, 32, 32))
+    assert found == [(4, 32, 32), (4, 32, 32), (4, 16, 16), (4, 8, 8), (4, 4, 4)]
+
+
+def test_the_order_of_frames_matters():
+    """Stages 3 and 4 look along time: a clip played backwards has other features."""
+    torch.manual_seed(0)
+    network = r3d18(width=8).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            torch.nn.init.ones_(module.weight)
+    clips = torch.randn(2, 3, 6, 32, 32)
+    with torch.no_grad():
+        assert (network(clips) - network(clips.flip(2))).abs().max() > 1e-3
+
+
+def test_a_bad_width_is_named():
+    with pytest.raises(ValueError, match="width=0"):
+        r3d18(width=0)
