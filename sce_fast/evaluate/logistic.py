@@ -109,7 +109,7 @@ def _fit(features: Tensor, labels: Tensor, regularization: float, max_iterations
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
     except ImportError as error:
-        raise ImportError("logistic regression needs scikit-learn: pip install sce_fast[evaluate]") from error
+        raise ImportError("logistic regression needs scikit-learn: pip install scikit-learn") from error
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=regularization, max_iter=max_iterations))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # LogisticResult.converged reports it
