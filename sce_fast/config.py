@@ -144,14 +144,15 @@ class LossConfig:
 class OptimizerConfig:
     """Optimizer and learning rate."""
 
-    name: Literal["sgd", "lars"] = "lars"
-    """Optimizer. lars applies neither weight decay nor layer-wise scaling to biases and normalisation layers."""
+    name: Literal["sgd", "lars", "adamw"] = "lars"
+    """Optimizer. lars and adamw apply no weight decay to biases and normalisation layers, and lars no layer-wise
+    scaling. Transformers need adamw."""
     base_learning_rate: float = 0.3
-    """Learning rate for a batch of 256 images; the rate used is proportional to the batch."""
+    """Learning rate for a batch of 256 images; the rate used is proportional to the batch. For adamw, about 0.0005."""
     momentum: float = 0.9
-    """Momentum of the optimizer."""
+    """Momentum of sgd and lars; β₁ of adamw, whose β₂ is 0.999."""
     weight_decay: float = 1e-6
-    """Weight decay (L2 penalty)."""
+    """Weight decay: an L2 penalty for sgd and lars, decoupled from the gradient for adamw."""
     warmup_epochs: float = 10
     """Epochs of linear warm-up from 0. A cosine decay to 0 follows."""
     clip_norm: float = 0
@@ -160,6 +161,12 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for name in ("base_learning_rate", "momentum", "weight_decay", "warmup_epochs", "clip_norm"):
             _require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "at least 0")
+        # a rate meant for sgd or lars would wreck the networks in a few steps
+        expected = "at most 0.1 for adamw, such as 0.0005"
+        _require(
+            self.name != "adamw" or self.base_learning_rate <= 0.1,
+            "optimizer.base_learning_rate", self.base_learning_rate, expected,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

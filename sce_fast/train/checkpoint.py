@@ -143,7 +143,8 @@ def restore(checkpoint: Checkpoint, modules: Mapping[str, nn.Module], optimizer:
     for key, t in _under(checkpoint.tensors, "optimizer.").items():
         entry, name = key.split(".", 1)
         parameter = parameters[name]
-        optimizer.state[parameter][entry] = torch.zeros_like(parameter).copy_(t)  # with the parameter's strides
+        like = parameter if t.shape == parameter.shape else t  # moments have the parameter's strides; steps are numbers
+        optimizer.state[parameter][entry] = torch.empty_like(like, dtype=t.dtype, device=parameter.device).copy_(t)
 
 
 def _parameters(modules: Mapping[str, nn.Module]) -> list[tuple[str, nn.Parameter]]:

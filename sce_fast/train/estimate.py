@@ -18,7 +18,7 @@ class Estimate:
     """Time and memory of a run on one rank; the time excludes evaluation and waiting for data."""
 
     step_seconds: float
-    state_bytes: int  # weights, gradients, velocities, momentum encoder
+    state_bytes: int  # weights, gradients, optimizer's moments, momentum encoder
     activation_bytes: int  # that autograd keeps for the backward pass of one part of the batch
     queue_bytes: int
 
@@ -54,7 +54,8 @@ def estimate(step: TrainingStep) -> Estimate:
             f"{step.part_size} images of {sizes} pixels do not fit the memory of {step.device}; raise --accumulation, "
             f"or lower --batch-size: {error}"
         ) from error
-    state = 3 * _bytes(step.parameters) + _bytes(p for p in step.model.parameters() if not p.requires_grad)
+    moments = 2 if step.config.optimizer.name == "adamw" else 1
+    state = (2 + moments) * _bytes(step.parameters) + _bytes(p for p in step.model.parameters() if not p.requires_grad)
     return Estimate(
         step_seconds=seconds * step.config.accumulation,
         state_bytes=state,

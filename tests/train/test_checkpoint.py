@@ -13,7 +13,7 @@ from helpers.runs import assert_same_run, small_config
 from sce_fast.config import EvaluationConfig, to_json
 from sce_fast.train import train
 from sce_fast.train.checkpoint import Checkpoint, checkpoints, collect, load_checkpoint, restore
-from sce_fast.train.optim import SGD
+from sce_fast.train.optim import SGD, AdamW
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +144,20 @@ def test_velocities_are_strided_as_their_weights():
     restore(Checkpoint(saved, {}), modules, again)
     assert again.state[weight.weight]["momentum_buffer"].stride() == weight.weight.stride()
     torch.testing.assert_close(again.state[weight.weight], optimizer.state[weight.weight], rtol=0, atol=0)
+
+
+def test_the_state_of_adamw_is_restored_with_its_shapes_and_dtypes():
+    """The number of steps is one float64 number a weight, not a tensor like the weight."""
+    weight = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+    modules, optimizer = {"model": weight}, AdamW(weight.parameters(), lr=0.1)
+    for p in weight.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    again = AdamW(weight.parameters(), lr=0.1)
+    restore(Checkpoint({name: t.contiguous() for name, t in collect(modules, optimizer).items()}, {}), modules, again)
+    for p in weight.parameters():
+        assert again.state[p].keys() == {"exp_avg", "exp_avg_sq", "step"}
+        for entry, t in optimizer.state[p].items():
+            its = again.state[p][entry]
+            assert (its.shape, its.stride(), its.dtype) == (t.shape, t.stride(), t.dtype)
+            assert torch.equal(its, t)
