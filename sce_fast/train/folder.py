@@ -70,7 +70,7 @@ def _lock(run: Path) -> None:
     path = run / LOCK
     if path.exists() and _identity(os.stat(path)) in _locks:
         return
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):

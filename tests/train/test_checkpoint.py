@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from torch import nn
 from helpers.runs import assert_same_run, small_config
 from sce_fast.config import EvaluationConfig, to_json
 from sce_fast.train import train
-from sce_fast.train.checkpoint import Checkpoint, checkpoints, collect, load_checkpoint, restore
+from sce_fast.train.checkpoint import Checkpoint, checkpoints, collect, load_checkpoint, restore, save_checkpoint
 from sce_fast.train.optim import SGD, AdamW
+from sce_fast.util.files import save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +163,16 @@ def test_the_state_of_adamw_is_restored_with_its_shapes_and_dtypes():
             its = again.state[p][entry]
             assert (its.shape, its.stride(), its.dtype) == (t.shape, t.stride(), t.dtype)
             assert torch.equal(its, t)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_files_have_the_permissions_of_the_umask(tmp_path, umask):
+    old = os.umask(umask)
+    try:
+        checkpoint = save_checkpoint(tmp_path, 1, {"t": torch.ones(2)}, {}, keep=1)
+        save_tensors(tmp_path / "features.safetensors", {"t": torch.ones(2)}, {})
+    finally:
+        os.umask(old)
+    for path in (checkpoint / "tensors.safetensors", checkpoint / "state.json", tmp_path / "features.safetensors"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask, path
+    assert checkpoint.stat().st_mode & 0o777 == 0o777 & ~umask
