@@ -17,7 +17,6 @@ Device = Literal["auto", "cpu", "cuda"]
 RENAMED = {("loss", "queue"): "queue_size"}
 # Entries that run folders of earlier versions lack: name → the value that those runs had in effect.
 ADDED = {"accept_changed_data": False, "stretch_schedule": False}
-OWN = "own"  # the name of a backbone that is passed to train() as a module
 
 
 def default_loader_threads() -> int:
@@ -300,6 +299,11 @@ class TrainConfig:
         _require(
             fits, "model.batch_norm_groups", groups, f"a divisor of the {rows} images that all ranks see at a time"
         )
+
+    def image_sizes(self) -> tuple[int, ...]:
+        """Return the sides of all images that the backbone sees, in pixels: largest view, other views, evaluation."""
+        crop = () if self.evaluation.crop is None else (self.evaluation.crop,)
+        return tuple(dict.fromkeys((*sorted(self.views.sizes, reverse=True), *crop)))
 
     def evaluation_view(self) -> EvaluationView:
         """Return how images are resized and cropped for features: by default to the size of the largest view."""
