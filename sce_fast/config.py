@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sce_fast.data.image.augment import AUGMENTATIONS, IMAGENET_MEAN, IMAGENET_STD, Augmentation, EvaluationView
+from sce_fast.data.image.background import NONE, background_color
 from sce_fast.loss.names import BACKEND_NAMES
 from sce_fast.util.names import pick
 
 Device = Literal["auto", "cpu", "cuda"]
 # Sections and entries that have another name in run folders of earlier versions: (section, old name) → new name.
 RENAMED = {("loss", "queue"): "queue_size"}
+# Entries that run folders of earlier versions lack: (section, name) → the value that those runs had.
+ADDED = {("views", "background"): NONE}
 
 
 def default_loader_threads() -> int:
@@ -42,6 +45,9 @@ class ViewsConfig:
     """Mean of each colour channel, subtracted from values in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Standard deviation of each colour channel, by which values are divided after the mean is subtracted."""
+    background: str = "black"
+    """Colour behind transparent images: a name, #rrggbb or three numbers as 255,128,0. none drops their alpha, so that
+    hidden pixels show."""
 
     def __post_init__(self) -> None:
         _require(len(self.names) >= 2, "views.names", self.names, "at least two views")
@@ -50,6 +56,10 @@ class ViewsConfig:
         for setting in ("sizes", "scales"):
             given = getattr(self, setting)
             _require(len(given) in (1, len(self.names)), f"views.{setting}", given, f"1 or {len(self.names)} entries")
+        try:
+            background_color(self.background)
+        except ValueError as error:
+            raise ValueError(f"views.{error}") from None
         self.augmentations()  # checks the other values
 
     def augmentations(self) -> tuple[Augmentation, ...]:
@@ -273,7 +283,8 @@ class TrainConfig:
         """Return how images are resized and cropped for features: by default to the size of the largest view."""
         crop = self.evaluation.crop or max(self.views.sizes)
         resize = self.evaluation.resize or round(crop * 8 / 7)
-        return EvaluationView(resize=resize, crop=crop, mean=self.views.mean, std=self.views.std)
+        views = self.views
+        return EvaluationView(resize=resize, crop=crop, mean=views.mean, std=views.std, background=views.background)
 
 
 def to_json(config: Any) -> Any:
@@ -286,21 +297,25 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(values: dict[str, Any]) -> TrainConfig:
-    """Return the config that `to_json` wrote, also under the names of earlier versions (RENAMED).
+    """Return the config that `to_json` wrote, also of an earlier version (RENAMED, ADDED).
 
     Raises:
         ValueError: an entry is missing, unknown or out of range.
     """
-    return _typed(TrainConfig, _renamed(values))
+    return _typed(TrainConfig, _of_this_version(values))
 
 
-def _renamed(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a config's JSON with the entries of earlier versions under their new names."""
+def _of_this_version(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a config's JSON with the entries of earlier versions under their new names, and with later entries."""
     for (section, old), new in RENAMED.items():
         entries = values.get(section)
         if isinstance(entries, dict) and old in entries and new not in entries:
             entries = {new if name == old else name: value for name, value in entries.items()}
             values = {**values, section: entries}
+    for (section, name), value in ADDED.items():
+        entries = values.get(section)
+        if isinstance(entries, dict) and name not in entries:
+            values = {**values, section: {**entries, name: value}}
     return values
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sce_fast.backbones import build_backbone
 from sce_fast.data.image.augment import EvaluationView
+from sce_fast.data.image.background import NONE
 from sce_fast.train.checkpoint import checkpoints, load_checkpoint
 from sce_fast.train.folder import CHECKPOINTS, read_config
 from sce_fast.util.files import printable, require_new, save_tensors
@@ -35,6 +36,8 @@ class Description:
     """Length of the shorter side in pixels after resizing."""
     crop: int
     """Side of the square centre crop in pixels."""
+    background: str = NONE
+    """Colour behind transparent images, as background_color takes it. Files of earlier versions lack this entry."""
     momentum: bool
     """Whether the backbone is the momentum encoder's instead of the student's."""
     step: int
@@ -42,7 +45,9 @@ class Description:
 
     def view(self) -> EvaluationView:
         """Return the view of an image that the backbone expects."""
-        return EvaluationView(resize=self.resize, crop=self.crop, mean=self.mean, std=self.std)
+        return EvaluationView(
+            resize=self.resize, crop=self.crop, mean=self.mean, std=self.std, background=self.background
+        )
 
     def build(self) -> nn.Module:
         """Build the network with random weights."""
@@ -121,6 +126,7 @@ def _from_run(run: Path, momentum: bool) -> Backbone:
         std=view.std,
         resize=view.resize,
         crop=view.crop,
+        background=view.background,
         momentum=momentum,
         step=checkpoint.state["step"],
     )
@@ -142,7 +148,8 @@ def _from_file(path: Path) -> Backbone:
 
 
 def _read_description(values: dict[str, Any], path: Path) -> Description:
-    wrong = {f.name for f in fields(Description)} ^ values.keys()
+    expected = {f.name for f in fields(Description)}
+    wrong = (values.keys() ^ expected) - {"background"}
     if wrong:
         raise ValueError(f"{printable(path)}: its metadata has unknown or missing entries: {sorted(wrong)}")
     return Description(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})

@@ -46,6 +46,7 @@ class TrainingLoader:
         batch_size: N of this rank.
         batches_per_step: batches of one optimizer step; an epoch ends with a complete step.
         seed: in [0, 2³²).
+        background: colour behind transparent images, as background_color takes it; "none" drops their alpha.
         rank, ranks: this rank takes slice `rank` of `ranks` contiguous slices of each global batch.
         threads: number of threads that decode and augment.
         device: "cpu", or "gpu" for the current CUDA device.
@@ -68,6 +69,7 @@ class TrainingLoader:
         *,
         batch_size: int,
         seed: int,
+        background: str = "black",
         batches_per_step: int = 1,
         rank: int = 0,
         ranks: int = 1,
@@ -100,7 +102,16 @@ class TrainingLoader:
             self._mark_bad(index.bad)
             if rank == 0:  # the other ranks have the same index
                 self._warn_about(index.bad, stacklevel=3)
-        self._views = RandomViews(index.paths, index.sizes, augmentations, seed=seed, threads=threads, device=device)
+        self._views = RandomViews(
+            index.paths,
+            index.sizes,
+            index.alpha,
+            index.background(background),
+            augmentations,
+            seed=seed,
+            threads=threads,
+            device=device,
+        )
         self._pipeline: Any = None
         self._in_flight: deque[tuple[int, int, NDArray[np.int64]]] = deque()  # handed to DALI, not yet returned
 

@@ -90,12 +90,12 @@ def scan(data: Images, /, *, quick: bool = False, threads: int | None = None, ou
 def undecodable(index: ImageIndex, threads: int) -> dict[int, str]:
     """Return sample → reason for the files whose header is good but whose image does not decode."""
     samples = np.array([i for i in range(len(index)) if i not in index.bad], dtype=np.int64)
-    reader = SizeReader(decode=True, threads=threads)
+    reader = SizeReader(decode=True, background=index.background("black"), threads=threads)
     bad: dict[int, str] = {}
     with progress_bar(len(samples), "Decoding", unit="image") as bar:
         for chunk in _chunks(samples, index.sizes):
             with _silent_decoders():
-                sizes = reader.sizes([index.paths[i] for i in chunk])
+                sizes = reader.sizes([index.paths[i] for i in chunk], index.alpha[chunk])
             for i in chunk[sizes[:, 0] == 0].tolist():
                 bad[i] = decode_failure_reason(index.paths[i])
             bar.update(len(chunk))

@@ -82,6 +82,7 @@ class Trainer:
             batch_size=part_size,
             batches_per_step=config.accumulation,
             seed=config.seed,
+            background=config.views.background,
             rank=self.ranks.rank,
             ranks=self.ranks.size,
             threads=config.loader_threads,

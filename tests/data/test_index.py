@@ -80,13 +80,13 @@ def test_names_that_are_not_utf8(tmp_path):
     assert found.by_path(found.bad) == {os.fsdecode(folder + b"/broken\xff.png"): "not an image"}
 
 
-def test_sizes_come_from_the_cache_until_a_file_changes(tmp_path, monkeypatch):
+def test_headers_come_from_the_cache_until_a_file_changes(tmp_path, monkeypatch):
     data = tmp_path / "data"
     for name in ("1.png", "2.png"):
         write_png(data / name, GREY)
     read = []
-    original = index.read_sizes
-    monkeypatch.setattr(index, "read_sizes", lambda paths, **kw: read.append(len(paths)) or original(paths, **kw))
+    original = index.read_headers
+    monkeypatch.setattr(index, "read_headers", lambda paths, **kw: read.append(len(paths)) or original(paths, **kw))
     first = index_images(data)
     again = index_images(data)
     assert read == [2]
