@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sce_fast.data.faults import MISSING, evaluation_refusal, status_or_reason
 from sce_fast.data.image.alpha import has_alpha
-from sce_fast.data.image.background import Color, background_color
+from sce_fast.data.image.background import NONE, Color, background_color
 from sce_fast.data.image.formats import decode_failure_reason
 from sce_fast.data.sources import Listing, list_images
 from sce_fast.util.terminal import progress_bar
@@ -53,6 +53,13 @@ class ImageIndex:
         bad = {new: reason for new, reason in enumerate(reasons) if reason is not None}
         return ImageIndex(replace(self.listing, names=names, labels=None, classes=[]), sizes, alpha, bad)
 
+    def describe_alpha(self, background: str) -> str:
+        """Return one line that counts the images with alpha and says what becomes of it; empty if there are none."""
+        if not self.alpha.any():
+            return ""
+        shown = "dropped, so that hidden pixels show" if background == NONE else f"shown over {background}"
+        return f"{self.alpha.sum()} of {len(self)} images have alpha (transparency), {shown} (--views.background)"
+
     def background(self, name: str) -> Color | None:
         """Return the colour to show behind transparent images; None if there are none, or if their alpha is dropped.
 
@@ -87,14 +94,19 @@ class ImageIndex:
         """Return path → reason for samples → reasons, in the order of the index."""
         return {os.fsdecode(self.paths[i]): bad[i] for i in sorted(bad)}
 
+    def bad_files(self) -> dict[str, str]:
+        """Return path → reason for unreadable folders and for the bad files that are known."""
+        folders = {os.path.join(self.listing.root, name): why for name, why in self.listing.unreadable.items()}
+        return folders | self.by_path(self.bad)
+
     def require_readable(self) -> None:
-        """Raise an error if a header could not be read: an evaluation must not skip images.
+        """Raise an error if a header or a folder could not be read: an evaluation must not skip images.
 
         Raises:
             ValueError: the index has bad files; the message names them.
         """
-        if self.bad:
-            raise ValueError(evaluation_refusal(self.by_path(self.bad), len(self)))
+        if bad := self.bad_files():
+            raise ValueError(evaluation_refusal(bad, len(self)))
 
 
 def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = None) -> ImageIndex:

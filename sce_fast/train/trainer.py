@@ -76,6 +76,10 @@ class Trainer:
         part_size = config.rank_batch(self.ranks.size)
         found = self.ranks.first_then_others(lambda: index_images(config.data, threads=config.loader_threads))
         self.index = index_at_start(config, found)
+        if self.ranks.is_first:
+            notes = self.index.listing.describe_ignored(), self.index.describe_alpha(config.views.background)
+            for note in filter(None, notes):
+                say(note)
         self.loader = TrainingLoader(
             self.index,
             config.views.augmentations(),

@@ -6,6 +6,7 @@ So Pillow decodes the images that have alpha, and DALI all others.
 """
 
 import io
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,7 +29,7 @@ def has_alpha(path: bytes) -> bool:
     from PIL import Image
 
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, warnings.catch_warnings(action="ignore"):
             if not file.read(12).startswith(_MAY_HAVE_ALPHA):
                 return False
             file.seek(0)

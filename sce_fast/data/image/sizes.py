@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sce_fast.data.faults import DAMAGED, status_or_reason
+from sce_fast.data.faults import status_or_reason
 from sce_fast.data.image.background import Color
-from sce_fast.data.image.formats import decode_failure_reason
+from sce_fast.data.image.formats import is_plausible
 from sce_fast.data.image.graph import file_feed, shape_pipeline
 from sce_fast.data.pipeline import Feed
 
@@ -74,7 +74,7 @@ class SizeReader:
         sizes = np.zeros((len(paths), 2), dtype=np.int32)
         if len(paths) == 1:
             return sizes
-        plausible = [i for i, path in enumerate(paths) if decode_failure_reason(path) == DAMAGED]
+        plausible = [i for i, path in enumerate(paths) if is_plausible(path)]
         if len(plausible) < len(paths):  # HTML pages and empty files are recognised without a decoder
             if plausible:
                 sizes[plausible] = self._sizes([paths[i] for i in plausible], alpha[plausible])
