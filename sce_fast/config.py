@@ -14,6 +14,8 @@ from sce_fast.util.names import pick
 Device = Literal["auto", "cpu", "cuda"]
 # Sections and entries that have another name in run folders of earlier versions: (section, old name) → new name.
 RENAMED = {("loss", "queue"): "queue_size"}
+# Settings that run folders of earlier versions lack → the value that those runs had.
+ADDED = {"wandb": None}
 
 
 def default_loader_threads() -> int:
@@ -219,6 +221,9 @@ class TrainConfig:
     """Number of checkpoints to keep; older ones are deleted."""
     log_every: int = 10
     """Steps between two lines of the log. Only then is the loss read from the device."""
+    wandb: str | None = None
+    """Project of Weights & Biases that gets the log as well; needs the package wandb. With WANDB_MODE=offline its data
+    stay in the run folder."""
     pictures: bool = True
     """Draw curves, view pairs and nearest neighbours into the run folder at the end; needs matplotlib."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
@@ -286,12 +291,12 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(values: dict[str, Any]) -> TrainConfig:
-    """Return the config that `to_json` wrote, also under the names of earlier versions (RENAMED).
+    """Return the config that `to_json` wrote, also that of earlier versions (RENAMED, ADDED).
 
     Raises:
         ValueError: an entry is missing, unknown or out of range.
     """
-    return _typed(TrainConfig, _renamed(values))
+    return _typed(TrainConfig, {**ADDED, **_renamed(values)})
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:
