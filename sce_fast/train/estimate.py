@@ -18,7 +18,7 @@ TIMED_STEPS, TIMED_SECONDS = 10, 10.0  # at most; of a short run, a tenth of the
 class Memory:
     """Memory of a run on one rank, in bytes, without the images that the loader prepares."""
 
-    state: int  # weights, gradients, velocities, momentum encoder
+    state: int  # weights, gradients, optimizer's moments, momentum encoder
     activations: int  # that autograd keeps for the backward pass of one part of the batch
     queue: int
 
@@ -45,7 +45,8 @@ def memory(step: TrainingStep) -> Memory:
         else:
             first, second = (_saved_bytes(step, model, rows) for rows in (few, 2 * few))
             activations = first + (second - first) * (step.part_size - few) // few
-    state = 3 * _bytes(step.parameters) + _bytes(p for p in step.model.parameters() if not p.requires_grad)
+    moments = 2 if step.config.optimizer.name == "adamw" else 1
+    state = (2 + moments) * _bytes(step.parameters) + _bytes(p for p in step.model.parameters() if not p.requires_grad)
     return Memory(state, activations, _bytes([step.queue.keys]))
 
 

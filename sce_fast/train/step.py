@@ -31,6 +31,7 @@ class TrainingStep:
         config: of the run.
         device: of networks and queue.
         ranks: the processes that share each batch.
+        backbone: a module to train in place of the config's backbone.
 
     Raises:
         ValueError: the batch or its batch-norm groups cannot be shared equally among the ranks.
@@ -41,11 +42,19 @@ class TrainingStep:
         >>> step.guard.failed_step  # on the device: -1, or the number of the first step that was not finite
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        ranks: Ranks | None = None,
+        backbone: nn.Module | None = None,
+    ) -> None:
         self.config, self.device, self.ranks = config, device, ranks or Ranks()
         self.part_size = config.rank_batch(self.ranks.size)
         wide = config.precision == "float64"
-        self.model = build_model(config.model, ranks=self.ranks.size, device=device)
+        self.model = build_model(
+            config.model, backbone=backbone, sizes=config.image_sizes(), ranks=self.ranks.size, device=device
+        )
         config.require_whole_groups(self.part_size * self.ranks.size)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
         queue_dtype = torch.float64 if wide else getattr(torch, config.loss.queue_dtype)
