@@ -17,7 +17,12 @@ Device = Literal["auto", "cpu", "cuda"]
 # Sections and entries that have another name in run folders of earlier versions: (section, old name) → new name.
 RENAMED = {("loss", "queue"): "queue_size"}
 # Entries that run folders of earlier versions lack, with the values that those runs had in effect.
-ADDED: dict[str, Any] = {"accept_changed_data": False, "stretch_schedule": False, "views": {"background": NONE}}
+ADDED: dict[str, Any] = {
+    "accept_changed_data": False,
+    "stretch_schedule": False,
+    "wandb": None,
+    "views": {"background": NONE},
+}
 
 
 def default_loader_threads() -> int:
@@ -257,6 +262,9 @@ class TrainConfig:
     """Number of checkpoints to keep; older ones are deleted."""
     log_every: int = 10
     """Steps between two lines of the log. Only then is the loss read from the device."""
+    wandb: str | None = None
+    """Project of Weights & Biases that gets the log as well; needs the package wandb. With WANDB_MODE=offline its data
+    stay in the run folder."""
     pictures: bool = True
     """Draw curves, view pairs and nearest neighbours into the run folder at the end; needs matplotlib."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
