@@ -129,7 +129,7 @@ COMMANDS: dict[str, Command | Group] = {
     ),
     "scan": Command(
         "DIR", "decode every image and name the bad files; exit status 1 if there are any", "sce_fast.tools.scan:scan",
-        show=lambda scan: scan.table(), passed=lambda scan: not scan.bad,
+        show=lambda scan: scan.table(), passed=lambda scan: not scan.bad_files(),
     ),
     "train": Group("recipe", "RECIPE --data DIR", "pretrain on images; --resume continues a stopped run", recipes),
     "evaluate": Group(

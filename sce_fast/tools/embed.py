@@ -25,15 +25,17 @@ def embed(
 
     Raises:
         FileNotFoundError: the run, its checkpoint, the exported file or the images do not exist.
-        ValueError: out exists, or data holds bad files or no images.
+        ValueError: out exists, an option is wrong, or data holds bad files or no images.
         RuntimeError: an image cannot be decoded. The message names it.
     """
     name = printable(data.resolve().name).replace("\\", "_")
     out = out or (run if run.is_dir() else run.parent) / f"features_{name}.safetensors"
     require_new(out)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    target = choose_device(device)
     backbone, threads = open_backbone(run), default_loader_threads()
     index = index_images(data, threads=threads)
-    target = choose_device(device)
     features = extract_features(
         backbone.network.to(target),
         index,
