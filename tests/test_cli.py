@@ -271,7 +271,8 @@ def test_python_m_is_the_command(module):
 def test_evaluating_feature_files_needs_no_dali(tmp_path):
     file = tmp_path / "features.safetensors"
     listing = Listing(tmp_path, [f"{i}.jpg" for i in range(20)], [0, 1] * 10, ["a", "b"])
-    save_features(file, torch.eye(2).repeat(10, 1), ImageIndex(listing, np.ones((20, 2), np.int32), {}))
+    index = ImageIndex(listing, sizes=np.ones((20, 2), np.int32), alpha=np.zeros(20, bool), bad={})
+    save_features(file, torch.eye(2).repeat(10, 1), index)
     code = f"""
 import sys
 from sce_fast.cli import main
