@@ -138,7 +138,7 @@ def write_or_check_image_list(run: Path, index: ImageIndex) -> None:
         differences = ["the same images in another order"]
     if differences:
         raise ValueError(
-            f"data={printable(index.listing.root)} differs from the images that the run in {printable(run)} began "
+            f"data={index.listing.title} differs from the images that the run in {printable(run)} began "
             "with; restore them, or start in another --out:\n  " + "\n  ".join(differences)
         )
 

@@ -78,12 +78,17 @@ class Trainer:
         part_size = config.rank_batch(self.ranks.size)
         found = self.ranks.first_then_others(lambda: index_images(config.data, threads=config.loader_threads))
         self.index = index_at_start(config, found)
+        if self.ranks.is_first:
+            notes = self.index.listing.describe_ignored(), self.index.describe_alpha(config.views.background)
+            for note in filter(None, notes):
+                say(note)
         self.loader = TrainingLoader(
             self.index,
             config.views.augmentations(),
             batch_size=part_size,
             batches_per_step=config.accumulation,
             seed=config.seed,
+            background=config.views.background,
             rank=self.ranks.rank,
             ranks=self.ranks.size,
             threads=config.loader_threads,
