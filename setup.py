@@ -25,6 +25,7 @@ CHOICES = ("auto", "cpu", "cuda", "none")
 CPU_SOURCES = (
     "csrc/cpu/bindings.cpp",
     "csrc/cpu/color_jitter.cpp",
+    "csrc/cpu/decoder_messages.cpp",
     "csrc/cpu/exponentials.cpp",
     "csrc/cpu/gaussian_blur.cpp",
     "csrc/cpu/solve.cpp",
