@@ -38,7 +38,7 @@ def embed(
 
     Raises:
         FileNotFoundError: the run, its checkpoint, the exported file or the images do not exist.
-        ValueError: out exists, or data holds bad files or no images.
+        ValueError: out exists, an option is wrong, or data holds bad files or no images.
         RuntimeError: an image cannot be decoded. The message names it.
     """
     name = printable(data.resolve().name).replace("\\", "_")
@@ -46,9 +46,11 @@ def embed(
     list_of_skipped = out.with_suffix(".skipped.txt")
     require_new(out)
     require_new(list_of_skipped if skip_bad else None)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    target = choose_device(device)
     backbone, threads = open_backbone(run), default_loader_threads()
     index = index_images(data, threads=threads)
-    target = choose_device(device)
     skipped: dict[int, str] | None = {} if skip_bad else None
     try:
         features = extract_features(

@@ -128,5 +128,5 @@ def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'sce_fast[pictures]'") from error
+        raise ImportError("pictures need matplotlib and Pillow: pip install matplotlib pillow") from error
     return Figure(figsize=(width, height))

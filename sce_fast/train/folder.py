@@ -21,8 +21,8 @@ SUMMARY, BAD_FILES, IMAGES = "summary.json", "bad_files.txt", "images.json.gz"
 # Settings that a resume may change, since no trained number depends on them. Folders may have moved; the image list is
 # compared by itself.
 FREE_TO_CHANGE = frozenset(
-    ("resume", "out", "data", "loader_threads", "checkpoint_every", "keep_checkpoints", "pictures", "evaluation.train",
-     "evaluation.test")
+    ("resume", "out", "data", "loader_threads", "checkpoint_every", "keep_checkpoints", "pictures", "wandb",
+     "evaluation.train", "evaluation.test")
 )  # fmt: skip
 LOCK = ".lock"
 _locks: dict[tuple[int, int], int] = {}  # device and inode of a lock file → descriptor, open until this process ends
@@ -70,7 +70,7 @@ def _lock(run: Path) -> None:
     path = run / LOCK
     if path.exists() and _identity(os.stat(path)) in _locks:
         return
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
