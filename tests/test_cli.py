@@ -166,7 +166,7 @@ def test_a_missing_extra_is_named(capsys, monkeypatch):
     ("module", "extra"),
     [
         ("numpy", "train"), ("tyro", "train"), ("tqdm", "train"), ("safetensors", "train"), ("sklearn", "evaluate"),
-        ("matplotlib", "pictures"), ("PIL", "pictures"), ("nvidia", "cuda130"), ("tensorboard", "tensorboard"),
+        ("matplotlib", "pictures"), ("PIL", "train"), ("nvidia", "cuda130"), ("tensorboard", "tensorboard"),
         ("triton", "dev"), ("torch", None), ("timm", None),
     ],
 )  # fmt: skip

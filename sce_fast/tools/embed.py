@@ -64,8 +64,10 @@ def embed(
         )
     except (ValueError, BadFilesError) as error:
         raise type(error)(f"{error}. With --skip-bad, embed leaves bad files out") from error
-    if skipped is not None and (bad := index.bad_files() | index.by_path(skipped)):
+    if skipped is not None and (bad := index.bad_files(skipped)):
         found = describe_bad_files(bad, len(index))
+        if len(skipped) == len(index):
+            raise ValueError(f"{found}\nThere is nothing to embed.")
         say(f"Warning: {found}\nThey have no features; {printable(list_of_skipped)} lists them.")
         write_atomically(list_of_skipped, bad_files_tsv(bad))
         index = index.subset(np.array([i for i in range(len(index)) if i not in skipped], dtype=np.int64))

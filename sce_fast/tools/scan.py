@@ -30,7 +30,7 @@ class Scan:
 
     def bad_files(self) -> dict[str, str]:
         """Return path → reason, with folders that cannot be read."""
-        return self.index.bad_files() | self.index.by_path(self.bad)
+        return self.index.bad_files(self.bad)
 
     def table(self) -> str:
         """Return a text for people: the data set, then the bad files by reason."""
