@@ -54,8 +54,10 @@ void print_if_new(const std::string& line) {
   // Never destroyed: DALI's threads may outlive the destructors at the end of the program.
   static auto& seen = *new std::set<std::string>;
   static auto& guard = *new std::mutex;
-  const std::string text = plain(line);
-  if (text.find_first_not_of(" \t\r") == std::string::npos) return;
+  std::string text = plain(line);
+  const size_t start = text.find_first_not_of(" \t\r");
+  if (start == std::string::npos) return;
+  text.erase(0, start);
   const std::lock_guard<std::mutex> lock(guard);
   if (!seen.insert(kind_of(text)).second) return;
   // In a terminal, a progress bar may stand in this line: it draws itself again below.

@@ -98,7 +98,7 @@ def test_nothing_else_is_lost_even_in_a_crash(tmp_path):
         "C, before",
         "Image decoder: [ERROR] line 0 is bad",
         "Image decoder: other",
-        "Image decoder:  unfinished 0",
+        "Image decoder: unfinished 0",
         "C, after",
         "C, twice 1",
         "C, twice 2",
