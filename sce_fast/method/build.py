@@ -23,8 +23,7 @@ def build_model(
     """Build the model of a config, with random weights from torch's current random state.
 
     Args:
-        backbone: a module to train in place of the config's backbone: images (N, 3, H, W) → features (N, F). Its weights
-            stay as they are.
+        backbone: a module to train in place of the config's, with its own weights: images (N, 3, H, W) → features (N, F).
         sizes: sides of the images in pixels; see build_backbone.
         ranks: number of ranks that share a batch.
         device: device of the model, by default the CPU.
@@ -35,9 +34,10 @@ def build_model(
     device = device or torch.device("cpu")
     if backbone is None:
         backbone = build_backbone(config.backbone, width=config.width, small_input=config.small_input, sizes=sizes)
+    features = feature_dim(backbone, max(sizes, default=224))
     model = SCE(
         backbone,
-        projector(feature_dim(backbone, max(sizes, default=224)), config.projector_hidden, config.dim, norm=config.projector_norm),
+        projector(features, config.projector_hidden, config.dim, norm=config.projector_norm),
         predictor(config.dim, config.predictor_hidden) if config.predictor_hidden else None,
         symmetric=config.symmetric,
         key_views=config.key_views,
