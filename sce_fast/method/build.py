@@ -23,7 +23,7 @@ def build_model(
     """Build the model of a config, with random weights from torch's current random state.
 
     Args:
-        backbone: a module to train in place of the config's, with its own weights: images (N, 3, H, W) → features (N, F).
+        backbone: a module to train in place of the config's, from its own weights: images (N, 3, H, W) → (N, F).
         sizes: sides of the images in pixels; see build_backbone.
         ranks: number of ranks that share a batch.
         device: device of the model, by default the CPU.

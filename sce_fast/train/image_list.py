@@ -97,7 +97,7 @@ def _decide(config: TrainConfig, found: ImageIndex, newest: Path | None) -> _Dec
         differences = ["the same images in another order"]
     if differences and not config.accept_changed_data:
         raise ValueError(
-            f"data={printable(found.listing.root)} differs from the images that the run in {printable(config.out)} "
+            f"data={found.listing.title} differs from the images that the run in {printable(config.out)} "
             "began with; restore them, go on with --accept-changed-data, or start in another --out:\n  "
             + "\n  ".join(differences)
         )

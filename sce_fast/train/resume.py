@@ -63,6 +63,6 @@ def schedule_changes(before: int, now: int, step: int) -> list[str]:
     if before == now:
         return []
     return [
-        f"epochs={now}, and {before} before: from step {step} on, the schedules of learning rate and momentum are those "
-        f"of {now} epochs. The run is not what a new run of {now} epochs would be."
+        f"epochs={now}, and {before} before: from step {step} on, the schedules of learning rate and momentum are "
+        f"those of {now} epochs. The run is not what a new run of {now} epochs would be."
     ]

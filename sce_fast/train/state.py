@@ -19,6 +19,7 @@ from sce_fast.train.checkpoint import (
     save_checkpoint,
 )
 from sce_fast.train.folder import CHECKPOINTS, device_name
+from sce_fast.train.interval import Interval, Totals, of_rank
 from sce_fast.train.step import TrainingStep
 from sce_fast.train.timeline import Timeline
 from sce_fast.util.files import printable
@@ -35,7 +36,7 @@ class Progress:
     step: int = 0  # steps done
     seconds: float = 0.0  # of training, evaluation left out
     data_seconds: float = 0.0  # of those, spent waiting for the loader
-    final_loss: float | None = None  # the loss last logged
+    final_loss: float | None = None  # in the last line of the log
     knn_top1: float | None = None  # of the last evaluation
 
 
@@ -58,7 +59,7 @@ class RunState:
         bad_files: BadFileRecord,
         ranks: Ranks,
     ) -> None:
-        self.progress = Progress()
+        self.progress, self.interval = Progress(), Interval()
         steps = loader.steps_per_epoch // config.accumulation
         self.timeline = Timeline(config.epochs, steps, planned=steps)
         self._config, self._training_step, self._loader = config, training_step, loader
@@ -77,6 +78,7 @@ class RunState:
             "loader": self._loader.state_dict(),
             "timeline": asdict(self.timeline),
             **{name: getattr(self.progress, name) for name in CARRIED_OVER},
+            "interval": self._ranks.gather(asdict(self.interval.totals())),
             "backend": self._training_step.backend,
             "bad_files": self._bad_files.names,
             "config": to_json(self._config),
@@ -124,6 +126,8 @@ class RunState:
         self._training_step.backend = state["backend"]
         self._bad_files.names = state["bad_files"]
         self.progress = Progress(state["step"], **{name: state[name] for name in CARRIED_OVER})
+        if interval := state.get("interval"):  # checkpoints of earlier versions have none
+            self.interval = Interval(of_rank([Totals(**t) for t in interval], self._ranks.rank, self._ranks.size))
         before, current = state["circumstances"], self.circumstances()
         return [
             f"{name} {before.get(name)} then, {current[name]} now"
