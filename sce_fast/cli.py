@@ -84,7 +84,7 @@ class Recipe:
         default = self.make(Path(), **{name: value for name, value in typed.items() if name == "out"})
         if "--resume" in arguments:
             from sce_fast.train.folder import holds_a_run
-            from sce_fast.train.resume import resumed_config
+            from sce_fast.train.resuming import resumed_config
 
             if holds_a_run(default.out):
                 return resumed_config(default.out, resume=False)

@@ -8,7 +8,7 @@ from sce_fast.tools.arguments import OptionalImages, Run
 from sce_fast.tools.report import write_report
 from sce_fast.train import Summary, train
 from sce_fast.train.folder import SUMMARY
-from sce_fast.train.resume import resumed_config
+from sce_fast.train.resuming import resumed_config
 from sce_fast.util.files import printable
 from sce_fast.util.terminal import say
 

@@ -36,7 +36,7 @@ from sce_fast.train.image_list import images_to_train_on, write_image_list
 from sce_fast.train.interval import Interval, Totals, means, wait_share
 from sce_fast.train.log import RunLog
 from sce_fast.train.preflight import require_apart, require_runnable
-from sce_fast.train.resume import data_changes, record_resume, resumed_config, schedule_changes
+from sce_fast.train.resuming import data_changes, record_resume, resumed_config, schedule_changes
 from sce_fast.train.schedules import learning_rate, momentum
 from sce_fast.train.state import RunState
 from sce_fast.train.step import TrainingStep

@@ -89,9 +89,7 @@ def test_other_changes_are_accepted_on_request(config, change):
     found = resumed(replace(config, accept_changed_data=True), **changes)
     assert (found.differences, found.restarts_epoch) == (differences, restarts)
     assert len(found.index) == len(SIZES) + sum(n == "e" for n in changes) - sum(s is None for s in changes.values())
-    assert found.index.by_path(found.index.bad) == (
-        {f"{config.data}/b.jpg": "changed size"} if "b" in changes else {}
-    )
+    assert found.index.by_path(found.index.bad) == ({f"{config.data}/b.jpg": "changed size"} if "b" in changes else {})
     write_image_list(config.out, found)
     again = resumed(config, **changes)  # before the next checkpoint, without the option
     assert (again.differences, again.restarts_epoch) == ([], restarts)
