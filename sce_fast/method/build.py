@@ -34,7 +34,7 @@ def build_model(
     device = device or torch.device("cpu")
     if backbone is None:
         backbone = build_backbone(config.backbone, width=config.width, small_input=config.small_input, sizes=sizes)
-    features = feature_dim(backbone, max(sizes, default=224))
+    features = feature_dim(backbone, sizes[0] if sizes else 224)
     model = SCE(
         backbone,
         projector(features, config.projector_hidden, config.dim, norm=config.projector_norm),
@@ -57,16 +57,21 @@ def feature_dim(backbone: nn.Module, size: int) -> int:
     """Return the length F of a backbone's features: its attribute `dim`, or measured on two black images.
 
     Raises:
-        ValueError: the output is not a tensor (N, F).
+        ValueError: the backbone does not take such images, or its output is not a tensor (N, F).
     """
     if isinstance(dim := getattr(backbone, "dim", None), int):
         return dim
-    weight = next(backbone.parameters(), torch.empty(0))
-    was_training = backbone.training
-    with torch.no_grad():
-        features = backbone.eval()(weight.new_zeros(2, 3, size, size))
-    backbone.train(was_training)
+    weight, was_training = next(backbone.parameters(), torch.empty(0)), backbone.training
+    images = weight.new_zeros(2, 3, size, size)
+    try:
+        with torch.no_grad():
+            features = backbone.eval()(images)
+    except Exception as error:
+        name = type(backbone).__name__
+        raise ValueError(f"backbone: {name} does not take images {tuple(images.shape)}: {error}") from error
+    finally:
+        backbone.train(was_training)
+    found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
     if not isinstance(features, torch.Tensor) or features.dim() != 2 or len(features) != 2:
-        found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
-        raise ValueError(f"backbone: images (2, 3, {size}, {size}) give {found}, expected features (2, F)")
+        raise ValueError(f"backbone: images {tuple(images.shape)} give {found}, expected features (2, F)")
     return features.shape[1]
