@@ -118,7 +118,8 @@ def read_sizes(paths: list[bytes], *, threads: int = 2) -> NDArray[np.int32]:
 
     reader = SizeReader(decode=False, batch_size=HEADERS_PER_BATCH, threads=threads)
     sizes = np.zeros((len(paths), 2), dtype=np.int32)
-    with progress_bar(len(paths), "Reading image sizes", unit="image") as bar:
+    silent = len(paths) <= HEADERS_PER_BATCH  # done at once
+    with progress_bar(len(paths), "Reading image sizes", unit="image", silent=silent) as bar:
         for start in range(0, len(paths), HEADERS_PER_BATCH):
             batch = paths[start : start + HEADERS_PER_BATCH]
             sizes[start : start + len(batch)] = reader.sizes(batch)
