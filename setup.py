@@ -27,6 +27,7 @@ CPU_SOURCES = [
     "csrc/cpu/bindings.cpp",
     "csrc/cpu/brgemm.cpp",
     "csrc/cpu/color_jitter.cpp",
+    "csrc/cpu/decoder_messages.cpp",
     "csrc/cpu/exponentials.cpp",
     "csrc/cpu/gaussian_blur.cpp",
     "csrc/cpu/solve.cpp",

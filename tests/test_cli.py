@@ -121,7 +121,7 @@ def test_scan_names_bad_files_and_tells_of_the_data(capfd, tmp_path, photo_folde
     listed = tmp_path / "bad.txt"
     text = told(capfd, "scan", tmp_path / "data", "--out", listed, status=1)
     assert "3 bad files" in text
-    assert "ERROR" not in text  # what the decoders say of each file
+    assert text.count("Image decoder: ") <= 2  # of each kind of error once
     assert "truncated or damaged: 1 temple/010.jpg" in text
     assert "empty: 1 temple/empty\\x0a.jpg not an image: 1 temple/page.jpg" in text
     assert listed.read_text().splitlines() == [
@@ -176,7 +176,7 @@ def test_a_missing_extra_is_named(capsys, monkeypatch):
     ("module", "extra"),
     [
         ("numpy", "train"), ("tyro", "train"), ("tqdm", "train"), ("safetensors", "train"), ("sklearn", "evaluate"),
-        ("matplotlib", "pictures"), ("PIL", "pictures"), ("nvidia", "cuda130"), ("tensorboard", "tensorboard"),
+        ("matplotlib", "pictures"), ("PIL", "train"), ("nvidia", "cuda130"), ("tensorboard", "tensorboard"),
         ("torch", None), ("timm", None),
     ],
 )  # fmt: skip
