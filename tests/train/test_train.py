@@ -184,7 +184,7 @@ def test_report_draws_what_the_run_has(undisturbed):
     from sce_fast.tools.report import write_report
 
     names = [path.name for path in write_report(undisturbed)]
-    assert names == ["loss.png", "views.png", "knn.png", "neighbours.png"]
+    assert names == ["loss.png", "knn.png", "views.png", "neighbours.png"]
     for name in names:
         with Image.open(undisturbed / name) as picture:
             assert np.array(picture.convert("L")).std() > 5  # something is drawn
