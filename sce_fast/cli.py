@@ -1,5 +1,6 @@
 """Command-line entry point: a table of commands. Their options are the parameters of the functions they run."""
 
+import argparse
 import dataclasses
 import importlib
 import importlib.metadata
@@ -65,11 +66,40 @@ class Recipe:
     def run(self, prog: str, arguments: list[str]) -> None:
         import tyro
 
-        default = dataclasses.replace(self.make(data=Path()), data=tyro.MISSING)
+        default = self.defaults(arguments)
         config = tyro.cli(type(default), default=default, args=arguments, prog=prog, description=self.description)
         from sce_fast.tools.train import pretrain
 
         pretrain(config)
+
+    def defaults(self, arguments: list[str]) -> Any:
+        """Return the config whose values are the defaults of the options.
+
+        With --resume it is the run folder's own, so that only options that are typed can differ from it. Otherwise it
+        is the recipe's, for the number of epochs that is typed, on which the length of its warm-up depends.
+        """
+        import tyro
+
+        typed = _typed(arguments, "--out", "--epochs")
+        default = self.make(Path(), **{name: value for name, value in typed.items() if name == "out"})
+        if "--resume" in arguments:
+            from sce_fast.train.folder import holds_a_run
+            from sce_fast.train.resuming import resumed_config
+
+            if holds_a_run(default.out):
+                return resumed_config(default.out, resume=False)
+        if (epochs := typed.get("epochs", "")).isdecimal() and int(epochs) > 0:
+            default = self.make(Path(), epochs=int(epochs))
+        return dataclasses.replace(default, data=tyro.MISSING)
+
+
+def _typed(arguments: list[str], *options: str) -> dict[str, str]:
+    """Return the values of options, as far as they are typed, without looking at others."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option in options:
+        parser.add_argument(option, nargs="?")
+    found, _ = parser.parse_known_args(arguments)
+    return {name: value for name, value in vars(found).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -132,6 +162,10 @@ COMMANDS: dict[str, Command | Group] = {
         show=lambda scan: scan.table(), passed=lambda scan: not scan.bad_files(),
     ),
     "train": Group("recipe", "RECIPE --data DIR", "pretrain on images; --resume continues a stopped run", recipes),
+    "resume": Command(
+        "RUN", "go on with a run from its newest checkpoint, or extend it", "sce_fast.tools.train:resume_run",
+        passed=lambda summary: True,
+    ),
     "evaluate": Group(
         "evaluation", "METHOD [RUN]", "accuracy of frozen features on labelled images: knn or linear",
         lambda: EVALUATIONS,
@@ -200,6 +234,7 @@ def _run(arguments: list[str]) -> None:
         print(f"sce-fast {sce_fast.__version__}")
         return
     try:
+        _refuse_empty(arguments)
         MAIN.run("sce-fast", arguments)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
         if os.environ.get("SCE_FAST_TRACEBACK") == "1":
@@ -211,6 +246,18 @@ def _run(arguments: list[str]) -> None:
     except KeyboardInterrupt:
         print("sce-fast: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Raise an error if an argument is empty, as an unset shell variable is: as a path it would be the current folder.
+
+    Raises:
+        ValueError: see above; the message shows where the argument stands.
+    """
+    for i, argument in enumerate(arguments):
+        if argument == "" or re.fullmatch(r"--[\w.-]+=", argument):
+            before = f" after {arguments[i - 1]}" if argument == "" and i else ""
+            raise ValueError(f"an argument is empty{before or f': {argument}'}; is a shell variable unset?")
 
 
 @contextmanager

