@@ -45,7 +45,7 @@ def main(
     batch_size: int = 256,
     size: int = 224,
     precision: Precision = "bfloat16",
-    optimizer: Literal["sgd", "lars"] = "lars",
+    optimizer: Literal["sgd", "lars", "adamw"] = "lars",
     images: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int = 2,
@@ -63,7 +63,7 @@ def main(
         batch_size: Images per step.
         size: Side of the views in pixels.
         precision: Precision of autocast; float32 turns it off.
-        optimizer: sgd or lars.
+        optimizer: sgd, lars or adamw.
         images: Folder of images for the loader; synthetic images by default.
         device: auto uses a GPU if there is one.
         threads: Threads of torch on a CPU, and of the loader.
@@ -100,9 +100,11 @@ def training_step(
     model: ModelConfig, loss: LossConfig, batch_size: int, size: int, precision: Precision, optimizer: str, device: str
 ) -> TrainingStep:
     """Return the trainer's own step, guard and masks included."""
+    rate = 0.1  # what every optimizer accepts; the time does not depend on it
     config = TrainConfig(
         data=Path(), out=Path(), batch_size=batch_size, precision=precision, model=model, loss=loss,
-        views=ViewsConfig(sizes=(size,)), optimizer=OptimizerConfig(name=optimizer),  # type: ignore[arg-type]
+        views=ViewsConfig(sizes=(size,)),
+        optimizer=OptimizerConfig(name=optimizer, base_learning_rate=rate),  # type: ignore[arg-type]
     )  # fmt: skip
     return TrainingStep(config, torch.device(device))
 

@@ -1,5 +1,6 @@
 """Command-line entry point: a table of commands. Their options are the parameters of the functions they run."""
 
+import argparse
 import dataclasses
 import importlib
 import importlib.metadata
@@ -11,9 +12,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import sce_fast
 from sce_fast.util.files import printable
 from sce_fast.util.names import pick
 
@@ -32,10 +35,13 @@ class Command:
     passed: Callable[[Any], bool] = lambda result: result is not False  # otherwise the exit status is 1
 
     def run(self, prog: str, arguments: list[str]) -> None:
-        import tyro
-
         module, _, name = self.function.partition(":")
-        result = tyro.cli(getattr(importlib.import_module(module), name), args=arguments, prog=prog)
+        function = getattr(importlib.import_module(module), name)
+        if arguments or inspect.signature(function).parameters:
+            import tyro
+
+            function = partial(tyro.cli, function, args=arguments, prog=prog)
+        result = function()
         if self.show is not None:
             print(self.show(result))
         if not self.passed(result):
@@ -60,11 +66,40 @@ class Recipe:
     def run(self, prog: str, arguments: list[str]) -> None:
         import tyro
 
-        default = dataclasses.replace(self.make(data=Path()), data=tyro.MISSING)
+        default = self.defaults(arguments)
         config = tyro.cli(type(default), default=default, args=arguments, prog=prog, description=self.description)
         from sce_fast.tools.train import pretrain
 
         pretrain(config)
+
+    def defaults(self, arguments: list[str]) -> Any:
+        """Return the config whose values are the defaults of the options.
+
+        With --resume it is the run folder's own, so that only options that are typed can differ from it. Otherwise it
+        is the recipe's, for the number of epochs that is typed, on which the length of its warm-up depends.
+        """
+        import tyro
+
+        typed = _typed(arguments, "--out", "--epochs")
+        default = self.make(Path(), **{name: value for name, value in typed.items() if name == "out"})
+        if "--resume" in arguments:
+            from sce_fast.train.folder import holds_a_run
+            from sce_fast.train.resuming import resumed_config
+
+            if holds_a_run(default.out):
+                return resumed_config(default.out, resume=False)
+        if (epochs := typed.get("epochs", "")).isdecimal() and int(epochs) > 0:
+            default = self.make(Path(), epochs=int(epochs))
+        return dataclasses.replace(default, data=tyro.MISSING)
+
+
+def _typed(arguments: list[str], *options: str) -> dict[str, str]:
+    """Return the values of options, as far as they are typed, without looking at others."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option in options:
+        parser.add_argument(option, nargs="?")
+    found, _ = parser.parse_known_args(arguments)
+    return {name: value for name, value in vars(found).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -124,9 +159,13 @@ COMMANDS: dict[str, Command | Group] = {
     ),
     "scan": Command(
         "DIR", "decode every image and name the bad files; exit status 1 if there are any", "sce_fast.tools.scan:scan",
-        show=lambda scan: scan.table(), passed=lambda scan: not scan.bad,
+        show=lambda scan: scan.table(), passed=lambda scan: not scan.bad_files(),
     ),
     "train": Group("recipe", "RECIPE --data DIR", "pretrain on images; --resume continues a stopped run", recipes),
+    "resume": Command(
+        "RUN", "go on with a run from its newest checkpoint, or extend it", "sce_fast.tools.train:resume_run",
+        passed=lambda summary: True,
+    ),
     "evaluate": Group(
         "evaluation", "METHOD [RUN]", "accuracy of frozen features on labelled images: knn or linear",
         lambda: EVALUATIONS,
@@ -160,7 +199,8 @@ MAIN = Group(
     "COMMAND",
     "",
     lambda: COMMANDS,
-    note="A first look: sce-fast demo          your own images: sce-fast train folder --data DIR",
+    note="A first look: sce-fast demo          your own images: sce-fast train folder --data DIR\n"
+    "sce-fast --version prints the version",
 )
 
 
@@ -190,7 +230,11 @@ def _end_at_once(status: int) -> None:
 
 
 def _run(arguments: list[str]) -> None:
+    if arguments == ["--version"]:
+        print(f"sce-fast {sce_fast.__version__}")
+        return
     try:
+        _refuse_empty(arguments)
         MAIN.run("sce-fast", arguments)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
         if os.environ.get("SCE_FAST_TRACEBACK") == "1":
@@ -202,6 +246,18 @@ def _run(arguments: list[str]) -> None:
     except KeyboardInterrupt:
         print("sce-fast: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Raise an error if an argument is empty, as an unset shell variable is: as a path it would be the current folder.
+
+    Raises:
+        ValueError: see above; the message shows where the argument stands.
+    """
+    for i, argument in enumerate(arguments):
+        if argument == "" or re.fullmatch(r"--[\w.-]+=", argument):
+            before = f" after {arguments[i - 1]}" if argument == "" and i else ""
+            raise ValueError(f"an argument is empty{before or f': {argument}'}; is a shell variable unset?")
 
 
 @contextmanager
@@ -225,20 +281,25 @@ def _warnings_as_lines() -> Iterator[None]:
 
 
 def _what_to_install(error: Exception) -> str:
-    """Return the end of a message that names the extra for a missing module, or nothing."""
+    """Return the end of a message that says how to install a missing module, or nothing."""
     module = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
-    extra = extra_of(DISTRIBUTIONS.get(module, module))
-    return f"; pip install 'sce_fast[{extra}]'" if extra else ""
+    packages = extra_with(DISTRIBUTIONS.get(module, module))
+    return "; pip install " + " ".join(f"'{package}'" for package in packages) if packages else ""
 
 
-def extra_of(distribution: str) -> str | None:
-    """Return the first extra of this package that requires a distribution, according to the package's metadata."""
+def extra_with(distribution: str) -> list[str]:
+    """Return all requirements of the first extra of this package that has a distribution, by the package's metadata."""
     try:
         requirements = importlib.metadata.requires("sce_fast") or []
     except importlib.metadata.PackageNotFoundError:  # imported from a folder without being installed
-        return None
+        return []
+    extras: dict[str, dict[str, str]] = {}
     for requirement in requirements:  # such as: tqdm>=4.66; extra == "train"
-        found = re.fullmatch(r"""([\w.-]+)[^;]*;.*\bextra == ["']([\w-]+)["']""", requirement)
-        if found and found[1] == distribution:
-            return found[2]
-    return None
+        found = re.fullmatch(r"""(([\w.-]+)[^;]*);.*\bextra == ["']([\w-]+)["']""", requirement)
+        if found:
+            extras.setdefault(found[3], {})[found[2]] = found[1]
+    return next((list(extra.values()) for extra in extras.values() if distribution in extra), [])
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,8 @@ from sce_fast.evaluate import (
     logistic_accuracy,
 )
 from sce_fast.evaluate.class_labels import labels_among
-from sce_fast.evaluate.logistic import REGULARIZATIONS
+from sce_fast.evaluate.knn import check_votes
+from sce_fast.evaluate.logistic import REGULARIZATIONS, check_fit
 from sce_fast.export import open_backbone
 from sce_fast.tools.arguments import OptionalFile, OptionalImages, OptionalRun
 from sce_fast.train.folder import choose_device, read_config
@@ -72,6 +73,7 @@ def knn(
         RuntimeError: an image cannot be decoded. The message names it.
     """
     require_new(out)
+    check_votes(neighbours, temperature)
     sets = labelled_sets(run, train, test, batch_size=batch_size, device=device)
     accuracies = knn_accuracy(*sets.to(choose_device(device)), neighbours=neighbours, temperature=temperature)
     results = [
@@ -115,6 +117,7 @@ def linear(
         FileNotFoundError, ValueError, RuntimeError: see knn.
     """
     require_new(out)
+    check_fit(regularization, max_iterations)
     sets = labelled_sets(run, train, test, batch_size=batch_size, device=device)
     on_cpu = sets.to(torch.device("cpu"))
     found = logistic_accuracy(*on_cpu, regularization=regularization, max_iterations=max_iterations)
@@ -138,6 +141,9 @@ def labelled_sets(
     source: Path | None, train: Path | None, test: Path | None, *, batch_size: int, device: str
 ) -> LabelledSets:
     """Return features and labels of both sets, computed from images or read from feature files."""
+    target = choose_device(device)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1")
     if (train is None) != (test is None):
         raise ValueError(f"train={train}, test={test}: expected both or neither")
     if source is None:
@@ -154,7 +160,7 @@ def labelled_sets(
     for path in (train, test):
         if path.is_file() and path.suffix == ".safetensors":
             raise ValueError(f"{printable(path)} holds features already: leave out {printable(source)}")
-    return _from_images(source, train, test, batch_size=batch_size, device=choose_device(device))
+    return _from_images(source, train, test, batch_size=batch_size, device=target)
 
 
 def _from_images(source: Path, train: Path, test: Path, *, batch_size: int, device: torch.device) -> LabelledSets:

@@ -1,6 +1,9 @@
 """Evaluations of feature files, as `sce-fast evaluate` runs them."""
 
 import json
+import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +13,19 @@ from helpers.images import write_png
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.sources import Listing
 from sce_fast.evaluate import save_features
-from sce_fast.tools.evaluate import knn, labelled_sets
+from sce_fast.tools.embed import embed
+from sce_fast.tools.evaluate import knn, labelled_sets, linear
 
 
 def write_features(path, features, classes):
     """Write a feature file with one row for each entry of classes, in that order."""
     names = sorted(set(classes))
     listing = Listing(path.parent, [f"{i}.png" for i in range(len(classes))], [names.index(c) for c in classes], names)
-    save_features(path, features, ImageIndex(listing, np.ones((len(classes), 2), dtype=np.int32), {}))
+    save_features(
+        path,
+        features,
+        ImageIndex(listing, np.ones((len(classes), 2), dtype=np.int32), np.zeros(len(classes), dtype=np.bool_), {}),
+    )
     return path
 
 
@@ -67,3 +75,34 @@ def test_evaluation_names_what_is_wrong_with_feature_files(tmp_path):
         knn(None, train=train, test=tmp_path / "nowhere.safetensors")
     with pytest.raises(ValueError, match="nothing to evaluate"):
         knn(None)
+
+
+@pytest.mark.parametrize(
+    ("call", "setting", "message"),
+    [
+        (knn, {"neighbours": (10, 0)}, r"neighbours=\(10, 0\): expected one or more numbers, each at least 1"),
+        (knn, {"neighbours": ()}, r"neighbours=\(\): expected one or more"),
+        (knn, {"temperature": math.inf}, "temperature=inf: expected a finite number > 0"),
+        (knn, {"temperature": math.nan}, "temperature=nan: expected a finite number > 0"),
+        (knn, {"batch_size": 0}, "batch_size=0: expected at least 1"),
+        (linear, {"regularization": (1.0, math.inf)}, r"regularization=\(1.0, inf\): expected one or more finite"),
+        (linear, {"regularization": (math.nan,)}, r"regularization=\(nan,\): expected one or more finite"),
+        (linear, {"max_iterations": 0}, "max_iterations=0: expected at least 1"),
+        (linear, {"batch_size": -1}, "batch_size=-1: expected at least 1"),
+        (
+            lambda run, **setting: embed(run, Path("data"), **setting),
+            {"batch_size": 0},
+            "batch_size=0: expected at least 1",
+        ),
+    ],
+)
+def test_settings_are_checked_before_any_feature_is_computed(call, setting, message, tmp_path):
+    """The run does not even exist, so the settings are looked at first."""
+    with pytest.raises(ValueError, match=message):
+        call(tmp_path / "nowhere", **setting)
+
+
+def test_a_missing_library_is_named_before_any_feature_is_computed(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ImportError, match="logistic regression needs scikit-learn"):
+        linear(tmp_path / "nowhere")

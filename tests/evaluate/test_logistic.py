@@ -55,7 +55,7 @@ def test_top5_matches_scikit_learn():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"regularization": (1.0, 0.0)}, r"regularization=\(1.0, 0.0\): expected positive numbers"),
+        ({"regularization": (1.0, 0.0)}, r"regularization=\(1.0, 0.0\): expected one or more finite numbers > 0"),
         ({"train_labels": torch.zeros(8, dtype=torch.int64)}, "only one class"),
         ({"test_features": torch.randn(8, 4)}, r"train features are \(3,\) wide, test features \(4,\)"),
         ({"train_labels": torch.arange(8) // 2}, "expected at least 5 rows in a class"),
