@@ -14,6 +14,7 @@ Scalar = float | Tensor
 # With unit rows |logit| ≤ 1/τ. While the whole range of 2/τ · log₂e is at most this many bits, the largest possible
 # logit can stand for a row's maximum: no weight that matters underflows. csrc/problem.h has the same number.
 FIXED_SHIFT_BITS = 115.0
+NORM_TOLERANCE = 0.02  # of a unit row: more than rounding it to bfloat16 can change its norm
 
 
 @dataclass(slots=True)  # not frozen: constructing a frozen dataclass costs as much as all the checks
@@ -242,7 +243,7 @@ def _check_norms(problem: Problem) -> None:
         if rows is None or rows.numel() == 0:
             continue
         worst = (rows.to(problem.compute_dtype).norm(dim=-1) - 1).abs().max().item()
-        if not worst <= 0.02:  # more than rounding a unit row to bfloat16 can cause
+        if not worst <= NORM_TOLERANCE:
             raise ValueError(
                 f"{name} has a row whose norm differs from 1 by {worst:.3g}; normalise the rows or pass normalize=True"
             )
