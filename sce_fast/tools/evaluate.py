@@ -141,6 +141,7 @@ def labelled_sets(
     source: Path | None, train: Path | None, test: Path | None, *, batch_size: int, device: str
 ) -> LabelledSets:
     """Return features and labels of both sets, computed from images or read from feature files."""
+    source, train, test = (None if path is None else Path(path) for path in (source, train, test))
     target = choose_device(device)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
@@ -229,6 +230,7 @@ def _write(out: Path | None, kind: str, sets: LabelledSets, results: list[dict[s
     if out is None:
         return
     values = {"evaluation": kind, **sets.origin, **_sizes(sets), "results": results}
+    out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, json.dumps(values, indent=1) + "\n")
 
