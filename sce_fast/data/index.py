@@ -94,10 +94,10 @@ class ImageIndex:
         """Return path → reason for samples → reasons, in the order of the index."""
         return {os.fsdecode(self.paths[i]): bad[i] for i in sorted(bad)}
 
-    def bad_files(self) -> dict[str, str]:
-        """Return path → reason for unreadable folders and for the bad files that are known."""
+    def bad_files(self, undecodable: Mapping[int, str] | None = None) -> dict[str, str]:
+        """Return path → reason for unreadable folders, files with bad headers and, if given, undecodable samples."""
         folders = {os.path.join(self.listing.root, name): why for name, why in self.listing.unreadable.items()}
-        return folders | self.by_path(self.bad)
+        return folders | self.by_path({**self.bad, **(undecodable or {})})
 
     def require_readable(self) -> None:
         """Raise an error if a header or a folder could not be read: an evaluation must not skip images.
@@ -144,7 +144,8 @@ def read_headers(paths: list[bytes], *, threads: int = 2) -> tuple[NDArray[np.in
     reader = SizeReader(decode=False, batch_size=HEADERS_PER_BATCH, threads=threads)
     sizes = np.zeros((len(paths), 2), dtype=np.int32)
     alpha = np.zeros(len(paths), dtype=np.bool_)
-    with progress_bar(len(paths), "Reading image headers", unit="image") as bar:
+    silent = len(paths) <= HEADERS_PER_BATCH  # done at once
+    with progress_bar(len(paths), "Reading image headers", unit="image", silent=silent) as bar:
         for start in range(0, len(paths), HEADERS_PER_BATCH):
             batch = paths[start : start + HEADERS_PER_BATCH]
             sizes[start : start + len(batch)] = reader.sizes(batch)

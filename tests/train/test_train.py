@@ -88,9 +88,10 @@ def test_resume_gives_the_same_bits(undisturbed, photo_folder, tmp_path, monkeyp
     assert_same_run(config.out, undisturbed)
 
 
-def test_sgd_and_asymmetric_views_resume_too(photo_folder, tmp_path):
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.3), ("adamw", 0.01)])
+def test_other_optimizers_and_asymmetric_views_resume_too(photo_folder, tmp_path, optimizer, rate):
     changes = dict(
-        optimizer=OptimizerConfig(name="sgd", warmup_epochs=0, weight_decay=5e-4),
+        optimizer=OptimizerConfig(name=optimizer, base_learning_rate=rate, warmup_epochs=0, weight_decay=5e-4),
         model=ModelConfig(
             backbone="resnet18", width=8, projector_hidden=(16,), dim=8, projector_norm="hidden", symmetric=False,
             predictor_hidden=0, momentum_schedule="constant",
@@ -294,6 +295,7 @@ def test_recipes_are_valid_and_survive_json(name, tmp_path):
             "loss.queue_size=15: expected at least the 16 keys",
         ),
         (lambda c: dataclasses.replace(c, epochs=1, optimizer=OptimizerConfig(warmup_epochs=2)), "warmup_epochs=2"),
+        (lambda c: OptimizerConfig(name="adamw"), "optimizer.base_learning_rate=0.3: expected at most 0.1 for adamw"),
         (lambda c: LossConfig(temperature=0.0), "loss.temperature=0.0: expected a number > 0"),
         (lambda c: LossConfig(coefficient=2.0), "loss.coefficient=2.0"),
         (lambda c: ViewsConfig(names=("weak", "stong")), "'stong'.*did you mean 'strong'"),
