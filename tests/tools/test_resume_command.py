@@ -73,7 +73,8 @@ def test_resume_takes_what_may_change(stopped, capsys, photo_folder):
     assert "epochs=3: the run in" in text
     assert "pass --stretch-schedule" in text
     shutil.copytree(photo_folder, stopped.parent / "photos")
-    main(["resume", str(stopped), "--epochs", "3", "--stretch-schedule", "--data", str(stopped.parent / "photos"),
+    with pytest.warns(UserWarning, match="epochs=3, and 2 before"):
+        main(["resume", str(stopped), "--epochs", "3", "--stretch-schedule", "--data", str(stopped.parent / "photos"),
           "--log-every", "9", "--checkpoint-every", "7", "--keep-checkpoints", "1", "--device", "cpu",
           "--loader-threads", "1"])  # fmt: skip
     assert "9 steps at" in capsys.readouterr().out
