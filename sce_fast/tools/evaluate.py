@@ -195,6 +195,7 @@ def _write(out: Path | None, kind: str, sets: LabelledSets, rows: Sequence[Row])
     results = [{**row.settings, **asdict(row.accuracy)} for row in rows if not row.baseline]
     others = [{"baseline": row.baseline, **row.settings, **asdict(row.accuracy)} for row in rows if row.baseline]
     values = {"evaluation": kind, **sets.origin, **_sizes(sets), "results": results, "baselines": others}
+    out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, json.dumps(values, indent=1) + "\n")
 

@@ -101,6 +101,7 @@ def labelled_sets(
     Raises:
         FileNotFoundError, ValueError, RuntimeError: see the command knn.
     """
+    source, train, test = (None if path is None else Path(path) for path in (source, train, test))
     target = choose_device(device)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")

@@ -48,6 +48,7 @@ def write_report(run: Run, /) -> list[Path]:
         FileNotFoundError: run is no run folder or has no checkpoint yet.
         ImportError: matplotlib is not installed.
     """
+    run = Path(run)
     config = read_config(run)
     events = read_log(run / LOG)
     pictures = [loss_curve(events, run / "loss.png")]
