@@ -11,9 +11,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import sce_fast
 from sce_fast.util.files import printable
 from sce_fast.util.names import pick
 
@@ -32,10 +34,13 @@ class Command:
     passed: Callable[[Any], bool] = lambda result: result is not False  # otherwise the exit status is 1
 
     def run(self, prog: str, arguments: list[str]) -> None:
-        import tyro
-
         module, _, name = self.function.partition(":")
-        result = tyro.cli(getattr(importlib.import_module(module), name), args=arguments, prog=prog)
+        function = getattr(importlib.import_module(module), name)
+        if arguments or inspect.signature(function).parameters:
+            import tyro
+
+            function = partial(tyro.cli, function, args=arguments, prog=prog)
+        result = function()
         if self.show is not None:
             print(self.show(result))
         if not self.passed(result):
@@ -124,7 +129,7 @@ COMMANDS: dict[str, Command | Group] = {
     ),
     "scan": Command(
         "DIR", "decode every image and name the bad files; exit status 1 if there are any", "sce_fast.tools.scan:scan",
-        show=lambda scan: scan.table(), passed=lambda scan: not scan.bad,
+        show=lambda scan: scan.table(), passed=lambda scan: not scan.bad_files(),
     ),
     "train": Group("recipe", "RECIPE --data DIR", "pretrain on images; --resume continues a stopped run", recipes),
     "evaluate": Group(
@@ -160,7 +165,8 @@ MAIN = Group(
     "COMMAND",
     "",
     lambda: COMMANDS,
-    note="A first look: sce-fast demo          your own images: sce-fast train folder --data DIR",
+    note="A first look: sce-fast demo          your own images: sce-fast train folder --data DIR\n"
+    "sce-fast --version prints the version",
 )
 
 
@@ -190,6 +196,9 @@ def _end_at_once(status: int) -> None:
 
 
 def _run(arguments: list[str]) -> None:
+    if arguments == ["--version"]:
+        print(f"sce-fast {sce_fast.__version__}")
+        return
     try:
         MAIN.run("sce-fast", arguments)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
@@ -225,20 +234,25 @@ def _warnings_as_lines() -> Iterator[None]:
 
 
 def _what_to_install(error: Exception) -> str:
-    """Return the end of a message that names the extra for a missing module, or nothing."""
+    """Return the end of a message that says how to install a missing module, or nothing."""
     module = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
-    extra = extra_of(DISTRIBUTIONS.get(module, module))
-    return f"; pip install 'sce_fast[{extra}]'" if extra else ""
+    packages = extra_with(DISTRIBUTIONS.get(module, module))
+    return "; pip install " + " ".join(f"'{package}'" for package in packages) if packages else ""
 
 
-def extra_of(distribution: str) -> str | None:
-    """Return the first extra of this package that requires a distribution, according to the package's metadata."""
+def extra_with(distribution: str) -> list[str]:
+    """Return all requirements of the first extra of this package that has a distribution, by the package's metadata."""
     try:
         requirements = importlib.metadata.requires("sce_fast") or []
     except importlib.metadata.PackageNotFoundError:  # imported from a folder without being installed
-        return None
+        return []
+    extras: dict[str, dict[str, str]] = {}
     for requirement in requirements:  # such as: tqdm>=4.66; extra == "train"
-        found = re.fullmatch(r"""([\w.-]+)[^;]*;.*\bextra == ["']([\w-]+)["']""", requirement)
-        if found and found[1] == distribution:
-            return found[2]
-    return None
+        found = re.fullmatch(r"""(([\w.-]+)[^;]*);.*\bextra == ["']([\w-]+)["']""", requirement)
+        if found:
+            extras.setdefault(found[3], {})[found[2]] = found[1]
+    return next((list(extra.values()) for extra in extras.values() if distribution in extra), [])
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sce_fast.data.image.augment import AUGMENTATIONS, IMAGENET_MEAN, IMAGENET_STD, Augmentation, EvaluationView
+from sce_fast.data.image.background import NONE, background_color
 from sce_fast.loss.names import BACKEND_NAMES
 from sce_fast.util.names import pick
 from sce_fast.util.settings import conform, replaced
@@ -15,8 +16,13 @@ from sce_fast.util.settings import conform, replaced
 Device = Literal["auto", "cpu", "cuda"]
 # Sections and entries that have another name in run folders of earlier versions: (section, old name) → new name.
 RENAMED = {("loss", "queue"): "queue_size"}
-# Entries that run folders of earlier versions lack: name → the value that those runs had in effect.
-ADDED = {"accept_changed_data": False, "stretch_schedule": False}
+# Entries that run folders of earlier versions lack, with the values that those runs had in effect.
+ADDED: dict[str, Any] = {
+    "accept_changed_data": False,
+    "stretch_schedule": False,
+    "wandb": None,
+    "views": {"background": NONE},
+}
 
 
 def default_loader_threads() -> int:
@@ -45,6 +51,9 @@ class ViewsConfig:
     """Mean of each colour channel, subtracted from values in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Standard deviation of each colour channel, by which values are divided after the mean is subtracted."""
+    background: str = "black"
+    """Colour behind transparent images: a name, #rrggbb or three numbers as 255,128,0. none drops their alpha, so that
+    hidden pixels show."""
 
     def __post_init__(self) -> None:
         conform(self, "views")
@@ -60,6 +69,10 @@ class ViewsConfig:
         _require(0 <= self.flip <= 1, "views.flip", self.flip, "a probability in [0, 1]")
         _require(all(0 <= m <= 1 for m in self.mean), "views.mean", self.mean, "numbers in [0, 1]")
         _require(all(0 < s <= 1 for s in self.std), "views.std", self.std, "numbers > 0, at most 1")
+        try:
+            background_color(self.background)
+        except ValueError as error:
+            raise ValueError(f"views.{error}") from None
 
     def augmentations(self) -> tuple[Augmentation, ...]:
         """Return the augmentation of each view."""
@@ -249,6 +262,9 @@ class TrainConfig:
     """Number of checkpoints to keep; older ones are deleted."""
     log_every: int = 10
     """Steps between two lines of the log. Only then is the loss read from the device."""
+    wandb: str | None = None
+    """Project of Weights & Biases that gets the log as well; needs the package wandb. With WANDB_MODE=offline its data
+    stay in the run folder."""
     pictures: bool = True
     """Draw curves, view pairs and nearest neighbours into the run folder at the end; needs matplotlib."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
@@ -307,11 +323,11 @@ class TrainConfig:
 
     def evaluation_view(self) -> EvaluationView:
         """Return how images are resized and cropped for features: by default to the size of the largest view."""
-        crop, resize = self.evaluation.crop, self.evaluation.resize
-        crop = max(self.views.sizes) if crop is None else crop
+        crop, resize, views = self.evaluation.crop, self.evaluation.resize, self.views
+        crop = max(views.sizes) if crop is None else crop
         resize = round(crop * 8 / 7) if resize is None else resize
         _require(crop <= resize, "evaluation.crop", crop, f"at most evaluation.resize={resize}")
-        return EvaluationView(resize=resize, crop=crop, mean=self.views.mean, std=self.views.std)
+        return EvaluationView(resize=resize, crop=crop, mean=views.mean, std=views.std, background=views.background)
 
 
 def to_json(config: Any) -> Any:
@@ -343,7 +359,7 @@ def from_json(values: dict[str, Any]) -> TrainConfig:
         ValueError: an entry is missing, unknown or out of range.
         TypeError: an entry is of another type.
     """
-    return _built(TrainConfig, {**ADDED, **_renamed(values)})
+    return _built(TrainConfig, _completed(_renamed(values), ADDED))
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:
@@ -354,6 +370,16 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
             entries = {new if name == old else name: value for name, value in entries.items()}
             values = {**values, section: entries}
     return values
+
+
+def _completed(values: Any, added: dict[str, Any]) -> Any:
+    """Return a config's JSON with the entries that it lacks."""
+    if not isinstance(values, dict):
+        return values
+    sections = {
+        name: _completed(values.get(name, {}), entry) for name, entry in added.items() if isinstance(entry, dict)
+    }
+    return {**added, **values, **sections}
 
 
 def _built(kind: Any, values: Any) -> Any:

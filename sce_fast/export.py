@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sce_fast.backbones import build_backbone
 from sce_fast.data.image.augment import EvaluationView
+from sce_fast.data.image.background import NONE
 from sce_fast.train.checkpoint import checkpoints, load_checkpoint
 from sce_fast.train.folder import CHECKPOINTS, read_config
 from sce_fast.util.files import printable, require_new, save_tensors
@@ -38,6 +39,8 @@ class Description:
     """Length of the shorter side in pixels after resizing."""
     crop: int
     """Side of the square centre crop in pixels."""
+    background: str = NONE
+    """Colour behind transparent images, as background_color takes it. Files of earlier versions lack this entry."""
     momentum: bool
     """Whether the backbone is the momentum encoder's instead of the student's."""
     step: int
@@ -47,7 +50,9 @@ class Description:
 
     def view(self) -> EvaluationView:
         """Return the view of an image that the backbone expects."""
-        return EvaluationView(resize=self.resize, crop=self.crop, mean=self.mean, std=self.std)
+        return EvaluationView(
+            resize=self.resize, crop=self.crop, mean=self.mean, std=self.std, background=self.background
+        )
 
     def build(self) -> nn.Module:
         """Build the network with random weights."""
@@ -136,6 +141,7 @@ def _read_run(run: Path, momentum: bool) -> tuple[Description, dict[str, Tensor]
         std=view.std,
         resize=view.resize,
         crop=view.crop,
+        background=view.background,
         momentum=momentum,
         step=checkpoint.state["step"],
         sizes=config.image_sizes(),
@@ -158,7 +164,7 @@ def _read_file(path: Path) -> tuple[Description, dict[str, Tensor]]:
 
 
 def _read_description(values: dict[str, Any], path: Path) -> Description:
-    values = {"sizes": [], **values}  # files of earlier versions lack it
+    values = {"sizes": [], "background": NONE, **values}  # files of earlier versions lack these
     wrong = {f.name for f in fields(Description)} ^ values.keys()
     if wrong:
         raise ValueError(f"{printable(path)}: its metadata has unknown or missing entries: {sorted(wrong)}")

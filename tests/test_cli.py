@@ -131,7 +131,7 @@ def test_scan_names_bad_files_and_tells_of_the_data(capfd, tmp_path, photo_folde
 
 
 def test_a_scan_can_be_interrupted(capsys, tmp_path, photo_folder, monkeypatch):
-    def interrupted(self, paths):
+    def interrupted(self, *arguments):
         raise KeyboardInterrupt
 
     main(["scan", str(photo_folder), "--quick"])

@@ -40,11 +40,12 @@ def test_wrong_entries_are_named(tmp_path, change, message):
 
 
 def test_a_run_of_an_earlier_version_is_read_and_resumed(photo_folder, tmp_path):
-    """Its config names the queue's size "loss.queue"."""
+    """Its config names the queue's size "loss.queue" and has no wandb."""
     config = small_config(photo_folder, tmp_path / "run", epochs=1)
     train(config)
     earlier = to_json(config)
     earlier["loss"]["queue"] = earlier["loss"].pop("queue_size")
+    del earlier["wandb"]
     assert from_json(earlier) == config
     (config.out / "config.json").write_text(json.dumps(earlier))
     assert read_config(config.out) == config
@@ -82,6 +83,7 @@ NONSENSE: dict[str, tuple[object, ...]] = {
     "views.flip": (-0.1, 1.1),
     "views.mean": ((-1, 0, 0), (123.7, 116.3, 103.5), (0, 0, math.nan), (0, 0)),
     "views.std": ((0, 1, 1), (58.4, 57.1, 57.4), (1, 1, math.inf), (-1, 1, 1)),
+    "views.background": ("", "no colour", "#12345", "1,2", "256,0,0", "-1,0,0"),
     "model.backbone": (),
     "model.width": (0, 4, -8),
     "model.small_input": (),

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../bind_problem.h"
+#include "brgemm.h"
 #include "color_jitter.h"
 #include "exponentials.h"
 #include "gaussian_blur.h"
@@ -91,4 +92,7 @@ PYBIND11_MODULE(_cpu, m) {
         "Return the name of the vector instructions that the exponentials of the loss use on this processor.");
   m.def("has_brgemm", &sce_fast::has_brgemm, py::arg("bfloat16"),
         "Return whether ATen's brgemm multiplies tiles of float32 or bfloat16 on this processor.");
+  m.def(
+      "finds_brgemm", [] { return sce_fast::find_brgemm() != nullptr; },
+      "Return whether the torch of this process has the brgemm that the kernels know.");
 }

@@ -12,9 +12,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, "resnet3
 OWN = "own"  # the name of a module that the caller has built
 
 
-def build_backbone(
-    name: str, *, width: int = 64, small_input: bool = False, sizes: Sequence[int] = ()
-) -> nn.Module:
+def build_backbone(name: str, *, width: int = 64, small_input: bool = False, sizes: Sequence[int] = ()) -> nn.Module:
     """Build a backbone from images (N, 3, H, W) to features (N, dim), with `dim` as an attribute.
 
     Args:

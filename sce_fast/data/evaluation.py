@@ -1,6 +1,7 @@
 """Batches of an evaluation: every image once, in the order of the index."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -27,14 +28,17 @@ def evaluation_batches(
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
     index.require_readable()
     starts = range(0, len(index), batch_size)
-    feeds = (evaluation_feed(view, index.paths[i : i + batch_size], index.sizes[i : i + batch_size]) for i in starts)
-    pipeline = evaluation_pipeline(feeds, view, batch_size=batch_size, threads=threads, device=device)
-    for start in starts:
+    parts = [slice(start, start + batch_size) for start in starts]
+    background = index.background(view.background)
+    settings: dict[str, Any] = {"background": background, "threads": threads, "device": device}
+    feeds = (evaluation_feed(view, index.paths[i], index.sizes[i], index.alpha[i], background) for i in parts)
+    pipeline = evaluation_pipeline(feeds, view, batch_size=batch_size, **settings)
+    for start, part in zip(starts, parts, strict=True):
         try:
             (images,) = next_outputs(pipeline, device)
         except RuntimeError as error:
-            paths = index.paths[start : start + batch_size]
-            sizes = decoded_sizes(paths, threads=threads, device=device)
+            paths = index.paths[part]
+            sizes = decoded_sizes(paths, index.alpha[part], **settings)
             bad = {start + i: decode_failure_reason(paths[i]) for i in np.flatnonzero(sizes[:, 0] == 0).tolist()}
             if not bad:
                 raise

@@ -106,7 +106,7 @@ def check_fit(regularization: Sequence[float], max_iterations: int) -> None:
     try:
         import sklearn  # noqa: F401
     except ImportError as error:
-        raise ImportError("logistic regression needs scikit-learn: pip install sce_fast[evaluate]") from error
+        raise ImportError("logistic regression needs scikit-learn: pip install scikit-learn") from error
 
 
 def held_out_rows(labels: NDArray[np.int64]) -> NDArray[np.bool_]:

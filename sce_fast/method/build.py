@@ -37,7 +37,12 @@ def build_model(
         backbone = build_backbone(config.backbone, width=config.width, small_input=config.small_input, sizes=sizes)
     model = SCE(
         backbone,
-        projector(feature_dim(backbone, max(sizes, default=224)), config.projector_hidden, config.dim, norm=config.projector_norm),
+        projector(
+            feature_dim(backbone, max(sizes, default=224)),
+            config.projector_hidden,
+            config.dim,
+            norm=config.projector_norm,
+        ),
         predictor(config.dim, config.predictor_hidden) if config.predictor_hidden else None,
         symmetric=config.symmetric,
         key_views=config.key_views,

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 
 from sce_fast.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig
-from sce_fast.data.index import read_sizes
+from sce_fast.data.index import read_headers
 from sce_fast.data.sources import list_images
 from sce_fast.recipes.adapt import LARGE, Found, adapted
 from sce_fast.recipes.changes import changed
@@ -62,7 +62,7 @@ def survey(data: Path) -> Found | None:
     try:
         paths = [os.fsencode(path) for path in list_images(data).paths()]
         samples = np.unique(np.linspace(0, len(paths) - 1, min(SAMPLED, len(paths))).astype(int))
-        sides = read_sizes([paths[i] for i in samples]).min(axis=1)
+        sides = read_headers([paths[i] for i in samples])[0].min(axis=1)
     except (OSError, ValueError, ImportError):
         return None
     sides = sides[sides > 0]

@@ -59,7 +59,12 @@ def view_pairs(config: TrainConfig, path: Path) -> Path:
     """Draw the first images of the first batch as the networks see them, a row per view; return the path."""
     index = index_images(config.data, threads=config.loader_threads)
     loader = TrainingLoader(
-        index, config.views.augmentations(), batch_size=min(PAIRS, len(index)), seed=config.seed, threads=1
+        index,
+        config.views.augmentations(),
+        batch_size=min(PAIRS, len(index)),
+        seed=config.seed,
+        background=config.views.background,
+        threads=1,
     )
     batch = next(loader)
     rows = [list(_visible(view, config)) for view in batch.views]
@@ -123,5 +128,5 @@ def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'sce_fast[pictures]'") from error
+        raise ImportError("pictures need matplotlib and Pillow: pip install matplotlib pillow") from error
     return Figure(figsize=(width, height))

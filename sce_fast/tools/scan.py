@@ -33,13 +33,13 @@ class Scan:
     seconds: float  # spent on decoding
 
     def bad_files(self) -> dict[str, str]:
-        """Return path → reason."""
-        return self.index.by_path(self.bad)
+        """Return path → reason, with folders that cannot be read."""
+        return self.index.bad_files() | self.index.by_path(self.bad)
 
     def table(self) -> str:
         """Return a text for people: the data set, then the bad files by reason."""
         names, labels = self.index.listing.names, self.index.labels
-        lines = [f"{len(names)} image files in {printable(self.index.listing.root)}"]
+        lines = [f"{len(names)} image files in {self.index.listing.title}"]
         if labels is not None:
             counts = np.bincount(labels, minlength=len(self.index.listing.classes))
             lines.append(f"{len(counts)} classes of {counts.min()} to {counts.max()} files")
@@ -48,15 +48,20 @@ class Scan:
             by_area = sizes[np.argsort(sizes.prod(axis=1, dtype=np.int64), kind="stable")]
             smallest, median, largest = (f"{w} × {h}" for h, w in by_area[[0, len(by_area) // 2, -1]])
             lines.append(f"width × height: smallest {smallest}, median {median}, largest {largest}")
+        if count := self.index.alpha.sum():
+            lines.append(f"{count} images have alpha (transparency); --views.background sets the colour behind it")
+        if ignored := self.index.listing.describe_ignored():
+            lines.append(ignored)
         if self.decoded:
             done = len(names) - len(self.index.bad)
             lines.append(f"{done} files decoded in {self.seconds:.1f} s, {done / max(self.seconds, 1e-9):.0f} images/s")
         else:
             lines.append("headers read, nothing decoded: truncated files are not found")
-        lines.append(f"\n{len(self.bad)} bad files" if self.bad else "\nno bad files")
-        for reason, count in Counter(self.bad.values()).most_common():
+        bad = {**self.index.listing.unreadable, **{names[i]: self.bad[i] for i in sorted(self.bad)}}
+        lines.append(f"\n{len(bad)} bad files" if bad else "\nno bad files")
+        for reason, count in Counter(bad.values()).most_common():
             lines.append(f"{reason}: {count}")
-            lines += [f"  {printable(names[i])}" for i in sorted(self.bad) if self.bad[i] == reason]
+            lines += [f"  {printable(name)}" for name in bad if bad[name] == reason]
         return "\n".join(lines)
 
 
@@ -90,12 +95,12 @@ def scan(data: Images, /, *, quick: bool = False, threads: int | None = None, ou
 def undecodable(index: ImageIndex, threads: int) -> dict[int, str]:
     """Return sample → reason for the files whose header is good but whose image does not decode."""
     samples = np.array([i for i in range(len(index)) if i not in index.bad], dtype=np.int64)
-    reader = SizeReader(decode=True, threads=threads)
+    reader = SizeReader(decode=True, background=index.background("black"), threads=threads)
     bad: dict[int, str] = {}
     with progress_bar(len(samples), "Decoding", unit="image") as bar:
         for chunk in _chunks(samples, index.sizes):
             with _silent_decoders():
-                sizes = reader.sizes([index.paths[i] for i in chunk])
+                sizes = reader.sizes([index.paths[i] for i in chunk], index.alpha[chunk])
             for i in chunk[sizes[:, 0] == 0].tolist():
                 bad[i] = decode_failure_reason(index.paths[i])
             bar.update(len(chunk))

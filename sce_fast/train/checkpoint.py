@@ -42,9 +42,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     try:
         remove_unfinished(folder)
         temporary.mkdir(parents=True)
-        write_safetensors(
-            temporary / TENSORS, {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        )
+        write_safetensors(temporary / TENSORS, {name: t.detach().cpu().contiguous() for name, t in tensors.items()})
         (temporary / STATE).write_text(json.dumps({**state, "step": step}, indent=1))
         for path in (temporary / TENSORS, temporary / STATE, temporary):
             flush(path)

@@ -21,8 +21,8 @@ SUMMARY, BAD_FILES, IMAGES = "summary.json", "bad_files.txt", "images.json.gz"
 # Settings that a resume may change, since no trained number depends on them. Folders may have moved; the image list is
 # compared by itself.
 FREE_TO_CHANGE = frozenset(
-    ("resume", "out", "data", "loader_threads", "checkpoint_every", "keep_checkpoints", "pictures", "evaluation.train",
-     "evaluation.test")
+    ("resume", "out", "data", "loader_threads", "checkpoint_every", "keep_checkpoints", "pictures", "wandb",
+     "evaluation.train", "evaluation.test")
 )  # fmt: skip
 LOCK = ".lock"
 _locks: dict[tuple[int, int], int] = {}  # device and inode of a lock file → descriptor, open until this process ends
@@ -138,7 +138,7 @@ def write_or_check_image_list(run: Path, index: ImageIndex) -> None:
         differences = ["the same images in another order"]
     if differences:
         raise ValueError(
-            f"data={printable(index.listing.root)} differs from the images that the run in {printable(run)} began "
+            f"data={index.listing.title} differs from the images that the run in {printable(run)} began "
             "with; restore them, or start in another --out:\n  " + "\n  ".join(differences)
         )
 

@@ -1,6 +1,6 @@
 """What a checkpoint of a run holds, and how a run is restored from it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sce_fast.train.checkpoint import (
     save_checkpoint,
 )
 from sce_fast.train.folder import CHECKPOINTS, device_name, require_same_images
+from sce_fast.train.interval import Interval, Totals, of_rank
 from sce_fast.train.step import TrainingStep
 from sce_fast.util.versions import versions
 
@@ -33,7 +34,7 @@ class Progress:
     step: int = 0  # steps done
     seconds: float = 0.0  # of training, evaluation left out
     data_seconds: float = 0.0  # of those, spent waiting for the loader
-    final_loss: float | None = None  # the loss last logged
+    final_loss: float | None = None  # in the last line of the log
     knn_top1: float | None = None  # of the last evaluation
 
 
@@ -56,7 +57,7 @@ class RunState:
         bad_files: BadFileRecord,
         ranks: Ranks,
     ) -> None:
-        self.progress = Progress()
+        self.progress, self.interval = Progress(), Interval()
         self._config, self._training_step, self._loader = config, training_step, loader
         self._bad_files, self._ranks = bad_files, ranks
 
@@ -72,6 +73,7 @@ class RunState:
         state = {
             "loader": self._loader.state_dict(),
             **{name: getattr(self.progress, name) for name in CARRIED_OVER},
+            "interval": self._ranks.gather(asdict(self.interval.totals())),
             "backend": self._training_step.backend,
             "bad_files": self._bad_files.names,
             "config": to_json(self._config),
@@ -96,6 +98,8 @@ class RunState:
         self._training_step.backend = checkpoint.state["backend"]
         self._bad_files.names = checkpoint.state["bad_files"]
         self.progress = Progress(checkpoint.state["step"], **{name: checkpoint.state[name] for name in CARRIED_OVER})
+        if saved := checkpoint.state.get("interval"):  # checkpoints of earlier versions have none
+            self.interval = Interval(of_rank([Totals(**t) for t in saved], self._ranks.rank, self._ranks.size))
         before, now = checkpoint.state["circumstances"], self.circumstances()
         return [f"{name} {before.get(name)} then, {now[name]} now" for name in now if before.get(name) != now[name]]
 

@@ -93,7 +93,10 @@ class TrainingStep:
     def __call__(
         self, parts: Iterable[list[Tensor]], *, number: int, learning_rate: float, momentum: float
     ) -> dict[str, Tensor]:
-        """Take one step; return what the log reads, means over this rank's rows as () tensors on the device.
+        """Take one step; return what the log reads, as () tensors on the device.
+
+        These are means over this rank's rows, and the norm of the whole gradient: averaged over rows and ranks, without
+        the loss scale, before clipping; NaN if the step is masked.
 
         Args:
             parts: `accumulation` lists of views (N, 3, size, size), each drawn when its turn comes.
@@ -110,16 +113,19 @@ class TrainingStep:
             keys.append(key)
             measures.append(measured)
         with self.stage("optimizer"):
-            skip = self.guard.check([p.grad for p in self.parameters if p.grad is not None], number)
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            skip = self.guard.check(gradients, number)
+            norm = nn.utils.get_total_norm(gradients)
             if self.config.optimizer.clip_norm:
-                nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip_norm)
+                nn.utils.clip_grads_with_norm_(self.parameters, self.config.optimizer.clip_norm, norm)
             self.optimizer.step(skip=skip)
         with self.stage("momentum"):
             self.model.update_momentum(momentum, skip=skip)
         with self.stage("queue"):  # once a step, so that all parts see the queue as it was before the step
             gathered = torch.cat([gather_keys(key) for key in keys], dim=-2)
             self.queue.enqueue(gathered, gather=False, skip=skip)
-        return {name: torch.stack([m[name] for m in measures]).mean() for name in measures[0]}
+        means = {name: torch.stack([m[name] for m in measures]).mean() for name in measures[0]}
+        return {**means, "gradient_norm": torch.where(skip, torch.nan, norm)}
 
     def loss(
         self, network: nn.Module, views: list[Tensor], shuffles: list[Tensor] | None = None

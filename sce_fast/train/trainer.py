@@ -18,8 +18,9 @@ from sce_fast.data.index import index_images
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.distributed import Ranks, Vote, current_ranks, lost_a_rank, process_group
 from sce_fast.train.bad_files import BadFileRecord
+from sce_fast.train.curves import import_wandb, open_curves
 from sce_fast.train.diagnosis import Diagnosis, Samples
-from sce_fast.train.estimate import estimate
+from sce_fast.train.estimate import Pace, memory
 from sce_fast.train.evaluation import PeriodicEvaluation
 from sce_fast.train.folder import (
     choose_device,
@@ -30,6 +31,7 @@ from sce_fast.train.folder import (
     write_or_check_image_list,
     write_summary,
 )
+from sce_fast.train.interval import Interval, Totals, means, wait_share
 from sce_fast.train.log import RunLog
 from sce_fast.train.schedules import learning_rate, momentum
 from sce_fast.train.state import RunState
@@ -37,8 +39,6 @@ from sce_fast.train.step import TrainingStep
 from sce_fast.train.stop import Stopped, StopRequest
 from sce_fast.util.files import printable
 from sce_fast.util.terminal import progress_bar, say
-
-ESTIMATE_FROM = 50  # remaining steps; in a shorter run the trial step would take too large a share of the time
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,25 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, ranks: Ranks | None = None) -> None:
+        if config.wandb is not None:
+            import_wandb()  # before the run folder is made
         self.config = config
         self.ranks = ranks or current_ranks()
         self.device = choose_device(config.device)
         part_size = config.rank_batch(self.ranks.size)
         found = self.ranks.first_then_others(lambda: index_images(config.data, threads=config.loader_threads))
         self.index = index_at_start(config, found)
+        if self.ranks.is_first:
+            notes = self.index.listing.describe_ignored(), self.index.describe_alpha(config.views.background)
+            for note in filter(None, notes):
+                say(note)
         self.loader = TrainingLoader(
             self.index,
             config.views.augmentations(),
             batch_size=part_size,
             batches_per_step=config.accumulation,
             seed=config.seed,
+            background=config.views.background,
             rank=self.ranks.rank,
             ranks=self.ranks.size,
             threads=config.loader_threads,
@@ -101,7 +108,8 @@ class Trainer:
         if newest is not None and (changed := self.state.restore(Path(newest))):
             self._warn(f"the resumed run will not have the same bits: {'; '.join(changed)}")
         resumed_at = None if newest is None else self.state.progress.step
-        self.log = RunLog(config.out, resumed_at=resumed_at, silent=not self.ranks.is_first)
+        silent = not self.ranks.is_first
+        self.log = RunLog(config.out, () if silent else open_curves(config), resumed_at=resumed_at, silent=silent)
 
     def train(self, request: StopRequest | None = None) -> Summary:
         """Run to the last step; write log and checkpoints.
@@ -111,14 +119,16 @@ class Trainer:
 
         Raises:
             Stopped: a signal asked the run to end; its state is saved.
+            MemoryError: a part of the batch does not fit the GPU's memory.
             RuntimeError: a loss or gradient is not finite, too many files cannot be decoded, or another rank failed.
             OSError: a checkpoint or the log cannot be written; the last checkpoint is whole.
         """
         remaining, silent = self.total_steps - self.state.progress.step, not self.ranks.is_first
-        if remaining >= ESTIMATE_FROM:
-            expected = estimate(self.training_step)
+        if remaining:
+            needed = memory(self.training_step)
             if not silent:
-                say(expected.describe(remaining))
+                say(f"{self._describe()}\n{needed.describe(self.ranks.size)}")
+        pace = Pace(remaining, self.device)
         try:
             with (
                 nullcontext(request) if request else StopRequest() as listening,
@@ -128,33 +138,44 @@ class Trainer:
                 self._evaluate_if_due(listening)
                 while self.state.progress.step < self.total_steps:
                     self.advance(listening, vote, bar)
+                    if pace.is_known(self.state.progress.seconds) and not silent:
+                        say(pace.describe())
         except KeyboardInterrupt:
             if not silent:
                 say(f"Stopped at once. Steps since the newest checkpoint are lost. {self._how_to_resume()}")
             raise
+        except torch.OutOfMemoryError as error:
+            sizes = [view.size for view in self.config.views.augmentations()]
+            raise MemoryError(
+                f"{self.training_step.part_size} images of {sizes} pixels do not fit the memory of {self.device}; "
+                f"raise --accumulation, or lower --batch-size: {error}"
+            ) from error
         except RuntimeError as error:
             if lost_a_rank(error):
                 raise RuntimeError(f"Another rank failed; see its error above. {self._how_to_resume()}") from error
             raise
         finally:
-            self.log.close()
+            self.log.close(finished=self.state.progress.step == self.total_steps)
         return self._summarize()
 
     def advance(self, request: StopRequest, vote: Vote, bar: Any) -> None:
         """Take one step, then do what is due after it: log, save, stop, evaluate."""
         progress, started = self.state.progress, time.perf_counter()
         parts = self._batches(self.diagnosis.begin(progress.step))
-        measures = self.training_step(
-            parts, number=progress.step, learning_rate=self._learning_rate(), momentum=self._momentum()
+        self.state.interval.add(
+            self.training_step(
+                parts, number=progress.step, learning_rate=self._learning_rate(), momentum=self._momentum()
+            )
         )
         progress.step += 1
         last, stops = progress.step == self.total_steps, vote(request.name is not None)
-        if progress.step % self.config.log_every == 0 or last:
-            self._require_sound()
-            self._log(measures)
-            rates = self._rates(progress.seconds + time.perf_counter() - started)
-            bar.set_postfix(loss=f"{progress.final_loss:.3f}", **rates, refresh=False)
-        progress.seconds += time.perf_counter() - started
+        logs = progress.step % self.config.log_every == 0 or last
+        if logs:
+            self._require_sound()  # waits for the device, so that the time is that of finished steps
+        counted = self._count_seconds(started)
+        if logs:
+            bar.set_postfix(self._log(), refresh=False)
+            self._count_seconds(counted)
         if progress.step % self.config.checkpoint_every == 0 or last or stops or self._evaluation_is_due():
             self._require_sound()
             self.state.save()
@@ -200,7 +221,9 @@ class Trainer:
             except RuntimeError:  # too many bad files on this rank alone: the other ranks cannot be asked for theirs
                 self.bad_files.write_own()
                 raise
-            self.state.progress.data_seconds += time.perf_counter() - started
+            waited = time.perf_counter() - started
+            self.state.progress.data_seconds += waited
+            self.state.interval.data_seconds += waited
             samples.append(batch.samples)
             yield batch.views
 
@@ -209,13 +232,35 @@ class Trainer:
         self.diagnosis.require_finite()
         self.bad_files.gather()
 
-    def _log(self, measures: dict[str, Tensor]) -> None:
-        progress = self.state.progress
-        ranks = self.ranks.gather({name: value.item() for name, value in measures.items()})
-        values = {name: sum(rank[name] for rank in ranks) / len(ranks) for name in measures}
-        rate, epoch = self.training_step.optimizer.param_groups[0]["lr"], (progress.step - 1) // self.steps_per_epoch
-        self.log.write("train", progress.step, epoch=epoch, **values, learning_rate=rate)
-        progress.final_loss = values["loss"]
+    def _log(self) -> dict[str, str]:
+        """Log the interval that ends here and begin the next; return what the progress bar shows of it."""
+        progress, interval = self.state.progress, self.state.interval
+        ranks = [Totals(**totals) for totals in self.ranks.gather(asdict(interval.totals()))]
+        values, waits = means(ranks), wait_share(ranks)
+        images_per_second = interval.steps * self.config.batch_size / max(interval.seconds, 1e-9)
+        self.log.write(
+            "train",
+            progress.step,
+            epoch=(progress.step - 1) // self.steps_per_epoch,
+            **values,
+            learning_rate=self.training_step.optimizer.param_groups[0]["lr"],
+            images_per_second=round(images_per_second, 2),
+            data_wait_share=round(waits, 4),
+            seconds=round(progress.seconds, 3),
+        )
+        progress.final_loss, self.state.interval = values["loss"], Interval()
+        return {
+            "loss": f"{progress.final_loss:.3f}",
+            "images/s": f"{images_per_second:.0f}",
+            "data_wait": f"{waits:.0%}",
+        }
+
+    def _count_seconds(self, since: float) -> float:
+        """Add the time since then to the run's and the interval's; return the time now."""
+        now = time.perf_counter()
+        self.state.progress.seconds += now - since
+        self.state.interval.seconds += now - since
+        return now
 
     def _evaluation_is_due(self) -> bool:
         epoch, rest = divmod(self.state.progress.step, self.steps_per_epoch)
@@ -239,14 +284,18 @@ class Trainer:
         step, m = self.state.progress.step, self.config.model
         return momentum(step, base=m.momentum, schedule=m.momentum_schedule, total_steps=self.total_steps)
 
-    def _rates(self, seconds: float) -> dict[str, str]:
-        progress = self.state.progress
-        images_per_second = progress.step * self.config.batch_size / seconds
-        return {"images/s": f"{images_per_second:.0f}", "data_wait": f"{progress.data_seconds / seconds:.0%}"}
-
     def _warn(self, text: str) -> None:
         if self.ranks.is_first:
             warnings.warn(text, stacklevel=2)
+
+    def _describe(self) -> str:
+        """Return one line about the run, for its first line on the terminal."""
+        config, ranks = self.config, f", {self.ranks.size} ranks" if self.ranks.size > 1 else ""
+        epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
+        return (
+            f"{len(self.index):,} images, {epochs} of {self.steps_per_epoch:,} steps of {config.batch_size} images; "
+            f"{config.model.backbone} on {device_name(self.device)}{ranks}"
+        )
 
     def _say_stopped(self, signal_name: str | None) -> None:
         if self.ranks.is_first:

@@ -21,7 +21,11 @@ def write_features(path, features, classes):
     """Write a feature file with one row for each entry of classes, in that order."""
     names = sorted(set(classes))
     listing = Listing(path.parent, [f"{i}.png" for i in range(len(classes))], [names.index(c) for c in classes], names)
-    save_features(path, features, ImageIndex(listing, np.ones((len(classes), 2), dtype=np.int32), {}))
+    save_features(
+        path,
+        features,
+        ImageIndex(listing, np.ones((len(classes), 2), dtype=np.int32), np.zeros(len(classes), dtype=np.bool_), {}),
+    )
     return path
 
 

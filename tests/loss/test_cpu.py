@@ -1,6 +1,7 @@
 """The CPU kernel against float64: its error is at most twice that of plain PyTorch plus a floor."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sce_fast import KeyQueue, sce_loss
+from sce_fast.loss import backends
 from sce_fast.loss import cpu as native
 from sce_fast.loss.parity import compare, make_inputs
 from sce_fast.loss.problem import checked_problem
-from sce_fast.native import CPU
+from sce_fast.native import CPU, Extension
 from sce_fast.util.rows import unit_rows
 
 
@@ -285,8 +287,46 @@ def test_auto_takes_the_kernel_and_a_refusal_says_why(monkeypatch):
     assert sce_loss(*doubles, return_statistics=True)[1].backend == "reference"
     with pytest.raises(ValueError, match=r"backend='cpu' cannot serve.*torch.float64; use backend='reference'"):
         sce_loss(*doubles, backend="cpu")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_without_kernels_the_first_fall_to_plain_pytorch_warns(monkeypatch, recwarn, compiled):
+    """Not a call that the kernels could not serve, and not a call that names the backend."""
+    tensors = simple_inputs(20)
     monkeypatch.setattr(CPU, "module", None)
-    monkeypatch.setattr(CPU, "missing", "no module")
-    with pytest.raises(ValueError, match=r"the CPU kernels are not built \(no module\); install again"):
-        sce_loss(query, key, queue, backend="cpu")
-    assert sce_loss(query, key, queue, return_statistics=True)[1].backend == "reference"
+    monkeypatch.setattr(backends, "_warned", False)
+    torch.compiler.reset()
+    with pytest.raises(ValueError, match=r"the CPU kernels are not built; with a C\+\+ compiler, install again"):
+        sce_loss(*tensors, backend="cpu")
+    call = torch.compile(sce_loss, backend="eager", fullgraph=True) if compiled else sce_loss
+    call(*(t.double() for t in tensors))
+    call(*tensors, backend="reference")
+    assert not recwarn.list
+    for _ in range(2):
+        call(*tensors)
+    (warning,) = recwarn.list
+    assert "the CPU kernels are not built, so the loss runs in plain PyTorch" in str(warning.message)
+    assert "SCE_FAST_BUILD=cpu pip install --force-reinstall --no-deps --editable ." in str(warning.message)
+    assert compiled or warning.filename == __file__
+
+
+def test_kernels_that_cannot_be_loaded_are_not_called_unbuilt():
+    extension = Extension("CPU", error="libgomp.so.1: cannot open shared object file")
+    assert extension.refusal.startswith("the CPU kernels are built but cannot be loaded (libgomp.so.1: cannot open")
+
+
+def test_float16_candidates_are_widened_exactly():
+    """Every float16 number up to 1, subnormal ones included: the same bits as from the same numbers in float32."""
+    numbers = torch.arange(0x3C01, dtype=torch.int16)
+    queue = torch.cat([numbers, numbers | -0x8000])[: 2 * 0x3C01 // 16 * 16].view(torch.float16).view(-1, 16)
+    query, key, _ = simple_inputs()
+    settings = dict(temperature=1.0, target_temperature=1.0, reduction="none", backend="cpu")
+    assert torch.equal(sce_loss(query, key, queue, **settings), sce_loss(query, key, queue.float(), **settings))
+
+
+def test_a_torch_without_brgemm_is_told(monkeypatch):
+    monkeypatch.setattr(native, "BRGEMM", dict.fromkeys(native.BRGEMM, False))
+    for found, why in ((False, "not found in this torch"), (True, "ATen has none for this processor")):
+        monkeypatch.setattr(CPU, "module", SimpleNamespace(finds_brgemm=lambda found=found: found))
+        assert native.products(torch.float32) == f"plain loops, slower (brgemm: {why})"
+        assert native.products(torch.bfloat16) == f"as float32 (brgemm: {why})"

@@ -1,0 +1,73 @@
+"""Images with transparency: which files have it, and their pixels over a background.
+
+DALI's decoders drop alpha when they return RGB, so pixels that nobody is meant to see become visible. Asked for all
+channels, DALI 2.4 gives alpha for only some formats (not for grey + alpha or palettes in PNG) and may crash on others.
+So Pillow decodes the images that have alpha, and DALI all others.
+"""
+
+import io
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sce_fast.data.image.background import Color
+
+# PNG, WebP (within RIFF), TIFF and BigTIFF in both byte orders, JPEG 2000.
+_MAY_HAVE_ALPHA = (b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+
+
+def has_alpha(path: bytes) -> bool:
+    """Return whether an image has an alpha channel, a transparent colour or a palette with transparency.
+
+    Only the header is read. A file that cannot be read has none: whoever decodes it says what is wrong.
+    """
+    from PIL import Image
+
+    try:
+        with open(path, "rb") as file, warnings.catch_warnings(action="ignore"):
+            if not file.read(12).startswith(_MAY_HAVE_ALPHA):
+                return False
+            file.seek(0)
+            return Image.open(file).has_transparency_data
+    except Exception:  # Pillow raises errors of many types
+        return False
+
+
+def composite(content: bytes, background: Color) -> NDArray[np.uint8]:
+    """Decode the first frame of an image, turn it by its EXIF orientation and lay it over a background, as (H, W, 3).
+
+    Each value is color · alpha + background · (1 − alpha), rounded.
+
+    Raises:
+        Exception: the image cannot be decoded.
+    """
+    from PIL import Image, ImageOps
+
+    # From memory: Pillow would map a file, and SIGBUS ends the process if pages of a mapped file disappear.
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGBA")
+    canvas = Image.new("RGB", image.size, background)
+    canvas.paste(image, mask=image)
+    return np.array(canvas)
+
+
+def compositor(background: Color, *, device: str, threads: int) -> Callable[[Any], Any]:
+    """Return the operator of a DALI graph that turns files' contents into images (H, W, 3), as `composite`."""
+    from nvidia.dali import fn
+
+    pool = ThreadPoolExecutor(threads)
+    over_background = partial(composite, background=background)
+
+    def run(contents: list[Any]) -> list[NDArray[np.uint8]]:
+        return list(pool.map(over_background, [np.asarray(content).tobytes() for content in contents]))
+
+    def operator(content: Any) -> Any:
+        done = fn.python_function(content, function=run, batch_processing=True)
+        image = fn.reinterpret(done, layout="HWC")  # the output of a Python function has no layout
+        return image if device == "cpu" else image.gpu()
+
+    return operator
