@@ -22,6 +22,8 @@ from sce_fast.util.names import pick
 # Modules whose distribution has another name.
 DISTRIBUTIONS = {"nvidia": "nvidia-dali-cuda130", "sklearn": "scikit-learn", "PIL": "pillow"}
 
+NO_FILE = Path("\0")  # the data of a recipe whose defaults depend on no data
+
 
 @dataclass(frozen=True)
 class Command:
@@ -65,11 +67,33 @@ class Recipe:
     def run(self, prog: str, arguments: list[str]) -> None:
         import tyro
 
-        default = dataclasses.replace(self.make(data=Path()), data=tyro.MISSING)
+        default = self.defaults(arguments)
         config = tyro.cli(type(default), default=default, args=arguments, prog=prog, description=self.description)
         from sce_fast.tools.train import pretrain
 
         pretrain(config)
+
+    def defaults(self, arguments: list[str]) -> Any:
+        """Return the config whose values are the defaults of the options.
+
+        With --resume it is the run folder's own, so that only options that are typed can differ from it. Otherwise it
+        is the recipe's for the data and the other settings that are typed, which others follow: the warm-up follows
+        the number of epochs, for example.
+        """
+        import tyro
+
+        from sce_fast.config import TrainConfig
+        from sce_fast.util.options import typed_settings
+
+        typed = typed_settings(arguments, TrainConfig)
+        if typed.pop("resume", False):
+            from sce_fast.train.folder import holds_a_run
+            from sce_fast.train.resuming import resumed_config
+
+            out = Path(typed.get("out", inspect.signature(self.make).parameters["out"].default))
+            if holds_a_run(out):
+                return resumed_config(out, resume=False)
+        return dataclasses.replace(self.make(typed.pop("data", NO_FILE), **typed), data=tyro.MISSING)
 
 
 @dataclass(frozen=True)
@@ -132,6 +156,10 @@ COMMANDS: dict[str, Command | Group] = {
         show=lambda scan: scan.table(), passed=lambda scan: not scan.bad_files(),
     ),
     "train": Group("recipe", "RECIPE --data DIR", "pretrain on images; --resume continues a stopped run", recipes),
+    "resume": Command(
+        "RUN", "go on with a run from its newest checkpoint, or extend it", "sce_fast.tools.train:resume_run",
+        passed=lambda summary: True,
+    ),
     "evaluate": Group(
         "evaluation", "METHOD [RUN]", "accuracy of frozen features on labelled images: knn or linear",
         lambda: EVALUATIONS,
@@ -200,6 +228,7 @@ def _run(arguments: list[str]) -> None:
         print(f"sce-fast {sce_fast.__version__}")
         return
     try:
+        _refuse_empty(arguments)
         MAIN.run("sce-fast", arguments)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
         if os.environ.get("SCE_FAST_TRACEBACK") == "1":
@@ -211,6 +240,18 @@ def _run(arguments: list[str]) -> None:
     except KeyboardInterrupt:
         print("sce-fast: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Raise an error if an argument is empty, as an unset shell variable is: as a path it would be the current folder.
+
+    Raises:
+        ValueError: see above; the message shows where the argument stands.
+    """
+    for i, argument in enumerate(arguments):
+        if argument == "" or re.fullmatch(r"--[\w.-]+=", argument):
+            before = f" after {arguments[i - 1]}" if argument == "" and i else ""
+            raise ValueError(f"an argument is empty{before or f': {argument}'}; is a shell variable unset?")
 
 
 @contextmanager

@@ -76,6 +76,7 @@ NONSENSE: dict[str, tuple[object, ...]] = {
     "checkpoint_every": TOO_FEW,
     "keep_checkpoints": TOO_FEW,
     "log_every": TOO_FEW,
+    "wandb": ("",),
     "pictures": (),
     "views.names": (("weak",), ("weak", "stong"), ()),
     "views.sizes": (0, (32, -1), (), (1, 2, 3)),

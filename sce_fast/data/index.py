@@ -94,10 +94,10 @@ class ImageIndex:
         """Return path → reason for samples → reasons, in the order of the index."""
         return {os.fsdecode(self.paths[i]): bad[i] for i in sorted(bad)}
 
-    def bad_files(self) -> dict[str, str]:
-        """Return path → reason for unreadable folders and for the bad files that are known."""
+    def bad_files(self, undecodable: Mapping[int, str] | None = None) -> dict[str, str]:
+        """Return path → reason for unreadable folders, files with bad headers and, if given, undecodable samples."""
         folders = {os.path.join(self.listing.root, name): why for name, why in self.listing.unreadable.items()}
-        return folders | self.by_path(self.bad)
+        return folders | self.by_path({**self.bad, **(undecodable or {})})
 
     def require_readable(self) -> None:
         """Raise an error if a header or a folder could not be read: an evaluation must not skip images.

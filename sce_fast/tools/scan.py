@@ -1,11 +1,7 @@
 """The scan command: find bad files in a data set before a run, and report the number and sizes of its images."""
 
-import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +30,7 @@ class Scan:
 
     def bad_files(self) -> dict[str, str]:
         """Return path → reason, with folders that cannot be read."""
-        return self.index.bad_files() | self.index.by_path(self.bad)
+        return self.index.bad_files(self.bad)
 
     def table(self) -> str:
         """Return a text for people: the data set, then the bad files by reason."""
@@ -99,26 +95,11 @@ def undecodable(index: ImageIndex, threads: int) -> dict[int, str]:
     bad: dict[int, str] = {}
     with progress_bar(len(samples), "Decoding", unit="image") as bar:
         for chunk in _chunks(samples, index.sizes):
-            with _silent_decoders():
-                sizes = reader.sizes([index.paths[i] for i in chunk], index.alpha[chunk])
+            sizes = reader.sizes([index.paths[i] for i in chunk], index.alpha[chunk])
             for i in chunk[sizes[:, 0] == 0].tolist():
                 bad[i] = decode_failure_reason(index.paths[i])
             bar.update(len(chunk))
     return bad
-
-
-@contextmanager
-def _silent_decoders() -> Iterator[None]:
-    """Drop what decoders write to standard error: several lines per bad file, which cannot be turned off."""
-    sys.stderr.flush()
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
 
 
 def _chunks(samples: NDArray[np.int64], sizes: NDArray[np.int32]) -> list[NDArray[np.int64]]:

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 
-def given_settings(arguments: list[str], config: type, prefix: str = "") -> dict[str, Any]:
-    """Return the settings of a dataclass that options set, as nested dicts.
+def typed_settings(arguments: list[str], config: type, prefix: str = "") -> dict[str, Any]:
+    """Return the settings of a dataclass that are typed as options, as nested dicts.
 
     Values that are no single numbers, names or flags, or lists of numbers or names, are left out, and so is everything
     that is wrong: the command line's parser reports it.
 
     Example:
-        >>> given_settings(["--epochs", "3", "--views.sizes=96", "--model.no-symmetric"], TrainConfig)
+        >>> typed_settings(["--epochs", "3", "--views.sizes=96", "--model.no-symmetric"], TrainConfig)
         {'epochs': 3, 'views': {'sizes': [96]}, 'model': {'symmetric': False}}
     """
     options, found = _words(arguments), {}
     for name, kind in typing.get_type_hints(config).items():
         if dataclasses.is_dataclass(kind):
-            value = given_settings(arguments, typing.cast(type, kind), f"{prefix}{name}.") or None
+            value = typed_settings(arguments, typing.cast(type, kind), f"{prefix}{name}.") or None
         elif kind is bool:
             flags = {f"{prefix}{name}": True, f"{prefix}no_{name}": False}
             value = next((flags[option] for option in options if option in flags), None)

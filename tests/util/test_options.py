@@ -3,7 +3,7 @@
 import pytest
 
 from sce_fast.config import TrainConfig
-from sce_fast.util.options import given_settings
+from sce_fast.util.options import typed_settings
 
 
 @pytest.mark.parametrize(
@@ -21,4 +21,4 @@ from sce_fast.util.options import given_settings
     ],
 )  # fmt: skip
 def test_options_become_settings(line, found):
-    assert given_settings(line.split(), TrainConfig) == found
+    assert typed_settings(line.split(), TrainConfig) == found
