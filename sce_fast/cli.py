@@ -1,5 +1,6 @@
 """Command-line entry point: a table of commands. Their options are the parameters of the functions they run."""
 
+import argparse
 import dataclasses
 import importlib
 import importlib.metadata
@@ -21,8 +22,6 @@ from sce_fast.util.names import pick
 
 # Modules whose distribution has another name.
 DISTRIBUTIONS = {"nvidia": "nvidia-dali-cuda130", "sklearn": "scikit-learn", "PIL": "pillow"}
-
-NO_FILE = Path("\0")  # the data of a recipe whose defaults depend on no data
 
 
 @dataclass(frozen=True)
@@ -77,23 +76,30 @@ class Recipe:
         """Return the config whose values are the defaults of the options.
 
         With --resume it is the run folder's own, so that only options that are typed can differ from it. Otherwise it
-        is the recipe's for the data and the other settings that are typed, which others follow: the warm-up follows
-        the number of epochs, for example.
+        is the recipe's, for the number of epochs that is typed, on which the length of its warm-up depends.
         """
         import tyro
 
-        from sce_fast.config import TrainConfig
-        from sce_fast.util.options import typed_settings
-
-        typed = typed_settings(arguments, TrainConfig)
-        if typed.pop("resume", False):
+        typed = _typed(arguments, "--out", "--epochs")
+        default = self.make(Path(), **{name: value for name, value in typed.items() if name == "out"})
+        if "--resume" in arguments:
             from sce_fast.train.folder import holds_a_run
             from sce_fast.train.resuming import resumed_config
 
-            out = Path(typed.get("out", inspect.signature(self.make).parameters["out"].default))
-            if holds_a_run(out):
-                return resumed_config(out, resume=False)
-        return dataclasses.replace(self.make(typed.pop("data", NO_FILE), **typed), data=tyro.MISSING)
+            if holds_a_run(default.out):
+                return resumed_config(default.out, resume=False)
+        if (epochs := typed.get("epochs", "")).isdecimal() and int(epochs) > 0:
+            default = self.make(Path(), epochs=int(epochs))
+        return dataclasses.replace(default, data=tyro.MISSING)
+
+
+def _typed(arguments: list[str], *options: str) -> dict[str, str]:
+    """Return the values of options, as far as they are typed, without looking at others."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option in options:
+        parser.add_argument(option, nargs="?")
+    found, _ = parser.parse_known_args(arguments)
+    return {name: value for name, value in vars(found).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,7 @@ BENCHMARKS = {
     "overhead": _bench("overhead", "microseconds per call of sce_loss, of the bare kernel and of the autograd engine"),
     "queue": _bench("queue", "errors of loss and gradient with a 16-bit queue against a float32 queue, in float64"),
     "loader": _bench("loader", "images/s of the loader and of its peers"),
+    "small": _bench("small", "what the recipe folder learns from small data sets; about half an hour"),
     "coefficient": _bench("coefficient", "the demo's accuracy for several λ and seeds; about half an hour"),
     "acceptance": _bench("acceptance.run", "build, tests, parity and benchmarks on a GPU; exit status 1 on failure"),
 }
