@@ -35,7 +35,7 @@ from sce_fast.train.folder import (
 from sce_fast.train.image_list import images_to_train_on, write_image_list
 from sce_fast.train.interval import Interval, Totals, means, wait_share
 from sce_fast.train.log import RunLog
-from sce_fast.train.preflight import require_apart, require_runnable
+from sce_fast.train.preflight import describe_long_queue, require_apart, require_runnable
 from sce_fast.train.resuming import data_changes, record_resume, resumed_config, schedule_changes
 from sce_fast.train.schedules import learning_rate, momentum
 from sce_fast.train.state import RunState
@@ -88,8 +88,8 @@ class Trainer:
         self.images = images_to_train_on(config, found, newest and Path(newest), self.ranks)
         self.index = self.images.index
         if self.ranks.is_first:
-            notes = self.index.listing.describe_ignored(), self.index.describe_alpha(config.views.background)
-            for note in filter(None, notes):
+            notes = [self.index.listing.describe_ignored(), self.index.describe_alpha(config.views.background)]
+            for note in filter(None, [*notes, describe_long_queue(config, len(self.index))]):
                 say(note)
         self.loader = TrainingLoader(
             self.index,
