@@ -13,7 +13,7 @@ from sce_fast.config import EvaluationConfig, replace
 from sce_fast.data.index import index_images
 from sce_fast.recipes import demo
 from sce_fast.train import Trainer, train
-from sce_fast.train.preflight import require_apart
+from sce_fast.train.preflight import describe_long_queue, require_apart
 
 
 class Square(nn.Module):
@@ -55,7 +55,7 @@ def test_a_compiler_that_does_not_work_leaves_no_run_folder(photo_folder, tmp_pa
 
     monkeypatch.setattr(torch, "compile", lambda function, **settings: fail)
     config = small_config(photo_folder, tmp_path / "run", compile=True, evaluation=EvaluationConfig())
-    with pytest.raises(ValueError, match="compile=True: torch.compile does not work here: no compiler"):
+    with pytest.raises(ValueError, match=r"compile=True: torch.compile does not work here: no compiler"):
         Trainer(config)
     assert not config.out.exists()
 
@@ -69,7 +69,8 @@ def test_the_checks_change_nothing(photo_folder, tmp_path, monkeypatch):
     checked = state()
     monkeypatch.setattr("sce_fast.train.trainer.require_runnable", lambda step: None)
     plain = state()
-    assert checked[2] and plain[2]
+    assert checked[2]
+    assert plain[2]
     assert torch.equal(checked[1], plain[1])
     assert all(torch.equal(t, plain[0][name]) for name, t in checked[0].items())
 
@@ -124,7 +125,7 @@ def test_the_images_of_the_evaluation_count_too(photos, tmp_path):
 def test_images_where_the_run_removes_files_are_refused(tmp_path):
     write_png(tmp_path / "run" / "tensorboard" / "1.png", np.zeros((8, 8, 3), dtype=np.uint8))
     config = small_config(tmp_path / "run" / "tensorboard", tmp_path / "run")
-    with pytest.raises(ValueError, match="lies in tensorboard of out=.* where the run removes files"):
+    with pytest.raises(ValueError, match=r"lies in tensorboard of out=.* where the run removes files"):
         require_apart(config, {"data": index_images(config.data)})
 
 
@@ -139,3 +140,25 @@ def test_a_file_as_run_folder_is_named(tmp_path, photo_folder):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"out=\S+file is a file; expected a folder"):
         train(small_config(photo_folder, tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    ("queue_size", "symmetric", "said"),
+    [
+        (24, False, "loss.queue_size=24: the queue holds the keys of all 24 images"),
+        (16, False, "the queue holds the keys of 67% of the 24 images"),
+        (40, True, "the queue holds the keys of 83% of the 24 images"),  # two keys an image
+        (24, True, None),
+        (12, False, None),
+    ],
+)
+def test_a_queue_of_most_images_is_a_warning(tmp_path, queue_size, symmetric, said):
+    config = small_config(tmp_path, tmp_path / "run", batch_size=8)
+    config = replace(config, loss={"queue_size": queue_size}, model={"symmetric": symmetric})
+    text = describe_long_queue(config, 24)
+    assert text is None if said is None else said in text
+
+
+def test_a_run_says_that_its_queue_is_long(photo_folder, tmp_path, capsys):
+    Trainer(small_config(photo_folder, tmp_path / "run"))
+    assert capsys.readouterr().err.count("Warning: loss.queue_size=40: the queue holds the keys of 83%") == 1
