@@ -9,7 +9,7 @@ import io
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -59,11 +59,10 @@ def compositor(background: Color, *, device: str, threads: int) -> Callable[[Any
     """Return the operator of a DALI graph that turns files' contents into images (H, W, 3), as `composite`."""
     from nvidia.dali import fn
 
-    pool = ThreadPoolExecutor(threads)
     over_background = partial(composite, background=background)
 
     def run(contents: list[Any]) -> list[NDArray[np.uint8]]:
-        return list(pool.map(over_background, [np.asarray(content).tobytes() for content in contents]))
+        return list(_pool(threads).map(over_background, [np.asarray(content).tobytes() for content in contents]))
 
     def operator(content: Any) -> Any:
         done = fn.python_function(content, function=run, batch_processing=True)
@@ -71,3 +70,9 @@ def compositor(background: Color, *, device: str, threads: int) -> Callable[[Any
         return image if device == "cpu" else image.gpu()
 
     return operator
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return the one pool of this size: after each bad file, a loader builds another pipeline."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="alpha")

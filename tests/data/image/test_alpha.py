@@ -184,3 +184,15 @@ def test_backgrounds():
     assert background_color("none") is None
     assert background_color("White") == background_color("#ffffff") == background_color("255, 255,255") == (255,) * 3
     assert background_color("rebeccapurple") == (0x66, 0x33, 0x99)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_a_gpu_shows_the_same_background(tmp_path, rgba, photo_folder):
+    write_transparent(tmp_path, rgba)
+    (tmp_path / "photo.jpg").symlink_to(photo_folder / "temple" / "000.jpg")
+    index = index_images(tmp_path)
+    view = EvaluationView(resize=24, crop=24, background="#ff8000", **PLAIN)
+    on_cpu, on_gpu = (torch.cat(list(evaluation_batches(index, view, device=device))) for device in ("cpu", "gpu"))
+    transparent = torch.from_numpy(index.alpha)
+    assert (on_gpu.cpu() - on_cpu)[transparent].abs().max() <= 1
