@@ -7,8 +7,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := cuda130,train,evaluate,pictures,tensorboard,dev
-# torch first: the extension is built against it, so the build runs without isolation
-BUILD_TOOLS := pip setuptools pybind11 ninja torch numpy
+# for the build, which runs without isolation to take the pinned versions, and for tests that compile
+BUILD_TOOLS := pip setuptools pybind11 ninja
 
 .PHONY: demo test test-slow kernels gpu lint format venv clean
 

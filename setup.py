@@ -1,8 +1,8 @@
 """Build the native extensions; pyproject.toml holds everything else about the package. Neither needs torch.
 
 SCE_FAST_BUILD chooses what is compiled:
-  auto  (default) the CPU kernels if there is a C++ compiler, and the CUDA kernels if there are also nvcc and a GPU; what
-        does not build is left out, with a message
+  auto  (default) the CPU kernels if there is a C++ compiler, and the CUDA kernels if there are also nvcc and a GPU;
+        what does not build is left out, with a message
   cpu   the CPU kernels, or an error
   none  nothing: the package then runs in pure Python
   cuda  the CPU and the CUDA kernels, or an error; needs nvcc (CUDA_HOME/bin or PATH) but no GPU

@@ -1,4 +1,4 @@
-"""Class folders of emoji drawings, a few thousand small images that resemble what people have: icons, logos, sprites."""
+"""Class folders of emoji drawings: a few thousand small images."""
 
 import hashlib
 import json

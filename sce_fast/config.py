@@ -279,6 +279,7 @@ class TrainConfig:
         for name in (*counts, "checkpoint_every", "keep_checkpoints", "log_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         self.rank_batch(1)
+        _require(self.wandb != "", "wandb", repr(self.wandb), "the name of a project")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
         keys, size = self.batch_size * (self.model.key_views if self.model.symmetric else 1), self.loss.queue_size
         _require(size >= keys, "loss.queue_size", size, f"at least the {keys} keys of one step")

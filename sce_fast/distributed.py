@@ -148,7 +148,7 @@ def _end_with_parent() -> None:
     """
     with suppress(OSError, AttributeError):  # not Linux
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    # After the call above, so that no moment is left out. Ranks started by hand may outlive the shell that started them.
+    # Checked after that call, so that no moment is left out. Ranks that were started by hand may outlive their shell.
     if "TORCHELASTIC_RUN_ID" in os.environ and parent.has_died():
         raise RuntimeError("torchrun ended while this rank was starting, so the rank ends too")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What pip installs, seen from a clone. Not looked up later: torch.compile traces refusals, and cannot trace a file system.
+# What pip is told to install from a clone. Looked up at once: torch.compile traces refusals, but no access to files.
 CLONE = "--editable ." if (Path(__file__).parents[1] / "setup.py").is_file() else "."
 
 

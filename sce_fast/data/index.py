@@ -144,7 +144,8 @@ def read_headers(paths: list[bytes], *, threads: int = 2) -> tuple[NDArray[np.in
     reader = SizeReader(decode=False, batch_size=HEADERS_PER_BATCH, threads=threads)
     sizes = np.zeros((len(paths), 2), dtype=np.int32)
     alpha = np.zeros(len(paths), dtype=np.bool_)
-    with progress_bar(len(paths), "Reading image headers", unit="image") as bar:
+    silent = len(paths) <= HEADERS_PER_BATCH  # done at once
+    with progress_bar(len(paths), "Reading image headers", unit="image", silent=silent) as bar:
         for start in range(0, len(paths), HEADERS_PER_BATCH):
             batch = paths[start : start + HEADERS_PER_BATCH]
             sizes[start : start + len(batch)] = reader.sizes(batch)

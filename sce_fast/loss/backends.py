@@ -90,12 +90,13 @@ def choose(name: str, problem: Problem) -> Backend:
     Raises ValueError if the table has no such name or if the named backend refuses the inputs.
     """
     backend = _choose(name, "call", lambda backend: backend.refuses(problem))
-    if name == "auto" and backend.name == "reference" and native.refuses(problem) == CPU.refusal:
+    fell = name == "auto" and backend.name == "reference"
+    # Not while compiling: torch.compile cannot trace a warning.
+    if fell and native.refuses(problem) == CPU.refusal and not torch.compiler.is_compiling():
         _warn_of_missing_kernels()
     return backend
 
 
-@torch.compiler.assume_constant_result  # torch.compile then runs it instead of tracing it
 def _warn_of_missing_kernels() -> None:
     """Warn, once in a process, at the line that calls sce_loss."""
     global _warned

@@ -23,8 +23,7 @@ def build_model(
     """Build the model of a config, with random weights from torch's current random state.
 
     Args:
-        backbone: a module to train in place of the config's backbone: images (N, 3, H, W) → features (N, F). Its weights
-            stay as they are.
+        backbone: a module to train in place of the config's, from its own weights: images (N, 3, H, W) → (N, F).
         sizes: sides of the images in pixels; see build_backbone.
         ranks: number of ranks that share a batch.
         device: device of the model, by default the CPU.
@@ -35,14 +34,10 @@ def build_model(
     device = device or torch.device("cpu")
     if backbone is None:
         backbone = build_backbone(config.backbone, width=config.width, small_input=config.small_input, sizes=sizes)
+    features = feature_dim(backbone, sizes[0] if sizes else 224)
     model = SCE(
         backbone,
-        projector(
-            feature_dim(backbone, max(sizes, default=224)),
-            config.projector_hidden,
-            config.dim,
-            norm=config.projector_norm,
-        ),
+        projector(features, config.projector_hidden, config.dim, norm=config.projector_norm),
         predictor(config.dim, config.predictor_hidden) if config.predictor_hidden else None,
         symmetric=config.symmetric,
         key_views=config.key_views,
@@ -62,16 +57,21 @@ def feature_dim(backbone: nn.Module, size: int) -> int:
     """Return the length F of a backbone's features: its attribute `dim`, or measured on two black images.
 
     Raises:
-        ValueError: the output is not a tensor (N, F).
+        ValueError: the backbone does not take such images, or its output is not a tensor (N, F).
     """
     if isinstance(dim := getattr(backbone, "dim", None), int):
         return dim
-    weight = next(backbone.parameters(), torch.empty(0))
-    was_training = backbone.training
-    with torch.no_grad():
-        features = backbone.eval()(weight.new_zeros(2, 3, size, size))
-    backbone.train(was_training)
+    weight, was_training = next(backbone.parameters(), torch.empty(0)), backbone.training
+    images = weight.new_zeros(2, 3, size, size)
+    try:
+        with torch.no_grad():
+            features = backbone.eval()(images)
+    except Exception as error:
+        name = type(backbone).__name__
+        raise ValueError(f"backbone: {name} does not take images {tuple(images.shape)}: {error}") from error
+    finally:
+        backbone.train(was_training)
+    found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
     if not isinstance(features, torch.Tensor) or features.dim() != 2 or len(features) != 2:
-        found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
-        raise ValueError(f"backbone: images (2, 3, {size}, {size}) give {found}, expected features (2, F)")
+        raise ValueError(f"backbone: images {tuple(images.shape)} give {found}, expected features (2, F)")
     return features.shape[1]

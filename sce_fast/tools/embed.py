@@ -41,6 +41,7 @@ def embed(
         ValueError: out exists, an option is wrong, or data holds bad files or no images.
         RuntimeError: an image cannot be decoded. The message names it.
     """
+    run, data, out = Path(run), Path(data), None if out is None else Path(out)
     name = printable(data.resolve().name).replace("\\", "_")
     out = out or (run if run.is_dir() else run.parent) / f"features_{name}.safetensors"
     list_of_skipped = out.with_suffix(".skipped.txt")

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sce_fast.train.trainer import Summary, Trainer, train
+    from sce_fast.train.trainer import Summary, Trainer, resume, train
 
-__all__ = ["Summary", "Trainer", "train"]
+__all__ = ["Summary", "Trainer", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sce_fast.config import EvaluationConfig, TrainConfig
+from sce_fast.backbones import OWN
+from sce_fast.config import EvaluationConfig, TrainConfig, replace
 from sce_fast.data.faults import BadFilesError
 from sce_fast.data.index import index_images
 from sce_fast.data.loader import TrainingLoader
@@ -26,13 +27,16 @@ from sce_fast.train.folder import (
     choose_device,
     device_name,
     holds_a_run,
-    index_at_start,
     open_run,
-    write_or_check_image_list,
+    read_config,
+    require_resumable,
     write_summary,
 )
+from sce_fast.train.image_list import images_to_train_on, write_image_list
 from sce_fast.train.interval import Interval, Totals, means, wait_share
 from sce_fast.train.log import RunLog
+from sce_fast.train.preflight import describe_long_queue, require_apart, require_runnable
+from sce_fast.train.resuming import data_changes, record_resume, resumed_config, schedule_changes
 from sce_fast.train.schedules import learning_rate, momentum
 from sce_fast.train.state import RunState
 from sce_fast.train.step import TrainingStep
@@ -64,23 +68,28 @@ class Trainer:
     Args:
         config: of the run.
         ranks: the processes that share the run; by default those of torch.distributed, or this process alone.
+        backbone: a module to train in place of the config's backbone; see train.
 
     Raises:
         ValueError, FileNotFoundError: the data, the run folder or a part of the config is refused.
     """
 
-    def __init__(self, config: TrainConfig, ranks: Ranks | None = None) -> None:
+    def __init__(self, config: TrainConfig, ranks: Ranks | None = None, *, backbone: nn.Module | None = None) -> None:
+        if backbone is not None:
+            config = replace(config, model={"backbone": OWN})
         if config.wandb is not None:
             import_wandb()  # before the run folder is made
         self.config = config
         self.ranks = ranks or current_ranks()
         self.device = choose_device(config.device)
         part_size = config.rank_batch(self.ranks.size)
+        newest = self.ranks.first(lambda: _text(require_resumable(config)))
         found = self.ranks.first_then_others(lambda: index_images(config.data, threads=config.loader_threads))
-        self.index = index_at_start(config, found)
+        self.images = images_to_train_on(config, found, newest and Path(newest), self.ranks)
+        self.index = self.images.index
         if self.ranks.is_first:
-            notes = self.index.listing.describe_ignored(), self.index.describe_alpha(config.views.background)
-            for note in filter(None, notes):
+            notes = [self.index.listing.describe_ignored(), self.index.describe_alpha(config.views.background)]
+            for note in filter(None, [*notes, describe_long_queue(config, len(self.index))]):
                 say(note)
         self.loader = TrainingLoader(
             self.index,
@@ -94,22 +103,37 @@ class Trainer:
             threads=config.loader_threads,
             device="gpu" if self.device.type == "cuda" else "cpu",
         )
-        self.steps_per_epoch = self.loader.steps_per_epoch // config.accumulation
-        self.total_steps = config.epochs * self.steps_per_epoch
         self.evaluation = self._build_evaluation()
         torch.manual_seed(config.seed)
-        self.training_step = TrainingStep(config, self.device, self.ranks)
+        self.training_step = TrainingStep(config, self.device, self.ranks, backbone)
         self.model = self.training_step.model
+        if newest is None:
+            evaluated = dict(zip(("evaluation.train", "evaluation.test"), self.evaluation.indices, strict=False))
+            require_apart(config, {"data": self.index, **evaluated})
+        require_runnable(self.training_step)
         self.bad_files = BadFileRecord(config.out, self.loader, self.ranks)
-        self.diagnosis = Diagnosis(config.out, self.training_step.guard, self.index, self.ranks)
+        self.diagnosis = Diagnosis(
+            config.out, self.training_step.guard, self.training_step.queue, self.index, self.ranks
+        )
         self.state = RunState(config, self.training_step, self.loader, self.bad_files, self.ranks)
-        self.resumes_by = "The same command with --resume"
-        newest = self.ranks.first(self._open_folder)
-        if newest is not None and (changed := self.state.restore(Path(newest))):
-            self._warn(f"the resumed run will not have the same bits: {'; '.join(changed)}")
+        self.resumes_by = "The same command" if config.resume else "The same command with --resume"
+        newest = self.ranks.first(lambda: _text(open_run(config)))
+        if newest is not None:
+            self._restore(Path(newest))
+        self.ranks.first(lambda: write_image_list(config.out, self.images))
         resumed_at = None if newest is None else self.state.progress.step
         silent = not self.ranks.is_first
         self.log = RunLog(config.out, () if silent else open_curves(config), resumed_at=resumed_at, silent=silent)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of optimizer steps in an epoch."""
+        return self.state.timeline.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Number of optimizer steps of the whole run."""
+        return self.state.timeline.total_steps
 
     def train(self, request: StopRequest | None = None) -> Summary:
         """Run to the last step; write log and checkpoints.
@@ -193,13 +217,21 @@ class Trainer:
         except BadFilesError as error:
             self._warn(f"no evaluation after step {progress.step}: {error}")
             return
-        epoch = progress.step // self.steps_per_epoch
+        epoch, _ = self.state.timeline.place(progress.step)
         self.log.write("knn", progress.step, epoch=epoch, top1=progress.knn_top1)
 
-    def _open_folder(self) -> str | None:
-        newest = open_run(self.config)
-        write_or_check_image_list(self.config.out, self.index)
-        return None if newest is None else str(newest)
+    def _restore(self, newest: Path) -> None:
+        """Go on from a checkpoint; warn of all that is no longer the same, and record it."""
+        epochs = read_config(self.config.out).epochs  # before it is written anew
+        changed = self.state.restore(newest, restarts_epoch=self.images.restarts_epoch)
+        if changed:
+            self._warn(f"the resumed run will not have the same bits: {'; '.join(changed)}")
+        step = self.state.progress.step
+        changes = data_changes(self.config.data, self.images, self.state.timeline, step)
+        changes += schedule_changes(epochs, self.config.epochs, step)
+        for change in changes:
+            self._warn(change)
+        self.ranks.first(lambda: record_resume(self.config, step, changes))
 
     def _build_evaluation(self) -> PeriodicEvaluation:
         """If the folders of a resumed run's evaluation have become useless, only the evaluation stops."""
@@ -241,7 +273,7 @@ class Trainer:
         self.log.write(
             "train",
             progress.step,
-            epoch=(progress.step - 1) // self.steps_per_epoch,
+            epoch=self.state.timeline.place(progress.step - 1)[0],
             **values,
             learning_rate=self.training_step.optimizer.param_groups[0]["lr"],
             images_per_second=round(images_per_second, 2),
@@ -263,7 +295,7 @@ class Trainer:
         return now
 
     def _evaluation_is_due(self) -> bool:
-        epoch, rest = divmod(self.state.progress.step, self.steps_per_epoch)
+        epoch, rest = self.state.timeline.place(self.state.progress.step)
         return rest == 0 and self.evaluation.is_due(epoch)
 
     def _evaluate_if_due(self, request: StopRequest) -> None:
@@ -277,12 +309,22 @@ class Trainer:
                 raise
 
     def _learning_rate(self) -> float:
-        base, warmup = self.config.learning_rate, round(self.config.optimizer.warmup_epochs * self.steps_per_epoch)
-        return learning_rate(self.state.progress.step, base=base, warmup_steps=warmup, total_steps=self.total_steps)
+        timeline, warmup = self.state.timeline, self.config.optimizer.warmup_epochs
+        return learning_rate(
+            timeline.scheduled(self.state.progress.step),
+            base=self.config.learning_rate,
+            warmup_steps=round(warmup * timeline.planned),
+            total_steps=timeline.scheduled_total,
+        )
 
     def _momentum(self) -> float:
-        step, m = self.state.progress.step, self.config.model
-        return momentum(step, base=m.momentum, schedule=m.momentum_schedule, total_steps=self.total_steps)
+        timeline, model = self.state.timeline, self.config.model
+        return momentum(
+            timeline.scheduled(self.state.progress.step),
+            base=model.momentum,
+            schedule=model.momentum_schedule,
+            total_steps=timeline.scheduled_total,
+        )
 
     def _warn(self, text: str) -> None:
         if self.ranks.is_first:
@@ -323,10 +365,15 @@ class Trainer:
         )
 
 
-def train(config: TrainConfig) -> Summary:
+def train(config: TrainConfig, *, backbone: nn.Module | None = None) -> Summary:
     """Run a config to its end, or from its newest checkpoint with `config.resume`; write summary.json.
 
     Under torchrun the ranks share each batch.
+
+    Args:
+        config: of the run.
+        backbone: a module to train in place of the config's backbone: images (N, 3, H, W) → features (N, F). It is
+            trained in place, from the weights that it has. To resume, pass a module of the same architecture.
 
     Raises:
         ValueError, FileNotFoundError: the data, the run folder or a part of the config is refused.
@@ -334,9 +381,31 @@ def train(config: TrainConfig) -> Summary:
         RuntimeError, OSError: see Trainer.train.
 
     Example:
-        >>> train(folder(data=Path("photos"), out=Path("runs/photos"))).images_per_second
+        >>> train(folder("photos", "runs/photos")).images_per_second
     """
     with process_group(choose_device(config.device)) as ranks, StopRequest() as request:
-        summary = Trainer(config, ranks).train(request)
+        summary = Trainer(config, ranks, backbone=backbone).train(request)
         ranks.first(lambda: write_summary(config.out, asdict(summary)))
     return summary
+
+
+def resume(run: str | Path, *, backbone: nn.Module | None = None, **changes: Any) -> Summary:
+    """Go on with the run in a folder, with its own settings and these changes, to its end.
+
+    Args:
+        run: the run folder, which may have moved.
+        backbone: the module to train, for a run of train(config, backbone=…).
+        changes: settings by name, as config.replace takes them; those on which trained numbers depend are refused.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError, Stopped, RuntimeError, OSError: see train.
+
+    Example:
+        >>> resume("runs/photos", epochs=200, stretch_schedule=True)
+    """
+    return train(resumed_config(run, **changes), backbone=backbone)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

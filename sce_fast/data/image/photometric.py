@@ -29,7 +29,8 @@ def photometric_operator(device: str, threads: int) -> Callable[..., Any]:
         return partial(_native, threads=threads)
     if device == "cpu":
         warnings.warn(
-            f"the CPU kernels are {CPU.missing}, so DALI's operators augment colours, several times slower; {CPU.remedy}",
+            f"the CPU kernels are {CPU.missing}, so DALI's operators augment colours, several times slower; "
+            f"{CPU.remedy}",
             stacklevel=2,
         )
     return partial(_from_dali_operators, device=device)
