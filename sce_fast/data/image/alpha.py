@@ -6,6 +6,7 @@ So Pillow decodes the images that have alpha, and DALI all others.
 """
 
 import io
+import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,9 @@ def has_alpha(path: bytes) -> bool:
             if not file.read(12).startswith(_MAY_HAVE_ALPHA):
                 return False
             file.seek(0)
-            return Image.open(file).has_transparency_data
+            image = Image.open(file)
+            # Pillow clips 16-bit grey to 8 bits: better its one transparent grey shows than all greys are wrong.
+            return image.has_transparency_data and not image.mode.startswith("I")
     except Exception:  # Pillow raises errors of many types
         return False
 
@@ -76,3 +79,6 @@ def compositor(background: Color, *, device: str, threads: int) -> Callable[[Any
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Return the one pool of this size: after each bad file, a loader builds another pipeline."""
     return ThreadPoolExecutor(threads, thread_name_prefix="alpha")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has the pool but not its threads
