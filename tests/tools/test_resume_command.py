@@ -68,16 +68,18 @@ def test_only_typed_options_are_compared(stopped, capsys):
     assert read_config(stopped).log_every == 1
 
 
+@pytest.mark.filterwarnings("default:epochs=3")
 def test_resume_takes_what_may_change(stopped, capsys, photo_folder):
     text = told(capsys, "resume", stopped, "--epochs", "3")
     assert "epochs=3: the run in" in text
     assert "pass --stretch-schedule" in text
     shutil.copytree(photo_folder, stopped.parent / "photos")
-    with pytest.warns(UserWarning, match="epochs=3, and 2 before"):
-        main(["resume", str(stopped), "--epochs", "3", "--stretch-schedule", "--data", str(stopped.parent / "photos"),
+    main(["resume", str(stopped), "--epochs", "3", "--stretch-schedule", "--data", str(stopped.parent / "photos"),
           "--log-every", "9", "--checkpoint-every", "7", "--keep-checkpoints", "1", "--device", "cpu",
           "--loader-threads", "1"])  # fmt: skip
-    assert "9 steps at" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "Warning: epochs=3, and 2 before: from step 4 on, the schedules" in captured.err
+    assert "9 steps at" in captured.out
     config = read_config(stopped)
     assert (config.epochs, config.data, config.log_every) == (3, stopped.parent / "photos", 9)
     assert len(checkpoints(stopped / "checkpoints")) == 1
