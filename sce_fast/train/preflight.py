@@ -61,6 +61,18 @@ def _folders(root: Path, names: list[str]) -> Iterator[Path]:
         yield Path(os.path.realpath(os.path.join(root, folder)))
 
 
+def describe_long_queue(config: TrainConfig, images: int) -> str | None:
+    """Return a warning if the queue holds the keys of more than half of the images, or None."""
+    held = config.loss.queue_size / (config.model.key_views if config.model.symmetric else 1)
+    if 2 * held <= images:
+        return None
+    share = f"{held / images:.0%} of the" if held < images else "all"
+    return (
+        f"Warning: loss.queue_size={config.loss.queue_size}: the queue holds the keys of {share} {images:,} images, so "
+        "many images meet an earlier key of their own among the negatives; a queue of a quarter of the images is safer"
+    )
+
+
 def require_runnable(step: TrainingStep) -> None:
     """Try the networks on two black images of each size, and the choice of the loss's backend; change nothing.
 

@@ -35,7 +35,7 @@ from sce_fast.train.folder import (
 from sce_fast.train.image_list import images_to_train_on, write_image_list
 from sce_fast.train.interval import Interval, Totals, means, wait_share
 from sce_fast.train.log import RunLog
-from sce_fast.train.preflight import require_apart, require_runnable
+from sce_fast.train.preflight import describe_long_queue, require_apart, require_runnable
 from sce_fast.train.resuming import data_changes, record_resume, resumed_config, schedule_changes
 from sce_fast.train.schedules import learning_rate, momentum
 from sce_fast.train.state import RunState
@@ -88,8 +88,8 @@ class Trainer:
         self.images = images_to_train_on(config, found, newest and Path(newest), self.ranks)
         self.index = self.images.index
         if self.ranks.is_first:
-            notes = self.index.listing.describe_ignored(), self.index.describe_alpha(config.views.background)
-            for note in filter(None, notes):
+            notes = [self.index.listing.describe_ignored(), self.index.describe_alpha(config.views.background)]
+            for note in filter(None, [*notes, describe_long_queue(config, len(self.index))]):
                 say(note)
         self.loader = TrainingLoader(
             self.index,
@@ -112,7 +112,9 @@ class Trainer:
             require_apart(config, {"data": self.index, **evaluated})
         require_runnable(self.training_step)
         self.bad_files = BadFileRecord(config.out, self.loader, self.ranks)
-        self.diagnosis = Diagnosis(config.out, self.training_step.guard, self.index, self.ranks)
+        self.diagnosis = Diagnosis(
+            config.out, self.training_step.guard, self.training_step.queue, self.index, self.ranks
+        )
         self.state = RunState(config, self.training_step, self.loader, self.bad_files, self.ranks)
         self.resumes_by = "The same command" if config.resume else "The same command with --resume"
         newest = self.ranks.first(lambda: _text(open_run(config)))

@@ -13,7 +13,7 @@ from sce_fast.config import EvaluationConfig, replace
 from sce_fast.data.index import index_images
 from sce_fast.recipes import demo
 from sce_fast.train import Trainer, train
-from sce_fast.train.preflight import require_apart
+from sce_fast.train.preflight import describe_long_queue, require_apart
 
 
 class Square(nn.Module):
@@ -140,3 +140,25 @@ def test_a_file_as_run_folder_is_named(tmp_path, photo_folder):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"out=\S+file is a file; expected a folder"):
         train(small_config(photo_folder, tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    ("queue_size", "symmetric", "said"),
+    [
+        (24, False, "loss.queue_size=24: the queue holds the keys of all 24 images"),
+        (16, False, "the queue holds the keys of 67% of the 24 images"),
+        (40, True, "the queue holds the keys of 83% of the 24 images"),  # two keys an image
+        (24, True, None),
+        (12, False, None),
+    ],
+)
+def test_a_queue_of_most_images_is_a_warning(tmp_path, queue_size, symmetric, said):
+    config = small_config(tmp_path, tmp_path / "run", batch_size=8)
+    config = replace(config, loss={"queue_size": queue_size}, model={"symmetric": symmetric})
+    text = describe_long_queue(config, 24)
+    assert text is None if said is None else said in text
+
+
+def test_a_run_says_that_its_queue_is_long(photo_folder, tmp_path, capsys):
+    Trainer(small_config(photo_folder, tmp_path / "run"))
+    assert capsys.readouterr().err.count("Warning: loss.queue_size=40: the queue holds the keys of 83%") == 1
