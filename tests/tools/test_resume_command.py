@@ -8,7 +8,7 @@ import pytest
 
 from helpers import ranks
 from helpers.runs import assert_same_run, small_config
-from sce_fast.cli import main
+from sce_fast.cli import main, recipes
 from sce_fast.config import EvaluationConfig, OptimizerConfig
 from sce_fast.tools.train import pretrain
 from sce_fast.train.checkpoint import checkpoints
@@ -122,3 +122,14 @@ def test_a_short_run_gets_a_shorter_warm_up(capsys, tmp_path):
         (["--epochs", "0"], "epochs=0: expected at least 1"),
     ):
         assert message in told(capsys, "train", "folder", "--data", tmp_path / "nowhere", *words)
+
+
+def test_settings_that_are_not_typed_follow_the_typed_ones(photo_folder):
+    def config(*words):
+        return recipes()["folder"].config("sce-fast train folder", ["--data", str(photo_folder), *words])
+
+    assert config().model.symmetric is False  # 24 images
+    assert config("--optimizer.name", "adamw").optimizer.base_learning_rate == 5e-4
+    assert config("--epochs=30").optimizer.warmup_epochs == 3
+    typed = config("--no-pictures", "--loss.queue_size", "96", "--views.sizes", "32", "24", "--model.key-views", "1")
+    assert (typed.pictures, typed.loss.queue_size, typed.views.sizes, typed.model.key_views) == (False, 96, (32, 24), 1)
