@@ -19,9 +19,13 @@ from typing import Any
 import sce_fast
 from sce_fast.util.files import printable
 from sce_fast.util.names import pick
+from sce_fast.util.settings import unchecked
 
 # Modules whose distribution has another name.
 DISTRIBUTIONS = {"nvidia": "nvidia-dali-cuda130", "sklearn": "scikit-learn", "PIL": "pillow"}
+
+
+NOWHERE = Path("\0")  # no file or folder has this name, so a recipe that looks at its images finds none
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Training with a recipe: the options are the fields of its config, with the recipe's values as defaults."""
+    """Training with a recipe, which is called with the settings that are typed as options."""
 
     make: Callable[..., Any]
     usage = "--data DIR"
@@ -64,42 +68,54 @@ class Recipe:
         return (inspect.getdoc(self.make) or self.make.__name__).partition("\n\nArgs:")[0]
 
     def run(self, prog: str, arguments: list[str]) -> None:
-        import tyro
-
-        default = self.defaults(arguments)
-        config = tyro.cli(type(default), default=default, args=arguments, prog=prog, description=self.description)
         from sce_fast.tools.train import pretrain
 
-        pretrain(config)
+        pretrain(self.config(prog, arguments))
 
-    def defaults(self, arguments: list[str]) -> Any:
-        """Return the config whose values are the defaults of the options.
+    def config(self, prog: str, arguments: list[str]) -> Any:
+        """Return the config of the command.
 
-        With --resume it is the run folder's own, so that only options that are typed can differ from it. Otherwise it
-        is the recipe's, for the number of epochs that is typed, on which the length of its warm-up depends.
+        With --resume, the settings that are not typed are those of the run in the folder, if it holds one.
         """
         import tyro
 
-        typed = _typed(arguments, "--out", "--epochs")
-        default = self.make(Path(), **{name: value for name, value in typed.items() if name == "out"})
-        if "--resume" in arguments:
-            from sce_fast.train.folder import holds_a_run
-            from sce_fast.train.resuming import resumed_config
+        from sce_fast.train.folder import holds_a_run, read_config
+        from sce_fast.train.resuming import resumed_config
 
-            if holds_a_run(default.out):
-                return resumed_config(default.out, resume=False)
-        if (epochs := typed.get("epochs", "")).isdecimal() and int(epochs) > 0:
-            default = self.make(Path(), epochs=int(epochs))
-        return dataclasses.replace(default, data=tyro.MISSING)
+        default = self.make(NOWHERE)
+        out = _value_of("--out", arguments) or default.out
+        resumes = "--resume" in arguments and holds_a_run(Path(out))
+        shown = unchecked(read_config(out) if resumes else default)
+        if not resumes:
+            object.__setattr__(shown, "data", tyro.MISSING)
+        parsed = tyro.cli(type(shown), default=shown, args=arguments, prog=prog, description=self.description)
+        given = _given(parsed, _typed_options(arguments))
+        return resumed_config(given.pop("out", out), **given) if resumes else self.make(**given)
 
 
-def _typed(arguments: list[str], *options: str) -> dict[str, str]:
-    """Return the values of options, as far as they are typed, without looking at others."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for option in options:
-        parser.add_argument(option, nargs="?")
-    found, _ = parser.parse_known_args(arguments)
-    return {name: value for name, value in vars(found).items() if value is not None}
+def _value_of(option: str, arguments: list[str]) -> str | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(option, nargs="?", dest="value")
+    return parser.parse_known_args(arguments)[0].value
+
+
+def _typed_options(arguments: list[str]) -> set[str]:
+    """Return the options among the arguments as names of settings, such as "loss.temperature"."""
+    options = {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
+    return options | {re.sub(r"(^|\.)no_", r"\1", option) for option in options}
+
+
+def _given(settings: Any, typed: set[str], prefix: str = "") -> dict[str, Any]:
+    """Return the values of the settings that are typed, by name; those of sections as dicts."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value, name = getattr(settings, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            if section := _given(value, typed, f"{name}."):
+                found[field.name] = section
+        elif name in typed:
+            found[field.name] = value
+    return found
 
 
 @dataclass(frozen=True)

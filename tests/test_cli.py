@@ -210,8 +210,10 @@ def test_train_and_embed_a_folder(capsys, tmp_path, photo_folder):
     folders = ["--train", str(photo_folder), "--test", str(photo_folder)]
     main(["evaluate", "knn", str(tmp_path / "run"), *folders, "--neighbours", "1", "3", "--device", "cpu"])
     text = capsys.readouterr().out
-    assert text.startswith("24 train and 24 test images, 2 classes, features of 64 numbers\n")
-    assert re.search(r"\n1 neighbours +1\.0000\n3 neighbours +[01]\.\d{4}\n$", text)  # each image finds itself
+    assert text.startswith("24 train and 24 test images (24 of them in train), 2 classes, features of 64 numbers\n")
+    share = r"[01]\.\d{4}"  # each image finds itself
+    rows = rf"\n1 neighbour +1\.0000 +1\.0000\n3 neighbours +{share} +{share}\nmajority class +0\.5000 +0\.5000\n$"
+    assert re.search(rows, text)
     main(["evaluate", "knn", "--train", str(features), "--test", str(features), "--neighbours", "1", "3"])
     assert capsys.readouterr().out == text
     main(["evaluate", "linear", "--train", str(features), "--test", str(features)])
@@ -271,7 +273,8 @@ def test_python_m_is_the_command(module):
 def test_evaluating_feature_files_needs_no_dali(tmp_path):
     file = tmp_path / "features.safetensors"
     listing = Listing(tmp_path, [f"{i}.jpg" for i in range(20)], [0, 1] * 10, ["a", "b"])
-    save_features(file, torch.eye(2).repeat(10, 1), ImageIndex(listing, np.ones((20, 2), np.int32), {}))
+    index = ImageIndex(listing, sizes=np.ones((20, 2), np.int32), alpha=np.zeros(20, bool), bad={})
+    save_features(file, torch.eye(2).repeat(10, 1), index)
     code = f"""
 import sys
 from sce_fast.cli import main

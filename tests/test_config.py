@@ -194,5 +194,5 @@ def test_every_recipe_takes_settings_and_strings(recipe):
         recipe("")
     with pytest.raises(ValueError, match="unknown setting 'epoch'; did you mean epochs"):
         recipe("photos", epoch=3)
-    with pytest.raises(ValueError, match="optimizer.warmup_epochs=4: expected at most epochs=3"):
+    with pytest.raises(ValueError, match=r"optimizer.warmup_epochs=4: expected at most epochs=3"):
         recipe("photos", epochs=3, optimizer={"warmup_epochs": 4})

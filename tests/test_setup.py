@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 
@@ -146,6 +147,8 @@ def sdist_of(source):
 
 
 INSTALLED = """
+import sys
+sys.modules |= dict.fromkeys(["numpy", "tyro", "tqdm", "safetensors", "nvidia", "triton"])  # as without extras
 import torch, sce_fast
 from sce_fast.native import CPU
 print(sce_fast.__file__)
@@ -153,8 +156,23 @@ assert CPU.missing == "", CPU.missing
 query, key, queue = (torch.nn.functional.normalize(torch.randn(n, 32), dim=-1) for n in (6, 6, 300))
 loss, statistics = sce_fast.sce_loss(query, key, queue, return_statistics=True)
 assert statistics.backend == "cpu"
-torch.testing.assert_close(loss, sce_fast.sce_loss(query, key, queue, backend="reference"))
+assert (loss - sce_fast.sce_loss(query, key, queue, backend="reference")).abs() < 1e-5
+from sce_fast.cli import main
+main(["doctor"])
 """
+
+ADVICE = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "sce_fast").rglob("*.py")]
+
+
+def test_the_extras_in_advice_exist():
+    """The package is on no registry, so pip finds it in a clone or by git."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    advice = [line for file in ADVICE for line in file.read_text().splitlines() if "pip install" in line]
+    assert len(advice) > 5
+    for line in advice:
+        for named in re.findall(r"(?:\.|sce_fast)\[([\w,]+)\]", line):
+            assert set(named.split(",")) <= extras.keys(), line
+        assert "git+" in line or not re.search(r"pip install '?sce_fast", line), line
 
 
 @pytest.mark.slow
@@ -169,7 +187,9 @@ def test_pip_builds_the_kernels_in_isolation(tmp_path, pack):
     # torch and what it needs are seen where the tests see them; the .pth files there are not read
     (site / "torch.pth").write_text(str(Path(torch.__file__).parents[1]))
     run = dict(cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert subprocess.run([python, "-c", INSTALLED], **run).stdout.startswith(str(site))
+    told = subprocess.run([python, "-c", INSTALLED], **run).stdout
+    assert told.startswith(str(site))
+    assert "  cpu         float32, bfloat16, float16\n" in told
     (metadata,) = site.glob("sce_fast-*.dist-info")
     assert re.search(r"^Tag: cp\d+-cp\d+-linux", (metadata / "WHEEL").read_text(), re.MULTILINE)
     version = subprocess.run([tmp_path / "venv/bin/sce-fast", "--version"], **run).stdout

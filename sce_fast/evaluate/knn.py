@@ -55,7 +55,7 @@ def knn_accuracy(
             votes.scatter_add_(1, train_labels[nearest[:, :k]], weights[:, :k])
             votes[votes == 0] = -torch.inf
             found.append(ranks_of_truth(votes, test_labels[start : start + QUERY_BLOCK]))
-    return [Accuracy.of_ranks(torch.cat(found), train_labels) for found in ranks]
+    return [Accuracy.of_ranks(torch.cat(found), test_labels, train_labels) for found in ranks]
 
 
 def knn_top1(

@@ -27,6 +27,12 @@ class LogisticResult:
     held_out: dict[float, float]  # regularization → top-1 on held-out rows; empty without a choice
     converged: bool
 
+    @property
+    def edge(self) -> str:
+        """Return "smallest" or "largest" if the chosen regularization lies at an edge of several; otherwise nothing."""
+        edges = {max(self.held_out): "largest", min(self.held_out): "smallest"} if self.held_out else {}
+        return edges.get(self.regularization, "")
+
 
 def logistic_accuracy(
     train_features: Tensor,
@@ -138,4 +144,4 @@ def _score(classifier: Any, features: Tensor, labels: Tensor) -> Accuracy:
     known = torch.from_numpy(classifier.classes_)
     everything = torch.full((len(scores), int(max(known.max(), labels.max())) + 1), -torch.inf, dtype=scores.dtype)
     everything[:, known] = scores
-    return Accuracy.of_ranks(ranks_of_truth(everything, labels), known)
+    return Accuracy.of_ranks(ranks_of_truth(everything, labels), labels, known)

@@ -53,6 +53,7 @@ def run_demo(
     Returns:
         The contents of OUT/summary.json.
     """
+    data, out = Path(data), Path(out)
     train, test = write_digits(data)
     config = demo_config(train, test, out, seed=seed, epochs=epochs, coefficient=coefficient, device=device)
     trainer = Trainer(dataclasses.replace(config, resume=_make_room(config)))

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +84,7 @@ def scan(data: Images, /, *, quick: bool = False, threads: int | None = None, ou
     bad = dict(index.bad) if quick else index.bad | undecodable(index, threads)
     found = Scan(index, bad, not quick, time.perf_counter() - started)
     if out is not None:
+        out = Path(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, bad_files_tsv(found.bad_files()))
     return found

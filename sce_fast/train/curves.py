@@ -125,5 +125,5 @@ def import_wandb() -> Any:
 
         wandb.init  # noqa: B018 (wandb leaves a folder of this name behind, which is importable)
     except (ImportError, AttributeError) as error:
-        raise ImportError("--wandb needs the package wandb: pip install 'sce_fast[wandb]'") from error
+        raise ImportError("--wandb needs the package wandb: pip install wandb") from error
     return wandb

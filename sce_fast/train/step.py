@@ -58,7 +58,8 @@ class TrainingStep:
         config.require_whole_groups(self.part_size * self.ranks.size)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
         queue_dtype = torch.float64 if wide else getattr(torch, config.loss.queue_dtype)
-        self.queue = KeyQueue(config.loss.queue_size, config.model.dim, queue_dtype).to(device)
+        # The model's keys are unit rows already.
+        self.queue = KeyQueue(config.loss.queue_size, config.model.dim, queue_dtype, normalize=False).to(device)
         self.guard = Guard(scales=config.precision == "float16").to(device)
         if wide:
             self.model.double()

@@ -112,7 +112,9 @@ class Trainer:
             require_apart(config, {"data": self.index, **evaluated})
         require_runnable(self.training_step)
         self.bad_files = BadFileRecord(config.out, self.loader, self.ranks)
-        self.diagnosis = Diagnosis(config.out, self.training_step.guard, self.index, self.ranks)
+        self.diagnosis = Diagnosis(
+            config.out, self.training_step.guard, self.training_step.queue, self.index, self.ranks
+        )
         self.state = RunState(config, self.training_step, self.loader, self.bad_files, self.ranks)
         self.resumes_by = "The same command" if config.resume else "The same command with --resume"
         newest = self.ranks.first(lambda: _text(open_run(config)))

@@ -64,13 +64,13 @@ def _replacing(path: Path) -> Iterator[Path]:
         raise OSError(f"{printable(path)} could not be written: {error}") from error
 
 
-def require_new(path: Path | None) -> None:
+def require_new(path: str | Path | None) -> None:
     """Raise an error before any work is done if the file would be overwritten.
 
     Raises:
         ValueError: the file exists.
     """
-    if path is not None and path.exists():
+    if path is not None and Path(path).exists():
         raise ValueError(f"out={printable(path)} exists already; name another file with --out")
 
 

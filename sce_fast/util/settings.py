@@ -50,6 +50,14 @@ def replaced(settings: T, changes: Mapping[str, Any]) -> T:
     return _replaced(settings, changes, "", list(_names(settings)))
 
 
+def unchecked(settings: Any) -> Any:
+    """Return a copy of a dataclass, and of those in its fields, whose classes take any values."""
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    values = {name: unchecked(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
+    kind = type(settings)
+    return type(kind.__name__, (kind,), {"__post_init__": lambda self: None, "__doc__": kind.__doc__})(**values)
+
+
 def _replaced(settings: Any, changes: Mapping[str, Any], prefix: str, known: list[str]) -> Any:
     values = {}
     for name, value in changes.items():

@@ -107,7 +107,7 @@ def document(found: Mapping[str, str]) -> str:
 def shown(output: str, tmp_path: Path) -> str:
     """Return a program's output as a table cell, without progress and what every run prints."""
     usual = r"(Training|Reading image headers|Decoding): .*|In RUN: .*|.* decoded in .*|\(SCE_FAST_TRACEBACK.*|"
-    usual += r"(Memory|Time): .*|\d+ images, .*|\d+ steps at .*|Image decoder: .*"
+    usual += r"(Memory|Time): .*|Warning: \d+ of \d+ test images .*|\d+ images, .*|\d+ steps at .*|Image decoder: .*"
     text = output.replace(str(tmp_path / "data"), "DATA").replace(str(tmp_path / "run"), "RUN")
     lines = [line.rstrip() for line in text.splitlines() if not re.fullmatch(usual, line)]
     return "<br>".join(line.strip().replace("|", r"\|") for line in lines if line) or "nothing"

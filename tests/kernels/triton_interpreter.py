@@ -270,12 +270,12 @@ def test_zero_rows():
 def test_enqueue_leaves_what_the_queue_would(dtype, normalize):
     from sce_fast.kernels.enqueue import enqueue
 
-    queue = KeyQueue(7, 20, dtype, backend="reference")
+    queue = KeyQueue(7, 20, dtype, normalize, backend="reference")
     buffer, cursor = queue.keys.clone(), queue.cursor.clone()
     for shape in [(3, 20), (1, 20), (7, 20), (9, 20), (2, 8, 20), (0, 20), (5, 20)]:
         rows = torch.randn(shape)
         rows.view(-1, 20)[:1] = 0  # remains zero after normalisation
-        queue.enqueue(torch.nn.functional.normalize(rows, dim=-1) if normalize else rows)
+        queue.enqueue(rows)
         enqueue(buffer, cursor, rows, normalize)
         assert torch.equal(cursor, queue.cursor)
         # the kernel adds the squares in a different order

@@ -13,7 +13,6 @@ from helpers.cuda import HALVES, assert_parity, assert_same_bits, both_kernels, 
 from helpers.norms import NORMS, assert_right_or_not_finite, long_rows
 from sce_fast import KeyQueue
 from sce_fast.loss.parity import KINDS, Inputs, make_inputs
-from sce_fast.util.rows import unit_rows
 
 pytestmark = pytest.mark.usefixtures("emulated_backend")
 
@@ -266,13 +265,13 @@ def test_mixed_types_of_rows():
 @settings(max_examples=12)
 def test_enqueue_does_what_the_queue_does(size, dim, counts, cursor, stored, given_as, normalize, seed):
     generator = torch.Generator().manual_seed(seed)
-    queue = KeyQueue(size, dim, dtype=stored)
+    queue = KeyQueue(size, dim, stored, normalize)
     queue.cursor.fill_(cursor % size)
     keys, position = queue.keys.clone(), cursor % size
     for count in counts:
         rows = (3 * torch.randn(count, dim, generator=generator)).to(given_as)
         keys, position = emulated.enqueue(keys, position, rows, normalize, seed)
-        queue.enqueue(unit_rows(rows) if normalize else rows)
+        queue.enqueue(rows)
     assert position == queue.cursor.item()
     if normalize:  # the order of sums differs
         torch.testing.assert_close(keys.float(), queue.keys.float(), rtol=torch.finfo(stored).eps, atol=1e-6)

@@ -61,13 +61,13 @@ def test_what_the_run_has_set_aside_stays_aside(config, size, reason):
 @pytest.mark.parametrize("size", [(9, 9), None])
 def test_a_file_set_aside_after_the_newest_checkpoint_counts_too(config, size):
     """The run was killed after it had written bad_files.txt."""
-    with pytest.raises(ValueError, match="1 (of another size|missing): c.jpg"):
+    with pytest.raises(ValueError, match=r"1 (of another size|missing): c.jpg"):
         resumed(config, c=size)
     (config.out / "bad_files.txt").write_text(f"{config.data}/b.jpg\tmissing\n{config.data}/c.jpg\tchanged size\n")
     assert resumed(config, b=None, c=size).index.bad.keys() == {1, 2}
     moved = replace(config, data=config.data.with_name("moved"))
     assert resumed(moved, b=None, c=size).index.bad.keys() == {1, 2}
-    with pytest.raises(ValueError, match="1 missing: a.jpg"):
+    with pytest.raises(ValueError, match=r"1 missing: a.jpg"):
         resumed(config, a=None, b=None)
 
 

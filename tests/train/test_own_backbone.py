@@ -53,7 +53,7 @@ def test_it_resumes_with_the_same_bits(run, tmp_path):
     shutil.rmtree(checkpoints(part / "checkpoints")[-1])
     with pytest.raises(ValueError, match="backbone 'own' is a module that was passed to train"):
         resume(part)
-    with pytest.raises(ValueError, match="of another shape: model.backbone.0.weight"):
+    with pytest.raises(ValueError, match=r"of another shape: model.backbone.0.weight"):
         resume(part, backbone=network(16))
     resume(part, backbone=network())
     assert_same_run(part, run)

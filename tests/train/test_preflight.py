@@ -55,7 +55,7 @@ def test_a_compiler_that_does_not_work_leaves_no_run_folder(photo_folder, tmp_pa
 
     monkeypatch.setattr(torch, "compile", lambda function, **settings: fail)
     config = small_config(photo_folder, tmp_path / "run", compile=True, evaluation=EvaluationConfig())
-    with pytest.raises(ValueError, match="compile=True: torch.compile does not work here: no compiler"):
+    with pytest.raises(ValueError, match=r"compile=True: torch.compile does not work here: no compiler"):
         Trainer(config)
     assert not config.out.exists()
 
@@ -69,7 +69,8 @@ def test_the_checks_change_nothing(photo_folder, tmp_path, monkeypatch):
     checked = state()
     monkeypatch.setattr("sce_fast.train.trainer.require_runnable", lambda step: None)
     plain = state()
-    assert checked[2] and plain[2]
+    assert checked[2]
+    assert plain[2]
     assert torch.equal(checked[1], plain[1])
     assert all(torch.equal(t, plain[0][name]) for name, t in checked[0].items())
 
@@ -124,7 +125,7 @@ def test_the_images_of_the_evaluation_count_too(photos, tmp_path):
 def test_images_where_the_run_removes_files_are_refused(tmp_path):
     write_png(tmp_path / "run" / "tensorboard" / "1.png", np.zeros((8, 8, 3), dtype=np.uint8))
     config = small_config(tmp_path / "run" / "tensorboard", tmp_path / "run")
-    with pytest.raises(ValueError, match="lies in tensorboard of out=.* where the run removes files"):
+    with pytest.raises(ValueError, match=r"lies in tensorboard of out=.* where the run removes files"):
         require_apart(config, {"data": index_images(config.data)})
 
 

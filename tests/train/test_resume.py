@@ -20,6 +20,8 @@ from sce_fast.train.schedules import learning_rate, momentum
 from sce_fast.train.step import TrainingStep
 from sce_fast.train.timeline import Timeline
 
+TINY = np.zeros((9, 9, 3), dtype=np.uint8)
+
 
 def before_step(monkeypatch, acts):
     """Have acts[number]() called before the step of this number, which is counted from 0."""
@@ -46,7 +48,7 @@ def logged(run, name):
 
 
 def victim_of(data, seed):
-    """Return an image of the first step whose next turn is the last step of epoch 1, so that no batch read ahead has it."""
+    """Return an image of the first step that comes again in the last step of epoch 1: no batch read ahead has it."""
     index = index_images(data)
     first, later = (batch_of_rank(epoch_order(seed, epoch, 24), step, 8) for epoch, step in ((0, 0), (1, 2)))
     return Path(index.listing.paths()[(set(first.tolist()) & set(later.tolist())).pop()])
@@ -62,8 +64,7 @@ def test_a_file_replaced_during_the_run_does_not_block_its_resume(data, tmp_path
     for config, stops in ((whole, {}), (part, {7: stop})):
         victim.write_bytes(content)
         with monkeypatch.context() as patch:
-            tiny = np.zeros((9, 9, 3), dtype=np.uint8)
-            before_step(patch, {1: lambda: (victim.unlink(), write_png(victim, tiny)), **stops})
+            before_step(patch, {1: lambda: (victim.unlink(), write_png(victim, TINY)), **stops})
             try:
                 train(config)
             except KeyboardInterrupt:
@@ -89,9 +90,9 @@ def test_accepted_changes_begin_the_epoch_anew_and_keep_the_schedules(data, tmp_
     message = (
         r"8 missing: .*From step 4 on the run trains on the 16 images.*Epoch 1 begins anew.* 2 steps \(3 when .* 8"
     )
-    with monkeypatch.context() as patch, pytest.warns(UserWarning, match=message):
+    with monkeypatch.context() as patch:
         before_step(patch, {5: stop})
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match=message):
             resume(config.out, accept_changed_data=True)
     assert not read_config(config.out).accept_changed_data
     with pytest.warns(UserWarning, match="accepted by an earlier resume"):

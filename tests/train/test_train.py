@@ -5,7 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -177,18 +176,6 @@ def test_backbone_of_a_run_loads_alone(undisturbed):
         assert torch.equal(value, tensors[f"model.backbone.{name}"])
     with pytest.raises(FileNotFoundError, match="is not a run folder"):
         open_backbone(undisturbed / "checkpoints")
-
-
-def test_report_draws_what_the_run_has(undisturbed):
-    from PIL import Image
-
-    from sce_fast.tools.report import write_report
-
-    names = [path.name for path in write_report(undisturbed)]
-    assert names == ["loss.png", "views.png", "knn.png", "neighbours.png"]
-    for name in names:
-        with Image.open(undisturbed / name) as picture:
-            assert np.array(picture.convert("L")).std() > 5  # something is drawn
 
 
 def test_a_run_over_bad_headers_resumes_with_the_same_bits(photo_folder, tmp_path):
