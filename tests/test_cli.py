@@ -82,9 +82,11 @@ def test_bad_input_ends_in_one_line(capsys, tmp_path, photo_folder, monkeypatch)
     assert "nowhere: no such folder or list file" in nowhere
     assert "Traceback" not in nowhere
     assert "no images found" in told(capsys, "train", "folder", "--data", tmp_path / "empty")
-    assert "larger than the data set of 24 images" in told(capsys, "train", "folder", "--data", photo_folder)
+    assert "larger than the data set of 24 images" in told(
+        capsys, "train", "folder", "--data", photo_folder, "--batch-size", 32
+    )
     settings = ["train", "folder", "--data", photo_folder, "--batch-size", "8"]
-    assert "loss.queue_size=8: expected at least the 16 keys" in told(capsys, *settings, "--loss.queue-size", "8")
+    assert "loss.queue_size=7: expected at least the 8 keys" in told(capsys, *settings, "--loss.queue-size", "7")
     assert "loss.temperature=0.0: expected a number > 0" in told(capsys, *settings, "--loss.temperature", "0")
     assert "unknown augmentation in views.names 'stron'" in told(capsys, *settings, "--views.names", "weak", "stron")
     assert "is not a run folder" in told(capsys, "embed", tmp_path, photo_folder)
