@@ -25,7 +25,7 @@ _MAY_HAVE_ALPHA = (b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", 
 def has_alpha(path: bytes) -> bool:
     """Return whether an image has an alpha channel, a transparent colour or a palette with transparency.
 
-    Only the header is read. Files that Pillow cannot read, or reads wrongly, count as having none: they are left to DALI.
+    Only the header is read. Files that Pillow cannot read, or reads wrongly, are left to DALI and count as having none.
     """
     from PIL import ExifTags, Image
 
