@@ -46,7 +46,7 @@ class Scan:
             smallest, median, largest = (f"{w} × {h}" for h, w in by_area[[0, len(by_area) // 2, -1]])
             lines.append(f"width × height: smallest {smallest}, median {median}, largest {largest}")
         if count := self.index.alpha.sum():
-            lines.append(f"{count} images have alpha (transparency); --views.background sets the colour behind it")
+            lines.append(f"images with alpha (transparency): {count}; --views.background sets the colour behind them")
         if ignored := self.index.listing.describe_ignored():
             lines.append(ignored)
         if self.decoded:
@@ -54,11 +54,13 @@ class Scan:
             lines.append(f"{done} files decoded in {self.seconds:.1f} s, {done / max(self.seconds, 1e-9):.0f} images/s")
         else:
             lines.append("headers read, nothing decoded: truncated files are not found")
-        bad = {**self.index.listing.unreadable, **{names[i]: self.bad[i] for i in sorted(self.bad)}}
-        lines.append(f"\n{len(bad)} bad files" if bad else "\nno bad files")
-        for reason, count in Counter(bad.values()).most_common():
+        folders = self.index.listing.unreadable
+        reasons = Counter([*folders.values(), *self.bad.values()])
+        lines.append(f"\n{reasons.total()} bad files" if reasons else "\nno bad files")
+        for reason, count in reasons.most_common():
             lines.append(f"{reason}: {count}")
-            lines += [f"  {printable(name)}" for name in bad if bad[name] == reason]
+            lines += [f"  {printable(name)}" for name in folders if folders[name] == reason]
+            lines += [f"  {printable(names[i])}" for i in sorted(self.bad) if self.bad[i] == reason]
         return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from helpers import ranks
 from helpers.runs import assert_same_run, small_config
-from sce_fast.cli import main
+from sce_fast.cli import main, recipes
 from sce_fast.config import EvaluationConfig, OptimizerConfig
 from sce_fast.tools.train import pretrain
 from sce_fast.train.checkpoint import checkpoints
@@ -68,16 +68,18 @@ def test_only_typed_options_are_compared(stopped, capsys):
     assert read_config(stopped).log_every == 1
 
 
+@pytest.mark.filterwarnings("default:epochs=3")
 def test_resume_takes_what_may_change(stopped, capsys, photo_folder):
     text = told(capsys, "resume", stopped, "--epochs", "3")
     assert "epochs=3: the run in" in text
     assert "pass --stretch-schedule" in text
     shutil.copytree(photo_folder, stopped.parent / "photos")
-    with pytest.warns(UserWarning, match="epochs=3, and 2 before"):
-        main(["resume", str(stopped), "--epochs", "3", "--stretch-schedule", "--data", str(stopped.parent / "photos"),
+    main(["resume", str(stopped), "--epochs", "3", "--stretch-schedule", "--data", str(stopped.parent / "photos"),
           "--log-every", "9", "--checkpoint-every", "7", "--keep-checkpoints", "1", "--device", "cpu",
           "--loader-threads", "1"])  # fmt: skip
-    assert "9 steps at" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "Warning: epochs=3, and 2 before: from step 4 on, the schedules" in captured.err
+    assert "9 steps at" in captured.out
     config = read_config(stopped)
     assert (config.epochs, config.data, config.log_every) == (3, stopped.parent / "photos", 9)
     assert len(checkpoints(stopped / "checkpoints")) == 1
@@ -120,3 +122,14 @@ def test_a_short_run_gets_a_shorter_warm_up(capsys, tmp_path):
         (["--epochs", "0"], "epochs=0: expected at least 1"),
     ):
         assert message in told(capsys, "train", "folder", "--data", tmp_path / "nowhere", *words)
+
+
+def test_settings_that_are_not_typed_follow_the_typed_ones(photo_folder):
+    def config(*words):
+        return recipes()["folder"].config("sce-fast train folder", ["--data", str(photo_folder), *words])
+
+    assert config().model.symmetric is False  # 24 images
+    assert config("--optimizer.name", "adamw").optimizer.base_learning_rate == 5e-4
+    assert config("--epochs=30").optimizer.warmup_epochs == 3
+    typed = config("--no-pictures", "--loss.queue_size", "96", "--views.sizes", "32", "24", "--model.key-views", "1")
+    assert (typed.pictures, typed.loss.queue_size, typed.views.sizes, typed.model.key_views) == (False, 96, (32, 24), 1)

@@ -23,7 +23,7 @@ def test_scan_counts_transparent_images_and_other_files(tmp_path):
     Image.fromarray(GREY).save(tmp_path / "film.gif")
     (tmp_path / "notes").write_text("hello")
     text = scan(tmp_path).table()
-    assert "\n1 images have alpha (transparency); --views.background sets the colour behind it\n" in text
+    assert "\nimages with alpha (transparency): 1; --views.background sets the colour behind them\n" in text
     assert f"\n2 files in {tmp_path} are ignored (1 without an ending, 1 .gif)\n" in text
     assert "2 files decoded" in text
 

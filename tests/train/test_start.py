@@ -13,6 +13,7 @@ from sce_fast.config import EvaluationConfig
 from sce_fast.export import open_backbone
 from sce_fast.train import Trainer
 from sce_fast.train.folder import read_config
+from sce_fast.train.resuming import resumed_config
 
 
 @pytest.mark.parametrize("background", ["black", "none"])
@@ -46,5 +47,5 @@ def test_runs_of_earlier_versions_have_no_background(tmp_path, photo_folder):
     values = json.loads((config.out / "config.json").read_text())
     del values["views"]["background"]
     (config.out / "config.json").write_text(json.dumps(values))
-    assert read_config(config.out).views.background == "none"
+    assert read_config(config.out).views.background == resumed_config(config.out).views.background == "none"
     assert open_backbone(config.out).description.view().background == "none"

@@ -6,10 +6,11 @@ So Pillow decodes the images that have alpha, and DALI all others.
 """
 
 import io
+import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ def has_alpha(path: bytes) -> bool:
             if not file.read(12).startswith(_MAY_HAVE_ALPHA):
                 return False
             file.seek(0)
-            return Image.open(file).has_transparency_data
+            image = Image.open(file)
+            # Pillow clips 16-bit grey to 8 bits: better its one transparent grey shows than all greys are wrong.
+            return image.has_transparency_data and not image.mode.startswith("I")
     except Exception:  # Pillow raises errors of many types
         return False
 
@@ -59,11 +62,10 @@ def compositor(background: Color, *, device: str, threads: int) -> Callable[[Any
     """Return the operator of a DALI graph that turns files' contents into images (H, W, 3), as `composite`."""
     from nvidia.dali import fn
 
-    pool = ThreadPoolExecutor(threads)
     over_background = partial(composite, background=background)
 
     def run(contents: list[Any]) -> list[NDArray[np.uint8]]:
-        return list(pool.map(over_background, [np.asarray(content).tobytes() for content in contents]))
+        return list(_pool(threads).map(over_background, [np.asarray(content).tobytes() for content in contents]))
 
     def operator(content: Any) -> Any:
         done = fn.python_function(content, function=run, batch_processing=True)
@@ -71,3 +73,12 @@ def compositor(background: Color, *, device: str, threads: int) -> Callable[[Any
         return image if device == "cpu" else image.gpu()
 
     return operator
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return the one pool of this size: after each bad file, a loader builds another pipeline."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="alpha")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has the pool but not its threads

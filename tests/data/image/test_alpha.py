@@ -1,6 +1,7 @@
 """Transparent images over a background: every format against the formula, and no change for all other images."""
 
 import struct
+import threading
 import zlib
 
 import numpy as np
@@ -34,15 +35,16 @@ def expected(rgba: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
     return color * alpha + np.array(background) * (1 - alpha)
 
 
-def write_png16(path, pixels, color_type):
-    """Write 16-bit samples (H, W, C); Pillow does not write them."""
+def write_png16(path, pixels, color_type, key=None):
+    """Write 16-bit samples (H, W, C), which Pillow does not write, with a transparent value if there is a key."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, color_type, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    body = chunk(b"IHDR", header) + (b"" if key is None else chunk(b"tRNS", struct.pack(">H", key)))
+    body += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
 
@@ -143,6 +145,24 @@ def test_images_without_alpha_keep_their_pixels_among_others(tmp_path, photo_fol
     assert all(torch.equal(view, other) for view, other in zip(again.views, mixed.views, strict=True))
 
 
+def test_grey_of_16_bits_stays_as_dali_decodes_it(tmp_path):
+    """Pillow would clip it. Only the one transparent grey is lost."""
+    grey = np.linspace(0, 255, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH, 1)
+    write_png16(tmp_path / "grey.png", grey * 257, 0, key=0)
+    assert np.abs(decoded(tmp_path, "white")["grey.png"] - grey).max() <= 0.01
+
+
+def test_pipelines_share_their_threads(tmp_path, rgba):
+    """A loader builds another pipeline after each bad file."""
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    index = index_images(tmp_path)
+    counts = []
+    for _ in range(4):
+        list(evaluation_batches(index, AS_STORED, threads=1))
+        counts.append(sum(thread.name.startswith("alpha") for thread in threading.enumerate()))
+    assert counts[0] == counts[-1] > 0
+
+
 def test_the_index_knows_which_images_have_alpha(tmp_path, rgba):
     true = write_transparent(tmp_path, rgba)
     for name in ("opaque.png", "opaque.webp", "opaque.tif", "opaque.jpg", "opaque.bmp", "opaque.jp2"):
@@ -184,3 +204,15 @@ def test_backgrounds():
     assert background_color("none") is None
     assert background_color("White") == background_color("#ffffff") == background_color("255, 255,255") == (255,) * 3
     assert background_color("rebeccapurple") == (0x66, 0x33, 0x99)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_a_gpu_shows_the_same_background(tmp_path, rgba, photo_folder):
+    write_transparent(tmp_path, rgba)
+    (tmp_path / "photo.jpg").symlink_to(photo_folder / "temple" / "000.jpg")
+    index = index_images(tmp_path)
+    view = EvaluationView(resize=24, crop=24, background="#ff8000", **PLAIN)
+    on_cpu, on_gpu = (torch.cat(list(evaluation_batches(index, view, device=device))) for device in ("cpu", "gpu"))
+    transparent = torch.from_numpy(index.alpha)
+    assert (on_gpu.cpu() - on_cpu)[transparent].abs().max() <= 1
