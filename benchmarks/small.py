@@ -54,8 +54,8 @@ def main(
     for name in data_sets:
         if name not in DATA:
             raise ValueError(f"data_sets={data_sets}: expected some of {', '.join(DATA)}")
-    results = {name: [] for name in data_sets}
-    configs = {}
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in data_sets}
+    configs: dict[str, Any] = {}
     for name in data_sets:
         train, test = DATA[name](data / name)
         for seed in seeds:

@@ -38,7 +38,7 @@ def adapted(found: Found, given: Mapping[str, Any], *, gpu: bool) -> dict[str, A
         >>> adapted(Found(images=3000, side=64), {"epochs": 50}, gpu=False)["loss"]
         {'target_temperature': 0.05, 'queue_size': 704}
     """
-    settings = {name: asdict(value) if is_dataclass(value) else value for name, value in given.items()}  # type: ignore[call-overload]
+    settings: dict[str, Any] = {name: _fields(value) for name, value in given.items()}
     if not _are_usable(settings):
         return settings
 
@@ -67,6 +67,10 @@ def adapted(found: Found, given: Mapping[str, Any], *, gpu: bool) -> dict[str, A
     keys = batch * (model.get("key_views", 2) if model.get("symmetric", True) else 1)
     choose("loss", queue_size=max(min(QUEUE, found.images // 4) // keys, 1) * keys)
     return settings
+
+
+def _fields(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _are_usable(settings: Mapping[str, Any]) -> bool:
