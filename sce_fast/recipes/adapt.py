@@ -1,7 +1,8 @@
 """The settings of the recipe `folder` as a function of the images found, the given settings and the device.
 
-From LARGE images on, the settings are those of the papers' ImageNet pretraining. Fewer images get those of their CIFAR10
-run: a weak view for the keys, a strong view for the queries, SGD. Sizes follow the images. docs/training.md has the table.
+From LARGE images on, the settings are those of the papers' ImageNet pretraining. Fewer images get those of their
+CIFAR10 run: a weak view for the keys, a strong view for the queries, SGD. Sizes follow the images. docs/training.md has
+the table.
 """
 
 from collections.abc import Mapping
@@ -35,9 +36,9 @@ def adapted(found: Found, given: Mapping[str, Any], *, gpu: bool) -> dict[str, A
 
     Example:
         >>> adapted(Found(images=3000, side=64), {"epochs": 50}, gpu=False)["loss"]
-        {'target_temperature': 0.05, 'queue_size': 640}
+        {'target_temperature': 0.05, 'queue_size': 704}
     """
-    settings = {name: asdict(value) if is_dataclass(value) else value for name, value in given.items()}  # type: ignore[call-overload]
+    settings: dict[str, Any] = {name: _fields(value) for name, value in given.items()}
     if not _are_usable(settings):
         return settings
 
@@ -51,7 +52,7 @@ def adapted(found: Found, given: Mapping[str, Any], *, gpu: bool) -> dict[str, A
     if settings["optimizer"].get("name") == "adamw":
         choose("optimizer", base_learning_rate=5e-4, weight_decay=0.05)
     if not large:
-        choose("optimizer", name="sgd", base_learning_rate=0.12, weight_decay=5e-4)
+        choose("optimizer", name="sgd", base_learning_rate=0.24, weight_decay=5e-4)
         choose("views", names=("weak", "strong"), sizes=(_view(found.side, gpu=gpu),))
         size = max(_tuple(settings["views"]["sizes"]))
         choose("model", momentum=_momentum(epochs * (found.images // batch)), momentum_schedule="constant")
@@ -68,6 +69,10 @@ def adapted(found: Found, given: Mapping[str, Any], *, gpu: bool) -> dict[str, A
     return settings
 
 
+def _fields(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
 def _are_usable(settings: Mapping[str, Any]) -> bool:
     """Return whether the settings that others follow have their types; TrainConfig says what is wrong."""
     counts = [settings.get("epochs", 1), settings.get("batch_size", 1)]
@@ -79,8 +84,8 @@ def _are_usable(settings: Mapping[str, Any]) -> bool:
 
 
 def _batch(images: int) -> int:
-    """Return the largest power of two, up to 256, that gives at least 20 steps an epoch; at least 8 if there are 8."""
-    return next((size for size in (256, 128, 64, 32, 16) if size * 20 <= images), min(8, images))
+    """Return the largest power of two, up to 256, that gives at least 40 steps an epoch; at least 8 if there are 8."""
+    return next((size for size in (256, 128, 64, 32, 16) if 40 * size <= images), min(8, images))
 
 
 def _view(side: int, *, gpu: bool) -> int:
