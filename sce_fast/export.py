@@ -168,4 +168,5 @@ def _read_description(values: dict[str, Any], path: Path) -> Description:
     wrong = {f.name for f in fields(Description)} ^ values.keys()
     if wrong:
         raise ValueError(f"{printable(path)}: its metadata has unknown or missing entries: {sorted(wrong)}")
-    return Description(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Description(**{**values, **lists})

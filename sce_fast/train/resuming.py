@@ -47,8 +47,8 @@ def data_changes(data: Path, images: RunImages, timeline: Timeline, step: int) -
     kinds = "; ".join(images.differences or ["accepted by an earlier resume"])
     text = (
         f"data={printable(data)} is not what the run began with ({kinds}). From step {step} on the run trains on the "
+        f"{len(images.index)} images of today, and its bits are those of no undisturbed run."
     )
-    text += f"{len(images.index)} images of today, and its bits are those of no undisturbed run."
     if not images.restarts_epoch:
         return [f"{text} The order of the images stays, and so does the place in epoch {timeline.place(step)[0]}."]
     return [

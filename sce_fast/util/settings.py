@@ -32,7 +32,7 @@ def conform(settings: Any, section: str = "") -> None:
         >>> conform(LossConfig(temperature="0.1"), "loss")
         TypeError: loss.temperature='0.1': expected a number
     """
-    for name, kind in _kinds(type(settings)).items():
+    for name, kind in _kinds(settings.__class__).items():
         value = _fit(kind, getattr(settings, name), f"{section}.{name}" if section else name)
         object.__setattr__(settings, name, value)
 
@@ -94,7 +94,7 @@ def _unknown(name: str, known: list[str]) -> str:
 
 
 @functools.cache
-def _kinds(settings: type) -> dict[str, Any]:
+def _kinds(settings: Any) -> dict[str, Any]:
     return {field.name: typing.get_type_hints(settings)[field.name] for field in dataclasses.fields(settings)}
 
 
@@ -113,8 +113,9 @@ def _fit(kind: Any, value: Any, name: str) -> Any:
         if not isinstance(value, str | os.PathLike) or value == "":
             _refuse(name, value, "a path that is not empty")
         return Path(value)
-    if kind is bool or kind is str or dataclasses.is_dataclass(kind):
-        return value if isinstance(value, kind) else _refuse(name, value, _EXPECTED.get(kind, f"a {kind.__name__}"))
+    if isinstance(kind, type) and (kind in _EXPECTED or dataclasses.is_dataclass(kind)):
+        expected = _EXPECTED.get(kind, f"a {kind.__name__}")
+        return value if isinstance(value, kind) else _refuse(name, value, expected)
     if kind is int:
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         return int(value) if whole else _refuse(name, value, "a whole number")
@@ -127,7 +128,7 @@ def _fit(kind: Any, value: Any, name: str) -> Any:
     raise TypeError(f"{name}: fields of type {kind} are not supported")
 
 
-_EXPECTED = {bool: "True or False", str: "a name"}
+_EXPECTED: dict[type, str] = {bool: "True or False", str: "a name"}
 
 
 def _fit_tuple(kinds: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:

@@ -246,14 +246,15 @@ def test_a_full_disk_while_saving(tell, tmp_path, data, undisturbed):
     tell("no space for the checkpoint of step 6", broken.codes, broken.output, f"step 4; {SAME_BITS}")
 
 
-def fill_the_disk_before_a_line():
+def fill_the_disk_before_a_line(log):
     sys.modules["torch.utils.tensorboard"] = None  # as if not installed: its thread would print a traceback
-    before_step(6, lambda: limit_file_size(1_000))
+    before_step(6, lambda: limit_file_size(log.stat().st_size + 10))
 
 
 @pytest.mark.slow
 def test_a_full_disk_while_logging(tell, tmp_path, data, undisturbed):
-    broken = Broken(tmp_path, data, fault=fill_the_disk_before_a_line)
+    log = tmp_path / "run" / "log.jsonl"
+    broken = Broken(tmp_path, data, fault=partial(fill_the_disk_before_a_line, log))
     assert broken.newest() == 4
     broken.resume(undisturbed())
     tell("no space for the log line of step 6", broken.codes, broken.output, f"step 4; {SAME_BITS}")
