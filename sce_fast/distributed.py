@@ -122,7 +122,7 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
     Without torchrun there is one rank. A group that the caller has made already is used as it is.
 
     Raises:
-        RuntimeError: torchrun has ended while this rank started, so that no other rank would come.
+        RuntimeError: torchrun has ended while this rank was starting; the other ranks would never come.
     """
     if dist.is_initialized():
         yield current_ranks()

@@ -7,7 +7,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tomllib
 import venv
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 import sce_fast
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = str(Path(torch.__file__).parents[1])  # the folder with torch and the others
 
 
 def ask_setup(build, hidden="", **environment):
@@ -184,8 +184,8 @@ def test_pip_builds_the_kernels_in_isolation(tmp_path, pack):
     python, (site,) = tmp_path / "venv/bin/python", (tmp_path / "venv/lib").glob("python*/site-packages")
     install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps"]
     subprocess.run([*install, pack(copy_of_sources(tmp_path / "source"))], env=environment, check=True)
-    # torch and what it needs are seen where the tests see them; the .pth files there are not read
-    (site / "torch.pth").write_text(str(Path(torch.__file__).parents[1]))
+    # torch is not installed again; the .pth files beside it are not read
+    (site / "packages.pth").write_text(PACKAGES)
     run = dict(cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     told = subprocess.run([python, "-c", INSTALLED], **run).stdout
     assert told.startswith(str(site))
@@ -217,7 +217,7 @@ print(f"{{batch.views[0].double().mean():.3f}}")
 """
     run = [sys.executable, "-W", "always", "-c", code]
     # -S skips the environment's .pth files: the editable installation would supply its extension.
-    path = os.pathsep.join([str(site), sysconfig.get_paths()["purelib"]])
+    path = os.pathsep.join([str(site), PACKAGES])
     pure = subprocess.run(
         [run[0], "-S", *run[1:]],
         cwd=tmp_path,

@@ -1,7 +1,8 @@
 """The settings of the recipe `folder` as a function of the images found, the given settings and the device.
 
-From LARGE images on, the settings are those of the papers' ImageNet pretraining. Fewer images get those of their CIFAR10
-run: a weak view for the keys, a strong view for the queries, SGD. Sizes follow the images. docs/training.md has the table.
+From LARGE images on, the settings are those of the papers' ImageNet pretraining. Fewer images get those of their
+CIFAR10 run: a weak view for the keys, a strong view for the queries, SGD. Sizes follow the images. docs/training.md has
+the table.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 LARGE = 100_000  # images
 QUEUE = 16384  # keys
+RESNETS = ("resnet18", "resnet34", "resnet50")
 CROP = 3 / 4  # mean side of a crop of 0.2 to 1.0 of an image's area, as a share of the image's side
 
 
@@ -35,9 +37,9 @@ def adapted(found: Found, given: Mapping[str, Any], *, gpu: bool) -> dict[str, A
 
     Example:
         >>> adapted(Found(images=3000, side=64), {"epochs": 50}, gpu=False)["loss"]
-        {'target_temperature': 0.05, 'queue_size': 640}
+        {'target_temperature': 0.05, 'queue_size': 704}
     """
-    settings = {name: asdict(value) if is_dataclass(value) else value for name, value in given.items()}  # type: ignore[call-overload]
+    settings: dict[str, Any] = {name: _fields(value) for name, value in given.items()}
     if not _are_usable(settings):
         return settings
 
@@ -51,21 +53,24 @@ def adapted(found: Found, given: Mapping[str, Any], *, gpu: bool) -> dict[str, A
     if settings["optimizer"].get("name") == "adamw":
         choose("optimizer", base_learning_rate=5e-4, weight_decay=0.05)
     if not large:
-        choose("optimizer", name="sgd", base_learning_rate=0.12, weight_decay=5e-4)
+        choose("optimizer", name="sgd", base_learning_rate=0.24, weight_decay=5e-4)
         choose("views", names=("weak", "strong"), sizes=(_view(found.side, gpu=gpu),))
         size = max(_tuple(settings["views"]["sizes"]))
         choose("model", momentum=_momentum(epochs * (found.images // batch)), momentum_schedule="constant")
         choose("model", symmetric=False, predictor_hidden=0, projector_norm="hidden", projector_hidden=(512,), dim=128)
-        if "backbone" not in settings["model"]:
-            choose("model", **_backbone(size, gpu=gpu))
-            if size < 224:  # otherwise the papers' evaluation
-                whole = min(max(found.side, size), round(size / CROP))
-                choose("evaluation", resize=whole, crop=whole)
+        choose("model", **_backbone(settings["model"].get("backbone"), size, gpu=gpu))
+        if size < 224 and settings["model"]["backbone"] in RESNETS:  # others may take images of the views' size only
+            whole = min(max(found.side, size), round(size / CROP))
+            choose("evaluation", resize=whole, crop=whole)
         choose("loss", target_temperature=0.05)
     model = settings.get("model", {})
     keys = batch * (model.get("key_views", 2) if model.get("symmetric", True) else 1)
     choose("loss", queue_size=max(min(QUEUE, found.images // 4) // keys, 1) * keys)
     return settings
+
+
+def _fields(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _are_usable(settings: Mapping[str, Any]) -> bool:
@@ -79,20 +84,24 @@ def _are_usable(settings: Mapping[str, Any]) -> bool:
 
 
 def _batch(images: int) -> int:
-    """Return the largest power of two, up to 256, that gives at least 20 steps an epoch; at least 8 if there are 8."""
-    return next((size for size in (256, 128, 64, 32, 16) if size * 20 <= images), min(8, images))
+    """Return the largest power of two, up to 256, that gives at least 40 steps an epoch; at least 8 if there are 8."""
+    return next((size for size in (256, 128, 64, 32, 16) if 40 * size <= images), min(8, images))
 
 
 def _view(side: int, *, gpu: bool) -> int:
     """Return the size of the views: that of the average crop, so that crops are not enlarged."""
-    return min(max(8 * round(CROP * side / 8), 24), 224 if gpu else 96)
+    return min(max(16 * round(CROP * side / 16), 32), 224 if gpu else 96)
 
 
-def _backbone(size: int, *, gpu: bool) -> dict[str, Any]:
-    if not gpu:  # width 16 and 32 cost about the same, since the small stem keeps 16 times as many pixels
-        small = size <= 32
-        return {"backbone": "resnet18", "small_input": small, "width": 16 if small else 32}
-    return {"backbone": "resnet18" if size <= 64 else "resnet50", "small_input": size <= 64}
+def _backbone(given: str | None, size: int, *, gpu: bool) -> dict[str, Any]:
+    """Return the network for views of this size; a given one keeps its own width."""
+    small = size <= (64 if gpu else 32)
+    if given is not None:
+        return {"small_input": small and given in RESNETS}
+    if gpu:
+        return {"backbone": "resnet18" if small else "resnet50", "small_input": small}
+    # These cost about the same: the small stem keeps 16 times as many pixels.
+    return {"backbone": "resnet18", "small_input": small, "width": 16 if small else 32}
 
 
 def _momentum(steps: int) -> float:

@@ -4,6 +4,7 @@ import platform
 
 import torch
 
+import sce_fast
 from sce_fast.loss import cpu, cuda
 from sce_fast.loss.backends import BACKENDS
 from sce_fast.loss.problem import DTYPES, Problem
@@ -24,7 +25,7 @@ PACKAGES = {
 def diagnose() -> str:
     """Report installed versions, devices, and which backends of the loss run here, or why they do not."""
     lines = [
-        f"sce_fast {installed_version('sce_fast')} on Python {platform.python_version()}, {platform.platform()}",
+        f"sce_fast {sce_fast.__version__} on Python {platform.python_version()}, {platform.platform()}",
         "",
     ]
     lines += [f"  {name:<22}{installed_version(name) or 'missing':<16}for {use}" for name, use in PACKAGES.items()]

@@ -178,12 +178,12 @@ class AdamW(MaskableOptimizer):
         # float64, because 1 − β₂ᵗ of the first steps would lose four digits in float32
         steps = self._state("step", weights, dtype=torch.float64)
         gradients = [w.grad for w in weights if w.grad is not None]
-        beta1, beta2, one = group["beta1"], group["beta2"], 1.0
-        keep1, keep2 = beta1, beta2
+        beta1, beta2 = group["beta1"], group["beta2"]
+        keep1, keep2, one = beta1, beta2, 1.0  # numbers, or () tensors that depend on skip
         if skip is not None:
             gradients = [g.masked_fill(skip, -0.0) for g in gradients]  # adding −0.0 changes no bit, not even of −0.0
             keep1, keep2 = (unless(skip, beta, 1.0, weights[0]) for beta in (beta1, beta2))
-            one = unless(skip, 1.0, 0.0, steps[0])
+            one = unless(skip, 1.0, 0.0, steps[0])  # type: ignore[assignment]
         torch._foreach_add_(steps, one)
         torch._foreach_mul_(means, keep1)
         torch._foreach_add_(means, gradients, alpha=1 - beta1)

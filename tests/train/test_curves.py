@@ -15,7 +15,8 @@ from helpers.runs import small_config
 from sce_fast.config import EvaluationConfig
 from sce_fast.train import Trainer, train
 from sce_fast.train.checkpoint import checkpoints
-from sce_fast.train.log import read_log
+from sce_fast.train.curves import WandB
+from sce_fast.train.log import RunLog, read_log
 
 
 def lines_of(run, event):
@@ -76,62 +77,77 @@ def wandb(monkeypatch):
     return module
 
 
-def test_wandb_gets_the_log_and_a_resume_goes_on_in_the_same_run(photo_folder, tmp_path, wandb):
-    config = small_config(photo_folder, tmp_path / "run", keep_checkpoints=9, wandb="photos")
-    train(config)
-    for path in checkpoints(config.out / "checkpoints")[3:]:
-        shutil.rmtree(path)
-    train(dataclasses.replace(config, resume=True))
-    first, second = wandb.runs
-    assert first.settings["project"] == "photos"
-    assert first.settings["name"] == "run"
-    assert first.settings["dir"] == config.out
-    assert first.settings["resume"] == "allow"
-    assert first.settings["config"]["loss"]["queue_size"] == 40
-    assert first.settings["id"] == second.settings["id"]
-    assert ("*", "step") in first.axes
-    assert first.ends == second.ends == [0]
-    lines = read_log(config.out / "log.jsonl")
-    assert [point["step"] for point in second.points] == [6, 7, 8, 9, 9]  # the evaluation after step 6 comes again
-    assert second.points[1] == {
-        "step": 7, **{f"train/{name}": value for name, value in lines_of(config.out, "train")[6].items()
-                      if name not in ("event", "step", "time")},
-    }  # fmt: skip
-    assert [point["step"] for point in first.points] == [line["step"] for line in lines]
+def opened(folder, **settings):
+    """Return a log that draws in wandb, as a run in this folder opens it."""
+    resumed_at = settings.get("resumed_at")
+    curves = WandB(folder, "photos", {"seed": 1}, resume=settings.get("resume", resumed_at is not None))
+    return RunLog(folder, [curves], resumed_at=resumed_at)
 
-    again = dataclasses.replace(config, out=tmp_path / "another")
-    train(again)
+
+def test_wandb_gets_the_log_and_a_resume_goes_on_in_the_same_run(tmp_path, wandb):
+    log = opened(tmp_path)
+    for step in range(1, 6):
+        log.write("train", step, loss=1 / step, gradient_norm=None)
+    log.write("knn", 5, top1=0.5)
+    log.close(finished=False)
+    log = opened(tmp_path, resumed_at=4)
+    log.write("train", 5, loss=0.2, gradient_norm=2.0)
+    log.close()
+    first, second = wandb.runs
+    assert first.settings["id"] == second.settings["id"]
+    expected = {"project": "photos", "name": tmp_path.name, "dir": tmp_path, "resume": "allow", "config": {"seed": 1}}
+    assert expected.items() <= first.settings.items()
+    assert ("*", "step") in first.axes
+    assert (first.ends, second.ends) == ([1], [0])
+    assert first.points[0] == {"step": 1, "train/loss": 1.0}
+    assert first.points[-1] == {"step": 5, "knn/top1": 0.5}
+    assert [point["step"] for point in first.points] == [1, 2, 3, 4, 5, 5]
+    assert second.points == [{"step": 5, "train/loss": 0.2, "train/gradient_norm": 2.0}]
+    opened(tmp_path).close()
     assert wandb.runs[2].settings["id"] != first.settings["id"]
 
 
-def test_wandb_turned_on_by_a_resume_gets_the_earlier_steps_too(photo_folder, tmp_path, wandb):
-    config = small_config(photo_folder, tmp_path / "run", evaluation=EvaluationConfig())
-    train(config)
-    shutil.rmtree(checkpoints(config.out / "checkpoints")[-1])
-    train(dataclasses.replace(config, resume=True, wandb="photos"))
-    assert [point["step"] for point in wandb.runs[0].points] == list(range(1, 10))
+def test_wandb_turned_on_by_a_resume_gets_the_earlier_steps_too(tmp_path, wandb):
+    log = RunLog(tmp_path)
+    for step in range(1, 5):
+        log.write("train", step, loss=1 / step)
+    log.close()
+    opened(tmp_path, resumed_at=3).close()
+    assert [point["step"] for point in wandb.runs[0].points] == [1, 2, 3]
 
 
-def test_wandb_that_breaks_does_not_stop_a_run(photo_folder, tmp_path, wandb, capsys):
+def test_a_run_killed_before_its_first_checkpoint_begins_again_in_the_same_wandb_run(tmp_path, wandb):
+    opened(tmp_path).close()
+    opened(tmp_path, resume=True).close()
+    assert wandb.runs[0].settings["id"] == wandb.runs[1].settings["id"]
+
+
+def test_wandb_that_breaks_does_not_end_the_log(tmp_path, wandb, capsys):
     wandb.breaks_at = 3
-    config = small_config(photo_folder, tmp_path / "run", evaluation=EvaluationConfig(), wandb="photos")
-    assert train(config).steps == 9
+    log = opened(tmp_path)
+    for step in range(1, 6):
+        log.write("train", step, loss=1 / step)
+    log.close()
+    assert len(read_log(tmp_path / "log.jsonl")) == 5
     assert [point["step"] for point in wandb.runs[0].points] == [1, 2]
     assert capsys.readouterr().err.count("Warning: no more curves in Weights & Biases: broken pipe") == 1
 
 
-def test_wandb_that_refuses_a_run_is_told_with_what_helps(photo_folder, tmp_path, wandb):
+def test_a_run_asks_for_wandb_and_says_what_helps_if_it_is_refused(photo_folder, tmp_path, wandb):
     wandb.refuses = True
     config = small_config(photo_folder, tmp_path / "run", evaluation=EvaluationConfig(), wandb="photos")
     with pytest.raises(RuntimeError, match="wandb=photos: no API key configured; log in with wandb login, set WANDB"):
         Trainer(config)
-    assert train(dataclasses.replace(config, wandb=None)).steps == 9  # the folder is not taken
+    wandb.refuses = False
+    trainer = Trainer(config)  # the folder still counts as new
+    trainer.log.close()
+    assert wandb.runs[0].settings["config"]["loss"]["queue_size"] == 40
 
 
 @pytest.mark.parametrize("found", [None, types.ModuleType("wandb")])  # wandb leaves folders that can be imported
 def test_wandb_that_is_not_installed_stops_before_the_run_folder_is_made(photo_folder, tmp_path, monkeypatch, found):
     monkeypatch.setitem(sys.modules, "wandb", found)
-    with pytest.raises(ImportError, match=r"--wandb needs the package wandb: pip install 'sce_fast\[wandb\]'"):
+    with pytest.raises(ImportError, match="--wandb needs the package wandb: pip install wandb"):
         train(small_config(photo_folder, tmp_path / "run", wandb="photos"))
     assert not (tmp_path / "run").exists()
 

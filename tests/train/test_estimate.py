@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers.runs import small_config
-from sce_fast.config import LossConfig
+from sce_fast.config import EvaluationConfig, LossConfig
 from sce_fast.train import Trainer, train
 from sce_fast.train.estimate import Memory, Pace, _saved_bytes, duration, memory
 from sce_fast.train.step import TrainingStep
@@ -64,13 +64,13 @@ def test_a_single_step_has_no_pace():
 
 
 def test_a_short_run_tells_its_estimates_too(photo_folder, tmp_path, capsys):
-    train(small_config(photo_folder, tmp_path / "run"))
+    train(small_config(photo_folder, tmp_path / "run", epochs=1, evaluation=EvaluationConfig()))
     lines = capsys.readouterr().err.splitlines()
-    first = lines.index("24 images, 3 epochs of 3 steps of 8 images; resnet18 on cpu")
+    first = lines.index("24 images, 1 epoch of 3 steps of 8 images; resnet18 on cpu")
     assert lines[first + 1].startswith("Memory: about ")
     assert lines[first + 2].startswith("Training: ")
     (time_line,) = [line for line in lines if line.startswith("Time: about ")]
-    assert " for 9 steps of " in time_line
+    assert " for 3 steps of " in time_line
 
 
 def test_memory_that_does_not_suffice_is_told_with_what_helps(photo_folder, tmp_path, monkeypatch):

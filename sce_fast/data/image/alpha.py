@@ -25,9 +25,9 @@ _MAY_HAVE_ALPHA = (b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", 
 def has_alpha(path: bytes) -> bool:
     """Return whether an image has an alpha channel, a transparent colour or a palette with transparency.
 
-    Only the header is read. A file that cannot be read has none: whoever decodes it says what is wrong.
+    Only the header is read. Files that Pillow cannot read, or reads wrongly, are left to DALI and count as having none.
     """
-    from PIL import Image
+    from PIL import ExifTags, Image
 
     try:
         with open(path, "rb") as file, warnings.catch_warnings(action="ignore"):
@@ -35,8 +35,9 @@ def has_alpha(path: bytes) -> bool:
                 return False
             file.seek(0)
             image = Image.open(file)
-            # Pillow clips 16-bit grey to 8 bits: better its one transparent grey shows than all greys are wrong.
-            return image.has_transparency_data and not image.mode.startswith("I")
+            # Pillow 13 clips 16-bit grey to 8 bits, and returns some turned TIFFs with width and height exchanged.
+            is_turned = image.format == "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            return image.has_transparency_data and not image.mode.startswith("I") and not is_turned
     except Exception:  # Pillow raises errors of many types
         return False
 

@@ -152,6 +152,17 @@ def test_grey_of_16_bits_stays_as_dali_decodes_it(tmp_path):
     assert np.abs(decoded(tmp_path, "white")["grey.png"] - grey).max() <= 0.01
 
 
+def test_turned_tiffs_have_the_size_of_the_index(tmp_path, rgba):
+    """Pillow 13 exchanges width and height of some; crops would lie outside."""
+    for orientation in range(1, 9):
+        Image.fromarray(rgba[:16]).save(tmp_path / f"{orientation}.tif", tiffinfo={274: orientation})
+    index = index_images(tmp_path)
+    assert index.alpha.tolist() == [True] + [False] * 7
+    source = TrainingLoader(index, (Augmentation(size=8, scale=(1.0, 1.0)),) * 2, batch_size=8, seed=0)
+    assert len(next(source).samples) == 8
+    assert not source.bad_files
+
+
 def test_pipelines_share_their_threads(tmp_path, rgba):
     """A loader builds another pipeline after each bad file."""
     Image.fromarray(rgba).save(tmp_path / "a.png")
