@@ -11,6 +11,7 @@ from typing import Any
 
 LARGE = 100_000  # images
 QUEUE = 16384  # keys
+RESNETS = ("resnet18", "resnet34", "resnet50")
 CROP = 3 / 4  # mean side of a crop of 0.2 to 1.0 of an image's area, as a share of the image's side
 
 
@@ -57,11 +58,10 @@ def adapted(found: Found, given: Mapping[str, Any], *, gpu: bool) -> dict[str, A
         size = max(_tuple(settings["views"]["sizes"]))
         choose("model", momentum=_momentum(epochs * (found.images // batch)), momentum_schedule="constant")
         choose("model", symmetric=False, predictor_hidden=0, projector_norm="hidden", projector_hidden=(512,), dim=128)
-        if "backbone" not in settings["model"]:
-            choose("model", **_backbone(size, gpu=gpu))
-            if size < 224:  # otherwise the papers' evaluation
-                whole = min(max(found.side, size), round(size / CROP))
-                choose("evaluation", resize=whole, crop=whole)
+        choose("model", **_backbone(settings["model"].get("backbone"), size, gpu=gpu))
+        if size < 224 and settings["model"]["backbone"] in RESNETS:  # others may take images of the views' size only
+            whole = min(max(found.side, size), round(size / CROP))
+            choose("evaluation", resize=whole, crop=whole)
         choose("loss", target_temperature=0.05)
     model = settings.get("model", {})
     keys = batch * (model.get("key_views", 2) if model.get("symmetric", True) else 1)
@@ -90,14 +90,18 @@ def _batch(images: int) -> int:
 
 def _view(side: int, *, gpu: bool) -> int:
     """Return the size of the views: that of the average crop, so that crops are not enlarged."""
-    return min(max(8 * round(CROP * side / 8), 24), 224 if gpu else 96)
+    return min(max(16 * round(CROP * side / 16), 32), 224 if gpu else 96)
 
 
-def _backbone(size: int, *, gpu: bool) -> dict[str, Any]:
-    if not gpu:  # width 16 and 32 cost about the same, since the small stem keeps 16 times as many pixels
-        small = size <= 32
-        return {"backbone": "resnet18", "small_input": small, "width": 16 if small else 32}
-    return {"backbone": "resnet18" if size <= 64 else "resnet50", "small_input": size <= 64}
+def _backbone(given: str | None, size: int, *, gpu: bool) -> dict[str, Any]:
+    """Return the network for views of this size; a given one keeps its own width."""
+    small = size <= (64 if gpu else 32)
+    if given is not None:
+        return {"small_input": small and given in RESNETS}
+    if gpu:
+        return {"backbone": "resnet18" if small else "resnet50", "small_input": small}
+    # These cost about the same: the small stem keeps 16 times as many pixels.
+    return {"backbone": "resnet18", "small_input": small, "width": 16 if small else 32}
 
 
 def _momentum(steps: int) -> float:

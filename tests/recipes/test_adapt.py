@@ -89,8 +89,13 @@ def test_given_settings_stay_and_the_others_follow_them():
     large = config_for(Found(LARGE, 400), epochs=20, batch_size=16384, optimizer={"name": "adamw"})
     assert (large.optimizer.base_learning_rate, large.optimizer.warmup_epochs) == (5e-4, 2)
     assert large.loss.queue_size == 32768
-    named = config_for(Found(3074, 64), model={"backbone": "timm:vit_tiny_patch16_224"})
+    named = config_for(Found(3074, 40), model={"backbone": "timm:vit_tiny_patch16_224"})
     assert (named.model.width, named.model.small_input) == (64, False)  # what timm networks take
+    assert named.views.sizes == (32,)  # whole patches
+    assert named.evaluation_view().crop == 32
+    named = config_for(Found(3074, 40), model={"backbone": "resnet34"})
+    assert (named.model.width, named.model.small_input) == (64, True)
+    assert named.evaluation_view().crop == 40
 
 
 @pytest.mark.parametrize(
