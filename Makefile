@@ -15,6 +15,8 @@ BUILD_TOOLS := pip setuptools pybind11 ninja
 demo: venv
 	$(BIN)/sce-fast demo
 
+# Threads that wait sleep instead of spinning: several processes of a test share the cores.
+test test-slow: export OMP_WAIT_POLICY = passive
 test: venv
 	$(BIN)/python -m pytest -q -m "not slow"
 

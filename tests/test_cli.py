@@ -281,9 +281,8 @@ def test_evaluating_feature_files_needs_no_dali(tmp_path):
 import sys
 from sce_fast.cli import main
 sys.modules["nvidia"] = None
-for method in ("knn", "linear"):
-    main(["evaluate", method, "--train", {str(file)!r}, "--test", {str(file)!r}])
+main(["evaluate", "knn", "--train", {str(file)!r}, "--test", {str(file)!r}])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("20 train and 20 test images") == 2
+    assert result.stdout.startswith("20 train and 20 test images")

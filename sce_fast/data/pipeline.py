@@ -26,7 +26,7 @@ def build_pipeline(
         device: "cpu", or "gpu" for the current CUDA device.
         prefetch: number of batches that DALI prepares in advance.
     """
-    if hasattr(CPU.module, "filter_decoder_messages"):  # an extension built from earlier sources lacks it
+    if CPU.module is not None:
         CPU.module.filter_decoder_messages()
     pipeline = graph(
         batch_size=batch_size,

@@ -1,7 +1,6 @@
 """Curves of a run's log: TensorBoard, and Weights & Biases (wandb) for runs that ask for it."""
 
 import secrets
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +40,7 @@ class Curves(Protocol):
 
 
 class TensorBoard:
-    """Draws into a new folder: after a resume, steps after the checkpoint must not appear twice.
+    """Draws into new files: after a resume, steps after the checkpoint must not appear twice.
 
     Raises:
         ImportError: tensorboard is not installed.
@@ -54,7 +53,8 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        shutil.rmtree(folder, ignore_errors=True)
+        for curves in folder.glob("events.out.tfevents.*"):  # the folder may hold files of the user's
+            curves.unlink()
         self._writer = SummaryWriter(folder)
 
     def draw(self, event: str, step: int, numbers: dict[str, float], seconds: float) -> None:

@@ -17,7 +17,7 @@ from sce_fast.config import EvaluationConfig, TrainConfig, replace
 from sce_fast.data.faults import BadFilesError
 from sce_fast.data.index import index_images
 from sce_fast.data.loader import TrainingLoader
-from sce_fast.distributed import Ranks, Vote, current_ranks, lost_a_rank, process_group
+from sce_fast.distributed import Ranks, Vote, current_ranks, lost_a_rank
 from sce_fast.train.bad_files import BadFileRecord
 from sce_fast.train.curves import import_wandb, open_curves
 from sce_fast.train.diagnosis import Diagnosis, Samples
@@ -30,13 +30,12 @@ from sce_fast.train.folder import (
     open_run,
     read_config,
     require_resumable,
-    write_summary,
 )
 from sce_fast.train.image_list import images_to_train_on, write_image_list
 from sce_fast.train.interval import Interval, Totals, means, wait_share
 from sce_fast.train.log import RunLog
 from sce_fast.train.preflight import describe_long_queue, require_apart, require_runnable
-from sce_fast.train.resuming import data_changes, record_resume, resumed_config, schedule_changes
+from sce_fast.train.resuming import data_changes, record_resume, schedule_changes
 from sce_fast.train.schedules import learning_rate, momentum
 from sce_fast.train.state import RunState
 from sce_fast.train.step import TrainingStep
@@ -363,48 +362,6 @@ class Trainer:
             final_loss=progress.final_loss,
             knn_top1=progress.knn_top1,
         )
-
-
-def train(config: TrainConfig, *, backbone: nn.Module | None = None) -> Summary:
-    """Run a config to its end, or from its newest checkpoint with `config.resume`; write summary.json.
-
-    Under torchrun the ranks share each batch.
-
-    Args:
-        config: of the run.
-        backbone: a module to train in place of the config's backbone: images (N, 3, H, W) → features (N, F). It is
-            trained in place, from the weights that it has. To resume, pass a module of the same architecture.
-
-    Raises:
-        ValueError, FileNotFoundError: the data, the run folder or a part of the config is refused.
-        Stopped: a signal asked the run to end; its state is saved, and the exit status is 75.
-        RuntimeError, OSError: see Trainer.train.
-
-    Example:
-        >>> train(folder("photos", "runs/photos")).images_per_second
-    """
-    with process_group(choose_device(config.device)) as ranks, StopRequest() as request:
-        summary = Trainer(config, ranks, backbone=backbone).train(request)
-        ranks.first(lambda: write_summary(config.out, asdict(summary)))
-    return summary
-
-
-def resume(run: str | Path, *, backbone: nn.Module | None = None, **changes: Any) -> Summary:
-    """Go on with the run in a folder, with its own settings and these changes, to its end.
-
-    Args:
-        run: the run folder, which may have moved.
-        backbone: the module to train, for a run of train(config, backbone=…).
-        changes: settings by name, as config.replace takes them; those on which trained numbers depend are refused.
-
-    Raises:
-        FileNotFoundError: the folder holds no run.
-        ValueError, Stopped, RuntimeError, OSError: see train.
-
-    Example:
-        >>> resume("runs/photos", epochs=200, stretch_schedule=True)
-    """
-    return train(resumed_config(run, **changes), backbone=backbone)
 
 
 def _text(path: Path | None) -> str | None:

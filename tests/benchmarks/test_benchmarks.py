@@ -211,14 +211,14 @@ def test_stages_are_timed_apart():
     assert 0.02 <= first < second
 
 
-def test_named_stages_are_summed():
+def test_named_stages_are_summed(monkeypatch):
+    clock = iter([10.0, 10.5, 20.0, 20.25, 30.0, 31.0])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
     timer = measure.StageTimer("cpu")
-    for name, seconds in (("networks", 0.02), ("loss", 0.01), ("networks", 0.02)):
+    for name in ("networks", "loss", "networks"):
         with timer.stage(name):
-            time.sleep(seconds)
-    found = timer.seconds()
-    assert list(found) == ["networks", "loss"]
-    assert found["networks"] >= 0.04 > found["loss"] >= 0.01
+            pass
+    assert timer.seconds() == {"networks": 1.5, "loss": 0.25}
 
 
 def test_overhead_is_what_is_left_of_a_call(tmp_path, capsys):

@@ -39,7 +39,8 @@ def test_feature_files_are_matched_by_class_names(tmp_path):
     sets = labelled_sets(None, train, test, batch_size=1, device="cpu")
     assert sets.test_labels.tolist() == [3, 1]
     out = tmp_path / "result.json"
-    assert "\n1 neighbour  " in knn(None, train=train, test=test, neighbours=(1, 2), out=out, device="cpu")
+    paths = {"train": str(train), "test": str(test), "out": str(out)}  # strings are paths, too
+    assert "\n1 neighbour  " in knn(None, **paths, neighbours=(1, 2), device="cpu")
     written = json.loads(out.read_text())
     assert written["evaluation"] == "knn"
     assert (written["train_images"], written["test_images"], written["classes"], written["dim"]) == (4, 2, 4, 4)

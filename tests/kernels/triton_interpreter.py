@@ -96,7 +96,11 @@ def test_parity_of_many_cases(**case):
 
 @pytest.mark.parametrize(
     ("dtype", "tau"),
-    [(torch.float32, 0.02), (torch.bfloat16, 0.1), pytest.param(torch.float16, 0.1, marks=pytest.mark.slow)],
+    [
+        (torch.float32, 0.02),
+        pytest.param(torch.bfloat16, 0.1, marks=pytest.mark.slow),
+        pytest.param(torch.float16, 0.1, marks=pytest.mark.slow),
+    ],
 )
 def test_parity_over_many_blocks_tiles_and_splits(small_blocks, dtype, tau):
     inputs = make_inputs("clustered", n=9, d=48, k=107, query_views=2, key_views=2)

@@ -21,7 +21,7 @@ from sce_fast.native import CUDA
 )
 def test_without_nvcc_a_gpus_tests_are_not_run_and_with_it_they_fail(request, monkeypatch, nvcc, outcome, reason):
     """Kernels that could be built and are not fail the tests."""
-    monkeypatch.setattr(CUDA, "missing", "No module named 'sce_fast._cuda'")
+    monkeypatch.setattr(CUDA, "module", None)
     monkeypatch.setattr(gpu_machine, "find_tool", lambda name: nvcc)
     with pytest.raises(outcome, match=reason):
         request.getfixturevalue("cuda")

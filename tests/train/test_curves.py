@@ -26,10 +26,14 @@ def lines_of(run, event):
 @pytest.mark.parametrize("checkpoints_left", [0, 3])
 def test_tensorboard_has_each_step_once_over_a_resume(photo_folder, tmp_path, checkpoints_left):
     config = small_config(photo_folder, tmp_path / "run", keep_checkpoints=9)
+    notes = config.out / "tensorboard" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("of the user")
     train(config)
     for path in checkpoints(config.out / "checkpoints")[checkpoints_left:]:
         shutil.rmtree(path)
     train(dataclasses.replace(config, resume=True))
+    assert notes.read_text() == "of the user"
     events = EventAccumulator(str(config.out / "tensorboard"))
     events.Reload()
     train_names = ("loss", "gradient_norm", "images_per_second", "data_wait_share", "seconds")
