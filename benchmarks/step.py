@@ -82,12 +82,14 @@ def main(
         out: JSON file for the record.
     """
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    given = {
+    given: dict[str, Any] = {
         "model.backbone": model.backbone, "batch-size": batch_size, "size": size, "precision": precision,
         "warmup": warmup, "steps": steps,
     }  # fmt: skip
-    backbone, batch_size, size, precision, warmup, steps = with_defaults(place, given).values()
-    model = replace(model, backbone=backbone)
+    chosen = with_defaults(place, given)
+    model = replace(model, backbone=chosen["model.backbone"])
+    batch_size, size, warmup, steps = (int(chosen[name]) for name in ("batch-size", "size", "warmup", "steps"))
+    autocast: Precision = chosen["precision"]
     threads_before, here = torch.get_num_threads(), machine()
     if place == "cpu":
         torch.set_num_threads(threads)
@@ -96,13 +98,13 @@ def main(
         views = (
             synthetic(batch_size, size, place) if images is None else loaded(images, batch_size, size, place, threads)
         )
-        step = training_step(model, loss, batch_size, size, precision, optimizer, place)
+        step = training_step(model, loss, batch_size, size, autocast, optimizer, place)
         speed = measure(step, views, batch_size, warmup, steps, place)
     finally:
         torch.set_num_threads(threads_before)
     settings = {
         "model": to_json(model), "loss": to_json(loss), "batch_size": batch_size, "size": size, "device": place,
-        "precision": precision, "optimizer": optimizer, "steps": steps,
+        "precision": autocast, "optimizer": optimizer, "steps": steps,
         "images": None if images is None else str(images), "threads": threads,
     }  # fmt: skip
     speed = replace(speed, settings=settings)

@@ -116,7 +116,8 @@ class Solver {
     };
     add_views(0, skipped_view < 0 ? p_.query_views : skipped_view);
     if (skipped_view >= 0) add_views(skipped_view + 1, p_.query_views);
-    if (p_.needs_target) groups.push_back(group(key_.at(keys.first * p_.batch), keys.count, p_.target_temperature, true));
+    if (p_.needs_target)
+      groups.push_back(group(key_.at(keys.first * p_.batch), keys.count, p_.target_temperature, true));
     const int64_t query_views = p_.query_views - (skipped_view >= 0);
     return {forward_pass(segments, groups, p_.dim, p_.batch, products_, threads_),
             p_.batch,
@@ -153,8 +154,8 @@ class Solver {
 
   double merged_student(int64_t u, int64_t v, int64_t i, float* mean) const {
     const Stream *shared = shared_stream(), *own = own_stream(u);
-    return merged(shared, shared ? shared->student_row(v, i) : 0, own, own ? own->student_row(v, i) : 0,
-                  p_.temperature, mean);
+    return merged(shared, shared ? shared->student_row(v, i) : 0, own, own ? own->student_row(v, i) : 0, p_.temperature,
+                  mean);
   }
 
   double merged_teacher(int64_t u, int64_t i, float* mean) const {

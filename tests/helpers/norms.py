@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -53,7 +54,7 @@ def assert_right_or_not_finite(
     for name in ("query", "key", "queue", "batch_keys") if which == "all" else (which,):
         getattr(inputs, name)[:: 3 if mixed else 1] *= norm
     inputs = inputs.to(dtype)
-    settings = dict(temperature=tau, target_temperature=tau_m, positive_target=positive_target)
+    settings: dict[str, Any] = dict(temperature=tau, target_temperature=tau_m, positive_target=positive_target)
     exact = reference.solve(_problem_of(inputs.to(torch.float64), settings))
     solution = solve(_problem_of(inputs, settings))
     for name, most in _allowed(inputs, exact, weights, tau, tau_m).items():
@@ -64,7 +65,7 @@ def assert_right_or_not_finite(
         assert all(bool(getattr(solution, field.name).isfinite().all()) for field in dataclasses.fields(solution))
 
 
-def _problem_of(inputs: Inputs, settings: dict[str, object]) -> Problem:
+def _problem_of(inputs: Inputs, settings: dict[str, Any]) -> Problem:
     return checked_problem(
         inputs.query.detach().requires_grad_(), inputs.key, inputs.queue, batch_keys=inputs.batch_keys, row_offset=2,
         needs_statistics=True, **settings,
