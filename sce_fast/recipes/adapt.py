@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 LARGE = 100_000  # images
-QUEUE = 16384  # keys
+QUEUE = 4096 / 50_000  # keys an image, as in the CIFAR10 run
 RESNETS = ("resnet18", "resnet34", "resnet50")
 CROP = 3 / 4  # mean side of a crop of 0.2 to 1.0 of an image's area, as a share of the image's side
 
@@ -37,7 +37,7 @@ def adapted(found: Found, given: Mapping[str, Any], *, gpu: bool) -> dict[str, A
 
     Example:
         >>> adapted(Found(images=3000, side=64), {"epochs": 50}, gpu=False)["loss"]
-        {'target_temperature': 0.05, 'queue_size': 704}
+        {'target_temperature': 0.05, 'queue_size': 192}
     """
     settings: dict[str, Any] = {name: _fields(value) for name, value in given.items()}
     if not _are_usable(settings):
@@ -65,7 +65,8 @@ def adapted(found: Found, given: Mapping[str, Any], *, gpu: bool) -> dict[str, A
         choose("loss", target_temperature=0.05)
     model = settings.get("model", {})
     keys = batch * (model.get("key_views", 2) if model.get("symmetric", True) else 1)
-    choose("loss", queue_size=max(min(QUEUE, found.images // 4) // keys, 1) * keys)
+    longest = 16384 if large else int(QUEUE * found.images)
+    choose("loss", queue_size=max(longest // keys, 1) * keys)
     return settings
 
 

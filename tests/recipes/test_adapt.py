@@ -54,7 +54,7 @@ def test_every_data_set_gets_a_valid_config(images, side, epochs, gpu, batch_siz
 def test_a_small_data_set_on_a_cpu_and_on_a_gpu():
     found = Found(images=3074, side=64)
     config = config_for(found)
-    assert (config.batch_size, config.loss.queue_size) == (64, 768)
+    assert (config.batch_size, config.loss.queue_size) == (64, 192)
     assert (config.views.names, config.views.sizes) == (("weak", "strong"), (48,))
     assert (config.optimizer.name, config.model.symmetric) == ("sgd", False)
     assert config.evaluation_view().crop == config.evaluation_view().resize == 64
