@@ -1,5 +1,5 @@
 # make demo    train on real digits and show that it learned (two to four minutes on two CPU cores)
-# make test    the quick tests (about five minutes)      make test-slow   the rest
+# make test    the quick tests (under four minutes)      make test-slow   the rest
 # make kernels compile every GPU kernel, without a GPU, and look at registers, shared memory and spills
 # make gpu     on a GPU, in ten minutes: build for it, all its tests, parity, benchmarks; two pages in runs/gpu
 # make lint    ruff, clang-format, large files, mypy     make format      ruff and clang-format, in place
@@ -15,13 +15,13 @@ BUILD_TOOLS := pip setuptools pybind11 ninja
 demo: venv
 	$(BIN)/sce-fast demo
 
-# Threads that wait sleep instead of spinning: several processes of a test share the cores.
+# Threads that wait sleep instead of spinning: the processes of the tests share the cores.
 test test-slow: export OMP_WAIT_POLICY = passive
 test: venv
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 test-slow: venv
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
 
 kernels: venv
 	$(BIN)/python -m benchmarks.compile_gate
