@@ -1,5 +1,5 @@
 # make demo    train on real digits and show that it learned (two to four minutes on two CPU cores)
-# make test    the quick tests (about five minutes)      make test-slow   the rest
+# make test    the quick tests (under four minutes)      make test-slow   the rest
 # make kernels compile every GPU kernel, without a GPU, and look at registers, shared memory and spills
 # make gpu     on a GPU, in ten minutes: build for it, all its tests, parity, benchmarks; two pages in runs/gpu
 # make lint    ruff, clang-format, large files, mypy     make format      ruff and clang-format, in place
@@ -7,19 +7,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := cuda130,train,evaluate,pictures,tensorboard,dev
-# torch first: the extension is built against it, so the build runs without isolation
-BUILD_TOOLS := pip setuptools pybind11 ninja torch numpy
+# for the build, which runs without isolation to take the pinned versions, and for tests that compile
+BUILD_TOOLS := pip setuptools pybind11 ninja
 
 .PHONY: demo test test-slow kernels gpu lint format venv clean
 
 demo: venv
 	$(BIN)/sce-fast demo
 
+# Threads that wait sleep instead of spinning: the processes of the tests share the cores.
+test test-slow: export OMP_WAIT_POLICY = passive
 test: venv
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 test-slow: venv
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
 
 kernels: venv
 	$(BIN)/python -m benchmarks.compile_gate

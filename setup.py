@@ -1,8 +1,8 @@
-"""Build the native extensions; pyproject.toml holds everything else about the package.
+"""Build the native extensions; pyproject.toml holds everything else about the package. Neither needs torch.
 
 SCE_FAST_BUILD chooses what is compiled:
-  auto  (default) the CPU kernels if there is a C++ compiler and torch, and the CUDA kernels if torch also sees a GPU
-        and nvcc is found; otherwise nothing, with a message
+  auto  (default) the CPU kernels if there is a C++ compiler, and the CUDA kernels if there are also nvcc and a GPU;
+        what does not build is left out, with a message
   cpu   the CPU kernels, or an error
   none  nothing: the package then runs in pure Python
   cuda  the CPU and the CUDA kernels, or an error; needs nvcc (CUDA_HOME/bin or PATH) but no GPU
@@ -11,6 +11,7 @@ SCE_FAST_CUDA_ARCHITECTURES=80,90 compiles machine code for these architectures 
 csrc/cuda/architectures.json and without PTX for later GPUs. For a single GPU this takes a fraction of the time.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -22,17 +23,19 @@ from pathlib import Path
 from setuptools import setup
 
 CHOICES = ("auto", "cpu", "cuda", "none")
-CPU_SOURCES = (
+CPU_SOURCES = [
     "csrc/cpu/bindings.cpp",
+    "csrc/cpu/brgemm.cpp",
     "csrc/cpu/color_jitter.cpp",
+    "csrc/cpu/decoder_messages.cpp",
     "csrc/cpu/exponentials.cpp",
     "csrc/cpu/gaussian_blur.cpp",
     "csrc/cpu/solve.cpp",
     "csrc/cpu/forward_pass.cpp",
     "csrc/cpu/tile.cpp",
-)
+]
 # No -ffast-math: NaN stays NaN. No contraction to fused multiply-adds: pixels are the same on every instruction set.
-CPU_FLAGS = ["-O3", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+CPU_FLAGS = ["-O3", "-fopenmp", "-ffp-contract=off", "-Wall", "-Wextra"]
 CUDA_FOLDER = Path("csrc/cuda")
 CUDA_SOURCES = (
     "bindings.cpp",
@@ -110,15 +113,17 @@ def build_cuda(nvcc: str, folder: str, target: str) -> None:
     subprocess.run([shutil.which("ninja") or "ninja", "-f", f"{folder}/build.ninja", *jobs], check=True)
 
 
-def what_is_missing() -> str | None:
-    """Return why no extension can be built here, or None."""
-    compiler = os.environ.get("CXX", "c++").split()[0]
+def what_is_missing(cuda: bool) -> str | None:
+    """Return why the CPU kernels, or with `cuda` the CUDA kernels too, cannot be built here; or None."""
+    compiler = os.environ["CXX"].split()[0]
     if shutil.which(compiler) is None:
         return f"no C++ compiler ('{compiler}' is not on the PATH; set CXX to name another)"
-    try:
-        import torch  # noqa: F401  (the build needs its headers and its build helper)
-    except ImportError:
-        return "torch is not installed where the build runs (install torch first and use pip's --no-build-isolation)"
+    if importlib.util.find_spec("pybind11") is None:
+        return "no pybind11 (pip install pybind11, or leave out pip's --no-build-isolation)"
+    if cuda and find_nvcc() is None:
+        return "no nvcc (neither in CUDA_HOME/bin nor on the PATH; install the CUDA toolkit)"
+    if cuda and shutil.which("ninja") is None:
+        return "no ninja (pip install ninja, or leave out pip's --no-build-isolation)"
     return None
 
 
@@ -126,22 +131,20 @@ def extensions(choice: str) -> dict:
     """Return the arguments of setup() that build the chosen extensions."""
     if choice not in CHOICES:
         sys.exit(f"SCE_FAST_BUILD={choice!r}: expected one of {', '.join(CHOICES)}")
-    missing = None if choice == "none" else what_is_missing()
-    if choice == "cuda" and find_nvcc() is None:
-        missing = missing or "no nvcc (neither in CUDA_HOME/bin nor on the PATH; install the CUDA toolkit)"
-    if missing is not None and choice != "auto":
+    os.environ.setdefault("CXX", "c++")  # instead of the compiler that Python was built with
+    missing = "SCE_FAST_BUILD=none" if choice == "none" else what_is_missing(cuda=choice == "cuda")
+    if missing is not None and choice in ("cpu", "cuda"):
         sys.exit(f"SCE_FAST_BUILD={choice!r} cannot be met: {missing}")
-    if choice == "none" or missing is not None:
-        print(f"sce_fast: installing without native kernels: {missing or 'SCE_FAST_BUILD=none'}", file=sys.stderr)
+    if missing is not None:
+        print(f"sce_fast: installing without native kernels: {missing}", file=sys.stderr)
         return {}
 
-    import pybind11
-    import torch
+    from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
     from setuptools import Extension
+    from setuptools.command.build_ext import build_ext
     from setuptools.errors import CompileError
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    class OptionalInAuto(BuildExtension):
+    class OptionalInAuto(build_ext):
         """Install a pure Python package, with a warning, if a compilation fails and SCE_FAST_BUILD is auto."""
 
         def run(self) -> None:
@@ -162,16 +165,16 @@ def extensions(choice: str) -> dict:
             except (OSError, subprocess.CalledProcessError) as error:
                 raise CompileError(f"the CUDA kernels did not build: {error}") from error
 
-    cpu = CppExtension(
-        "sce_fast._cpu",
-        list(CPU_SOURCES),
-        include_dirs=[pybind11.get_include()],
-        extra_compile_args=CPU_FLAGS,
-        extra_link_args=["-fopenmp"],
-    )
-    cuda = Extension("sce_fast._cuda", [str(CUDA_FOLDER / "bindings.cpp")], optional=choice == "auto")
-    with_cuda = choice == "cuda" or (choice == "auto" and find_nvcc() is not None and torch.cuda.is_available())
-    return {"ext_modules": [cpu, cuda] if with_cuda else [cpu], "cmdclass": {"build_ext": OptionalInAuto}}
+    ParallelCompile("MAX_JOBS").install()  # otherwise setuptools compiles one source after another
+    modules = [
+        Pybind11Extension(
+            "sce_fast._cpu", CPU_SOURCES, cxx_std=20, extra_compile_args=CPU_FLAGS, extra_link_args=["-fopenmp"]
+        )
+    ]
+    gpus = any(Path("/dev").glob("nvidia[0-9]*"))
+    if choice == "cuda" or (gpus and what_is_missing(cuda=True) is None):
+        modules.append(Extension("sce_fast._cuda", [str(CUDA_FOLDER / "bindings.cpp")], optional=choice == "auto"))
+    return {"ext_modules": modules, "cmdclass": {"build_ext": OptionalInAuto}}
 
 
 setup(**extensions(os.environ.get("SCE_FAST_BUILD", "auto")))

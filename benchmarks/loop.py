@@ -100,7 +100,7 @@ def bare_loop(trainer: Trainer) -> Callable[[int], None]:
         threads=config.loader_threads, device=trainer.loader.device,
     )  # fmt: skip
     model = build_model(config.model, device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    queue = KeyQueue(config.loss.queue_size, config.model.dim).to(device)
+    queue = KeyQueue(config.loss.queue_size, config.model.dim, normalize=False).to(device)
     settings = config.optimizer
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(

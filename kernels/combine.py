@@ -77,7 +77,10 @@ def _log_sum_and_mean(
     D: tl.constexpr, BLOCK_D: tl.constexpr, SHARED: tl.constexpr, PER_VIEW: tl.constexpr, FIXED_SHIFT: tl.constexpr,
     OUTPUT: tl.constexpr,
 ):  # fmt: skip
-    """Return log Σ exp(logit) of a row over the shared candidates and those of one view, and their weighted mean."""
+    """Return log Σ exp(logit) of a row over the shared candidates and those of one view, and their weighted mean.
+
+    With OUTPUT both are NaN if a candidate is not finite or weights have left the range of floats.
+    """
     shift = tl.full([], EMPTY_SHIFT, tl.float32)
     weight_sum = tl.full([], 0.0, tl.float32)
     rounded_sum = tl.full([], 0.0, tl.float32)
@@ -97,7 +100,10 @@ def _log_sum_and_mean(
     log_sum = (shift + tl.log2(weight_sum)) * LN2
     if OUTPUT:
         output = output / rounded_sum
-        log_sum += 0.0 * tl.sum(output, 0)  # makes a non-finite candidate reach the loss even at a weight of 0
+        # A candidate that is not finite reaches the loss even at a weight of 0. A sum that has overflowed reaches the
+        # mean, which would be finite / ∞ = 0.
+        log_sum += 0.0 * (tl.sum(output, 0) + rounded_sum)
+        output += 0.0 * log_sum
     return log_sum, output
 
 

@@ -1,5 +1,6 @@
 """Command-line entry point: a table of commands. Their options are the parameters of the functions they run."""
 
+import argparse
 import dataclasses
 import importlib
 import importlib.metadata
@@ -11,14 +12,20 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import sce_fast
 from sce_fast.util.files import printable
 from sce_fast.util.names import pick
+from sce_fast.util.settings import unchecked
 
 # Modules whose distribution has another name.
 DISTRIBUTIONS = {"nvidia": "nvidia-dali-cuda130", "sklearn": "scikit-learn", "PIL": "pillow"}
+
+
+NOWHERE = Path("\0")  # no file or folder has this name, so a recipe that looks at its images finds none
 
 
 @dataclass(frozen=True)
@@ -32,10 +39,13 @@ class Command:
     passed: Callable[[Any], bool] = lambda result: result is not False  # otherwise the exit status is 1
 
     def run(self, prog: str, arguments: list[str]) -> None:
-        import tyro
-
         module, _, name = self.function.partition(":")
-        result = tyro.cli(getattr(importlib.import_module(module), name), args=arguments, prog=prog)
+        function = getattr(importlib.import_module(module), name)
+        if arguments or inspect.signature(function).parameters:
+            import tyro
+
+            function = partial(tyro.cli, function, args=arguments, prog=prog)
+        result = function()
         if self.show is not None:
             print(self.show(result))
         if not self.passed(result):
@@ -44,7 +54,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Training with a recipe: the options are the fields of its config, with the recipe's values as defaults."""
+    """Training with a recipe, which is called with the settings that are typed as options."""
 
     make: Callable[..., Any]
     usage = "--data DIR"
@@ -58,13 +68,54 @@ class Recipe:
         return (inspect.getdoc(self.make) or self.make.__name__).partition("\n\nArgs:")[0]
 
     def run(self, prog: str, arguments: list[str]) -> None:
-        import tyro
-
-        default = dataclasses.replace(self.make(data=Path()), data=tyro.MISSING)
-        config = tyro.cli(type(default), default=default, args=arguments, prog=prog, description=self.description)
         from sce_fast.tools.train import pretrain
 
-        pretrain(config)
+        pretrain(self.config(prog, arguments))
+
+    def config(self, prog: str, arguments: list[str]) -> Any:
+        """Return the config of the command.
+
+        With --resume, the settings that are not typed are those of the run in the folder, if it holds one.
+        """
+        import tyro
+
+        from sce_fast.train.folder import holds_a_run, read_config
+        from sce_fast.train.resuming import resumed_config
+
+        default = self.make(NOWHERE)
+        out = _value_of("--out", arguments) or default.out
+        resumes = "--resume" in arguments and holds_a_run(Path(out))
+        shown = unchecked(read_config(out) if resumes else default)
+        if not resumes:
+            object.__setattr__(shown, "data", tyro.MISSING)
+        parsed = tyro.cli(type(shown), default=shown, args=arguments, prog=prog, description=self.description)
+        given = _given(parsed, _typed_options(arguments))
+        return resumed_config(given.pop("out", out), **given) if resumes else self.make(**given)
+
+
+def _value_of(option: str, arguments: list[str]) -> str | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(option, nargs="?", dest="value")
+    return parser.parse_known_args(arguments)[0].value
+
+
+def _typed_options(arguments: list[str]) -> set[str]:
+    """Return the options among the arguments as names of settings, such as "loss.temperature"."""
+    options = {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
+    return options | {re.sub(r"(^|\.)no_", r"\1", option) for option in options}
+
+
+def _given(settings: Any, typed: set[str], prefix: str = "") -> dict[str, Any]:
+    """Return the values of the settings that are typed, by name; those of sections as dicts."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value, name = getattr(settings, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            if section := _given(value, typed, f"{name}."):
+                found[field.name] = section
+        elif name in typed:
+            found[field.name] = value
+    return found
 
 
 @dataclass(frozen=True)
@@ -115,6 +166,7 @@ BENCHMARKS = {
     "overhead": _bench("overhead", "microseconds per call of sce_loss, of the bare kernel and of the autograd engine"),
     "queue": _bench("queue", "errors of loss and gradient with a 16-bit queue against a float32 queue, in float64"),
     "loader": _bench("loader", "images/s of the loader and of its peers"),
+    "small": _bench("small", "what the recipe folder learns from small data sets; about half an hour"),
     "coefficient": _bench("coefficient", "the demo's accuracy for several λ and seeds; about half an hour"),
     "acceptance": _bench("acceptance.run", "build, tests, parity and benchmarks on a GPU; exit status 1 on failure"),
 }
@@ -124,9 +176,13 @@ COMMANDS: dict[str, Command | Group] = {
     ),
     "scan": Command(
         "DIR", "decode every image and name the bad files; exit status 1 if there are any", "sce_fast.tools.scan:scan",
-        show=lambda scan: scan.table(), passed=lambda scan: not scan.bad,
+        show=lambda scan: scan.table(), passed=lambda scan: not scan.bad_files(),
     ),
     "train": Group("recipe", "RECIPE --data DIR", "pretrain on images; --resume continues a stopped run", recipes),
+    "resume": Command(
+        "RUN", "go on with a run from its newest checkpoint, or extend it", "sce_fast.tools.train:resume_run",
+        passed=lambda summary: True,
+    ),
     "evaluate": Group(
         "evaluation", "METHOD [RUN]", "accuracy of frozen features on labelled images: knn or linear",
         lambda: EVALUATIONS,
@@ -160,7 +216,8 @@ MAIN = Group(
     "COMMAND",
     "",
     lambda: COMMANDS,
-    note="A first look: sce-fast demo          your own images: sce-fast train folder --data DIR",
+    note="A first look: sce-fast demo          your own images: sce-fast train folder --data DIR\n"
+    "sce-fast --version prints the version",
 )
 
 
@@ -190,7 +247,11 @@ def _end_at_once(status: int) -> None:
 
 
 def _run(arguments: list[str]) -> None:
+    if arguments == ["--version"]:
+        print(f"sce-fast {sce_fast.__version__}")
+        return
     try:
+        _refuse_empty(arguments)
         MAIN.run("sce-fast", arguments)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
         if os.environ.get("SCE_FAST_TRACEBACK") == "1":
@@ -202,6 +263,18 @@ def _run(arguments: list[str]) -> None:
     except KeyboardInterrupt:
         print("sce-fast: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Raise an error if an argument is empty, as an unset shell variable is: as a path it would be the current folder.
+
+    Raises:
+        ValueError: see above; the message shows where the argument stands.
+    """
+    for i, argument in enumerate(arguments):
+        if argument == "" or re.fullmatch(r"--[\w.-]+=", argument):
+            before = f" after {arguments[i - 1]}" if argument == "" and i else ""
+            raise ValueError(f"an argument is empty{before or f': {argument}'}; is a shell variable unset?")
 
 
 @contextmanager
@@ -225,20 +298,25 @@ def _warnings_as_lines() -> Iterator[None]:
 
 
 def _what_to_install(error: Exception) -> str:
-    """Return the end of a message that names the extra for a missing module, or nothing."""
+    """Return the end of a message that says how to install a missing module, or nothing."""
     module = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
-    extra = extra_of(DISTRIBUTIONS.get(module, module))
-    return f"; pip install 'sce_fast[{extra}]'" if extra else ""
+    packages = extra_with(DISTRIBUTIONS.get(module, module))
+    return "; pip install " + " ".join(f"'{package}'" for package in packages) if packages else ""
 
 
-def extra_of(distribution: str) -> str | None:
-    """Return the first extra of this package that requires a distribution, according to the package's metadata."""
+def extra_with(distribution: str) -> list[str]:
+    """Return all requirements of the first extra of this package that has a distribution, by the package's metadata."""
     try:
         requirements = importlib.metadata.requires("sce_fast") or []
     except importlib.metadata.PackageNotFoundError:  # imported from a folder without being installed
-        return None
+        return []
+    extras: dict[str, dict[str, str]] = {}
     for requirement in requirements:  # such as: tqdm>=4.66; extra == "train"
-        found = re.fullmatch(r"""([\w.-]+)[^;]*;.*\bextra == ["']([\w-]+)["']""", requirement)
-        if found and found[1] == distribution:
-            return found[2]
-    return None
+        found = re.fullmatch(r"""(([\w.-]+)[^;]*);.*\bextra == ["']([\w-]+)["']""", requirement)
+        if found:
+            extras.setdefault(found[3], {})[found[2]] = found[1]
+    return next((list(extra.values()) for extra in extras.values() if distribution in extra), [])
+
+
+if __name__ == "__main__":
+    main()

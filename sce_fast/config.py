@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sce_fast.data.image.augment import AUGMENTATIONS, IMAGENET_MEAN, IMAGENET_STD, Augmentation, EvaluationView
+from sce_fast.data.image.background import NONE, background_color
 from sce_fast.loss.names import BACKEND_NAMES
 from sce_fast.util.names import pick
+from sce_fast.util.settings import conform, replaced
 
 Device = Literal["auto", "cpu", "cuda"]
 # Sections and entries that have another name in run folders of earlier versions: (section, old name) → new name.
 RENAMED = {("loss", "queue"): "queue_size"}
+# Entries that run folders of earlier versions lack, with the values that those runs had in effect.
+ADDED: dict[str, Any] = {
+    "accept_changed_data": False,
+    "stretch_schedule": False,
+    "wandb": None,
+    "views": {"background": NONE},
+}
 
 
 def default_loader_threads() -> int:
@@ -42,15 +51,28 @@ class ViewsConfig:
     """Mean of each colour channel, subtracted from values in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Standard deviation of each colour channel, by which values are divided after the mean is subtracted."""
+    background: str = "black"
+    """Colour behind transparent images: a name, #rrggbb or three numbers as 255,128,0. none drops their alpha, so that
+    hidden pixels show."""
 
     def __post_init__(self) -> None:
+        conform(self, "views")
         _require(len(self.names) >= 2, "views.names", self.names, "at least two views")
         for name in self.names:
             pick("augmentation in views.names", name, AUGMENTATIONS)
         for setting in ("sizes", "scales"):
             given = getattr(self, setting)
             _require(len(given) in (1, len(self.names)), f"views.{setting}", given, f"1 or {len(self.names)} entries")
-        self.augmentations()  # checks the other values
+        _require(min(self.sizes) >= 1, "views.sizes", self.sizes, "at least 1 pixel")
+        for low, high in self.scales:
+            _require(0 < low <= high <= 1, "views.scales", self.scales, "pairs 0 < smallest <= largest <= 1")
+        _require(0 <= self.flip <= 1, "views.flip", self.flip, "a probability in [0, 1]")
+        _require(all(0 <= m <= 1 for m in self.mean), "views.mean", self.mean, "numbers in [0, 1]")
+        _require(all(0 < s <= 1 for s in self.std), "views.std", self.std, "numbers > 0, at most 1")
+        try:
+            background_color(self.background)
+        except ValueError as error:
+            raise ValueError(f"views.{error}") from None
 
     def augmentations(self) -> tuple[Augmentation, ...]:
         """Return the augmentation of each view."""
@@ -68,7 +90,8 @@ class ModelConfig:
     """Backbone, projector, predictor and momentum encoder."""
 
     backbone: str = "resnet50"
-    """Network: resnet18, resnet34, resnet50, or timm:NAME for a network of timm."""
+    """Network: resnet18, resnet34, resnet50, or timm:NAME for a network of timm. Python's train() also takes a module
+    of your own, which is called own."""
     width: int = 64
     """Channels of a ResNet's first stage, a multiple of 8."""
     small_input: bool = False
@@ -96,12 +119,16 @@ class ModelConfig:
     """Number of groups that shuffle makes of the global batch; 8 in the published CIFAR10 run."""
 
     def __post_init__(self) -> None:
+        conform(self, "model")
         _require(self.dim >= 1, "model.dim", self.dim, "at least 1")
+        hidden = self.projector_hidden
+        _require(all(size >= 1 for size in hidden), "model.projector_hidden", hidden, "widths of at least 1")
         # oneDNN's 1×1 convolutions for AVX2 hang in the backward pass over fewer channels in channels-last layout.
         _require(self.width >= 8 and self.width % 8 == 0, "model.width", self.width, "a positive multiple of 8")
         _require(self.predictor_hidden >= 0, "model.predictor_hidden", self.predictor_hidden, "at least 0")
         _require(0 <= self.momentum <= 1, "model.momentum", self.momentum, "a number in [0, 1]")
-        _require(not self.symmetric or self.key_views >= 2, "model.key_views", self.key_views, "at least 2")
+        fewest = 2 if self.symmetric else 1
+        _require(self.key_views >= fewest, "model.key_views", self.key_views, f"at least {fewest}")
         _require(self.batch_norm_groups >= 1, "model.batch_norm_groups", self.batch_norm_groups, "at least 1")
 
 
@@ -127,6 +154,7 @@ class LossConfig:
     """Implementation of the loss. auto takes the fastest that serves the inputs; sce-fast doctor lists them."""
 
     def __post_init__(self) -> None:
+        conform(self, "loss")
         if self.backend != "auto":
             pick("backend", self.backend, dict.fromkeys(BACKEND_NAMES), also="auto")
         _require(self.temperature > 0, "loss.temperature", self.temperature, "a number > 0")
@@ -144,22 +172,31 @@ class LossConfig:
 class OptimizerConfig:
     """Optimizer and learning rate."""
 
-    name: Literal["sgd", "lars"] = "lars"
-    """Optimizer. lars applies neither weight decay nor layer-wise scaling to biases and normalisation layers."""
+    name: Literal["sgd", "lars", "adamw"] = "lars"
+    """Optimizer. lars and adamw apply no weight decay to biases and normalisation layers, and lars no layer-wise
+    scaling. Transformers need adamw."""
     base_learning_rate: float = 0.3
-    """Learning rate for a batch of 256 images; the rate used is proportional to the batch."""
+    """Learning rate for a batch of 256 images; the rate used is proportional to the batch. For adamw, about 0.0005."""
     momentum: float = 0.9
-    """Momentum of the optimizer."""
+    """Momentum of sgd and lars; β₁ of adamw, whose β₂ is 0.999."""
     weight_decay: float = 1e-6
-    """Weight decay (L2 penalty)."""
+    """Weight decay: an L2 penalty for sgd and lars, decoupled from the gradient for adamw."""
     warmup_epochs: float = 10
     """Epochs of linear warm-up from 0. A cosine decay to 0 follows."""
     clip_norm: float = 0
     """Largest norm of the whole gradient, to which longer gradients are scaled; 0 for no clipping."""
 
     def __post_init__(self) -> None:
-        for name in ("base_learning_rate", "momentum", "weight_decay", "warmup_epochs", "clip_norm"):
+        conform(self, "optimizer")
+        for name in ("base_learning_rate", "weight_decay", "warmup_epochs", "clip_norm"):
             _require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "at least 0")
+        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "a number in [0, 1)")
+        # a rate meant for sgd or lars would wreck the networks in a few steps
+        expected = "at most 0.1 for adamw, such as 0.0005"
+        _require(
+            self.name != "adamw" or self.base_learning_rate <= 0.1,
+            "optimizer.base_learning_rate", self.base_learning_rate, expected,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,10 +217,12 @@ class EvaluationConfig:
     """Number k of nearest neighbours that vote."""
 
     def __post_init__(self) -> None:
+        conform(self, "evaluation")
         both = (self.train is None) == (self.test is None)
         _require(both, "evaluation.train and evaluation.test", (self.train, self.test), "both or neither")
-        _require(self.every >= 1, "evaluation.every", self.every, "at least 1")
-        _require(self.neighbours >= 1, "evaluation.neighbours", self.neighbours, "at least 1")
+        for name in ("every", "resize", "crop", "neighbours"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"evaluation.{name}", value, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,12 +252,19 @@ class TrainConfig:
     on it."""
     resume: bool = False
     """Continue from the newest checkpoint in the run folder."""
+    accept_changed_data: bool = False
+    """Resume although images have been added, removed or changed since the run began."""
+    stretch_schedule: bool = False
+    """Resume with another number of epochs: learning rate and momentum then follow their schedules over this number."""
     checkpoint_every: int = 1000
     """Steps between two checkpoints. The last step always writes one."""
     keep_checkpoints: int = 2
     """Number of checkpoints to keep; older ones are deleted."""
     log_every: int = 10
     """Steps between two lines of the log. Only then is the loss read from the device."""
+    wandb: str | None = None
+    """Project of Weights & Biases that gets the log as well; needs the package wandb. With WANDB_MODE=offline its data
+    stay in the run folder."""
     pictures: bool = True
     """Draw curves, view pairs and nearest neighbours into the run folder at the end; needs matplotlib."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
@@ -228,10 +274,12 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        conform(self)
         counts = ("epochs", "batch_size", "accumulation", "loader_threads")
         for name in (*counts, "checkpoint_every", "keep_checkpoints", "log_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         self.rank_batch(1)
+        _require(self.wandb != "", "wandb", repr(self.wandb), "the name of a project")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
         keys, size = self.batch_size * (self.model.key_views if self.model.symmetric else 1), self.loss.queue_size
         _require(size >= keys, "loss.queue_size", size, f"at least the {keys} keys of one step")
@@ -269,11 +317,18 @@ class TrainConfig:
             fits, "model.batch_norm_groups", groups, f"a divisor of the {rows} images that all ranks see at a time"
         )
 
+    def image_sizes(self) -> tuple[int, ...]:
+        """Return the sides of all images that the backbone sees, in pixels: largest view, other views, evaluation."""
+        crop = () if self.evaluation.crop is None else (self.evaluation.crop,)
+        return tuple(dict.fromkeys((*sorted(self.views.sizes, reverse=True), *crop)))
+
     def evaluation_view(self) -> EvaluationView:
         """Return how images are resized and cropped for features: by default to the size of the largest view."""
-        crop = self.evaluation.crop or max(self.views.sizes)
-        resize = self.evaluation.resize or round(crop * 8 / 7)
-        return EvaluationView(resize=resize, crop=crop, mean=self.views.mean, std=self.views.std)
+        crop, resize, views = self.evaluation.crop, self.evaluation.resize, self.views
+        crop = max(views.sizes) if crop is None else crop
+        resize = round(crop * 8 / 7) if resize is None else resize
+        _require(crop <= resize, "evaluation.crop", crop, f"at most evaluation.resize={resize}")
+        return EvaluationView(resize=resize, crop=crop, mean=views.mean, std=views.std, background=views.background)
 
 
 def to_json(config: Any) -> Any:
@@ -285,13 +340,27 @@ def to_json(config: Any) -> Any:
     return str(config) if isinstance(config, Path) else config
 
 
+def replace(config: TrainConfig, /, **changes: Any) -> TrainConfig:
+    """Return the config with other settings; a dict changes some settings of a section.
+
+    Raises:
+        ValueError: a setting is unknown or out of range; the message names it.
+        TypeError: a value does not fit its setting.
+
+    Example:
+        >>> replace(config, epochs=3, loss={"temperature": 0.2}, views={"sizes": 96})
+    """
+    return replaced(config, changes)
+
+
 def from_json(values: dict[str, Any]) -> TrainConfig:
-    """Return the config that `to_json` wrote, also under the names of earlier versions (RENAMED).
+    """Return the config that `to_json` wrote, also in an earlier version (RENAMED, ADDED).
 
     Raises:
         ValueError: an entry is missing, unknown or out of range.
+        TypeError: an entry is of another type.
     """
-    return _typed(TrainConfig, _renamed(values))
+    return _built(TrainConfig, _completed(_renamed(values), ADDED))
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:
@@ -304,15 +373,20 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _typed(kind: Any, value: Any) -> Any:
-    """Return a JSON value as the type of its field: a dataclass, a path, a tuple, or itself."""
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        kinds = typing.get_type_hints(kind)
-        if not isinstance(value, dict) or value.keys() != kinds.keys():
-            entries = sorted(kinds.keys() ^ value.keys()) if isinstance(value, dict) else value
-            raise ValueError(f"{kind.__name__}: unknown or missing entries {entries}")
-        return kind(**{name: _typed(kinds[name], entry) for name, entry in value.items()})
-    choices = typing.get_args(kind)
-    if isinstance(value, list):  # the field is a tuple[T, ...] or a tuple[T, T, T]
-        return tuple(_typed(choices[0] if choices else Any, item) for item in value)
-    return Path(value) if isinstance(value, str) and Path in (kind, *choices) else value
+def _completed(values: Any, added: dict[str, Any]) -> Any:
+    """Return a config's JSON with the entries that it lacks."""
+    if not isinstance(values, dict):
+        return values
+    sections = {
+        name: _completed(values.get(name, {}), entry) for name, entry in added.items() if isinstance(entry, dict)
+    }
+    return {**added, **values, **sections}
+
+
+def _built(kind: Any, values: Any) -> Any:
+    """Return a dataclass from its JSON object; it converts lists and strings itself."""
+    kinds = typing.get_type_hints(kind)
+    if not isinstance(values, dict) or values.keys() != kinds.keys():
+        entries = sorted(kinds.keys() ^ values.keys()) if isinstance(values, dict) else values
+        raise ValueError(f"{kind.__name__}: unknown or missing entries {entries}")
+    return kind(**{n: _built(kinds[n], v) if dataclasses.is_dataclass(kinds[n]) else v for n, v in values.items()})

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sce_fast.util import parent
+
 T = TypeVar("T")
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 # Other ranks may wait for as long as the first rank lists a data set or evaluates. If a rank dies, torchrun ends them.
@@ -118,6 +120,9 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
     """Join the process group that torchrun has set up (nccl on GPUs, gloo on CPUs) and yield this process's Ranks.
 
     Without torchrun there is one rank. A group that the caller has made already is used as it is.
+
+    Raises:
+        RuntimeError: torchrun has ended while this rank was starting; the other ranks would never come.
     """
     if dist.is_initialized():
         yield current_ranks()
@@ -137,9 +142,15 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
 
 
 def _end_with_parent() -> None:
-    """Have Linux send SIGTERM if torchrun dies without stopping its ranks, so that they save and end."""
+    """Have Linux send SIGTERM if torchrun dies without stopping its ranks, so that they save and end.
+
+    Raises RuntimeError if torchrun has died since this process started.
+    """
     with suppress(OSError, AttributeError):  # not Linux
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    # Checked after that call, so that no moment is left out. Ranks that were started by hand may outlive their shell.
+    if "TORCHELASTIC_RUN_ID" in os.environ and parent.has_died():
+        raise RuntimeError("torchrun ended while this rank was starting, so the rank ends too")
 
 
 def lost_a_rank(error: RuntimeError) -> bool:

@@ -1,4 +1,7 @@
-"""Backbones of run folders and of exported files. A file holds tensors with torchvision's names and a description."""
+"""Backbones of run folders and of exported files. A file holds tensors and a description.
+
+The tensors of a ResNet have torchvision's names; those of any other network have its own.
+"""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 
 from sce_fast.backbones import build_backbone
 from sce_fast.data.image.augment import EvaluationView
+from sce_fast.data.image.background import NONE
 from sce_fast.train.checkpoint import checkpoints, load_checkpoint
 from sce_fast.train.folder import CHECKPOINTS, read_config
 from sce_fast.util.files import printable, require_new, save_tensors
@@ -35,62 +39,65 @@ class Description:
     """Length of the shorter side in pixels after resizing."""
     crop: int
     """Side of the square centre crop in pixels."""
+    background: str = NONE
+    """Colour behind transparent images, as background_color takes it. Files of earlier versions lack this entry."""
     momentum: bool
     """Whether the backbone is the momentum encoder's instead of the student's."""
     step: int
     """Number of training steps."""
+    sizes: tuple[int, ...] = ()
+    """Sides of the images in pixels for which a timm network is built; () for its default."""
 
     def view(self) -> EvaluationView:
         """Return the view of an image that the backbone expects."""
-        return EvaluationView(resize=self.resize, crop=self.crop, mean=self.mean, std=self.std)
+        return EvaluationView(
+            resize=self.resize, crop=self.crop, mean=self.mean, std=self.std, background=self.background
+        )
 
     def build(self) -> nn.Module:
         """Build the network with random weights."""
-        return build_backbone(self.backbone, width=self.width, small_input=self.small_input)
+        return build_backbone(self.backbone, width=self.width, small_input=self.small_input, sizes=self.sizes)
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A trained network on the CPU, with its description."""
+    """A trained network on the CPU, in eval mode, with its description."""
 
     network: nn.Module  # (N, 3, H, W) → (N, network.dim)
     description: Description
 
 
-def open_backbone(path: Path, *, momentum: bool = False) -> Backbone:
-    """Read the backbone of a run folder's newest checkpoint or of an exported file.
+def open_backbone(path: str | Path, *, momentum: bool = False, backbone: nn.Module | None = None) -> Backbone:
+    """Read the backbone of a run folder's newest checkpoint or of an exported file; the network is in eval mode.
 
     Args:
-        path: a run folder, or a file that write_backbone has written.
+        path: a run folder, or a file that export has written.
         momentum: read the momentum encoder's backbone instead of the student's; only for a run folder.
+        backbone: the module to load the weights into, for a run of train(config, backbone=…).
 
     Raises:
         FileNotFoundError: the path does not exist, or the folder is not a run or has no checkpoint yet.
-        ValueError: the file is not an exported backbone, or momentum is given with a file.
+        ValueError: the file is not an exported backbone, momentum is given with a file, or the weights are of another
+            network than `backbone`.
 
     Example:
-        >>> network = open_backbone(Path("runs/photos")).network
-        >>> features = network.eval()(images)  # (N, 3, H, W) → (N, network.dim)
+        >>> network = open_backbone("runs/photos").network
+        >>> features = network(images)  # (N, 3, H, W) → (N, network.dim)
     """
-    if path.is_dir():
-        return _from_run(path, momentum)
-    if momentum:
-        raise ValueError(f"momentum=True: {printable(path)} is a file and holds one backbone; give a run folder")
-    if not path.exists():
-        raise FileNotFoundError(f"{printable(path)}: no such run folder or exported backbone")
-    return _from_file(path)
-
-
-def write_backbone(path: Path, backbone: Backbone) -> None:
-    """Write the tensors with torchvision's names and the description as metadata, atomically."""
-    tensors = {name: tensor.contiguous() for name, tensor in backbone.network.state_dict().items()}
-    save_tensors(path, tensors, {METADATA: json.dumps(asdict(backbone.description))})
+    description, tensors = _read(Path(path), momentum)
+    network = description.build() if backbone is None else backbone
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:  # torch's message names every tensor
+        raise ValueError(f"{printable(path)} holds another network than {type(network).__name__}: {error}") from error
+    return Backbone(network.cpu().eval(), description)
 
 
 def export(run: Path, /, *, out: Path, momentum: bool = False) -> Path:
-    """Write the backbone of a run's newest checkpoint as safetensors with torchvision's parameter names; return out.
+    """Write the backbone of a run's newest checkpoint as safetensors and return out.
 
-    The architecture and the normalisation of its images are written as metadata.
+    The parameters of a ResNet have torchvision's names. The architecture and the normalisation of its images are
+    written as metadata.
 
     Args:
         run: Run folder.
@@ -101,12 +108,25 @@ def export(run: Path, /, *, out: Path, momentum: bool = False) -> Path:
         FileNotFoundError: run is no run folder or has no checkpoint yet.
         ValueError: out exists.
     """
+    run, out = Path(run), Path(out)
     require_new(out)
-    write_backbone(out, open_backbone(run, momentum=momentum))
+    description, tensors = _read(run, momentum)
+    save_tensors(out, tensors, {METADATA: json.dumps(asdict(description))})
     return out
 
 
-def _from_run(run: Path, momentum: bool) -> Backbone:
+def _read(path: Path, momentum: bool) -> tuple[Description, dict[str, Tensor]]:
+    """Return the description and the tensors of a run's backbone or of an exported file."""
+    if path.is_dir():
+        return _read_run(path, momentum)
+    if momentum:
+        raise ValueError(f"momentum=True: {printable(path)} is a file and holds one backbone; give a run folder")
+    if not path.exists():
+        raise FileNotFoundError(f"{printable(path)}: no such run folder or exported backbone")
+    return _read_file(path)
+
+
+def _read_run(run: Path, momentum: bool) -> tuple[Description, dict[str, Tensor]]:
     config = read_config(run)
     found = checkpoints(run / CHECKPOINTS)
     if not found:
@@ -121,15 +141,17 @@ def _from_run(run: Path, momentum: bool) -> Backbone:
         std=view.std,
         resize=view.resize,
         crop=view.crop,
+        background=view.background,
         momentum=momentum,
         step=checkpoint.state["step"],
+        sizes=config.image_sizes(),
     )
     prefix = "model.momentum_backbone." if momentum else "model.backbone."
     tensors = {name.removeprefix(prefix): t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
-    return _load(description, tensors)
+    return description, tensors
 
 
-def _from_file(path: Path) -> Backbone:
+def _read_file(path: Path) -> tuple[Description, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get(METADATA)
@@ -138,17 +160,13 @@ def _from_file(path: Path) -> Backbone:
         raise ValueError(f"{printable(path)} is neither a run folder nor a safetensors file: {error}") from error
     if metadata is None:
         raise ValueError(f"{printable(path)} is not a backbone of sce-fast export: its metadata lacks {METADATA!r}")
-    return _load(_read_description(json.loads(metadata), path), tensors)
+    return _read_description(json.loads(metadata), path), tensors
 
 
 def _read_description(values: dict[str, Any], path: Path) -> Description:
+    values = {"sizes": [], "background": NONE, **values}  # files of earlier versions lack these
     wrong = {f.name for f in fields(Description)} ^ values.keys()
     if wrong:
         raise ValueError(f"{printable(path)}: its metadata has unknown or missing entries: {sorted(wrong)}")
-    return Description(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
-
-
-def _load(description: Description, tensors: dict[str, Tensor]) -> Backbone:
-    network = description.build()
-    network.load_state_dict(tensors)
-    return Backbone(network, description)
+    lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Description(**{**values, **lists})

@@ -1,13 +1,18 @@
-"""Configs as JSON. Settings that are refused are in train/test_train.py."""
+"""Configs: what every setting refuses, changes by name, and JSON."""
 
 import dataclasses
 import json
+import math
+import typing
 from pathlib import Path
+from types import NoneType
 
+import numpy as np
 import pytest
 
 from helpers.runs import small_config
-from sce_fast.config import EvaluationConfig, from_json, to_json
+from sce_fast.config import EvaluationConfig, TrainConfig, from_json, replace, to_json
+from sce_fast.recipes import RECIPES
 from sce_fast.train import train
 from sce_fast.train.checkpoint import checkpoints
 from sce_fast.train.folder import open_run, read_config
@@ -35,11 +40,12 @@ def test_wrong_entries_are_named(tmp_path, change, message):
 
 
 def test_a_run_of_an_earlier_version_is_read_and_resumed(photo_folder, tmp_path):
-    """Its config names the queue's size "loss.queue"."""
+    """Its config names the queue's size "loss.queue" and has no wandb."""
     config = small_config(photo_folder, tmp_path / "run", epochs=1)
     train(config)
     earlier = to_json(config)
     earlier["loss"]["queue"] = earlier["loss"].pop("queue_size")
+    del earlier["wandb"]
     assert from_json(earlier) == config
     (config.out / "config.json").write_text(json.dumps(earlier))
     assert read_config(config.out) == config
@@ -49,3 +55,144 @@ def test_a_run_of_an_earlier_version_is_read_and_resumed(photo_folder, tmp_path)
     earlier["loss"]["queue_size"] = 40
     with pytest.raises(ValueError, match=r"LossConfig: unknown or missing entries \['queue'\]"):
         from_json(earlier)
+
+
+NOT_FINITE, TOO_FEW = (math.nan, math.inf, -math.inf), (0, -1)
+# Values that each setting refuses, beside NaN, ±inf and values of other types. A new setting needs a line here.
+NONSENSE: dict[str, tuple[object, ...]] = {
+    "data": ("",),
+    "out": ("",),
+    "epochs": TOO_FEW,
+    "batch_size": TOO_FEW,
+    "accumulation": TOO_FEW,
+    "precision": ("float8",),
+    "compile": (),
+    "seed": (-1, 2**32),
+    "device": ("tpu",),
+    "loader_threads": TOO_FEW,
+    "resume": (),
+    "accept_changed_data": (),
+    "stretch_schedule": (),
+    "checkpoint_every": TOO_FEW,
+    "keep_checkpoints": TOO_FEW,
+    "log_every": TOO_FEW,
+    "wandb": ("",),
+    "pictures": (),
+    "views.names": (("weak",), ("weak", "stong"), ()),
+    "views.sizes": (0, (32, -1), (), (1, 2, 3)),
+    "views.scales": (((0.5, 0.2),), ((0, 1),), ((0.2, 1.1),), ((math.nan, 1),), ((0.2,),), ()),
+    "views.flip": (-0.1, 1.1),
+    "views.mean": ((-1, 0, 0), (123.7, 116.3, 103.5), (0, 0, math.nan), (0, 0)),
+    "views.std": ((0, 1, 1), (58.4, 57.1, 57.4), (1, 1, math.inf), (-1, 1, 1)),
+    "views.background": ("", "no colour", "#12345", "1,2", "256,0,0", "-1,0,0"),
+    "model.backbone": (),
+    "model.width": (0, 4, -8),
+    "model.small_input": (),
+    "model.projector_hidden": ((0,), (16, -1)),
+    "model.dim": TOO_FEW,
+    "model.projector_norm": ("some",),
+    "model.predictor_hidden": (-1,),
+    "model.symmetric": (),
+    "model.key_views": (1, 0),
+    "model.momentum": (-0.1, 1.5),
+    "model.momentum_schedule": ("linear",),
+    "model.batch_norm": ("global",),
+    "model.batch_norm_groups": TOO_FEW,
+    "loss.temperature": TOO_FEW,
+    "loss.target_temperature": TOO_FEW,
+    "loss.coefficient": (-0.1, 2.0),
+    "loss.positive_target": ("included",),
+    "loss.queue_size": TOO_FEW,
+    "loss.queue_dtype": ("float64",),
+    "loss.backend": ("refrence",),
+    "optimizer.name": ("adan",),
+    "optimizer.base_learning_rate": (-1,),
+    "optimizer.momentum": (-0.1, 1, 5),
+    "optimizer.weight_decay": (-1,),
+    "optimizer.warmup_epochs": (-1, 4),
+    "optimizer.clip_norm": (-1,),
+    "evaluation.train": ("",),
+    "evaluation.test": ("",),
+    "evaluation.every": TOO_FEW,
+    "evaluation.resize": TOO_FEW,
+    "evaluation.crop": (0, -1, 41),
+    "evaluation.neighbours": TOO_FEW,
+}
+
+
+def settings(config: object, prefix: str = "") -> dict[str, type]:
+    """Return the type of each setting by its name, such as "loss.temperature"."""
+    found = {}
+    for name, kind in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        found |= settings(value, f"{prefix}{name}.") if dataclasses.is_dataclass(value) else {f"{prefix}{name}": kind}
+    return found
+
+
+def changed(config: TrainConfig, name: str, value: object) -> TrainConfig:
+    section, _, last = name.rpartition(".")
+    return replace(config, **({section: {last: value}} if section else {last: value}))
+
+
+def wrong_types(kind: type) -> tuple[object, ...]:
+    """Return values that no setting of this type takes."""
+    kinds = {kind, *typing.get_args(kind)}
+    wrong = [object(), {}, *([] if NoneType in kinds else [None]), *([] if Path in kinds or str in kinds else ["3"])]
+    return (*wrong, *([] if bool in kinds else [True]), *NOT_FINITE)
+
+
+def test_every_setting_refuses_nonsense_and_names_itself(tmp_path):
+    config = small_config(tmp_path / "images", tmp_path / "run")
+    assert settings(config).keys() == NONSENSE.keys()
+    for name, kind in settings(config).items():
+        for value in (*NONSENSE[name], *wrong_types(kind)):
+            with pytest.raises((ValueError, TypeError)) as caught:
+                changed(config, name, value)
+            named = (f"{name}=", f"unknown {name} ", f"unknown augmentation in {name} ", "unknown backend ")
+            assert any(text in str(caught.value) for text in named), (name, value, str(caught.value))
+
+
+def test_values_become_the_type_of_their_setting(tmp_path):
+    config = replace(
+        small_config("images", str(tmp_path / "run")),
+        evaluation={"train": "a", "test": "b", "crop": np.int64(32)},
+        views={"sizes": 32, "scales": [[0.2, 1]]},
+        model={"projector_hidden": [16]},
+        loss={"temperature": np.float32(0.25)},
+    )
+    assert (config.data, config.out, config.evaluation.train) == (Path("images"), tmp_path / "run", Path("a"))
+    assert (config.views.sizes, config.views.scales, config.model.projector_hidden) == ((32,), ((0.2, 1),), (16,))
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epoch": 3}, r"unknown setting 'epoch'; did you mean epochs=…\?"),
+        ({"temperature": 0.2}, r"unknown setting 'temperature'; did you mean loss={'temperature': …}\?"),
+        ({"loss": {"temprature": 0.2}}, r"unknown setting 'loss.temprature'; did you mean loss={'temperature': …}\?"),
+        ({"loss": {"batch_size": 8}}, r"unknown setting 'loss.batch_size'; did you mean batch_size=…\?"),
+        ({"optimizer": {"momentom": 0}}, r"did you mean optimizer={'momentum': …}\?"),
+        ({"loss": {"xyz": 3}}, "unknown setting 'loss.xyz': expected one of temperature, target_temperature, "),
+        ({"loss": 3}, "loss=3: expected a LossConfig"),
+        ({"loss": {"temperature": "0.2"}}, "loss.temperature='0.2': expected a number"),
+    ],
+)
+def test_unknown_settings_get_the_nearest(tmp_path, changes, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        replace(small_config(tmp_path, tmp_path), **changes)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values())
+def test_every_recipe_takes_settings_and_strings(recipe):
+    config = recipe("photos", epochs=3, loss={"temperature": 0.2}, views={"sizes": [32]})
+    assert (config.data, config.epochs, config.loss.temperature, config.views.sizes) == (Path("photos"), 3, 0.2, (32,))
+    assert config.loss.target_temperature == recipe("photos").loss.target_temperature
+    assert config.optimizer.warmup_epochs <= 1.5
+    assert recipe("photos", "runs/x", optimizer={"warmup_epochs": 1}).optimizer.warmup_epochs == 1
+    with pytest.raises(TypeError, match="data='': expected a path that is not empty"):
+        recipe("")
+    with pytest.raises(ValueError, match="unknown setting 'epoch'; did you mean epochs"):
+        recipe("photos", epoch=3)
+    with pytest.raises(ValueError, match=r"optimizer.warmup_epochs=4: expected at most epochs=3"):
+        recipe("photos", epochs=3, optimizer={"warmup_epochs": 4})

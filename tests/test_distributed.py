@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -249,6 +252,37 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_before_damage(photo_folder, t
     index = index_images(photo_folder)
     assert {line.split("\t")[0] for line in names} == {"rank 0", "rank 1"}
     assert {line.split("\t")[1] for line in names} <= set(index.listing.names)
+
+
+ORPHAN = """
+import os, sys, time
+import sce_fast
+parent = os.getppid()
+print(os.getpid(), flush=True)
+while os.getppid() == parent:
+    time.sleep(0.01)
+import torch
+from sce_fast.distributed import process_group
+with process_group(torch.device("cpu")):
+    pass
+"""
+
+
+def test_a_rank_whose_torchrun_dies_while_it_starts_ends():
+    """It would wait for the other ranks for hours. Here torchrun is a process that starts one of two ranks."""
+    environment = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+    environment["MASTER_PORT"] = "9"  # nobody listens
+    start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ORPHAN!r}])"
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    torchrun = subprocess.Popen([sys.executable, "-c", start], env={**os.environ, **environment}, **pipes)
+    rank = int(torchrun.stdout.readline())
+    torchrun.kill()
+    try:
+        _, told = torchrun.communicate(timeout=60)  # until the rank, too, has closed the pipes
+    except subprocess.TimeoutExpired:
+        os.kill(rank, signal.SIGKILL)
+        raise
+    assert "RuntimeError: torchrun ended while this rank was starting" in told
 
 
 def test_what_the_first_rank_refuses_all_refuse(photo_folder, tmp_path):

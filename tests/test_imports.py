@@ -31,6 +31,7 @@ ROOMS = """
     sce_fast.tools
     sce_fast.benchmarks
     sce_fast.cli
+    sce_fast.__main__
 """
 LEVEL = {room: level for level, line in enumerate(ROOMS.strip().splitlines()) for room in line.split()}
 

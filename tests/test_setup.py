@@ -7,17 +7,24 @@ import runpy
 import shutil
 import subprocess
 import sys
-import sysconfig
+import tomllib
+import venv
 from pathlib import Path
 
 import pytest
+import torch
+
+import sce_fast
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = str(Path(torch.__file__).parents[1])  # the folder with torch and the others
 
 
-def ask_setup(build, **environment):
+def ask_setup(build, hidden="", **environment):
+    """Run setup.py, which prints what it would build; the module `hidden` is as if it were not installed."""
+    code = f"import runpy, sys; sys.modules[{hidden!r}] = None; runpy.run_path('setup.py', run_name='__main__')"
     return subprocess.run(
-        [sys.executable, "setup.py", "--quiet", "--name"],
+        [sys.executable, "-c", code, "--quiet", "--name"],
         cwd=ROOT,
         env={**os.environ, "SCE_FAST_BUILD": build, **environment},
         capture_output=True,
@@ -40,6 +47,16 @@ def test_without_a_compiler_auto_goes_on_and_cpu_does_not():
     result = ask_setup("cpu", **missing)
     assert result.returncode != 0
     assert "SCE_FAST_BUILD='cpu' cannot be met: no C++ compiler" in result.stderr
+
+
+def test_without_pybind11_auto_goes_on_and_cpu_does_not():
+    told = "no pybind11 (pip install pybind11, or leave out pip's --no-build-isolation)"
+    result = ask_setup("auto", hidden="pybind11")
+    assert result.returncode == 0
+    assert f"installing without native kernels: {told}" in result.stderr
+    result = ask_setup("cpu", hidden="pybind11")
+    assert result.returncode != 0
+    assert result.stderr == f"SCE_FAST_BUILD='cpu' cannot be met: {told}\n"
 
 
 @pytest.mark.parametrize(
@@ -112,17 +129,81 @@ def test_the_cuda_extension_compiles_links_and_loads_without_a_gpu(monkeypatch, 
     assert re.fullmatch(r"cudaDeviceGetAttribute: cudaError\w+, .+|\(\d+, \d+, \d+\)", limits)
 
 
+def copy_of_sources(folder):
+    """Return a copy of what an installation needs: a build leaves files among the sources."""
+    for part in ("sce_fast", "kernels", "benchmarks", "csrc"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def sdist_of(source):
+    """Return an sdist, made where nothing is compiled: the sources are in it all the same."""
+    code = "from setuptools.build_meta import build_sdist; build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", code], cwd=source, env={**os.environ, "SCE_FAST_BUILD": "none"}, check=True)
+    (sdist,) = (source / "dist").iterdir()
+    return sdist
+
+
+INSTALLED = """
+import sys
+sys.modules |= dict.fromkeys(["numpy", "tyro", "tqdm", "safetensors", "nvidia", "triton"])  # as without extras
+import torch, sce_fast
+from sce_fast.native import CPU
+print(sce_fast.__file__)
+assert CPU.missing == "", CPU.missing
+query, key, queue = (torch.nn.functional.normalize(torch.randn(n, 32), dim=-1) for n in (6, 6, 300))
+loss, statistics = sce_fast.sce_loss(query, key, queue, return_statistics=True)
+assert statistics.backend == "cpu"
+assert (loss - sce_fast.sce_loss(query, key, queue, backend="reference")).abs() < 1e-5
+from sce_fast.cli import main
+main(["doctor"])
+"""
+
+ADVICE = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "sce_fast").rglob("*.py")]
+
+
+def test_the_extras_in_advice_exist():
+    """The package is on no registry, so pip finds it in a clone or by git."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    advice = [line for file in ADVICE for line in file.read_text().splitlines() if "pip install" in line]
+    assert len(advice) > 5
+    for line in advice:
+        for named in re.findall(r"(?:\.|sce_fast)\[([\w,]+)\]", line):
+            assert set(named.split(",")) <= extras.keys(), line
+        assert "git+" in line or not re.search(r"pip install '?sce_fast", line), line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pack", [lambda source: source, sdist_of], ids=["clone", "sdist"])
+def test_pip_builds_the_kernels_in_isolation(tmp_path, pack):
+    """pip builds in an environment of its own, without torch; the wheel runs the loss in a fresh environment."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("SCE_FAST_BUILD", "PYTHONPATH")}
+    venv.create(tmp_path / "venv", symlinks=True)
+    python, (site,) = tmp_path / "venv/bin/python", (tmp_path / "venv/lib").glob("python*/site-packages")
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps"]
+    subprocess.run([*install, pack(copy_of_sources(tmp_path / "source"))], env=environment, check=True)
+    # torch is not installed again; the .pth files beside it are not read
+    (site / "packages.pth").write_text(PACKAGES)
+    run = dict(cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    told = subprocess.run([python, "-c", INSTALLED], **run).stdout
+    assert told.startswith(str(site))
+    assert "  cpu         float32, bfloat16, float16\n" in told
+    (metadata,) = site.glob("sce_fast-*.dist-info")
+    assert re.search(r"^Tag: cp\d+-cp\d+-linux", (metadata / "WHEEL").read_text(), re.MULTILINE)
+    version = subprocess.run([tmp_path / "venv/bin/sce-fast", "--version"], **run).stdout
+    assert version == f"sce-fast {sce_fast.__version__}\n"
+    assert metadata.name == f"sce_fast-{sce_fast.__version__}.dist-info"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", [{"SCE_FAST_BUILD": "none"}, {"CXX": "false"}], ids=["asked for", "compiler fails"])
 def test_the_package_works_in_pure_python_and_says_what_it_lacks(tmp_path, photo_folder, broken):
     """Without its extension the package loads data with the same values and warns."""
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    source = tmp_path / "source"  # a copy, because a build leaves files among the sources
-    for part in ("sce_fast", "kernels", "benchmarks", "csrc"):
-        shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md"):
-        shutil.copy(ROOT / name, source)
+    source = copy_of_sources(tmp_path / "source")
     subprocess.run([*install, "--target", site, source], env={**os.environ, **broken}, check=True)
     code = f"""
 import sys, sce_fast
@@ -136,7 +217,7 @@ print(f"{{batch.views[0].double().mean():.3f}}")
 """
     run = [sys.executable, "-W", "always", "-c", code]
     # -S skips the environment's .pth files: the editable installation would supply its extension.
-    path = os.pathsep.join([str(site), sysconfig.get_paths()["purelib"]])
+    path = os.pathsep.join([str(site), PACKAGES])
     pure = subprocess.run(
         [run[0], "-S", *run[1:]],
         cwd=tmp_path,

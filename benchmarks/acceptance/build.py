@@ -2,8 +2,8 @@
 
     python -m benchmarks.acceptance.build --events FILE --capability 9.0
 
-The build uses no package registry: torch, pybind11, ninja and setuptools must be installed, and nvcc for the CUDA
-kernels. The environment's own packages are not touched; build/site, a folder for PYTHONPATH, leads to the checkout.
+The build uses no package registry: pybind11, ninja and setuptools must be installed, and nvcc for the CUDA kernels. The
+environment's own packages are not touched; build/site, a folder for PYTHONPATH, leads to the checkout.
 """
 
 import argparse

@@ -39,7 +39,7 @@ class GpuKernel:
         if self.major is not None and major != self.major:
             return f"it requires compute capability {self.major}.x, and this GPU has {major}.{minor}"
         if self.backend.startswith("cuda") and CUDA.missing:
-            return f"the CUDA kernels are not built ({CUDA.missing})"
+            return f"the CUDA kernels are {CUDA.missing}"
         return None
 
 

@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "../bind_problem.h"
+#include "brgemm.h"
 #include "color_jitter.h"
+#include "decoder_messages.h"
 #include "exponentials.h"
 #include "gaussian_blur.h"
 #include "solve.h"
@@ -85,10 +87,15 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("solarize"), py::arg("threads") = 1,
         "Apply colour operations, blur and solarize to N uint8 images (H, W, 3). Image i takes row i of operations and "
         "factors (N, S), blur_sigma[i] in pixels (0 for no blur) and solarize[i].");
+  m.def("filter_decoder_messages", &sce_fast::filter_decoder_messages,
+        "Print only the first line of each kind that image decoders print; return whether the C library allows it.");
   sce_fast::bind_problem(m);
   m.def("solve", &solve, "Compute loss and gradient in one pass over the candidates; called by sce_fast/loss/cpu.py.");
   m.def("vector_instructions", &sce_fast::vector_instructions,
         "Return the name of the vector instructions that the exponentials of the loss use on this processor.");
   m.def("has_brgemm", &sce_fast::has_brgemm, py::arg("bfloat16"),
         "Return whether ATen's brgemm multiplies tiles of float32 or bfloat16 on this processor.");
+  m.def(
+      "finds_brgemm", [] { return sce_fast::find_brgemm() != nullptr; },
+      "Return whether the torch of this process has the brgemm that the kernels know.");
 }

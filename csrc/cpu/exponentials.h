@@ -6,7 +6,7 @@
 
 namespace sce_fast {
 
-// The logit of a candidate that is hidden from a row: finite, so that it differs from the −∞ of a bad candidate.
+// The logit, in bits, of a candidate that is hidden from a row: finite, to differ from the −∞ of a bad candidate.
 constexpr float kUnseen = -1e30f;
 constexpr float kUnseenBelow = -1e29f;
 

@@ -23,6 +23,9 @@ constexpr int64_t kMostSlices = 16, kTasks = 64, kBandBlocks = 8;
 constexpr int64_t kChunkTiles = 64;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// Beyond this shift, rounding it moves weights by whole powers of two, and the largest weight might overflow. Logits
+// are then rounded in the same way before the shift is subtracted.
+constexpr float kWholeBits = 1 << 24;
 
 SCE_FAST_CLONES void multiply(float* values, int64_t count, float factor) {
   for (int64_t i = 0; i < count; ++i) values[i] *= factor;
@@ -99,7 +102,6 @@ class Pass {
   float* outputs(int64_t slice, const Block& block) {
     return outputs_.get() + (slice * output_rows_ + block.output_row) * dim_;
   }
-  static bool fixed_shift(const Group& group) { return 2.f * group.scale <= kFixedShiftBits; }
 
   // Loads tile t; tiles are numbered over all segments.
   void load(int64_t t, Tile& tile, int64_t& first, int64_t& count, int64_t& own_offset) const {
@@ -117,7 +119,7 @@ class Pass {
     const size_t to = std::min(blocks_.size(), from + static_cast<size_t>(band_blocks_));
     for (size_t b = from; b < to; ++b) {
       const Group& group = *blocks_[b].group;
-      const float shift = fixed_shift(group) ? group.scale : -kInfinity;
+      const float shift = group.fixed_shift ? group.scale : -kInfinity;
       std::fill_n(partials(slice, blocks_[b]), blocks_[b].count, Partial<double>{shift, 0., 0.});
     }
     const int64_t begin = tiles_ * slice / slices_, end = tiles_ * (slice + 1) / slices_;
@@ -147,9 +149,10 @@ class Pass {
 
   // `offset` is the place of the first row's own key, counted from the tile's first candidate.
   void mask_own_keys(const Block& block, int64_t offset, int64_t count, Tile& tile) const {
+    const float unseen = std::max(kUnseen / block.group->scale, std::numeric_limits<float>::lowest());
     for (int64_t i = 0; i < block.count; ++i) {
       const int64_t own = offset + (block.first + i) % batch_;
-      if (own >= 0 && own < count) tile.logits(i)[own] = kUnseen;
+      if (own >= 0 && own < count) tile.logits(i)[own] = unseen;
     }
   }
 
@@ -158,14 +161,13 @@ class Pass {
   void weigh(const Block& block, int64_t count, Tile& tile, Partial<double>* partials, float* chunk,
              float* total) const {
     const Group& group = *block.group;
-    const bool fixed = fixed_shift(group);
-    // Under a fixed shift no weight of unit rows underflows. One that does comes from rows that break the contract and
-    // must not pass for a result.
-    const float underflow = fixed ? std::numeric_limits<float>::quiet_NaN() : 0.f;
+    // Under a fixed shift no weight of unit rows underflows. A NaN tells solve.cpp that one has, so that the row takes
+    // a running maximum instead.
+    const float underflow = group.fixed_shift ? std::numeric_limits<float>::quiet_NaN() : 0.f;
     for (int64_t i = 0; i < block.count; ++i) {
       float* logits = tile.logits(i);
       Partial<double>& partial = partials[i];
-      if (!fixed) {
+      if (!group.fixed_shift) {
         const float maximum = largest(logits, count) * group.scale;
         if (maximum > partial.shift && maximum > kUnseenBelow) {
           const float factor = rescaling(partial, maximum);
@@ -175,9 +177,14 @@ class Pass {
         }
       }
       const float shift = std::isinf(partial.shift) ? 0.f : partial.shift;  // −∞: nothing seen yet
+      float scale = group.scale;
+      if (std::abs(shift) > kWholeBits) {
+        multiply(logits, count, scale);
+        scale = 1.f;
+      }
       const WeightSums sums = products_.bfloat16
-                                  ? exponentials(logits, tile.narrow_weights(i), count, group.scale, shift, underflow)
-                                  : exponentials(logits, count, group.scale, shift, underflow);
+                                  ? exponentials(logits, tile.narrow_weights(i), count, scale, shift, underflow)
+                                  : exponentials(logits, count, scale, shift, underflow);
       partial.sum += sums.sum;
       partial.rounded_sum += sums.rounded_sum;
     }

@@ -23,6 +23,7 @@ struct Group {
   int64_t count;
   float scale;  // log₂e / temperature
   bool needs_output;
+  bool fixed_shift;  // to `scale`, the largest logit of unit rows; otherwise the shift is a running maximum
 };
 
 // The results of all rows of all groups, in order.

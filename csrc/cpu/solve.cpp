@@ -33,6 +33,18 @@ struct KeyViews {
   int64_t first, count;
 };
 
+// Unit rows reach a smaller sum under a fixed shift only if all candidates are nearly opposite to the row. Below it,
+// products of weights and candidates may underflow.
+constexpr double kSmallestFixedSum = 0x1p-100;
+constexpr double kInfinity = std::numeric_limits<double>::infinity(), kNaN = std::numeric_limits<double>::quiet_NaN();
+
+bool is_finite(const float* values, int64_t count) {
+  float zero = 0.f;
+#pragma omp simd reduction(+ : zero)
+  for (int64_t j = 0; j < count; ++j) zero += 0.f * values[j];
+  return zero == 0.f;
+}
+
 class Solver {
  public:
   Solver(const Problem& problem, const Solution& solution, Products products, int threads)
@@ -41,22 +53,40 @@ class Solver {
         key_(problem.key, problem.dim, products.bfloat16), widened_query_(problem.query, problem.dim, false),
         widened_key_(problem.key, problem.dim, false) {}
 
+  // Samples with a result that is not finite are solved again with a running maximum: under a fixed shift, rows longer
+  // than 1 can make weights overflow or underflow.
   void solve() {
+    std::vector<char> unsolved(static_cast<size_t>(p_.batch), 1);
+    const bool fixed = fixes_shift(p_.temperature) || (p_.needs_target && fixes_shift(p_.target_temperature));
     run_streams();
+    combine(unsolved);
+    if (!fixed || std::find(unsolved.begin(), unsolved.end(), 1) == unsolved.end()) return;
+    may_fix_shift_ = false;
+    run_streams();
+    combine(unsolved);
+  }
+
+ private:
+  // Combines the streams for the unsolved samples. A sample whose results are finite is solved.
+  void combine(std::vector<char>& unsolved) {
     const int64_t n = p_.batch, d = p_.dim;
     const int threads = worthwhile(n * p_.query_views * p_.key_views * d * 8, threads_);
     std::vector<Buffer<float>> means;  // (2, dim) per thread; allocated here, as a parallel region must not throw
     for (int t = 0; t < threads; ++t) means.push_back(allocate<float>(2 * d));
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < n; ++i) combine(i, means[static_cast<size_t>(omp_get_thread_num())].get());
+    for (int64_t i = 0; i < n; ++i) {
+      char& open = unsolved[static_cast<size_t>(i)];
+      if (open) open = !combine(i, means[static_cast<size_t>(omp_get_thread_num())].get());
+    }
   }
 
- private:
   // All rows pass over the candidates that the key views share. Batch keys of a single key view take a pass of their
   // own.
   void run_streams() {
     const bool own_batch_keys = p_.batch_key_views > 1;
     std::vector<Segment> shared;
+    shared_.reset();
+    per_view_.clear();
     if (p_.batch_keys.rows > 0 && !own_batch_keys) shared.push_back({p_.batch_keys, p_.row_offset});
     if (p_.queue.rows > 0) shared.push_back({p_.queue, -1});
     // With a single key view, the same query view has no term.
@@ -69,18 +99,25 @@ class Solver {
     }
   }
 
+  bool fixes_shift(float temperature) const {
+    return may_fix_shift_ && 2.f * static_cast<float>(std::numbers::log2e / temperature) <= kFixedShiftBits;
+  }
+
   Stream stream(const std::vector<Segment>& segments, int64_t skipped_view, KeyViews keys) const {
-    const float scale = static_cast<float>(std::numbers::log2e / p_.temperature);
-    const float target_scale = static_cast<float>(std::numbers::log2e / p_.target_temperature);
+    const auto group = [&](const void* rows, int64_t views, float temperature, bool needs_output) {
+      const float scale = static_cast<float>(std::numbers::log2e / temperature);
+      return Group{rows, views * p_.batch, scale, needs_output, fixes_shift(temperature)};
+    };
     if (skipped_view >= p_.query_views) skipped_view = -1;
     std::vector<Group> groups;
     const auto add_views = [&](int64_t first, int64_t end) {
       const void* rows = query_.at(first * p_.batch);
-      if (end > first) groups.push_back({rows, (end - first) * p_.batch, scale, p_.needs_gradient});
+      if (end > first) groups.push_back(group(rows, end - first, p_.temperature, p_.needs_gradient));
     };
     add_views(0, skipped_view < 0 ? p_.query_views : skipped_view);
     if (skipped_view >= 0) add_views(skipped_view + 1, p_.query_views);
-    if (p_.needs_target) groups.push_back({key_.at(keys.first * p_.batch), keys.count * p_.batch, target_scale, true});
+    if (p_.needs_target)
+      groups.push_back(group(key_.at(keys.first * p_.batch), keys.count, p_.target_temperature, true));
     const int64_t query_views = p_.query_views - (skipped_view >= 0);
     return {forward_pass(segments, groups, p_.dim, p_.batch, products_, threads_),
             p_.batch,
@@ -91,8 +128,9 @@ class Solver {
   }
 
   // Returns log Σ exp(logit) over what a row has seen in its streams, and writes the softmax-weighted mean of the
-  // candidates to `mean`.
-  double merged(const Stream* a, int64_t row_a, const Stream* b, int64_t row_b, float* mean) const {
+  // candidates to `mean`. Both are NaN if weights have left the range in which their sums are right.
+  double merged(const Stream* a, int64_t row_a, const Stream* b, int64_t row_b, float temperature, float* mean) const {
+    const double smallest_sum = fixes_shift(temperature) ? kSmallestFixedSum : std::numeric_limits<double>::min();
     float shift = -std::numeric_limits<float>::infinity();
     if (a) shift = std::max(shift, a->result.partials[row_a].shift);
     if (b) shift = std::max(shift, b->result.partials[row_b].shift);
@@ -108,18 +146,22 @@ class Solver {
     };
     take(a, row_a);
     take(b, row_b);
-    for (int64_t j = 0; mean && j < p_.dim; ++j) mean[j] *= static_cast<float>(1 / rounded_sum);
-    return shift * std::numbers::ln2 + std::log(sum);
+    const bool in_range = sum >= smallest_sum && sum < kInfinity && rounded_sum < kInfinity;
+    const float factor = static_cast<float>(in_range ? 1 / rounded_sum : kNaN);
+    for (int64_t j = 0; mean && j < p_.dim; ++j) mean[j] *= factor;
+    return in_range ? shift * std::numbers::ln2 + std::log(sum) : kNaN;
   }
 
   double merged_student(int64_t u, int64_t v, int64_t i, float* mean) const {
     const Stream *shared = shared_stream(), *own = own_stream(u);
-    return merged(shared, shared ? shared->student_row(v, i) : 0, own, own ? own->student_row(v, i) : 0, mean);
+    return merged(shared, shared ? shared->student_row(v, i) : 0, own, own ? own->student_row(v, i) : 0, p_.temperature,
+                  mean);
   }
 
   double merged_teacher(int64_t u, int64_t i, float* mean) const {
     const Stream *shared = shared_stream(), *own = own_stream(u);
-    return merged(shared, shared ? shared->teacher_row(u, i) : 0, own, own ? own->teacher_row(u, i) : 0, mean);
+    return merged(shared, shared ? shared->teacher_row(u, i) : 0, own, own ? own->teacher_row(u, i) : 0,
+                  p_.target_temperature, mean);
   }
 
   const Stream* shared_stream() const { return shared_ ? &*shared_ : nullptr; }
@@ -129,8 +171,8 @@ class Solver {
     for (int64_t j = 0; j < p_.dim; ++j) to[j] += factor * from[j];
   }
 
-  // Loss, gradient and statistics of sample i.
-  void combine(int64_t i, float* means) {
+  // Computes loss, gradient and statistics of sample i; returns whether they are finite.
+  bool combine(int64_t i, float* means) {
     const int64_t n = p_.batch, d = p_.dim;
     float *target_mean = means, *student_mean = p_.needs_gradient ? means + d : nullptr;
     const int64_t terms = p_.query_views * p_.key_views - (p_.same_views ? std::min(p_.query_views, p_.key_views) : 0);
@@ -138,7 +180,7 @@ class Solver {
     for (int64_t v = 0; p_.needs_gradient && v < p_.query_views; ++v) std::fill_n(gradient_ + (v * n + i) * d, d, 0.f);
     for (int64_t u = 0; u < p_.key_views; ++u) {
       const float* key = static_cast<const float*>(widened_key_.at(u * n + i));
-      double log_target = std::numeric_limits<double>::quiet_NaN(), zero_logit_share = 0;
+      double log_target = kNaN, zero_logit_share = 0;
       if (p_.needs_target) {
         log_target = merged_teacher(u, i, target_mean);
         // s₀ = 1 / (1 + B): the share of the logit 0 that stands for the own key
@@ -171,6 +213,10 @@ class Solver {
     }
     solution_.rows[i] = static_cast<float>(loss / double(terms));
     solution_.positive_probability[i] = static_cast<float>(probability / double(terms));
+    bool finite = std::isfinite(loss);
+    for (int64_t v = 0; p_.needs_gradient && v < p_.query_views; ++v)
+      finite = finite && is_finite(gradient_ + (v * n + i) * d, d);
+    return finite;
   }
 
   double dot(const float* a, const float* b) const {
@@ -204,6 +250,7 @@ class Solver {
   float* gradient_;
   Products products_;
   int threads_;
+  bool may_fix_shift_ = true;
   ProductRows query_, key_, widened_query_, widened_key_;
   std::optional<Stream> shared_;
   std::vector<Stream> per_view_;  // one per key view, if each has batch keys of its own

@@ -1,24 +1,42 @@
 #include "tile.h"
 
-#include <ATen/native/CPUBlas.h>
-#include <ATen/native/cpu/utils.h>
-
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <exception>
 
+#include "brgemm.h"
 #include "clones.h"
 #include "exponentials.h"
 
 namespace sce_fast {
 namespace {
 
-using at::BFloat16;
-using at::Half;
+SCE_FAST_CLONES void widen_bfloat16(const uint16_t* from, float* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = widened(from[i]);
+}
 
-template <typename From>
-void widen(const From* from, float* to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+// The exponents of float16 and float32 differ by 112. Below 2^-14, the value is the mantissa's 10 bits times 2^-24, which
+// are the last bits of a number from 0.5 on.
+SCE_FAST_CLONES void widen_float16(const uint16_t* from, float* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t sign = (uint32_t{from[i]} & 0x8000) << 16, rest = from[i] & 0x7fff;
+    // The largest exponent, of infinity and NaN, becomes the largest again: 2^112 is multiplied on by 2^-112.
+    const float normal = std::bit_cast<float>((rest << 13) + (0xe0u << 23)) * 0x1p-112f;
+    const float small = std::bit_cast<float>(rest | (126u << 23)) - 0.5f;
+    to[i] = std::bit_cast<float>(sign | std::bit_cast<uint32_t>(rest < 0x400 ? small : normal));
+  }
+}
+
+// to[j][i] = from[i][j]; a row of `to` has kTile places. A few rows at a time: rows whose distance is a power of two
+// compete for the same lines of the cache.
+SCE_FAST_CLONES void transpose(const float* from, int64_t rows, int64_t columns, float* to) {
+  constexpr int64_t kRows = 16;
+  for (int64_t first = 0; first < rows; first += kRows) {
+    const int64_t end = std::min(rows, first + kRows);
+    for (int64_t j = 0; j < columns; ++j)
+      for (int64_t i = first; i < end; ++i) to[j * kTile + i] = from[i * columns + j];
+  }
 }
 
 // A block of columns is summed in registers before it is added to the output: long sums lose less.
@@ -67,13 +85,12 @@ SCE_FAST_CLONES void plain_product(const uint16_t* a, int64_t a_stride, const ui
 
 void brgemm(const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* out, int64_t out_stride,
             int64_t rows, int64_t columns, int64_t inner, bool accumulate) {
-  at::native::cpublas::brgemm(rows, columns, inner, a_stride, b_stride, out_stride, accumulate, a, b, out);
+  find_brgemm()->float32(rows, columns, inner, a_stride, b_stride, out_stride, accumulate, a, b, out, false);
 }
 
 void brgemm(const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride, float* out, int64_t out_stride,
             int64_t rows, int64_t columns, int64_t inner, bool accumulate) {
-  at::native::cpublas::brgemm(rows, columns, inner, a_stride, b_stride, out_stride, accumulate,
-                              reinterpret_cast<const BFloat16*>(a), reinterpret_cast<const BFloat16*>(b), out);
+  find_brgemm()->bfloat16(rows, columns, inner, a_stride, b_stride, out_stride, accumulate, a, b, out, true);
 }
 
 template <typename T>
@@ -88,12 +105,13 @@ void product(bool with_brgemm, const T* a, int64_t a_stride, const T* b, int64_t
 // Returns whether brgemm agrees with the plain loops on a small product in the layouts of a tile.
 template <typename T>
 bool brgemm_agrees(const T* values) {
+  if (find_brgemm() == nullptr) return false;
   constexpr int64_t kRows = 3, kColumns = 5, kInner = 4;
   float expected[kRows * kColumns], found[kRows * kColumns] = {};
   plain_product(values, kInner, values, kColumns, expected, kColumns, kRows, kColumns, kInner, false);
   try {
     brgemm(values, kInner, values, kColumns, found, kColumns, kRows, kColumns, kInner, false);
-    at::native::cpublas::brgemm_release(sizeof(T) == 2);
+    find_brgemm()->release(sizeof(T) == 2);
   } catch (const std::exception&) {  // how ATen reports that the processor lacks it
     return false;
   }
@@ -125,9 +143,9 @@ bool has_brgemm(bool bfloat16) {
 void widen_rows(const Matrix& matrix, int64_t first, int64_t count, int64_t dim, float* to) {
   const int64_t start = first * dim, values = count * dim;
   switch (matrix.type) {
-    case Type::kFloat32: return widen(static_cast<const float*>(matrix.data) + start, to, values);
-    case Type::kBFloat16: return widen(static_cast<const BFloat16*>(matrix.data) + start, to, values);
-    case Type::kFloat16: return widen(static_cast<const Half*>(matrix.data) + start, to, values);
+    case Type::kFloat32: std::copy_n(static_cast<const float*>(matrix.data) + start, values, to); return;
+    case Type::kBFloat16: return widen_bfloat16(static_cast<const uint16_t*>(matrix.data) + start, to, values);
+    case Type::kFloat16: return widen_float16(static_cast<const uint16_t*>(matrix.data) + start, to, values);
   }
 }
 
@@ -167,7 +185,7 @@ void Tile::load(const Matrix& candidates, int64_t first, int64_t count) {
     widen_rows(candidates, first, count, dim_, widened_.get());
     rows_ = widened_.get();
   }
-  at::native::utils::transpose<float>(count, dim_, rows_, dim_, transposed_.get(), kTile);
+  transpose(rows_, count, dim_, transposed_.get());
 }
 
 namespace {
@@ -183,8 +201,7 @@ SCE_FAST_CLONES void interleave(const uint16_t* first, const uint16_t* second, u
 
 void Tile::load_pairs(const uint16_t* rows, int64_t count) {
   // A pair of dimensions is four bytes that move together, like the bits of a float.
-  at::native::utils::transpose<float>(count, dim_ / 2, reinterpret_cast<const float*>(rows), dim_ / 2,
-                                      reinterpret_cast<float*>(dimension_pairs_.get()), kTile);
+  transpose(reinterpret_cast<const float*>(rows), count, dim_ / 2, reinterpret_cast<float*>(dimension_pairs_.get()));
   for (int64_t i = 0; i + 1 < count; i += 2)
     interleave(rows + i * dim_, rows + (i + 1) * dim_, candidate_pairs_.get() + i * dim_, dim_);
   if (count % 2)
@@ -214,7 +231,7 @@ void Tile::accumulate(int64_t count, float* out) {
 }
 
 void Tile::release() const {
-  if (products_.brgemm) at::native::cpublas::brgemm_release(products_.bfloat16);
+  if (products_.brgemm) find_brgemm()->release(products_.bfloat16);
 }
 
 }  // namespace sce_fast

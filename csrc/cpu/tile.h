@@ -10,8 +10,8 @@ namespace sce_fast {
 
 constexpr int64_t kTile = 128;
 
-// How tiles are multiplied: by ATen's brgemm or, if it does not serve this processor, by plain loops; in float32 or,
-// for bfloat16 candidates, in bfloat16 with float32 sums (AMX, AVX-512).
+// How tiles are multiplied: by ATen's brgemm or, where it is missing, by plain loops; in float32 or, for bfloat16
+// candidates, in bfloat16 with float32 sums (AMX, AVX-512).
 struct Products {
   bool brgemm, bfloat16;
 };

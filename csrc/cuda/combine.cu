@@ -31,7 +31,7 @@ SCE_FAST_DEVICE Source source(const Pass& pass, int z, int place) {
 }
 
 // What a row has seen over all splits: log Σ exp(logit), and this thread's column of the softmax-weighted mean of the
-// candidates.
+// candidates. Both are NaN if weights have left the range of floats.
 struct Seen {
   float log_sum, mean;
 };
@@ -59,7 +59,10 @@ SCE_FAST_DEVICE Seen merge(const Source& first, const Source& second, int dim, i
   };
   take(first);
   take(second);
-  return {shift * std::numbers::ln2_v<float> + logf(sum), output / rounded_sum};
+  const float log_sum = shift * std::numbers::ln2_v<float> + logf(sum);
+  // NaN if a sum has overflowed or lost its weights: a mean of finite / ∞ = 0 or a bounded sigmoid would hide that.
+  const float bad = 0.f * (log_sum + rounded_sum);
+  return {log_sum + bad, output / rounded_sum + bad};
 }
 
 // log(1 + exp(x)) and 1 / (1 + exp(−x)); NaN stays NaN.

@@ -1,6 +1,7 @@
 """Batches of an evaluation: every image once, in the order of the index."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,28 +16,52 @@ from sce_fast.data.pipeline import next_outputs
 
 
 def evaluation_batches(
-    index: ImageIndex, view: EvaluationView, *, batch_size: int = 256, threads: int = 2, device: str = "cpu"
+    index: ImageIndex,
+    view: EvaluationView,
+    *,
+    batch_size: int = 256,
+    threads: int = 2,
+    device: str = "cpu",
+    skipped: dict[int, str] | None = None,
 ) -> Iterator[Tensor]:
-    """Yield all images in the order of the index as (N, 3, crop, crop) float32; the last batch may be smaller.
+    """Yield all images in the order of the index as (N, 3, crop, crop) float32; some batches may be smaller.
+
+    Args:
+        skipped: if given, bad files raise no error: they are left out and added here, as sample → reason.
 
     Raises:
-        ValueError: batch_size is below 1, or a file has no readable header; no image is skipped.
+        ValueError: batch_size is below 1, or a file has no readable header.
         BadFilesError: a file cannot be decoded; the message names it.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
-    index.require_readable()
-    starts = range(0, len(index), batch_size)
-    feeds = (evaluation_feed(view, index.paths[i : i + batch_size], index.sizes[i : i + batch_size]) for i in starts)
-    pipeline = evaluation_pipeline(feeds, view, batch_size=batch_size, threads=threads, device=device)
-    for start in starts:
-        try:
-            (images,) = next_outputs(pipeline, device)
-        except RuntimeError as error:
-            paths = index.paths[start : start + batch_size]
-            sizes = decoded_sizes(paths, threads=threads, device=device)
-            bad = {start + i: decode_failure_reason(paths[i]) for i in np.flatnonzero(sizes[:, 0] == 0).tolist()}
-            if not bad:
-                raise
-            raise BadFilesError(evaluation_refusal(index.by_path(bad), len(index))) from error
-        yield images
+    if skipped is None:
+        index.require_readable()
+    else:
+        skipped |= index.bad
+    background = index.background(view.background)
+    settings: dict[str, Any] = {"background": background, "threads": threads, "device": device}
+    samples = np.array([i for i in range(len(index)) if i not in index.bad], dtype=np.int64)
+    while len(samples):
+        parts = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+        feeds = (
+            evaluation_feed(view, [index.paths[i] for i in part], index.sizes[part], index.alpha[part], background)
+            for part in parts
+        )
+        pipeline = evaluation_pipeline(feeds, view, batch_size=batch_size, **settings)
+        for part in parts:
+            try:
+                (images,) = next_outputs(pipeline, device)
+            except RuntimeError as error:
+                paths = [index.paths[i] for i in part]
+                sizes = decoded_sizes(paths, index.alpha[part], **settings)
+                bad = {int(part[i]): decode_failure_reason(paths[i]) for i in np.flatnonzero(sizes[:, 0] == 0)}
+                if not bad:
+                    raise
+                if skipped is None:
+                    raise BadFilesError(evaluation_refusal(index.by_path(bad), len(index))) from error
+                skipped |= bad
+                break
+            samples = samples[len(part) :]
+            yield images
+        samples = np.array([i for i in samples.tolist() if i not in (skipped or {})], dtype=np.int64)

@@ -1,5 +1,6 @@
 """Bad files: the reasons, the share that a run accepts, and the messages that name them."""
 
+import errno
 import os
 import stat
 from collections import Counter
@@ -10,6 +11,8 @@ from sce_fast.util.files import printable
 MISSING = "missing"
 NOT_A_FILE = "not a file"
 UNREADABLE = "unreadable"
+UNREADABLE_FOLDER = "unreadable folder"
+LINK_LOOP = "a link to itself"
 EMPTY = "empty"
 UNSUPPORTED = "unsupported format"
 DAMAGED = "truncated or damaged"
@@ -32,11 +35,16 @@ def status_or_reason(path: bytes) -> os.stat_result | str:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return MISSING
-    except (OSError, ValueError):  # a folder without permission, or a name that no file can have
-        return UNREADABLE
+    except (OSError, ValueError) as error:  # a folder without permission, or a name that no file can have
+        return LINK_LOOP if is_link_loop(error) else UNREADABLE
     if not stat.S_ISREG(status.st_mode):
         return NOT_A_FILE
     return status if status.st_size else EMPTY
+
+
+def is_link_loop(error: Exception) -> bool:
+    """Return whether the system gave up following links."""
+    return isinstance(error, OSError) and error.errno == errno.ELOOP
 
 
 def require_few_bad(bad: Mapping[str, str], total: int) -> None:

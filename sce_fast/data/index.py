@@ -1,4 +1,4 @@
-"""The images of a data set and their sizes, listed once and cached in a format that cannot hold code."""
+"""The images of a data set and what their headers say, listed once and cached in a format that cannot hold code."""
 
 import hashlib
 import os
@@ -13,20 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sce_fast.data.faults import MISSING, evaluation_refusal, status_or_reason
+from sce_fast.data.image.alpha import has_alpha
+from sce_fast.data.image.background import NONE, Color, background_color
 from sce_fast.data.image.formats import decode_failure_reason
 from sce_fast.data.sources import Listing, list_images
 from sce_fast.util.terminal import progress_bar
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 HEADERS_PER_BATCH = 256
 
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """The images of a data set, with the sizes that the decoder returns (after EXIF rotation)."""
+    """The images of a data set and what their headers say. Sizes are those after EXIF rotation, as decoders return."""
 
     listing: Listing
     sizes: NDArray[np.int32]  # (n, 2) height, width; 0 for bad files
+    alpha: NDArray[np.bool_]  # (n,) whether each image has an alpha channel or transparent colours
     bad: dict[int, str]  # sample → reason, of files whose header cannot be read
 
     def __len__(self) -> int:
@@ -38,16 +41,33 @@ class ImageIndex:
         names = [listing.names[i] for i in samples]
         labels = None if listing.labels is None else [listing.labels[i] for i in samples]
         bad = {new: self.bad[old] for new, old in enumerate(samples.tolist()) if old in self.bad}
-        return ImageIndex(replace(listing, names=names, labels=labels), self.sizes[samples], bad)
+        return ImageIndex(replace(listing, names=names, labels=labels), self.sizes[samples], self.alpha[samples], bad)
 
     def listed_as(self, names: list[str]) -> "ImageIndex":
         """Return an index of these names in this order, without labels. Names that this index lacks are missing."""
         number = {name: i for i, name in enumerate(self.listing.names)}
         rows = [number.get(name) for name in names]
         sizes = np.array([(0, 0) if i is None else self.sizes[i] for i in rows], dtype=np.int32)
+        alpha = np.array([i is not None and self.alpha[i] for i in rows], dtype=np.bool_)
         reasons = [MISSING if i is None else self.bad.get(i) for i in rows]
         bad = {new: reason for new, reason in enumerate(reasons) if reason is not None}
-        return ImageIndex(replace(self.listing, names=names, labels=None, classes=[]), sizes, bad)
+        return ImageIndex(replace(self.listing, names=names, labels=None, classes=[]), sizes, alpha, bad)
+
+    def describe_alpha(self, background: str) -> str:
+        """Return one line that counts the images with alpha and says what becomes of it; empty if there are none."""
+        if not self.alpha.any():
+            return ""
+        shown = "dropped, so that hidden pixels show" if background == NONE else f"shown over {background}"
+        return f"{self.alpha.sum()} of {len(self)} images have alpha (transparency), {shown} (--views.background)"
+
+    def background(self, name: str) -> Color | None:
+        """Return the colour to show behind transparent images; None if there are none, or if their alpha is dropped.
+
+        Raises:
+            ValueError: the name is no colour; see background_color.
+        """
+        color = background_color(name)
+        return color if self.alpha.any() else None
 
     @cached_property
     def paths(self) -> list[bytes]:
@@ -74,18 +94,23 @@ class ImageIndex:
         """Return path → reason for samples → reasons, in the order of the index."""
         return {os.fsdecode(self.paths[i]): bad[i] for i in sorted(bad)}
 
+    def bad_files(self, undecodable: Mapping[int, str] | None = None) -> dict[str, str]:
+        """Return path → reason for unreadable folders, files with bad headers and, if given, undecodable samples."""
+        folders = {os.path.join(self.listing.root, name): why for name, why in self.listing.unreadable.items()}
+        return folders | self.by_path({**self.bad, **(undecodable or {})})
+
     def require_readable(self) -> None:
-        """Raise an error if a header could not be read: an evaluation must not skip images.
+        """Raise an error if a header or a folder could not be read: an evaluation must not skip images.
 
         Raises:
             ValueError: the index has bad files; the message names them.
         """
-        if self.bad:
-            raise ValueError(evaluation_refusal(self.by_path(self.bad), len(self)))
+        if bad := self.bad_files():
+            raise ValueError(evaluation_refusal(bad, len(self)))
 
 
 def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = None) -> ImageIndex:
-    """Return the index of a folder or list file. Sizes of files that did not change come from the cache.
+    """Return the index of a folder or list file. For files that did not change, headers come from the cache.
 
     The index also lists files that are missing, empty or have an unreadable header; its `bad` holds the reasons.
 
@@ -103,28 +128,32 @@ def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = Non
     stamps, bad = _stamps(paths)
     cache_name = hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:24]
     cache_file = (cache or _cache_folder()) / f"{cache_name}.npz"
-    sizes = _cached_sizes(cache_file, listing, stamps)
+    sizes, alpha = _cached_headers(cache_file, listing, stamps)
     unknown = [i for i in np.flatnonzero(sizes[:, 0] == 0).tolist() if i not in bad]
     if unknown:
-        sizes[unknown] = read_sizes([paths[i] for i in unknown], threads=threads)
-        _write_cache(cache_file, listing, stamps, sizes)
+        sizes[unknown], alpha[unknown] = read_headers([paths[i] for i in unknown], threads=threads)
+        _write_cache(cache_file, listing, stamps, sizes, alpha)
         bad |= {i: decode_failure_reason(paths[i]) for i in unknown if sizes[i, 0] == 0}
-    return ImageIndex(listing, sizes, bad)
+    return ImageIndex(listing, sizes, alpha, bad)
 
 
-def read_sizes(paths: list[bytes], *, threads: int = 2) -> NDArray[np.int32]:
-    """Return height and width (n, 2) of each image from its header; (0, 0) where it cannot be read."""
+def read_headers(paths: list[bytes], *, threads: int = 2) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Return height and width (n, 2) of each image, (0, 0) if its header cannot be read, and whether it has alpha."""
     from sce_fast.data.image.sizes import SizeReader
 
     reader = SizeReader(decode=False, batch_size=HEADERS_PER_BATCH, threads=threads)
     sizes = np.zeros((len(paths), 2), dtype=np.int32)
-    with progress_bar(len(paths), "Reading image sizes", unit="image") as bar:
+    alpha = np.zeros(len(paths), dtype=np.bool_)
+    silent = len(paths) <= HEADERS_PER_BATCH  # done at once
+    with progress_bar(len(paths), "Reading image headers", unit="image", silent=silent) as bar:
         for start in range(0, len(paths), HEADERS_PER_BATCH):
             batch = paths[start : start + HEADERS_PER_BATCH]
             sizes[start : start + len(batch)] = reader.sizes(batch)
+            alpha[start : start + len(batch)] = [has_alpha(path) for path in batch]
             bar.update(len(batch))
-    sizes[sizes.min(axis=1) == 0] = 0
-    return sizes
+    unreadable = sizes.min(axis=1) == 0
+    sizes[unreadable], alpha[unreadable] = 0, False
+    return sizes, alpha
 
 
 def _stamps(paths: list[bytes]) -> tuple[NDArray[np.int64], dict[int, str]]:
@@ -146,30 +175,40 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sce_fast" / "index"
 
 
-def _cached_sizes(cache_file: Path, listing: Listing, stamps: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Return the sizes (n, 2) that the cache knows; (0, 0) for files that are new or have changed."""
+def _cached_headers(
+    cache_file: Path, listing: Listing, stamps: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Return what read_headers would return as far as the cache knows it; (0, 0) for files that are new or changed."""
     sizes = np.zeros((len(listing.names), 2), dtype=np.int32)
+    alpha = np.zeros(len(listing.names), dtype=np.bool_)
     try:
         with np.load(cache_file, allow_pickle=False) as cached:
             if int(cached["version"]) != CACHE_VERSION:
-                return sizes
+                return sizes, alpha
             names = cached["names"].tobytes().split(b"\0")
-            known = dict(zip(names, zip(cached["stamps"].tolist(), cached["sizes"].tolist(), strict=True), strict=True))
+            headers = zip(*(cached[part].tolist() for part in ("stamps", "sizes", "alpha")), strict=True)
+            known = dict(zip(names, headers, strict=True))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # no cache or a damaged one: all headers are read again
-        return sizes
+        return sizes, alpha
     for i, (name, stamp) in enumerate(zip(listing.names, stamps.tolist(), strict=True)):
-        old_stamp, old_size = known.get(os.fsencode(name), (None, None))
+        old_stamp, old_size, old_alpha = known.get(os.fsencode(name), (None, None, None))
         if old_stamp == stamp:
-            sizes[i] = old_size
-    return sizes
+            sizes[i], alpha[i] = old_size, old_alpha
+    return sizes, alpha
 
 
-def _write_cache(cache_file: Path, listing: Listing, stamps: NDArray[np.int64], sizes: NDArray[np.int32]) -> None:
+def _write_cache(
+    cache_file: Path,
+    listing: Listing,
+    stamps: NDArray[np.int64],
+    sizes: NDArray[np.int32],
+    alpha: NDArray[np.bool_],
+) -> None:
     names = np.frombuffer(b"\0".join(os.fsencode(name) for name in listing.names), dtype=np.uint8)
     temporary = cache_file.with_name(f".{cache_file.stem}.{os.getpid()}.npz")
     with suppress(OSError):  # optional: a read-only home folder must not stop a run
         cache_file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, version=CACHE_VERSION, names=names, stamps=stamps, sizes=sizes)
+        np.savez(temporary, version=CACHE_VERSION, names=names, stamps=stamps, sizes=sizes, alpha=alpha)
         os.replace(temporary, cache_file)
     with suppress(OSError):
         temporary.unlink()

@@ -16,7 +16,6 @@ from sce_fast.data.image.views import RandomViews
 from sce_fast.data.index import ImageIndex
 from sce_fast.data.order import batch_of_rank, epoch_order, replace_bad
 from sce_fast.data.pipeline import Feed, next_outputs
-from sce_fast.util.files import printable
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class TrainingLoader:
         batch_size: N of this rank.
         batches_per_step: batches of one optimizer step; an epoch ends with a complete step.
         seed: in [0, 2³²).
+        background: colour behind transparent images, as background_color takes it; "none" drops their alpha.
         rank, ranks: this rank takes slice `rank` of `ranks` contiguous slices of each global batch.
         threads: number of threads that decode and augment.
         device: "cpu", or "gpu" for the current CUDA device.
@@ -68,6 +68,7 @@ class TrainingLoader:
         *,
         batch_size: int,
         seed: int,
+        background: str = "black",
         batches_per_step: int = 1,
         rank: int = 0,
         ranks: int = 1,
@@ -83,7 +84,7 @@ class TrainingLoader:
         if len(index) < batch_size * batches_per_step * ranks:
             raise ValueError(
                 f"batch_size={batch_size * batches_per_step} on {ranks} rank(s) is larger than the data set of "
-                f"{len(index)} images in {printable(index.listing.root)}"
+                f"{len(index)} images in {index.listing.title}"
             )
         self.index = index
         self.batch_size = batch_size
@@ -98,16 +99,26 @@ class TrainingLoader:
         self._retried: tuple[int, int] | None = None  # position of a batch that failed without a bad file
         if index.bad:
             self._mark_bad(index.bad)
-            if rank == 0:  # the other ranks have the same index
-                self._warn_about(index.bad, stacklevel=3)
-        self._views = RandomViews(index.paths, index.sizes, augmentations, seed=seed, threads=threads, device=device)
+        if rank == 0 and (known := index.bad_files()):  # the other ranks have the same index
+            self._warn_about(known, stacklevel=3)
+        self._views = RandomViews(
+            index.paths,
+            index.sizes,
+            index.alpha,
+            index.background(background),
+            augmentations,
+            seed=seed,
+            threads=threads,
+            device=device,
+        )
         self._pipeline: Any = None
         self._in_flight: deque[tuple[int, int, NDArray[np.int64]]] = deque()  # handed to DALI, not yet returned
 
     @property
     def bad_names(self) -> dict[str, str]:
-        """Bad files as name in the index → reason."""
-        return {self.index.listing.names[i]: reason for i, reason in self._bad.items()}
+        """Bad files and unreadable folders as name in the listing → reason."""
+        listing = self.index.listing
+        return {**listing.unreadable, **{listing.names[i]: reason for i, reason in self._bad.items()}}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -170,7 +181,7 @@ class TrainingLoader:
                 # If a GPU fails all files that a CPU decodes, the GPU is at fault.
                 if bad and (device == "cpu" or len(bad) < len(np.unique(samples))):
                     self._mark_bad(bad)
-                    self._warn_about(bad, stacklevel=4)
+                    self._warn_about(self.index.by_path(bad), stacklevel=4)
                     return
         if self._retried == (self.epoch, self.step):
             raise error
@@ -193,6 +204,5 @@ class TrainingLoader:
         self.bad_files = self.index.by_path(self._bad)
         require_few_bad(self.bad_files, len(self.index))
 
-    def _warn_about(self, bad: dict[int, str], stacklevel: int) -> None:
-        found = describe_bad_files(self.index.by_path(bad), len(self.index))
-        warnings.warn(f"{found}\nOther images replace them.", stacklevel=stacklevel)
+    def _warn_about(self, bad: dict[str, str], stacklevel: int) -> None:
+        warnings.warn(f"{describe_bad_files(bad, len(self.index))}\nOther images replace them.", stacklevel=stacklevel)

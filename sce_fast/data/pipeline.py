@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
+from sce_fast.native import CPU
+
 # The inputs of one batch: arrays of the first input, one for each sample, then those of the second input, and so on.
 Feed = tuple[list[NDArray], ...]
 
@@ -17,10 +19,15 @@ def build_pipeline(
 ) -> Pipeline:
     """Build the pipeline of a function that pipeline_def has decorated.
 
+    Image decoders print lines about odd files, without their names, to standard error. From now on only the first line
+    of each kind appears, if the CPU kernels are built.
+
     Args:
         device: "cpu", or "gpu" for the current CUDA device.
         prefetch: number of batches that DALI prepares in advance.
     """
+    if CPU.module is not None:
+        CPU.module.filter_decoder_messages()
     pipeline = graph(
         batch_size=batch_size,
         num_threads=threads,

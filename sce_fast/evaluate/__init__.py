@@ -1,6 +1,6 @@
 """Evaluation of frozen features. Importing this package loads no DALI."""
 
-from sce_fast.evaluate.accuracy import Accuracy
+from sce_fast.evaluate.accuracy import Accuracy, majority_accuracy
 from sce_fast.evaluate.class_labels import labelled_indices
 from sce_fast.evaluate.features import FeatureFile, extract_features, load_features, pixel_features, save_features
 from sce_fast.evaluate.knn import knn_accuracy, knn_top1
@@ -17,6 +17,7 @@ __all__ = [
     "load_features",
     "logistic_accuracy",
     "logistic_top1",
+    "majority_accuracy",
     "pixel_features",
     "save_features",
 ]

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy: shares of test rows whose class has the highest score, or one of the five highest."""
+"""Accuracy of a classification: top-1, top-5, and the mean over classes."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,32 @@ class Accuracy:
 
     top1: float
     top5: float | None  # None with fewer than six train classes
+    mean_per_class: float  # top-1 of each class of the test rows, averaged over these classes
 
     @classmethod
-    def of_ranks(cls, ranks: Tensor, train_labels: Tensor) -> "Accuracy":
+    def of_ranks(cls, ranks: Tensor, test_labels: Tensor, train_labels: Tensor) -> "Accuracy":
         """Return the accuracy for ranks (m,) of the true classes, as ranks_of_truth counts them."""
         top1, top5 = ((ranks < k).double().mean().item() for k in (1, 5))
-        return cls(top1, top5 if len(train_labels.unique()) >= 6 else None)
+        classes, of_class, counts = test_labels.unique(return_inverse=True, return_counts=True)
+        right = torch.zeros(len(classes), dtype=torch.float64, device=ranks.device)
+        right.index_add_(0, of_class, (ranks < 1).double())
+        return cls(top1, top5 if len(train_labels.unique()) >= 6 else None, (right / counts).mean().item())
+
+
+def majority_accuracy(train_labels: Tensor, test_labels: Tensor) -> Accuracy:
+    """Return the accuracy of always answering with the most frequent train class (for top-5, the five most frequent).
+
+    Among equally frequent classes the lowest number is the first.
+
+    Example:
+        >>> majority_accuracy(torch.tensor([0, 0, 1]), torch.tensor([0, 1])).top1
+        0.5
+    """
+    counts = torch.bincount(train_labels, minlength=int(test_labels.max()) + 1).double()
+    counts[counts == 0] = -torch.inf
+    return Accuracy.of_ranks(
+        ranks_of_truth(counts.expand(len(test_labels), -1), test_labels), test_labels, train_labels
+    )
 
 
 def ranks_of_truth(scores: Tensor, labels: Tensor) -> Tensor:

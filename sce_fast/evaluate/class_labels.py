@@ -19,7 +19,7 @@ def labelled_indices(train_path: Path, test_path: Path, *, threads: int) -> tupl
     for index in (train, test):
         if index.labels is None:
             raise ValueError(
-                f"{printable(index.listing.root)}: an evaluation needs labels; expected one folder for each "
+                f"{index.listing.title}: an evaluation needs labels; expected one folder for each "
                 "class, or a list file with classes"
             )
         index.require_readable()
@@ -28,8 +28,8 @@ def labelled_indices(train_path: Path, test_path: Path, *, threads: int) -> tupl
         classes,
         as_tensor(test.labels),
         test.listing.classes,
-        train_name=printable(train.listing.root),
-        test_name=printable(test.listing.root),
+        train_name=train.listing.title,
+        test_name=test.listing.title,
     )
     return train, replace(test, listing=replace(test.listing, labels=labels.tolist(), classes=classes))
 

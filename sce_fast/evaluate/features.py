@@ -25,8 +25,12 @@ def extract_features(
     device: torch.device,
     batch_size: int = 256,
     threads: int = 2,
+    skipped: dict[int, str] | None = None,
 ) -> Tensor:
     """Return features (n, F) float32 on the CPU in the order of the index. The backbone runs in eval mode.
+
+    Args:
+        skipped: if given, bad files are left out, and added here as sample → reason.
 
     Raises:
         ValueError, BadFilesError: as evaluation_batches.
@@ -36,7 +40,12 @@ def extract_features(
     was_training, dtype = backbone.training, next(backbone.parameters()).dtype
     backbone.eval()
     batches = evaluation_batches(
-        index, view, batch_size=batch_size, threads=threads, device="gpu" if device.type == "cuda" else "cpu"
+        index,
+        view,
+        batch_size=batch_size,
+        threads=threads,
+        device="gpu" if device.type == "cuda" else "cpu",
+        skipped=skipped,
     )
     features, done = torch.empty(0), 0
     try:
@@ -48,7 +57,7 @@ def extract_features(
             done += len(batch)
     finally:  # after a bad file or a signal, a network that trains on must not stay in eval mode
         backbone.train(was_training)
-    return features
+    return features[:done]
 
 
 def pixel_features(index: ImageIndex, view: EvaluationView, *, threads: int = 2) -> Tensor:
@@ -91,6 +100,10 @@ def load_features(path: str | Path) -> FeatureFile:
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: it is not a safetensors file, or its features, names, labels and classes do not fit together.
+
+    Example:
+        >>> file = load_features("features_photos.safetensors")
+        >>> features_of = dict(zip(file.names, file.features, strict=True))  # name → (F,)
     """
     try:
         with safe_open(path, framework="pt") as file:

@@ -1,5 +1,6 @@
 """Weighted k-nearest-neighbour (kNN) classification of frozen features."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -42,8 +43,7 @@ def knn_accuracy(
         0.73
     """
     check_sets(train_features, train_labels, test_features, test_labels)
-    if not neighbours or min(neighbours) < 1 or not temperature > 0:
-        raise ValueError(f"neighbours={neighbours}, temperature={temperature}: expected all to be positive")
+    check_votes(neighbours, temperature)
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     ranks: list[list[Tensor]] = [[] for _ in neighbours]
     for start in range(0, len(test_features), QUERY_BLOCK):
@@ -55,7 +55,7 @@ def knn_accuracy(
             votes.scatter_add_(1, train_labels[nearest[:, :k]], weights[:, :k])
             votes[votes == 0] = -torch.inf
             found.append(ranks_of_truth(votes, test_labels[start : start + QUERY_BLOCK]))
-    return [Accuracy.of_ranks(torch.cat(found), train_labels) for found in ranks]
+    return [Accuracy.of_ranks(torch.cat(found), test_labels, train_labels) for found in ranks]
 
 
 def knn_top1(
@@ -70,6 +70,18 @@ def knn_top1(
     """Return the top-1 accuracy of knn_accuracy for one number of neighbours."""
     sets = (train_features, train_labels, test_features, test_labels)
     return knn_accuracy(*sets, neighbours=(neighbours,), temperature=temperature)[0].top1
+
+
+def check_votes(neighbours: Sequence[int], temperature: float) -> None:
+    """Raise an error unless there are numbers of neighbours, all at least 1, and the temperature is positive.
+
+    Raises:
+        ValueError: see above.
+    """
+    if not neighbours or min(neighbours) < 1:
+        raise ValueError(f"neighbours={tuple(neighbours)}: expected one or more numbers, each at least 1")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature={temperature}: expected a finite number > 0")
 
 
 def nearest_rows(test: Tensor, train: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Logistic regression on frozen features. The papers' linear evaluation differs: SGD on augmented images."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,12 @@ class LogisticResult:
     held_out: dict[float, float]  # regularization → top-1 on held-out rows; empty without a choice
     converged: bool
 
+    @property
+    def edge(self) -> str:
+        """Return "smallest" or "largest" if the chosen regularization lies at an edge of several; otherwise nothing."""
+        edges = {max(self.held_out): "largest", min(self.held_out): "smallest"} if self.held_out else {}
+        return edges.get(self.regularization, "")
+
 
 def logistic_accuracy(
     train_features: Tensor,
@@ -49,16 +56,15 @@ def logistic_accuracy(
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: lengths or widths differ, a regularization is not positive, there are fewer than two classes, or
-            no class has enough rows to hold one out.
+        ValueError: lengths or widths differ, a setting is out of range (see check_fit), there are fewer than two
+            classes, or no class has enough rows to hold one out.
 
     Example:
         >>> logistic_accuracy(train, train_labels, test, test_labels, regularization=(1.0,)).accuracy.top1
         0.81
     """
     check_sets(train_features, train_labels, test_features, test_labels)
-    if not regularization or not min(regularization) > 0:
-        raise ValueError(f"regularization={tuple(regularization)}: expected positive numbers")
+    check_fit(regularization, max_iterations)
     if len(train_labels.unique()) < 2:
         raise ValueError("the train set has only one class: expected at least two")
     held_out: dict[float, float] = {}
@@ -92,6 +98,23 @@ def logistic_top1(
     return logistic_accuracy(*sets, regularization=(regularization,), max_iterations=max_iterations).accuracy.top1
 
 
+def check_fit(regularization: Sequence[float], max_iterations: int) -> None:
+    """Raise an error unless a regression can be fitted with these settings here.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+        ValueError: there is no regularization, one is not positive and finite, or max_iterations is below 1.
+    """
+    if not regularization or not all(0 < c < math.inf for c in regularization):
+        raise ValueError(f"regularization={tuple(regularization)}: expected one or more finite numbers > 0")
+    if max_iterations < 1:
+        raise ValueError(f"max_iterations={max_iterations}: expected at least 1")
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise ImportError("logistic regression needs scikit-learn: pip install scikit-learn") from error
+
+
 def held_out_rows(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return a mask (n,) of held-out rows: one in HELD_OUT of each class, drawn from the labels alone."""
     random = np.random.Generator(np.random.Philox(SEED))
@@ -103,13 +126,11 @@ def held_out_rows(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _fit(features: Tensor, labels: Tensor, regularization: float, max_iterations: int) -> Any:
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError as error:
-        raise ImportError("logistic regression needs scikit-learn: pip install sce_fast[evaluate]") from error
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=regularization, max_iter=max_iterations))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # LogisticResult.converged reports it
@@ -123,4 +144,4 @@ def _score(classifier: Any, features: Tensor, labels: Tensor) -> Accuracy:
     known = torch.from_numpy(classifier.classes_)
     everything = torch.full((len(scores), int(max(known.max(), labels.max())) + 1), -torch.inf, dtype=scores.dtype)
     everything[:, known] = scores
-    return Accuracy.of_ranks(ranks_of_truth(everything, labels), known)
+    return Accuracy.of_ranks(ranks_of_truth(everything, labels), labels, known)

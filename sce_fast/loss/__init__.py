@@ -1,6 +1,5 @@
-"""The SCE loss, its backends and the queue of past keys."""
+"""The SCE loss, its backends and the queue of past keys.
 
-from sce_fast.loss.api import SCELoss, SCEStatistics, sce_loss
-from sce_fast.loss.queue import KeyQueue
-
-__all__ = ["KeyQueue", "SCELoss", "SCEStatistics", "sce_loss"]
+api.py has sce_loss and SCELoss, queue.py has KeyQueue; both are names of sce_fast. Nothing is imported here, since the
+table of backends imports the kernels, and these import problem.py.
+"""

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sce_fast.loss import operator
 from sce_fast.loss.backends import choose
-from sce_fast.loss.problem import Scalar, Solution, check_choice, checked_problem, views
+from sce_fast.loss.problem import Scalar, Solution, check_choice, check_tensors, checked_problem, views
 from sce_fast.util.rows import unit_rows
 
 
@@ -47,21 +47,22 @@ def sce_loss(
     equations 3 to 6). λ = 1 is InfoNCE; λ = 0 is ReSSL with its ceiling term.
 
     Args:
-        query: (N, D), or (V, N, D) for views; the only input that gets a gradient.
+        query: (N, D), or (V, N, D) for views; the only input that gets a gradient. All others are taken as constants.
         key: (N, D) or (U, N, D). If both are 3-D, index v of the query and of the key is the same view, and there is
             one term for every pair of different views (v ≠ u); otherwise one for every pair. The loss is the mean over
             terms.
         queue: (K, D) past keys, shared by all terms.
         batch_keys: (M, D), or (U, M, D) for a key with views: keys of the global batch, further candidates of a term.
         row_offset: the own key of row i is batch_keys[…, row_offset + i, :], which is left out of its candidates.
-        temperature: τ > 0. τ, τ_m and λ are floats, or 0-dim tensors on the query's device; tensors are not checked,
-            since that would wait for the device.
+        temperature: τ > 0. τ, τ_m and λ are floats, or 0-dim tensors on the query's device that require no gradient;
+            the values of tensors are not checked, since that would wait for the device.
         target_temperature: τ_m > 0; the default is the value of the official CIFAR-10 and Kinetics configs (the
             ImageNet configs use 0.07).
         coefficient: λ in [0, 1].
         positive_target: "excluded" leaves the own key out of the teacher's softmax, as in the paper; "zero_logit" gives
             it a logit of 0, as in the official code.
-        normalize: L2-normalise query and key first, in float32 or wider; otherwise their rows must have norm 1.
+        normalize: L2-normalise query, key and batch_keys first, in float32 or wider; otherwise their rows must have
+            norm 1. Rows of the queue must have norm 1 either way; KeyQueue normalises the keys that it stores.
         backend: "auto" or a name of sce_fast.loss.names.BACKEND_NAMES.
         reduction: "mean" for a scalar, "none" for (N,), the mean over terms of each row.
         return_statistics: also return SCEStatistics.
@@ -82,7 +83,9 @@ def sce_loss(
     """
     check_choice("reduction", reduction, ("mean", "none"))
     if normalize:
+        check_tensors(query, key, queue, batch_keys)
         query, key = unit_rows(query), unit_rows(key)
+        batch_keys = None if batch_keys is None else unit_rows(batch_keys)
     problem = checked_problem(
         query,
         key,

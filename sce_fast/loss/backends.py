@@ -4,10 +4,12 @@ backend="auto" takes the first backend of the table that does not refuse: "trito
 "cuda" and "cuda_sm80" are taken by name only, because they are compiled and emulated but have not run on a GPU yet.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from sce_fast.kernels import solve as triton
@@ -15,6 +17,7 @@ from sce_fast.loss import cpu as native
 from sce_fast.loss import cuda as native_cuda
 from sce_fast.loss import reference
 from sce_fast.loss.problem import Problem, Solution
+from sce_fast.native import CPU
 from sce_fast.util.names import pick
 
 
@@ -78,12 +81,29 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
+_warned = False
+
+
 def choose(name: str, problem: Problem) -> Backend:
     """Return the backend that solves a problem: the named one, or the first that serves it for "auto".
 
     Raises ValueError if the table has no such name or if the named backend refuses the inputs.
     """
-    return _choose(name, "call", lambda backend: backend.refuses(problem))
+    backend = _choose(name, "call", lambda backend: backend.refuses(problem))
+    fell = name == "auto" and backend.name == "reference"
+    # Not while compiling: torch.compile cannot trace a warning.
+    if fell and native.refuses(problem) == CPU.refusal and not torch.compiler.is_compiling():
+        _warn_of_missing_kernels()
+    return backend
+
+
+def _warn_of_missing_kernels() -> None:
+    """Warn, once in a process, at the line that calls sce_loss."""
+    global _warned
+    if not _warned:
+        _warned = True
+        message = f"the CPU kernels are {CPU.missing}, so the loss runs in plain PyTorch, several times slower"
+        warnings.warn(f"{message}; {CPU.remedy}", stacklevel=4)
 
 
 def choose_for_ring(name: str, keys: Tensor) -> Backend:

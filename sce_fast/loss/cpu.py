@@ -8,7 +8,8 @@ from sce_fast.native import CPU
 
 PRODUCTS = (torch.float32, torch.bfloat16)
 
-# Whether ATen's brgemm multiplies matrices of this dtype on this processor.
+# Whether ATen's brgemm multiplies matrices of this dtype on this processor. `import torch` comes before this call: the
+# kernels look for brgemm in the torch that is loaded.
 BRGEMM = {dtype: CPU.module is not None and CPU.module.has_brgemm(dtype == torch.bfloat16) for dtype in PRODUCTS}
 # Whether products with bfloat16 candidates are computed in bfloat16.
 BFLOAT16_PRODUCTS = BRGEMM[torch.bfloat16]
@@ -19,15 +20,21 @@ def vector_instructions() -> str:
     return str(CPU.module.vector_instructions())
 
 
+def products(dtype: torch.dtype) -> str:
+    """Return how tiles of a dtype of PRODUCTS are multiplied on this processor."""
+    if BRGEMM[dtype]:
+        return "brgemm of ATen"
+    why = "ATen has none for this processor" if CPU.module.finds_brgemm() else "not found in this torch"
+    return f"{'plain loops, slower' if dtype == torch.float32 else 'as float32'} (brgemm: {why})"
+
+
 def refuses(problem: Problem) -> str | None:
     """Return why the kernel cannot serve this problem, or None."""
-    if CPU.module is None:
-        return f"the CPU kernels are not built ({CPU.missing}); {CPU.remedy}"
     if problem.query.device.type != "cpu":
         return f"the inputs are on {problem.query.device}; move them to the CPU or use another backend"
     if problem.compute_dtype not in TYPES:
         return f"it computes in float32, and an input is {problem.compute_dtype}; use backend='reference'"
-    return None
+    return None if CPU.module is not None else CPU.refusal
 
 
 def solve(problem: Problem) -> Solution:

@@ -54,7 +54,7 @@ def refuses_ring(keys: Tensor) -> str | None:
 
 def _refuses_device(device: torch.device, what: str) -> str | None:
     if CUDA.module is None:
-        return f"the CUDA kernels are not built ({CUDA.missing}); {CUDA.remedy}"
+        return CUDA.refusal
     if device.type != "cuda":
         return f"{what} on {device}; move them to a CUDA device or use another backend"
     if torch.version.hip is not None:
@@ -97,7 +97,7 @@ def enqueue(keys: Tensor, cursor: Tensor, rows: Tensor, normalize: bool = False)
         ValueError: A shape, dtype or device does not fit.
     """
     if CUDA.module is None:
-        raise RuntimeError(f"the CUDA kernels are not built ({CUDA.missing}); {CUDA.remedy}")
+        raise RuntimeError(CUDA.refusal)
     if keys.dim() != 2 or rows.dim() != 2 or rows.shape[1] != keys.shape[1]:
         raise ValueError(f"rows has shape {tuple(rows.shape)}, expected (R, D) for keys of {tuple(keys.shape)}")
     if not keys.is_contiguous():

@@ -14,6 +14,7 @@ Scalar = float | Tensor
 # With unit rows |logit| ≤ 1/τ. While the whole range of 2/τ · log₂e is at most this many bits, the largest possible
 # logit can stand for a row's maximum: no weight that matters underflows. csrc/problem.h has the same number.
 FIXED_SHIFT_BITS = 115.0
+NORM_TOLERANCE = 0.02  # of a unit row: more than rounding it to bfloat16 can change its norm
 
 
 @dataclass(slots=True)  # not frozen: constructing a frozen dataclass costs as much as all the checks
@@ -94,7 +95,7 @@ def checked_problem(
     needs_statistics: bool = False,
 ) -> Problem:
     """Return the problem of sce_loss with these arguments; raise the errors that sce_loss documents."""
-    _check_tensors(query, key, queue, batch_keys)
+    check_tensors(query, key, queue, batch_keys)
     _check_row_offset(batch_keys, key.shape[-2], row_offset)
     numbers = _is_temperature("temperature", temperature, query.device)
     numbers &= _is_temperature("target_temperature", target_temperature, query.device)
@@ -118,6 +119,35 @@ def checked_problem(
     if os.environ.get("SCE_FAST_CHECK") == "1":
         _check_norms(problem)
     return problem
+
+
+def check_tensors(query: Tensor, key: Tensor, queue: Tensor | None, batch_keys: Tensor | None) -> None:
+    """Raise the errors that sce_loss documents for its tensors."""
+    _check_rows("query", query, query, (2, 3))
+    _check_rows("key", key, query, (2, 3))
+    if queue is not None:
+        _check_rows("queue", queue, query, (2,))
+    if batch_keys is not None:
+        _check_rows("batch_keys", batch_keys, query, (2, 3))
+    if query.numel() == 0:
+        raise ValueError(f"query has shape {tuple(query.shape)}, expected at least one row")
+    if key.shape[-2] != query.shape[-2] or key.numel() == 0:
+        raise ValueError(f"key has shape {tuple(key.shape)}, expected one key for each of {query.shape[-2]} query rows")
+    if batch_keys is not None and batch_keys.dim() == 3 and (key.dim() != 3 or len(batch_keys) != len(key)):
+        raise ValueError(
+            f"batch_keys has shape {tuple(batch_keys.shape)}, expected (M, D), or (U, M, D) with one entry for each "
+            f"view of a 3-D key; key has shape {tuple(key.shape)}"
+        )
+    others = (0 if queue is None else len(queue)) + (0 if batch_keys is None else batch_keys.shape[-2] - 1)
+    if query.dim() == key.dim() == 3 and len(query) == len(key) == 1:
+        raise ValueError(
+            f"no term: query {tuple(query.shape)} and key {tuple(key.shape)} hold the same single view; "
+            "give a second view, or 2-D tensors for a pair of different views"
+        )
+    if others <= 0:
+        raise ValueError(
+            "no candidate besides the own key: give a queue of at least one row, or batch_keys of at least two"
+        )
 
 
 def widest(*tensors: Tensor | None) -> torch.dtype:
@@ -154,34 +184,6 @@ def _check_row_offset(batch_keys: Tensor | None, own_rows: int, row_offset: int)
         )
 
 
-def _check_tensors(query: Tensor, key: Tensor, queue: Tensor | None, batch_keys: Tensor | None) -> None:
-    _check_rows("query", query, query, (2, 3))
-    _check_rows("key", key, query, (2, 3))
-    if queue is not None:
-        _check_rows("queue", queue, query, (2,))
-    if batch_keys is not None:
-        _check_rows("batch_keys", batch_keys, query, (2, 3))
-    if query.numel() == 0:
-        raise ValueError(f"query has shape {tuple(query.shape)}, expected at least one row")
-    if key.shape[-2] != query.shape[-2] or key.numel() == 0:
-        raise ValueError(f"key has shape {tuple(key.shape)}, expected one key for each of {query.shape[-2]} query rows")
-    if batch_keys is not None and batch_keys.dim() == 3 and (key.dim() != 3 or len(batch_keys) != len(key)):
-        raise ValueError(
-            f"batch_keys has shape {tuple(batch_keys.shape)}, expected (M, D), or (U, M, D) with one entry for each "
-            f"view of a 3-D key; key has shape {tuple(key.shape)}"
-        )
-    others = (0 if queue is None else len(queue)) + (0 if batch_keys is None else batch_keys.shape[-2] - 1)
-    if query.dim() == key.dim() == 3 and len(query) == len(key) == 1:
-        raise ValueError(
-            f"no term: query {tuple(query.shape)} and key {tuple(key.shape)} hold the same single view; "
-            "give a second view, or 2-D tensors for a pair of different views"
-        )
-    if others <= 0:
-        raise ValueError(
-            "no candidate besides the own key: give a queue of at least one row, or batch_keys of at least two"
-        )
-
-
 def _check_rows(name: str, rows: Tensor, query: Tensor, ranks: tuple[int, ...]) -> None:
     if not isinstance(rows, Tensor):
         raise TypeError(f"{name} is a {type(rows).__name__}, expected a tensor")
@@ -211,10 +213,15 @@ def _is_coefficient(value: Scalar, device: torch.device) -> bool:
 
 
 def _is_number(name: str, value: Scalar, device: torch.device) -> bool:
-    """Return True for a number, False for a 0-dim tensor on the device; raise an error otherwise."""
+    """Return True for a number, False for a 0-dim tensor on the device without gradient; raise an error otherwise."""
     if type(value) is float:
         return True
     if isinstance(value, Tensor):
+        if value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} requires a gradient, which sce_loss computes for the query alone; expected a number or a "
+                f"tensor without gradient, such as {name}.detach()"
+            )
         if value.dim() != 0 or value.device != device:
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)} on {value.device}, expected a 0-dim tensor on {device}"
@@ -236,7 +243,7 @@ def _check_norms(problem: Problem) -> None:
         if rows is None or rows.numel() == 0:
             continue
         worst = (rows.to(problem.compute_dtype).norm(dim=-1) - 1).abs().max().item()
-        if not worst <= 0.02:  # more than rounding a unit row to bfloat16 can cause
+        if not worst <= NORM_TOLERANCE:
             raise ValueError(
                 f"{name} has a row whose norm differs from 1 by {worst:.3g}; normalise the rows or pass normalize=True"
             )

@@ -18,11 +18,13 @@ class KeyQueue(nn.Module):
         size: K, the number of keys.
         dim: D, the length of a key.
         dtype: dtype of the stored keys; 16 bits halve the loss's memory traffic.
+        normalize: L2-normalise keys when they are enqueued, in float32 or wider. False stores them as they are, for
+            keys that are unit rows already.
         backend: "auto" or a name of sce_fast.loss.names.BACKEND_NAMES, chosen by the same rule as in sce_loss, at each
             enqueue and for the device where the ring is then.
 
     Raises:
-        ValueError: size or dim is not positive, or there is no such backend.
+        ValueError, TypeError: size or dim is not positive, normalize is no bool, or there is no such backend.
 
     Example:
         >>> queue = KeyQueue(65536, 256)
@@ -33,21 +35,29 @@ class KeyQueue(nn.Module):
     keys: Tensor  # (K, D)
     cursor: Tensor  # () int64, the row to overwrite next; stays on the device
 
-    def __init__(self, size: int, dim: int, dtype: torch.dtype = torch.float32, backend: str = "auto") -> None:
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        dtype: torch.dtype = torch.float32,
+        normalize: bool = True,
+        backend: str = "auto",
+    ) -> None:
         super().__init__()
         for name, value in (("size", size), ("dim", dim)):
             if value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
+        if not isinstance(normalize, bool):
+            raise TypeError(f"normalize is {normalize!r}, expected True or False")
         if backend != "auto":
             check_name(backend)
+        self.normalize = normalize
         self.backend = backend
         self.register_buffer("keys", nn.functional.normalize(torch.randn(size, dim), dim=1).to(dtype))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def enqueue(
-        self, keys: Tensor, *, gather: bool = True, normalize: bool = False, skip: Tensor | None = None
-    ) -> None:
+    def enqueue(self, keys: Tensor, *, gather: bool = True, skip: Tensor | None = None) -> None:
         """Overwrite the oldest rows with the keys of this step; the newest K of more than K rows stay.
 
         On a GPU with Triton this is one fused launch and a tiny one for the cursor. The host reads nothing.
@@ -56,7 +66,6 @@ class KeyQueue(nn.Module):
             keys: (N, D), or (U, N, D) for views; stored in the order view, rank, row.
             gather: first collect the keys of all ranks if torch.distributed is running. Pass False if `keys` already
                 holds the keys of all ranks.
-            normalize: L2-normalise the keys first, in float32 or wider.
             skip: () bool on the device. Where it is true, keys and cursor stay as they are.
 
         Raises:
@@ -71,15 +80,16 @@ class KeyQueue(nn.Module):
             keys = gather_keys(keys)
         rows = keys.reshape(-1, dim)
         if skip is None:
-            torch.ops.sce_fast.enqueue(self.keys, self.cursor, rows, normalize, backend)
+            torch.ops.sce_fast.enqueue(self.keys, self.cursor, rows, self.normalize, backend)
             return
         # A skipped step writes the present rows over themselves and restores the cursor: no branch on the device.
         before = self.cursor.clone()
         present = self.keys[(before + torch.arange(len(rows), device=before.device)) % len(self.keys)]
-        rows = torch.where(skip, present, unit_rows(rows) if normalize else rows)
+        rows = torch.where(skip, present, unit_rows(rows) if self.normalize else rows)
         torch.ops.sce_fast.enqueue(self.keys, self.cursor, rows, False, backend)
         self.cursor.copy_(torch.where(skip, before, self.cursor))
 
     def extra_repr(self) -> str:
         size, dim = self.keys.shape
-        return f"size={size}, dim={dim}, dtype={self.keys.dtype}, backend={self.backend!r}"
+        normalize = f"normalize={self.normalize}"
+        return f"size={size}, dim={dim}, dtype={self.keys.dtype}, {normalize}, backend={self.backend!r}"

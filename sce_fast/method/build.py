@@ -1,8 +1,9 @@
 """The model of a config: its networks, and the rows that share batch statistics."""
 
-from typing import cast
+from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from sce_fast.backbones import build_backbone
 from sce_fast.config import ModelConfig
@@ -11,21 +12,32 @@ from sce_fast.method.heads import predictor, projector
 from sce_fast.method.sce import SCE
 
 
-def build_model(config: ModelConfig, *, ranks: int = 1, device: torch.device | None = None) -> SCE:
+def build_model(
+    config: ModelConfig,
+    *,
+    backbone: nn.Module | None = None,
+    sizes: Sequence[int] = (),
+    ranks: int = 1,
+    device: torch.device | None = None,
+) -> SCE:
     """Build the model of a config, with random weights from torch's current random state.
 
     Args:
+        backbone: a module to train in place of the config's, from its own weights: images (N, 3, H, W) → (N, F).
+        sizes: sides of the images in pixels; see build_backbone.
         ranks: number of ranks that share a batch.
         device: device of the model, by default the CPU.
 
     Raises:
-        ValueError: batch_norm_groups is not a multiple of the number of ranks.
+        ValueError: batch_norm_groups is not a multiple of the number of ranks, or the backbone's output is not (N, F).
     """
     device = device or torch.device("cpu")
-    backbone = build_backbone(config.backbone, width=config.width, small_input=config.small_input)
+    if backbone is None:
+        backbone = build_backbone(config.backbone, width=config.width, small_input=config.small_input, sizes=sizes)
+    features = feature_dim(backbone, sizes[0] if sizes else 224)
     model = SCE(
         backbone,
-        projector(cast(int, backbone.dim), config.projector_hidden, config.dim, norm=config.projector_norm),
+        projector(features, config.projector_hidden, config.dim, norm=config.projector_norm),
         predictor(config.dim, config.predictor_hidden) if config.predictor_hidden else None,
         symmetric=config.symmetric,
         key_views=config.key_views,
@@ -38,4 +50,28 @@ def build_model(config: ModelConfig, *, ranks: int = 1, device: torch.device | N
             raise ValueError(f"model.batch_norm_groups={groups}: expected a multiple of the {ranks} ranks")
         if groups > ranks:
             grouped(model.momentum_backbone, groups // ranks)
-    return model.to(device)
+    return model.train().to(device)
+
+
+def feature_dim(backbone: nn.Module, size: int) -> int:
+    """Return the length F of a backbone's features: its attribute `dim`, or measured on two black images.
+
+    Raises:
+        ValueError: the backbone does not take such images, or its output is not a tensor (N, F).
+    """
+    if isinstance(dim := getattr(backbone, "dim", None), int):
+        return dim
+    weight, was_training = next(backbone.parameters(), torch.empty(0)), backbone.training
+    images = weight.new_zeros(2, 3, size, size)
+    try:
+        with torch.no_grad():
+            features = backbone.eval()(images)
+    except Exception as error:
+        name = type(backbone).__name__
+        raise ValueError(f"backbone: {name} does not take images {tuple(images.shape)}: {error}") from error
+    finally:
+        backbone.train(was_training)
+    found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+    if not isinstance(features, torch.Tensor) or features.dim() != 2 or len(features) != 2:
+        raise ValueError(f"backbone: images {tuple(images.shape)} give {found}, expected features (2, F)")
+    return features.shape[1]

@@ -1,22 +1,28 @@
 """Handwritten digits at random positions: two to four minutes of training on two CPU cores."""
 
 from pathlib import Path
+from typing import Any, cast
 
 from sce_fast.config import EvaluationConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig
+from sce_fast.recipes.changes import changed
 
 
-def demo(*, data: Path, out: Path = Path("runs/demo"), test: Path | None = None) -> TrainConfig:
+def demo(
+    data: str | Path, out: str | Path = "runs/demo", *, test: str | Path | None = None, **changes: Any
+) -> TrainConfig:
     """Train a narrow ResNet-18 on small images, with a weak view for the keys and a strong view for the queries.
 
     Args:
         data: Class folders to train on. Labels are used only for evaluation.
         out: Run folder.
         test: Class folders of held-out images; None for no evaluation during training.
+        changes: Other settings, by name; a dict changes some settings of a section.
 
     Returns:
         The config of the demo, which takes two to four minutes on two CPU cores.
     """
-    return TrainConfig(
+    data, out, test = cast(Path, data), cast(Path, out), cast(Path | None, test)  # the config converts strings
+    config = TrainConfig(
         data=data,
         out=out,
         epochs=30,
@@ -43,3 +49,4 @@ def demo(*, data: Path, out: Path = Path("runs/demo"), test: Path | None = None)
         optimizer=OptimizerConfig(name="sgd", base_learning_rate=0.12, weight_decay=5e-4, warmup_epochs=2),
         evaluation=EvaluationConfig(train=data if test else None, test=test, every=5, resize=40, crop=40),
     )
+    return changed(config, changes)

@@ -1,18 +1,44 @@
-"""A folder of photographs, on one machine."""
+"""A folder of images, on one machine, with settings that follow the images."""
 
+import os
 from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
 
 from sce_fast.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig
+from sce_fast.data.index import read_headers
+from sce_fast.data.sources import list_images
+from sce_fast.recipes.adapt import LARGE, Found, adapted
+from sce_fast.recipes.changes import changed
+from sce_fast.util.files import printable
+from sce_fast.util.terminal import say
+
+SAMPLED = 256  # images whose size is read
 
 
-def folder(*, data: Path, out: Path = Path("runs/folder")) -> TrainConfig:
-    """Train a ResNet-50 on 224-pixel views α and β, symmetrically, with batches that fit on one GPU.
+def folder(data: str | Path, out: str | Path = "runs/folder", **changes: Any) -> TrainConfig:
+    """Train on a folder of images with settings that adapt to their number and size and to the device.
 
-    The settings are those of the papers' ImageNet pretraining, with a smaller batch and a smaller queue.
+    From 100,000 images on, they are those of the papers' ImageNet pretraining, with a smaller batch and a smaller
+    queue: a ResNet-50 on 224-pixel views α and β. Fewer images get a smaller network, smaller views, a shorter queue,
+    SGD, and a teacher that follows faster. Two lines on standard error say what was found and chosen. Options override
+    the choice, and the others follow them. Without images, the settings are those of the papers.
+
+    Args:
+        data: Folder of images, or a list file that names images.
+        out: Run folder.
+        changes: Other settings, by name; a dict changes some settings of a section.
+
+    Raises:
+        ValueError, TypeError: a setting is unknown, out of range or of another type.
+
+    Example:
+        >>> folder("photos", epochs=3, views={"sizes": 96}, loss={"temperature": 0.2})
     """
-    return TrainConfig(
-        data=data,
-        out=out,
+    config = TrainConfig(
+        data=cast(Path, data),  # which may be a string: the config converts it, unless it is empty
+        out=cast(Path, out),
         epochs=100,
         batch_size=256,
         views=ViewsConfig(names=("alpha", "beta"), sizes=(224,)),
@@ -20,3 +46,43 @@ def folder(*, data: Path, out: Path = Path("runs/folder")) -> TrainConfig:
         loss=LossConfig(temperature=0.1, target_temperature=0.07, coefficient=0.5, queue_size=16384),
         optimizer=OptimizerConfig(name="lars", base_learning_rate=0.6, weight_decay=1e-6, warmup_epochs=10),
     )
+    found = survey(config.data)
+    gpu = _has_gpu(changes.get("device", config.device))
+    config = changed(config, adapted(found or Found(LARGE, 224), changes, gpu=gpu))
+    if found is not None and int(os.environ.get("RANK", 0)) == 0:
+        say(description(found, config, gpu=gpu))
+    return config
+
+
+def survey(data: Path) -> Found | None:
+    """Return the number of images and the median of the shorter sides of some; None if there are no readable images.
+
+    Training names what is wrong with the data.
+    """
+    try:
+        paths = [os.fsencode(path) for path in list_images(data).paths()]
+        samples = np.unique(np.linspace(0, len(paths) - 1, min(SAMPLED, len(paths))).astype(int))
+        sides = read_headers([paths[i] for i in samples])[0].min(axis=1)
+    except (OSError, ValueError, ImportError):
+        return None
+    sides = sides[sides > 0]
+    return Found(len(paths), int(np.median(sides))) if len(sides) else None
+
+
+def description(found: Found, config: TrainConfig, *, gpu: bool) -> str:
+    """Return two lines about what was found and chosen."""
+    where, images = "a GPU" if gpu else "a CPU", f"{found.images:,} images, median shorter side {found.side} pixels"
+    source = "the papers' ImageNet settings" if found.images >= LARGE else "settings for a small data set"
+    model, sizes = config.model, "/".join(map(str, config.views.sizes))
+    return (
+        f"Found {images}, in {printable(config.data)}; to train on {where}, the recipe takes {source}:\n"
+        f"  {model.backbone} of width {model.width}, views of {sizes} pixels, batch {config.batch_size}, queue "
+        f"{config.loss.queue_size}, {config.optimizer.name}, warm-up of {config.optimizer.warmup_epochs:g} of "
+        f"{config.epochs} epochs, teacher momentum {model.momentum:g}. Options override them."
+    )
+
+
+def _has_gpu(device: object) -> bool:
+    import torch
+
+    return device != "cpu" and torch.cuda.is_available()

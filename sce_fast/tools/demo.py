@@ -22,18 +22,9 @@ STAGES = {"_raw_pixels": "raw pixels", "_untrained": "untrained network", "": "a
 def demo_config(
     train: Path, test: Path, out: Path, *, seed: int, epochs: int | None, coefficient: float, device: Device
 ) -> TrainConfig:
-    """Return the config of the demo's recipe with these changes. A short run has a shorter warm-up."""
-    config = demo(data=train, out=out, test=test)
-    epochs = config.epochs if epochs is None else epochs
-    warmup = min(config.optimizer.warmup_epochs, epochs / 2)
-    return dataclasses.replace(
-        config,
-        seed=seed,
-        epochs=epochs,
-        device=device,
-        loss=dataclasses.replace(config.loss, coefficient=coefficient),
-        optimizer=dataclasses.replace(config.optimizer, warmup_epochs=warmup),
-    )
+    """Return the config of the demo's recipe with these changes."""
+    length = {} if epochs is None else {"epochs": epochs}
+    return demo(train, out, test=test, seed=seed, device=device, loss={"coefficient": coefficient}, **length)
 
 
 def run_demo(
@@ -62,6 +53,7 @@ def run_demo(
     Returns:
         The contents of OUT/summary.json.
     """
+    data, out = Path(data), Path(out)
     train, test = write_digits(data)
     config = demo_config(train, test, out, seed=seed, epochs=epochs, coefficient=coefficient, device=device)
     trainer = Trainer(dataclasses.replace(config, resume=_make_room(config)))

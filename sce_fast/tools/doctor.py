@@ -4,6 +4,7 @@ import platform
 
 import torch
 
+import sce_fast
 from sce_fast.loss import cpu, cuda
 from sce_fast.loss.backends import BACKENDS
 from sce_fast.loss.problem import DTYPES, Problem
@@ -24,7 +25,7 @@ PACKAGES = {
 def diagnose() -> str:
     """Report installed versions, devices, and which backends of the loss run here, or why they do not."""
     lines = [
-        f"sce_fast {installed_version('sce_fast')} on Python {platform.python_version()}, {platform.platform()}",
+        f"sce_fast {sce_fast.__version__} on Python {platform.python_version()}, {platform.platform()}",
         "",
     ]
     lines += [f"  {name:<22}{installed_version(name) or 'missing':<16}for {use}" for name, use in PACKAGES.items()]
@@ -36,12 +37,10 @@ def diagnose() -> str:
         lines.append("  GPU: torch sees none")
     lines += ["", "CPU kernels (augmentation and loss)"]
     if CPU.missing:
-        lines.append(f"  not built: {CPU.missing}; {CPU.remedy}")
+        lines.append(f"  {CPU.missing}; {CPU.remedy}")
     else:
         lines.append(f"  built; exponentials use {cpu.vector_instructions()}")
-        for dtype, brgemm in cpu.BRGEMM.items():
-            slow = "plain loops" if dtype == torch.float32 else "as float32"
-            lines.append(f"  products of {_name(dtype)} tiles: {'brgemm of ATen' if brgemm else slow}")
+        lines += [f"  products of {_name(dtype)} tiles: {cpu.products(dtype)}" for dtype in cpu.PRODUCTS]
     lines += ["", "GPU kernels (loss and enqueue)"]
     lines.append("  Triton: compiled at the first call; needs compute capability 8.0 or later")
     lines.append(f"  CUDA C++: {_cuda_build()}")
@@ -58,7 +57,7 @@ def diagnose() -> str:
 
 def _cuda_build() -> str:
     if CUDA.missing:
-        return f"not built: {CUDA.missing}; {CUDA.remedy}"
+        return f"{CUDA.missing}; {CUDA.remedy}"
     return f"built for {cuda.architectures()} (compute_ is PTX, for later GPUs)"
 
 

@@ -2,17 +2,28 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from sce_fast.config import Device, default_loader_threads
+from sce_fast.data.faults import BadFilesError, bad_files_tsv, describe_bad_files
 from sce_fast.data.index import index_images
 from sce_fast.evaluate import extract_features, save_features
 from sce_fast.export import open_backbone
 from sce_fast.tools.arguments import Images, OptionalFile, Run
 from sce_fast.train.folder import choose_device
-from sce_fast.util.files import printable, require_new
+from sce_fast.util.files import printable, require_new, write_atomically
+from sce_fast.util.terminal import say
 
 
 def embed(
-    run: Run, data: Images, /, *, out: OptionalFile = None, device: Device = "auto", batch_size: int = 256
+    run: Run,
+    data: Images,
+    /,
+    *,
+    out: OptionalFile = None,
+    device: Device = "auto",
+    batch_size: int = 256,
+    skip_bad: bool = False,
 ) -> Path:
     """Write the features of all images, with their file names, as safetensors, and return the file.
 
@@ -22,25 +33,44 @@ def embed(
         out: New file. Default: features_DIR.safetensors, in the run folder or beside the exported file.
         device: Device of the backbone. auto takes a GPU if there is one.
         batch_size: Images per batch.
+        skip_bad: Leave bad files out instead of stopping. They are named, and listed with their reasons beside out, in
+            a file that ends in .skipped.txt.
 
     Raises:
         FileNotFoundError: the run, its checkpoint, the exported file or the images do not exist.
-        ValueError: out exists, or data holds bad files or no images.
+        ValueError: out exists, an option is wrong, or data holds bad files or no images.
         RuntimeError: an image cannot be decoded. The message names it.
     """
+    run, data, out = Path(run), Path(data), None if out is None else Path(out)
     name = printable(data.resolve().name).replace("\\", "_")
     out = out or (run if run.is_dir() else run.parent) / f"features_{name}.safetensors"
+    list_of_skipped = out.with_suffix(".skipped.txt")
     require_new(out)
+    require_new(list_of_skipped if skip_bad else None)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    target = choose_device(device)
     backbone, threads = open_backbone(run), default_loader_threads()
     index = index_images(data, threads=threads)
-    target = choose_device(device)
-    features = extract_features(
-        backbone.network.to(target),
-        index,
-        backbone.description.view(),
-        device=target,
-        batch_size=batch_size,
-        threads=threads,
-    )
+    skipped: dict[int, str] | None = {} if skip_bad else None
+    try:
+        features = extract_features(
+            backbone.network.to(target),
+            index,
+            backbone.description.view(),
+            device=target,
+            batch_size=batch_size,
+            threads=threads,
+            skipped=skipped,
+        )
+    except (ValueError, BadFilesError) as error:
+        raise type(error)(f"{error}. With --skip-bad, embed leaves bad files out") from error
+    if skipped is not None and (bad := index.bad_files(skipped)):
+        found = describe_bad_files(bad, len(index))
+        if len(skipped) == len(index):
+            raise ValueError(f"{found}\nThere is nothing to embed.")
+        say(f"Warning: {found}\nThey have no features; {printable(list_of_skipped)} lists them.")
+        write_atomically(list_of_skipped, bad_files_tsv(bad))
+        index = index.subset(np.array([i for i in range(len(index)) if i not in skipped], dtype=np.int64))
     save_features(out, features, index)
     return out

@@ -1,12 +1,9 @@
 """The scan command: find bad files in a data set before a run, and report the number and sizes of its images."""
 
-import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +30,13 @@ class Scan:
     seconds: float  # spent on decoding
 
     def bad_files(self) -> dict[str, str]:
-        """Return path → reason."""
-        return self.index.by_path(self.bad)
+        """Return path → reason, with folders that cannot be read."""
+        return self.index.bad_files(self.bad)
 
     def table(self) -> str:
         """Return a text for people: the data set, then the bad files by reason."""
         names, labels = self.index.listing.names, self.index.labels
-        lines = [f"{len(names)} image files in {printable(self.index.listing.root)}"]
+        lines = [f"{len(names)} image files in {self.index.listing.title}"]
         if labels is not None:
             counts = np.bincount(labels, minlength=len(self.index.listing.classes))
             lines.append(f"{len(counts)} classes of {counts.min()} to {counts.max()} files")
@@ -48,14 +45,21 @@ class Scan:
             by_area = sizes[np.argsort(sizes.prod(axis=1, dtype=np.int64), kind="stable")]
             smallest, median, largest = (f"{w} × {h}" for h, w in by_area[[0, len(by_area) // 2, -1]])
             lines.append(f"width × height: smallest {smallest}, median {median}, largest {largest}")
+        if count := self.index.alpha.sum():
+            lines.append(f"images with alpha (transparency): {count}; --views.background sets the colour behind them")
+        if ignored := self.index.listing.describe_ignored():
+            lines.append(ignored)
         if self.decoded:
             done = len(names) - len(self.index.bad)
             lines.append(f"{done} files decoded in {self.seconds:.1f} s, {done / max(self.seconds, 1e-9):.0f} images/s")
         else:
             lines.append("headers read, nothing decoded: truncated files are not found")
-        lines.append(f"\n{len(self.bad)} bad files" if self.bad else "\nno bad files")
-        for reason, count in Counter(self.bad.values()).most_common():
+        folders = self.index.listing.unreadable
+        reasons = Counter([*folders.values(), *self.bad.values()])
+        lines.append(f"\n{reasons.total()} bad files" if reasons else "\nno bad files")
+        for reason, count in reasons.most_common():
             lines.append(f"{reason}: {count}")
+            lines += [f"  {printable(name)}" for name in folders if folders[name] == reason]
             lines += [f"  {printable(names[i])}" for i in sorted(self.bad) if self.bad[i] == reason]
         return "\n".join(lines)
 
@@ -82,6 +86,7 @@ def scan(data: Images, /, *, quick: bool = False, threads: int | None = None, ou
     bad = dict(index.bad) if quick else index.bad | undecodable(index, threads)
     found = Scan(index, bad, not quick, time.perf_counter() - started)
     if out is not None:
+        out = Path(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, bad_files_tsv(found.bad_files()))
     return found
@@ -90,30 +95,15 @@ def scan(data: Images, /, *, quick: bool = False, threads: int | None = None, ou
 def undecodable(index: ImageIndex, threads: int) -> dict[int, str]:
     """Return sample → reason for the files whose header is good but whose image does not decode."""
     samples = np.array([i for i in range(len(index)) if i not in index.bad], dtype=np.int64)
-    reader = SizeReader(decode=True, threads=threads)
+    reader = SizeReader(decode=True, background=index.background("black"), threads=threads)
     bad: dict[int, str] = {}
     with progress_bar(len(samples), "Decoding", unit="image") as bar:
         for chunk in _chunks(samples, index.sizes):
-            with _silent_decoders():
-                sizes = reader.sizes([index.paths[i] for i in chunk])
+            sizes = reader.sizes([index.paths[i] for i in chunk], index.alpha[chunk])
             for i in chunk[sizes[:, 0] == 0].tolist():
                 bad[i] = decode_failure_reason(index.paths[i])
             bar.update(len(chunk))
     return bad
-
-
-@contextmanager
-def _silent_decoders() -> Iterator[None]:
-    """Drop what decoders write to standard error: several lines per bad file, which cannot be turned off."""
-    sys.stderr.flush()
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
 
 
 def _chunks(samples: NDArray[np.int64], sizes: NDArray[np.int32]) -> list[NDArray[np.int64]]:

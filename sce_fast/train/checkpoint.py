@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sce_fast.util.files import counted, flush, printable
+from sce_fast.util.files import counted, flush, printable, write_safetensors
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
@@ -42,14 +42,14 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     try:
         remove_unfinished(folder)
         temporary.mkdir(parents=True)
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / TENSORS)
+        write_safetensors(temporary / TENSORS, {name: t.detach().cpu().contiguous() for name, t in tensors.items()})
         (temporary / STATE).write_text(json.dumps({**state, "step": step}, indent=1))
         for path in (temporary / TENSORS, temporary / STATE, temporary):
             flush(path)
         _remove(final)  # left by an earlier attempt at this step; if we are killed here, older checkpoints remain
         os.replace(temporary, final)
         flush(folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         with suppress(OSError):  # half a checkpoint would only waste space on a full disk
             shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(_what_is_left(folder, step, error)) from error
@@ -143,7 +143,8 @@ def restore(checkpoint: Checkpoint, modules: Mapping[str, nn.Module], optimizer:
     for key, t in _under(checkpoint.tensors, "optimizer.").items():
         entry, name = key.split(".", 1)
         parameter = parameters[name]
-        optimizer.state[parameter][entry] = torch.zeros_like(parameter).copy_(t)  # with the parameter's strides
+        like = parameter if t.shape == parameter.shape else t  # moments have the parameter's strides; steps are numbers
+        optimizer.state[parameter][entry] = torch.empty_like(like, dtype=t.dtype, device=parameter.device).copy_(t)
 
 
 def _parameters(modules: Mapping[str, nn.Module]) -> list[tuple[str, nn.Parameter]]:

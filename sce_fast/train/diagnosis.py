@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sce_fast.data.index import ImageIndex
 from sce_fast.distributed import Ranks
+from sce_fast.loss.problem import NORM_TOLERANCE
+from sce_fast.loss.queue import KeyQueue
 from sce_fast.train.guard import Guard
 from sce_fast.util.files import printable, write_atomically
 
@@ -19,6 +22,7 @@ class Diagnosis:
     Args:
         run: run folder, where not_finite_step_*.txt goes.
         guard: of the training step.
+        queue: of the training step.
         index: names the samples.
         ranks: that share the run.
 
@@ -27,8 +31,8 @@ class Diagnosis:
         >>> diagnosis.require_finite()
     """
 
-    def __init__(self, run: Path, guard: Guard, index: ImageIndex, ranks: Ranks) -> None:
-        self._run, self._guard, self._index, self._ranks = run, guard, index, ranks
+    def __init__(self, run: Path, guard: Guard, queue: KeyQueue, index: ImageIndex, ranks: Ranks) -> None:
+        self._run, self._guard, self._queue, self._index, self._ranks = run, guard, queue, index, ranks
         self._unread: dict[int, Samples] = {}  # by step, since the flag was last read
 
     def begin(self, step: int) -> Samples:
@@ -63,7 +67,20 @@ class Diagnosis:
     def _cause(self, ranks: list[int]) -> str:
         """Return what was not finite, given the ranks whose loss was not."""
         if ranks:
-            return f"the loss of rank {', '.join(map(str, ranks))} is not finite"
+            return f"the loss of rank {', '.join(map(str, ranks))} is not finite{self._bad_queue()}"
         if self._guard.scales:
             return f"the loss scale fell to {float(self._guard.scale):g}: gradients overflow at any scale"
         return "the gradients are not finite, but the loss of every rank is"
+
+    def _bad_queue(self) -> str:
+        """Return what is wrong with the queue, to follow a cause; it is the same queue on all ranks."""
+        rows = self._queue.keys
+        norms = rows.to(torch.promote_types(rows.dtype, torch.float32)).norm(dim=1)
+        if bad := int((~norms.isfinite()).sum()):
+            return f"; {bad} of {len(rows)} queue rows are not finite"
+        if (longest := float(norms.max())) > 1 + NORM_TOLERANCE:
+            return (
+                f"; queue rows have norms up to {longest:.3g}, expected 1: keys must be unit rows when they are "
+                "enqueued, or the queue made with normalize=True"
+            )
+        return ""

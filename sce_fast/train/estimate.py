@@ -1,4 +1,4 @@
-"""Estimate the time and memory of a run by a trial step on random images."""
+"""Estimates at the start of a run: its memory by two small trials, and its time by its own first steps."""
 
 import copy
 import time
@@ -11,90 +11,112 @@ from torch import Tensor, nn
 from sce_fast.train.step import TrainingStep
 
 MIB = 2**20
+TIMED_STEPS, TIMED_SECONDS = 10, 10.0  # at most; of a short run, a tenth of the steps
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Time and memory of a run on one rank; the time excludes evaluation and waiting for data."""
+class Memory:
+    """Memory of a run on one rank, in bytes, without the images that the loader prepares."""
 
-    step_seconds: float
-    state_bytes: int  # weights, gradients, velocities, momentum encoder
-    activation_bytes: int  # that autograd keeps for the backward pass of one part of the batch
-    queue_bytes: int
+    state: int  # weights, gradients, optimizer's moments, momentum encoder
+    activations: int  # that autograd keeps for the backward pass of one part of the batch
+    queue: int
 
-    def describe(self, steps: int) -> str:
+    def describe(self, ranks: int) -> str:
         """Return one line for the user."""
-        total = self.state_bytes + self.activation_bytes + self.queue_bytes
-        return (
-            f"Estimate: {self.step_seconds:.3g} s a step, {steps} steps in {duration(steps * self.step_seconds)} if "
-            f"the loader keeps up; {total / MIB:,.0f} MiB a rank (activations {self.activation_bytes / MIB:,.0f}, "
-            f"networks and optimizer {self.state_bytes / MIB:,.0f}, queue {self.queue_bytes / MIB:,.1f})"
-        )
+        total, on_each = self.state + self.activations + self.queue, " on each rank" if ranks > 1 else ""
+        parts = {"activations": self.activations, "networks and optimizer": self.state, "queue": self.queue}
+        listed = ", ".join(f"{name} {_size(count)}" for name, count in parts.items())
+        return f"Memory: about {_size(total)}{on_each} ({listed})"
 
 
-def estimate(step: TrainingStep) -> Estimate:
-    """Run copies of the networks and the loss forward and backward on random images; the run itself is unchanged.
+def memory(step: TrainingStep) -> Memory:
+    """Run a copy of the networks and the loss on a few random images; the run itself is unchanged.
 
-    Every rank has to call it.
-
-    Raises:
-        MemoryError: a part of the batch does not fit the GPU's memory.
+    Two small batches show how the activations grow, which costs a small share of one step. Every rank has to call it.
     """
-    generator = torch.Generator().manual_seed(0)
-    sizes = [view.size for view in step.config.views.augmentations()]
+    groups = step.config.model.batch_norm_groups if step.config.model.batch_norm == "shuffle" else 1
+    few = 2 * max(1, groups // step.ranks.size)  # batch normalisation needs two rows in each group
+    model = copy.deepcopy(step.model)
     devices = [step.device] if step.device.type == "cuda" else []
-    try:
-        views = [torch.randn(step.part_size, 3, size, size, generator=generator).to(step.device) for size in sizes]
-        model = copy.deepcopy(step.model)
-        with torch.random.fork_rng(devices=devices):
-            activations = _saved_bytes(step, model, views)
-            seconds = _seconds(step, model, views)
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(
-            f"{step.part_size} images of {sizes} pixels do not fit the memory of {step.device}; raise --accumulation, "
-            f"or lower --batch-size: {error}"
-        ) from error
-    state = 3 * _bytes(step.parameters) + _bytes(p for p in step.model.parameters() if not p.requires_grad)
-    return Estimate(
-        step_seconds=seconds * step.config.accumulation,
-        state_bytes=state,
-        activation_bytes=activations,
-        queue_bytes=_bytes([step.queue.keys]),
-    )
+    with torch.random.fork_rng(devices=devices):
+        if step.part_size <= 2 * few:
+            activations = _saved_bytes(step, model, step.part_size)
+        else:
+            first, second = (_saved_bytes(step, model, rows) for rows in (few, 2 * few))
+            activations = first + (second - first) * (step.part_size - few) // few
+    moments = 2 if step.config.optimizer.name == "adamw" else 1
+    state = (2 + moments) * _bytes(step.parameters) + _bytes(p for p in step.model.parameters() if not p.requires_grad)
+    return Memory(state, activations, _bytes([step.queue.keys]))
+
+
+class Pace:
+    """Times a run's steps from the second on: the first builds, compiles and tunes.
+
+    Args:
+        steps: that the run has to take.
+        device: of the networks.
+
+    Example:
+        >>> pace = Pace(660, device)
+        >>> if pace.is_known(seconds):  # after each step: time spent on training so far
+        ...     print(pace.describe())
+        Time: about 12 min for 660 steps of 1.09 s
+    """
+
+    def __init__(self, steps: int, device: torch.device) -> None:
+        self._steps, self._device = steps, device
+        self._last = 1 + min(TIMED_STEPS, max(1, steps // 10))
+        self._done, self._started, self.step_seconds = 0, 0.0, 0.0
+
+    def is_known(self, seconds: float) -> bool:
+        """Return true after one of the first steps, once. For this step and the first, the host waits."""
+        self._done += 1
+        if self._done > self._last:
+            return False
+        ends = self._done == self._last or (self._done > 1 and seconds - self._started >= TIMED_SECONDS)
+        if ends or self._done == 1:
+            waited = -time.perf_counter()
+            _wait(self._device)
+            seconds += waited + time.perf_counter()
+        if self._done == 1:
+            self._started = seconds
+        if ends:
+            self.step_seconds, self._last = (seconds - self._started) / (self._done - 1), 0
+        return ends
+
+    def describe(self) -> str:
+        """Return one line for the user."""
+        total = duration(self._steps * self.step_seconds)
+        return f"Time: about {total} for {self._steps:,} steps of {self.step_seconds:.3g} s"
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as text: 12 s, 3 min 20 s, 5 h 12 min, 2 d 3 h."""
+    """Return seconds as text: 1.5 s, 12 s, 3 min 20 s, 5 h 12 min, 2 d 3 h."""
     minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
     if minutes < 1:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     if hours < 1:
         return f"{minutes:.0f} min" if minutes >= 10 else f"{int(minutes)} min {seconds % 60:.0f} s"
     return f"{int(hours)} h {minutes % 60:.0f} min" if days < 1 else f"{int(days)} d {hours % 24:.0f} h"
 
 
-def _saved_bytes(step: TrainingStep, model: nn.Module, views: list[Tensor]) -> int:
+def _saved_bytes(step: TrainingStep, model: nn.Module, rows: int) -> int:
     """Return the bytes that autograd keeps for the backward pass: each storage once, weights and images left out."""
+    sizes = [view.size for view in step.config.views.augmentations()]
+    views = [torch.zeros(rows, 3, size, size, device=step.device, dtype=step.dtype).normal_() for size in sizes]
     known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), *views]}
-    sizes: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def note(t: Tensor) -> Tensor:
         storage = t.untyped_storage()
         if storage.data_ptr() not in known:
-            sizes[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         step.loss(model, views)[0].backward()
-    return sum(sizes.values())
-
-
-def _seconds(step: TrainingStep, model: nn.Module, views: list[Tensor]) -> float:
-    _wait(step.device)
-    started = time.perf_counter()
-    step.loss(model, views)[0].backward()
-    _wait(step.device)
-    return time.perf_counter() - started
+    return sum(saved.values())
 
 
 def _wait(device: torch.device) -> None:
@@ -104,3 +126,7 @@ def _wait(device: torch.device) -> None:
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _size(count: int) -> str:
+    return f"{count / MIB:,.0f} MiB" if count >= 10 * MIB else f"{count / MIB:.2g} MiB"

@@ -14,6 +14,8 @@ from sce_fast.distributed import Ranks
 from sce_fast.evaluate.class_labels import labelled_indices
 from sce_fast.evaluate.features import extract_features
 from sce_fast.evaluate.knn import knn_top1
+from sce_fast.evaluate.overlap import shared_images, warning
+from sce_fast.util.terminal import say
 
 
 class PeriodicEvaluation:
@@ -34,6 +36,7 @@ class PeriodicEvaluation:
         self.indices: tuple[ImageIndex, ...] = ()
         if train is not None and test is not None:
             self.indices = ranks.first_then_others(lambda: labelled_indices(train, test, threads=threads))
+            ranks.first(self._warn)
 
     def is_due(self, epoch: int) -> bool:
         """Return whether to evaluate after this many whole epochs: at the start, every few epochs, and at the end."""
@@ -49,6 +52,14 @@ class PeriodicEvaluation:
         train_labels, test_labels = (torch.as_tensor(index.labels) for index in self.indices)
         k = self._config.evaluation.neighbours
         return self._ranks.first(lambda: knn_top1(train, train_labels, test, test_labels, neighbours=k))
+
+    def _warn(self) -> None:
+        """Say what makes the accuracy better or worse than it seems."""
+        (train, test), k = self.indices, self._config.evaluation.neighbours
+        if shared := shared_images(train, test):
+            say(f"Warning: {warning(shared, len(test))}")
+        if k > len(train):
+            say(f"Warning: evaluation.neighbours={k}: all {len(train)} train images vote, since there are no more")
 
     def features(self, backbone: nn.Module, index: ImageIndex) -> Tensor:
         """Return the features (n, F) of all images, on the CPU of every rank.

@@ -1,28 +1,26 @@
-"""The run folder: config, image list, log, checkpoints, summary. Other files in it are never touched."""
+"""The run folder: config, log, checkpoints, summary. Other files in it are never touched."""
 
+import dataclasses
 import fcntl
-import gzip
 import json
 import os
-import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sce_fast.config import TrainConfig, from_json, to_json
-from sce_fast.data.index import ImageIndex
-from sce_fast.train.checkpoint import checkpoints, read_state, remove_unfinished
+from sce_fast.train.checkpoint import checkpoints, remove_unfinished
 from sce_fast.train.log import LOG
-from sce_fast.util.files import counted, printable, write_atomically
+from sce_fast.util.files import printable, write_atomically
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
-SUMMARY, BAD_FILES, IMAGES = "summary.json", "bad_files.txt", "images.json.gz"
-# Settings that a resume may change, since no trained number depends on them. Folders may have moved; the image list is
-# compared by itself.
+SUMMARY, BAD_FILES, IMAGES, CHANGES = "summary.json", "bad_files.txt", "images.json.gz", "changes.jsonl"
+# Settings and sections that a resume may change, since no trained number depends on them. Folders may have moved; the
+# images are compared by themselves, and so is the device that the run is on.
 FREE_TO_CHANGE = frozenset(
-    ("resume", "out", "data", "loader_threads", "checkpoint_every", "keep_checkpoints", "pictures", "evaluation.train",
-     "evaluation.test")
+    ("resume", "accept_changed_data", "stretch_schedule", "out", "data", "device", "loader_threads", "log_every",
+     "checkpoint_every", "keep_checkpoints", "pictures", "wandb", "evaluation")
 )  # fmt: skip
 LOCK = ".lock"
 _locks: dict[tuple[int, int], int] = {}  # device and inode of a lock file → descriptor, open until this process ends
@@ -39,22 +37,53 @@ def open_run(config: TrainConfig) -> Path | None:
     """
     config.out.mkdir(parents=True, exist_ok=True)
     _lock(config.out)
+    newest = require_resumable(config)
     if not holds_a_run(config.out):
         (config.out / IMAGES).unlink(missing_ok=True)
-        write_atomically(config.out / CONFIG, json.dumps(to_json(config), indent=1) + "\n")
+        write_config(config)
+        return None
+    remove_unfinished(config.out / CHECKPOINTS)
+    return newest
+
+
+def require_resumable(config: TrainConfig) -> Path | None:
+    """Return the checkpoint from which a config would resume, or None; raise an error if it must not. Write nothing.
+
+    Raises:
+        ValueError: the folder is a file, it holds a run and `resume` is off, or it holds a run with another config.
+    """
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={printable(out)} is a file; expected a folder, or a name for a new one")
+    if not holds_a_run(out):
         return None
     if not config.resume:
-        raise ValueError(f"out={printable(config.out)} already holds a run; pass --resume to go on, or another --out")
+        raise ValueError(f"out={printable(out)} already holds a run; pass --resume to go on, or another --out")
     # Read as a config, so that a setting may have had another name when the run began.
-    differences = _differences(to_json(read_config(config.out)), to_json(config))
+    then = read_config(out)
+    if then.epochs != config.epochs and not config.stretch_schedule:
+        raise ValueError(
+            f"epochs={config.epochs}: the run in {printable(out)} has epochs={then.epochs}, over which its learning "
+            "rate and momentum follow their schedules; pass --stretch-schedule to lay the schedules over "
+            f"{config.epochs} epochs from here on, or start in another --out"
+        )
+    differences = _differences(to_json(dataclasses.replace(then, epochs=config.epochs)), to_json(config))
     if differences:
         raise ValueError(
-            f"out={printable(config.out)} holds a run with another config; resume with the same config, or start in "
+            f"out={printable(out)} holds a run with another config; resume with the same config, or start in "
             "another --out:\n  " + "\n  ".join(differences)
         )
-    remove_unfinished(config.out / CHECKPOINTS)
-    found = checkpoints(config.out / CHECKPOINTS)
+    found = checkpoints(out / CHECKPOINTS)
     return found[-1] if found else None
+
+
+def write_config(config: TrainConfig) -> None:
+    """Write config.json, without the settings that are meant for one resume only."""
+    lasting = dataclasses.replace(config, resume=False, accept_changed_data=False, stretch_schedule=False)
+    content = json.dumps(to_json(lasting), indent=1) + "\n"
+    path = config.out / CONFIG
+    if not path.exists() or path.read_text() != content:
+        write_atomically(path, content)
 
 
 def holds_a_run(run: Path) -> bool:
@@ -70,7 +99,7 @@ def _lock(run: Path) -> None:
     path = run / LOCK
     if path.exists() and _identity(os.stat(path)) in _locks:
         return
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -88,88 +117,14 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def index_at_start(config: TrainConfig, index: ImageIndex) -> ImageIndex:
-    """Return the image list that a run to be resumed began with.
-
-    Images that the run had already replaced and that have vanished since are put back, as bad files. Any other
-    difference returns `index` as it is; write_or_check_image_list reports it.
-    """
-    found = checkpoints(config.out / CHECKPOINTS)
-    if not (config.resume and found and (config.out / IMAGES).exists()):
-        return index
-    state = read_state(found[-1])
-    if state["data_fingerprint"] == index.fingerprint:
-        return index
-    before, now = _read_image_list(config.out), set(index.listing.names)
-    gone = before.keys() - now
-    if not gone or now - before.keys() or gone - state["bad_files"].keys():
-        return index
-    return index.listed_as(list(before))
-
-
-def write_or_check_image_list(run: Path, index: ImageIndex) -> None:
-    """Write the names and sizes of a new run's images, or compare them with those that the run began with.
-
-    An image of size 0, which is an unreadable one, then or now, is no difference: training replaces it.
-
-    Raises:
-        ValueError: images are missing, new or changed; the message names them.
-    """
-    path = run / IMAGES
-    now = dict(zip(index.listing.names, index.sizes.tolist(), strict=True))
-    if not path.exists():
-        content = gzip.compress(json.dumps(list(now.items())).encode(), compresslevel=4, mtime=0)
-        write_atomically(path, content)
-        return
-    before = _read_image_list(run)
-    changed = [
-        name
-        for name in before.keys() & now.keys()
-        if before[name] != now[name] and [0, 0] not in (before[name], now[name])
-    ]
-    differences = counted(
-        {
-            "missing": sorted(before.keys() - now.keys()),
-            "new": sorted(now.keys() - before.keys()),
-            "of another size": sorted(changed),
-        }
-    )
-    if not differences and list(before) != list(now):
-        differences = ["the same images in another order"]
-    if differences:
-        raise ValueError(
-            f"data={printable(index.listing.root)} differs from the images that the run in {printable(run)} began "
-            "with; restore them, or start in another --out:\n  " + "\n  ".join(differences)
-        )
-
-
-def require_same_images(config: TrainConfig, index: ImageIndex, fingerprint: str) -> None:
-    """Raise ValueError unless a checkpoint's fingerprint is that of this image list."""
-    if index.fingerprint != fingerprint:
-        raise ValueError(
-            f"data={printable(config.data)} is not what the newest checkpoint in {printable(config.out)} was trained "
-            f"on: the list of its {len(index)} images has the fingerprint {index.fingerprint}, expected {fingerprint}"
-        )
-
-
-def _read_image_list(run: Path) -> dict[str, list[int]]:
-    path = run / IMAGES
-    try:
-        return dict(json.loads(gzip.decompress(path.read_bytes())))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(
-            f"{printable(path)} cannot be read: {error}; remove it to resume without comparing the image lists"
-        ) from error
-
-
-def read_config(run: Path) -> TrainConfig:
+def read_config(run: str | Path) -> TrainConfig:
     """Read the config of a run folder.
 
     Raises:
         FileNotFoundError: the folder holds no run.
         ValueError: config.json is damaged, or was written by a version with other settings.
     """
-    path = run / CONFIG
+    path = Path(run) / CONFIG
     if not path.exists():
         raise FileNotFoundError(f"{printable(run)} is not a run folder: it has no {CONFIG}")
     try:

@@ -1,4 +1,4 @@
-"""SGD and LARS with the parameter groups of the published recipes."""
+"""SGD, LARS and AdamW with the weight decay of the published recipes, and steps that can be masked on the device."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,7 +9,52 @@ from torch import Tensor, nn
 from sce_fast.util.masked import unless
 
 
-class SGD(torch.optim.Optimizer):
+class MaskableOptimizer(torch.optim.Optimizer):
+    """An optimizer whose step can be masked on the device; subclasses update the weights of a group.
+
+    Args:
+        params: parameters or groups.
+        settings: of the groups.
+
+    Raises:
+        ValueError: a negative setting.
+
+    Example:
+        >>> optimizer.step(skip=guard.check(gradients, step))
+    """
+
+    def __init__(self, params: Iterable[Any], **settings: float) -> None:
+        for name, value in settings.items():
+            if value < 0:
+                raise ValueError(f"{name}={value}: expected at least 0")
+        super().__init__(params, settings)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None, *, skip: Tensor | None = None) -> float | None:  # type: ignore[override]
+        """Take one step; if skip, a () bool on the device, is true, weights and state keep their bits."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            weights.sort(key=lambda w: w.dim() <= 1)  # LARS and AdamW treat matrices and vectors differently
+            if weights:
+                self._update(weights, group, skip)
+        return loss
+
+    def _update(self, weights: list[Tensor], group: dict[str, Any], skip: Tensor | None) -> None:
+        raise NotImplementedError
+
+    def _state(self, entry: str, weights: list[Tensor], **like: Any) -> list[Tensor]:
+        """Return this entry of each weight's state; it starts as zeros like the weight."""
+        for w in weights:
+            if entry not in self.state[w]:
+                self.state[w][entry] = torch.zeros((), **like, device=w.device) if like else torch.zeros_like(w)
+        return [self.state[w][entry] for w in weights]
+
+
+class SGD(MaskableOptimizer):
     """Momentum SGD whose step can be masked on the device.
 
     g ← g + weight_decay · w, v ← momentum · v + g, w ← w − lr · v, which is torch.optim.SGD with dampening 0. The fused
@@ -23,44 +68,20 @@ class SGD(torch.optim.Optimizer):
 
     Raises:
         ValueError: a negative value.
-
-    Example:
-        >>> optimizer.step(skip=guard.check(gradients, step))
     """
 
     def __init__(
         self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, **more: float
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, **more}
-        for name, value in defaults.items():
-            if value < 0:
-                raise ValueError(f"{name}={value}: expected at least 0")
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None, *, skip: Tensor | None = None) -> float | None:  # type: ignore[override]
-        """Take one step; if skip, a () bool on the device, is true, weights and velocities keep their bits."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            weights = [p for p in group["params"] if p.grad is not None]
-            weights.sort(key=lambda w: w.dim() <= 1)  # LARS treats matrices and vectors differently
-            if weights:
-                self._descend(weights, self._gradients(weights, group), group, skip)
-        return loss
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, **more)
 
     def _gradients(self, weights: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         """Return the gradients to add to the velocities, as new tensors."""
         gradients = [w.grad for w in weights if w.grad is not None]
         return list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
 
-    def _descend(self, weights: list[Tensor], gradients: list[Tensor], group: dict[str, Any], skip: Any) -> None:
-        for w in weights:
-            if "momentum_buffer" not in self.state[w]:
-                self.state[w]["momentum_buffer"] = torch.zeros_like(w)
-        velocities = [self.state[w]["momentum_buffer"] for w in weights]
+    def _update(self, weights: list[Tensor], group: dict[str, Any], skip: Tensor | None) -> None:
+        gradients, velocities = self._gradients(weights, group), self._state("momentum_buffer", weights)
         if skip is None:
             torch._foreach_mul_(velocities, group["momentum"])
             torch._foreach_add_(velocities, gradients)
@@ -113,11 +134,79 @@ class LARS(SGD):
         return gradients + [w.grad.clone() for w in weights[len(scaled) :] if w.grad is not None]
 
 
-def build_optimizer(model: nn.Module, name: str, *, lr: float, momentum: float, weight_decay: float) -> SGD:
+class AdamW(MaskableOptimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019), whose step can be masked on the device.
+
+    m ← β₁ m + (1 − β₁) g and v ← β₂ v + (1 − β₂) g². In step t, w ← w − lr · weight_decay · w, then
+    w ← w − lr · m / (1 − β₁ᵗ) / (√(v / (1 − β₂ᵗ)) + eps), which is torch.optim.AdamW. One-dimensional parameters
+    (biases, normalisation) get no weight decay. The number t of steps stays on the device.
+
+    Args:
+        params: parameters or groups.
+        lr: learning rate, also of the weight decay.
+        beta1, beta2, eps, weight_decay: as above.
+
+    Raises:
+        ValueError: a negative value.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+
+    def _update(self, weights: list[Tensor], group: dict[str, Any], skip: Tensor | None) -> None:
+        decayed, rate = [w for w in weights if w.dim() > 1], group["lr"]
+        updates = self._updates(weights, group, skip)
+        factor = 1 - rate * group["weight_decay"]
+        if decayed:
+            torch._foreach_mul_(decayed, factor if skip is None else unless(skip, factor, 1.0, decayed[0]))
+        if skip is not None:
+            for update in updates:
+                update.masked_fill_(skip, -0.0)
+        torch._foreach_add_(weights, updates)
+
+    def _updates(self, weights: list[Tensor], group: dict[str, Any], skip: Tensor | None) -> list[Tensor]:
+        """Advance the moments and the number of steps; return what to add to the weights, as new tensors."""
+        means, squares = self._state("exp_avg", weights), self._state("exp_avg_sq", weights)
+        # float64, because 1 − β₂ᵗ of the first steps would lose four digits in float32
+        steps = self._state("step", weights, dtype=torch.float64)
+        gradients = [w.grad for w in weights if w.grad is not None]
+        beta1, beta2 = group["beta1"], group["beta2"]
+        keep1, keep2, one = beta1, beta2, 1.0  # numbers, or () tensors that depend on skip
+        if skip is not None:
+            gradients = [g.masked_fill(skip, -0.0) for g in gradients]  # adding −0.0 changes no bit, not even of −0.0
+            keep1, keep2 = (unless(skip, beta, 1.0, weights[0]) for beta in (beta1, beta2))
+            one = unless(skip, 1.0, 0.0, steps[0])  # type: ignore[assignment]
+        torch._foreach_add_(steps, one)
+        torch._foreach_mul_(means, keep1)
+        torch._foreach_add_(means, gradients, alpha=1 - beta1)
+        torch._foreach_mul_(squares, keep2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
+        count = torch.stack(steps)
+        rates = (-group["lr"] / (1 - beta1**count)).to(means[0].dtype)
+        roots = (1 - beta2**count).sqrt().to(means[0].dtype)
+        denominators = torch._foreach_div(torch._foreach_sqrt(squares), list(roots.unbind()))
+        torch._foreach_add_(denominators, group["eps"])
+        updates = torch._foreach_div(means, denominators)
+        torch._foreach_mul_(updates, list(rates.unbind()))
+        return list(updates)
+
+
+def build_optimizer(
+    model: nn.Module, name: str, *, lr: float, momentum: float, weight_decay: float
+) -> MaskableOptimizer:
     """Build the optimizer of the trainable parameters.
 
     Args:
-        name: "sgd" (weight decay on every parameter, as in the official CIFAR recipe) or "lars".
+        name: "sgd" (weight decay on every parameter, as in the official CIFAR recipe), "lars" or "adamw".
+        momentum: of sgd and lars; β₁ of adamw.
 
     Raises:
         ValueError: unknown name.
@@ -127,4 +216,6 @@ def build_optimizer(model: nn.Module, name: str, *, lr: float, momentum: float, 
         return SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
     if name == "lars":
         return LARS(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    raise ValueError(f"optimizer={name!r}: expected 'sgd' or 'lars'")
+    if name == "adamw":
+        return AdamW(parameters, lr=lr, beta1=momentum, weight_decay=weight_decay)
+    raise ValueError(f"optimizer={name!r}: expected 'sgd', 'lars' or 'adamw'")

@@ -3,7 +3,7 @@
 import math
 
 
-def learning_rate(step: int, *, base: float, warmup_steps: int, total_steps: int) -> float:
+def learning_rate(step: float, *, base: float, warmup_steps: int, total_steps: int) -> float:
     """Return the learning rate of a step: linear warm-up from 0, then cosine to 0.
 
     base · t / (W − 1) for t < W, as in the official code, then base · (1 + cos(π (t − W) / (T − W))) / 2. With
@@ -27,7 +27,7 @@ def learning_rate(step: int, *, base: float, warmup_steps: int, total_steps: int
     return base * (1 + math.cos(math.pi * progress)) / 2
 
 
-def momentum(step: int, *, base: float, schedule: str, total_steps: int) -> float:
+def momentum(step: float, *, base: float, schedule: str, total_steps: int) -> float:
     """Return the momentum m of the update after a step: constant, or a cosine from base to exactly 1 at the last step.
 
     Raises:
@@ -42,6 +42,6 @@ def momentum(step: int, *, base: float, schedule: str, total_steps: int) -> floa
     raise ValueError(f"momentum schedule={schedule!r}: expected 'constant' or 'cosine'")
 
 
-def _check_step(step: int, total_steps: int) -> None:
+def _check_step(step: float, total_steps: int) -> None:
     if not 0 <= step <= total_steps:
         raise ValueError(f"step={step}: expected 0 to total_steps={total_steps}")

@@ -1,6 +1,6 @@
 """What a checkpoint of a run holds, and how a run is restored from it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from sce_fast.train.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from sce_fast.train.folder import CHECKPOINTS, device_name, require_same_images
+from sce_fast.train.folder import CHECKPOINTS, device_name
+from sce_fast.train.interval import Interval, Totals, of_rank
 from sce_fast.train.step import TrainingStep
+from sce_fast.train.timeline import Timeline
+from sce_fast.util.files import printable
 from sce_fast.util.versions import versions
 
 # Entries of Progress beside the step: a resumed run reports them as if it had never stopped.
@@ -33,7 +36,7 @@ class Progress:
     step: int = 0  # steps done
     seconds: float = 0.0  # of training, evaluation left out
     data_seconds: float = 0.0  # of those, spent waiting for the loader
-    final_loss: float | None = None  # the loss last logged
+    final_loss: float | None = None  # in the last line of the log
     knn_top1: float | None = None  # of the last evaluation
 
 
@@ -56,7 +59,9 @@ class RunState:
         bad_files: BadFileRecord,
         ranks: Ranks,
     ) -> None:
-        self.progress = Progress()
+        self.progress, self.interval = Progress(), Interval()
+        steps = loader.steps_per_epoch // config.accumulation
+        self.timeline = Timeline(config.epochs, steps, planned=steps)
         self._config, self._training_step, self._loader = config, training_step, loader
         self._bad_files, self._ranks = bad_files, ranks
 
@@ -71,7 +76,9 @@ class RunState:
         tensors |= {f"random.{rank}": state for rank, state in enumerate(states)}
         state = {
             "loader": self._loader.state_dict(),
+            "timeline": asdict(self.timeline),
             **{name: getattr(self.progress, name) for name in CARRIED_OVER},
+            "interval": self._ranks.gather(asdict(self.interval.totals())),
             "backend": self._training_step.backend,
             "bad_files": self._bad_files.names,
             "config": to_json(self._config),
@@ -81,23 +88,52 @@ class RunState:
         folder, step, keep = self._config.out / CHECKPOINTS, self.progress.step, self._config.keep_checkpoints
         self._ranks.first(lambda: str(save_checkpoint(folder, step, tensors, state, keep=keep)))
 
-    def restore(self, path: Path) -> list[str]:
+    def restore(self, path: Path, *, restarts_epoch: bool = False) -> list[str]:
         """Put back what `save` wrote; return the circumstances that have changed since, one line each.
 
+        Args:
+            path: of the checkpoint.
+            restarts_epoch: begin the interrupted epoch anew, because its order of the images is lost.
+
         Raises:
-            ValueError: the checkpoint is damaged, or belongs to other images or networks.
+            ValueError: the checkpoint is damaged, belongs to other images or networks, or has passed the last step.
         """
         checkpoint = load_checkpoint(path)
-        require_same_images(self._config, self._loader.index, checkpoint.state["data_fingerprint"])
+        state, loader = checkpoint.state, checkpoint.state["loader"]
+        fingerprint = self._loader.index.fingerprint
+        if not restarts_epoch and fingerprint != state["data_fingerprint"]:
+            raise ValueError(
+                f"{printable(path)} was trained on other images: their list has the fingerprint "
+                f"{state['data_fingerprint']}, not {fingerprint}"
+            )
+        saved = {"planned": self.timeline.planned, **state.get("timeline", {})}
+        if "timeline" not in state and loader["epoch"] > 0:  # of an earlier version: all epochs are equally long
+            saved["planned"] = (state["step"] - loader["step"] // self._config.accumulation) // loader["epoch"]
+        if restarts_epoch:
+            loader = {"epoch": loader["epoch"], "step": 0}
+            saved |= {"from_step": state["step"], "from_epoch": loader["epoch"]}
+        now = {"epochs": self._config.epochs, "steps_per_epoch": self.timeline.steps_per_epoch}
+        self.timeline = Timeline(**{**saved, **now})
+        if state["step"] > self.timeline.total_steps:
+            raise ValueError(
+                f"epochs={self._config.epochs}: the run has {self.timeline.total_steps} steps then, and "
+                f"{printable(path)} has done {state['step']}; expected more epochs"
+            )
         restore(checkpoint, self._training_step.modules, self._training_step.optimizer)
-        if (state := checkpoint.tensors.get(f"random.{self._ranks.rank}")) is not None:
-            restore_random_state(state, self._training_step.device)
-        self._loader.load_state_dict(checkpoint.state["loader"])
-        self._training_step.backend = checkpoint.state["backend"]
-        self._bad_files.names = checkpoint.state["bad_files"]
-        self.progress = Progress(checkpoint.state["step"], **{name: checkpoint.state[name] for name in CARRIED_OVER})
-        before, now = checkpoint.state["circumstances"], self.circumstances()
-        return [f"{name} {before.get(name)} then, {now[name]} now" for name in now if before.get(name) != now[name]]
+        if (random := checkpoint.tensors.get(f"random.{self._ranks.rank}")) is not None:
+            restore_random_state(random, self._training_step.device)
+        self._loader.load_state_dict(loader)
+        self._training_step.backend = state["backend"]
+        self._bad_files.names = state["bad_files"]
+        self.progress = Progress(state["step"], **{name: state[name] for name in CARRIED_OVER})
+        if interval := state.get("interval"):  # checkpoints of earlier versions have none
+            self.interval = Interval(of_rank([Totals(**t) for t in interval], self._ranks.rank, self._ranks.size))
+        before, current = state["circumstances"], self.circumstances()
+        return [
+            f"{name} {before.get(name)} then, {current[name]} now"
+            for name in current
+            if before.get(name) != current[name]
+        ]
 
     def circumstances(self) -> dict[str, Any]:
         """Return what the bits of a run depend on beside its config."""

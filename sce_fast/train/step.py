@@ -31,6 +31,7 @@ class TrainingStep:
         config: of the run.
         device: of networks and queue.
         ranks: the processes that share each batch.
+        backbone: a module to train in place of the config's backbone.
 
     Raises:
         ValueError: the batch or its batch-norm groups cannot be shared equally among the ranks.
@@ -41,15 +42,24 @@ class TrainingStep:
         >>> step.guard.failed_step  # on the device: -1, or the number of the first step that was not finite
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        ranks: Ranks | None = None,
+        backbone: nn.Module | None = None,
+    ) -> None:
         self.config, self.device, self.ranks = config, device, ranks or Ranks()
         self.part_size = config.rank_batch(self.ranks.size)
         wide = config.precision == "float64"
-        self.model = build_model(config.model, ranks=self.ranks.size, device=device)
+        self.model = build_model(
+            config.model, backbone=backbone, sizes=config.image_sizes(), ranks=self.ranks.size, device=device
+        )
         config.require_whole_groups(self.part_size * self.ranks.size)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
         queue_dtype = torch.float64 if wide else getattr(torch, config.loss.queue_dtype)
-        self.queue = KeyQueue(config.loss.queue_size, config.model.dim, queue_dtype).to(device)
+        # The model's keys are unit rows already.
+        self.queue = KeyQueue(config.loss.queue_size, config.model.dim, queue_dtype, normalize=False).to(device)
         self.guard = Guard(scales=config.precision == "float16").to(device)
         if wide:
             self.model.double()
@@ -84,7 +94,10 @@ class TrainingStep:
     def __call__(
         self, parts: Iterable[list[Tensor]], *, number: int, learning_rate: float, momentum: float
     ) -> dict[str, Tensor]:
-        """Take one step; return what the log reads, means over this rank's rows as () tensors on the device.
+        """Take one step; return what the log reads, as () tensors on the device.
+
+        These are means over this rank's rows, and the norm of the whole gradient: averaged over rows and ranks, without
+        the loss scale, before clipping; NaN if the step is masked.
 
         Args:
             parts: `accumulation` lists of views (N, 3, size, size), each drawn when its turn comes.
@@ -101,16 +114,19 @@ class TrainingStep:
             keys.append(key)
             measures.append(measured)
         with self.stage("optimizer"):
-            skip = self.guard.check([p.grad for p in self.parameters if p.grad is not None], number)
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            skip = self.guard.check(gradients, number)
+            norm = nn.utils.get_total_norm(gradients)
             if self.config.optimizer.clip_norm:
-                nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip_norm)
+                nn.utils.clip_grads_with_norm_(self.parameters, self.config.optimizer.clip_norm, norm)
             self.optimizer.step(skip=skip)
         with self.stage("momentum"):
             self.model.update_momentum(momentum, skip=skip)
         with self.stage("queue"):  # once a step, so that all parts see the queue as it was before the step
             gathered = torch.cat([gather_keys(key) for key in keys], dim=-2)
             self.queue.enqueue(gathered, gather=False, skip=skip)
-        return {name: torch.stack([m[name] for m in measures]).mean() for name in measures[0]}
+        means = {name: torch.stack([m[name] for m in measures]).mean() for name in measures[0]}
+        return {**means, "gradient_norm": torch.where(skip, torch.nan, norm)}
 
     def loss(
         self, network: nn.Module, views: list[Tensor], shuffles: list[Tensor] | None = None

@@ -10,35 +10,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sce_fast.config import EvaluationConfig, TrainConfig
+from sce_fast.backbones import OWN
+from sce_fast.config import EvaluationConfig, TrainConfig, replace
 from sce_fast.data.faults import BadFilesError
 from sce_fast.data.index import index_images
 from sce_fast.data.loader import TrainingLoader
-from sce_fast.distributed import Ranks, Vote, current_ranks, lost_a_rank, process_group
+from sce_fast.distributed import Ranks, Vote, current_ranks, lost_a_rank
 from sce_fast.train.bad_files import BadFileRecord
+from sce_fast.train.curves import import_wandb, open_curves
 from sce_fast.train.diagnosis import Diagnosis, Samples
-from sce_fast.train.estimate import estimate
+from sce_fast.train.estimate import Pace, memory
 from sce_fast.train.evaluation import PeriodicEvaluation
 from sce_fast.train.folder import (
     choose_device,
     device_name,
     holds_a_run,
-    index_at_start,
     open_run,
-    write_or_check_image_list,
-    write_summary,
+    read_config,
+    require_resumable,
 )
+from sce_fast.train.image_list import images_to_train_on, write_image_list
+from sce_fast.train.interval import Interval, Totals, means, wait_share
 from sce_fast.train.log import RunLog
+from sce_fast.train.preflight import describe_long_queue, require_apart, require_runnable
+from sce_fast.train.resuming import data_changes, record_resume, schedule_changes
 from sce_fast.train.schedules import learning_rate, momentum
 from sce_fast.train.state import RunState
 from sce_fast.train.step import TrainingStep
 from sce_fast.train.stop import Stopped, StopRequest
 from sce_fast.util.files import printable
 from sce_fast.util.terminal import progress_bar, say
-
-ESTIMATE_FROM = 50  # remaining steps; in a shorter run the trial step would take too large a share of the time
 
 
 @dataclass(frozen=True)
@@ -64,44 +67,72 @@ class Trainer:
     Args:
         config: of the run.
         ranks: the processes that share the run; by default those of torch.distributed, or this process alone.
+        backbone: a module to train in place of the config's backbone; see train.
 
     Raises:
         ValueError, FileNotFoundError: the data, the run folder or a part of the config is refused.
     """
 
-    def __init__(self, config: TrainConfig, ranks: Ranks | None = None) -> None:
+    def __init__(self, config: TrainConfig, ranks: Ranks | None = None, *, backbone: nn.Module | None = None) -> None:
+        if backbone is not None:
+            config = replace(config, model={"backbone": OWN})
+        if config.wandb is not None:
+            import_wandb()  # before the run folder is made
         self.config = config
         self.ranks = ranks or current_ranks()
         self.device = choose_device(config.device)
         part_size = config.rank_batch(self.ranks.size)
+        newest = self.ranks.first(lambda: _text(require_resumable(config)))
         found = self.ranks.first_then_others(lambda: index_images(config.data, threads=config.loader_threads))
-        self.index = index_at_start(config, found)
+        self.images = images_to_train_on(config, found, newest and Path(newest), self.ranks)
+        self.index = self.images.index
+        if self.ranks.is_first:
+            notes = [self.index.listing.describe_ignored(), self.index.describe_alpha(config.views.background)]
+            for note in filter(None, [*notes, describe_long_queue(config, len(self.index))]):
+                say(note)
         self.loader = TrainingLoader(
             self.index,
             config.views.augmentations(),
             batch_size=part_size,
             batches_per_step=config.accumulation,
             seed=config.seed,
+            background=config.views.background,
             rank=self.ranks.rank,
             ranks=self.ranks.size,
             threads=config.loader_threads,
             device="gpu" if self.device.type == "cuda" else "cpu",
         )
-        self.steps_per_epoch = self.loader.steps_per_epoch // config.accumulation
-        self.total_steps = config.epochs * self.steps_per_epoch
         self.evaluation = self._build_evaluation()
         torch.manual_seed(config.seed)
-        self.training_step = TrainingStep(config, self.device, self.ranks)
+        self.training_step = TrainingStep(config, self.device, self.ranks, backbone)
         self.model = self.training_step.model
+        if newest is None:
+            evaluated = dict(zip(("evaluation.train", "evaluation.test"), self.evaluation.indices, strict=False))
+            require_apart(config, {"data": self.index, **evaluated})
+        require_runnable(self.training_step)
         self.bad_files = BadFileRecord(config.out, self.loader, self.ranks)
-        self.diagnosis = Diagnosis(config.out, self.training_step.guard, self.index, self.ranks)
+        self.diagnosis = Diagnosis(
+            config.out, self.training_step.guard, self.training_step.queue, self.index, self.ranks
+        )
         self.state = RunState(config, self.training_step, self.loader, self.bad_files, self.ranks)
-        self.resumes_by = "The same command with --resume"
-        newest = self.ranks.first(self._open_folder)
-        if newest is not None and (changed := self.state.restore(Path(newest))):
-            self._warn(f"the resumed run will not have the same bits: {'; '.join(changed)}")
+        self.resumes_by = "The same command" if config.resume else "The same command with --resume"
+        newest = self.ranks.first(lambda: _text(open_run(config)))
+        if newest is not None:
+            self._restore(Path(newest))
+        self.ranks.first(lambda: write_image_list(config.out, self.images))
         resumed_at = None if newest is None else self.state.progress.step
-        self.log = RunLog(config.out, resumed_at=resumed_at, silent=not self.ranks.is_first)
+        silent = not self.ranks.is_first
+        self.log = RunLog(config.out, () if silent else open_curves(config), resumed_at=resumed_at, silent=silent)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of optimizer steps in an epoch."""
+        return self.state.timeline.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Number of optimizer steps of the whole run."""
+        return self.state.timeline.total_steps
 
     def train(self, request: StopRequest | None = None) -> Summary:
         """Run to the last step; write log and checkpoints.
@@ -111,14 +142,16 @@ class Trainer:
 
         Raises:
             Stopped: a signal asked the run to end; its state is saved.
+            MemoryError: a part of the batch does not fit the GPU's memory.
             RuntimeError: a loss or gradient is not finite, too many files cannot be decoded, or another rank failed.
             OSError: a checkpoint or the log cannot be written; the last checkpoint is whole.
         """
         remaining, silent = self.total_steps - self.state.progress.step, not self.ranks.is_first
-        if remaining >= ESTIMATE_FROM:
-            expected = estimate(self.training_step)
+        if remaining:
+            needed = memory(self.training_step)
             if not silent:
-                say(expected.describe(remaining))
+                say(f"{self._describe()}\n{needed.describe(self.ranks.size)}")
+        pace = Pace(remaining, self.device)
         try:
             with (
                 nullcontext(request) if request else StopRequest() as listening,
@@ -128,33 +161,44 @@ class Trainer:
                 self._evaluate_if_due(listening)
                 while self.state.progress.step < self.total_steps:
                     self.advance(listening, vote, bar)
+                    if pace.is_known(self.state.progress.seconds) and not silent:
+                        say(pace.describe())
         except KeyboardInterrupt:
             if not silent:
                 say(f"Stopped at once. Steps since the newest checkpoint are lost. {self._how_to_resume()}")
             raise
+        except torch.OutOfMemoryError as error:
+            sizes = [view.size for view in self.config.views.augmentations()]
+            raise MemoryError(
+                f"{self.training_step.part_size} images of {sizes} pixels do not fit the memory of {self.device}; "
+                f"raise --accumulation, or lower --batch-size: {error}"
+            ) from error
         except RuntimeError as error:
             if lost_a_rank(error):
                 raise RuntimeError(f"Another rank failed; see its error above. {self._how_to_resume()}") from error
             raise
         finally:
-            self.log.close()
+            self.log.close(finished=self.state.progress.step == self.total_steps)
         return self._summarize()
 
     def advance(self, request: StopRequest, vote: Vote, bar: Any) -> None:
         """Take one step, then do what is due after it: log, save, stop, evaluate."""
         progress, started = self.state.progress, time.perf_counter()
         parts = self._batches(self.diagnosis.begin(progress.step))
-        measures = self.training_step(
-            parts, number=progress.step, learning_rate=self._learning_rate(), momentum=self._momentum()
+        self.state.interval.add(
+            self.training_step(
+                parts, number=progress.step, learning_rate=self._learning_rate(), momentum=self._momentum()
+            )
         )
         progress.step += 1
         last, stops = progress.step == self.total_steps, vote(request.name is not None)
-        if progress.step % self.config.log_every == 0 or last:
-            self._require_sound()
-            self._log(measures)
-            rates = self._rates(progress.seconds + time.perf_counter() - started)
-            bar.set_postfix(loss=f"{progress.final_loss:.3f}", **rates, refresh=False)
-        progress.seconds += time.perf_counter() - started
+        logs = progress.step % self.config.log_every == 0 or last
+        if logs:
+            self._require_sound()  # waits for the device, so that the time is that of finished steps
+        counted = self._count_seconds(started)
+        if logs:
+            bar.set_postfix(self._log(), refresh=False)
+            self._count_seconds(counted)
         if progress.step % self.config.checkpoint_every == 0 or last or stops or self._evaluation_is_due():
             self._require_sound()
             self.state.save()
@@ -172,13 +216,21 @@ class Trainer:
         except BadFilesError as error:
             self._warn(f"no evaluation after step {progress.step}: {error}")
             return
-        epoch = progress.step // self.steps_per_epoch
+        epoch, _ = self.state.timeline.place(progress.step)
         self.log.write("knn", progress.step, epoch=epoch, top1=progress.knn_top1)
 
-    def _open_folder(self) -> str | None:
-        newest = open_run(self.config)
-        write_or_check_image_list(self.config.out, self.index)
-        return None if newest is None else str(newest)
+    def _restore(self, newest: Path) -> None:
+        """Go on from a checkpoint; warn of all that is no longer the same, and record it."""
+        epochs = read_config(self.config.out).epochs  # before it is written anew
+        changed = self.state.restore(newest, restarts_epoch=self.images.restarts_epoch)
+        if changed:
+            self._warn(f"the resumed run will not have the same bits: {'; '.join(changed)}")
+        step = self.state.progress.step
+        changes = data_changes(self.config.data, self.images, self.state.timeline, step)
+        changes += schedule_changes(epochs, self.config.epochs, step)
+        for change in changes:
+            self._warn(change)
+        self.ranks.first(lambda: record_resume(self.config, step, changes))
 
     def _build_evaluation(self) -> PeriodicEvaluation:
         """If the folders of a resumed run's evaluation have become useless, only the evaluation stops."""
@@ -200,7 +252,9 @@ class Trainer:
             except RuntimeError:  # too many bad files on this rank alone: the other ranks cannot be asked for theirs
                 self.bad_files.write_own()
                 raise
-            self.state.progress.data_seconds += time.perf_counter() - started
+            waited = time.perf_counter() - started
+            self.state.progress.data_seconds += waited
+            self.state.interval.data_seconds += waited
             samples.append(batch.samples)
             yield batch.views
 
@@ -209,16 +263,38 @@ class Trainer:
         self.diagnosis.require_finite()
         self.bad_files.gather()
 
-    def _log(self, measures: dict[str, Tensor]) -> None:
-        progress = self.state.progress
-        ranks = self.ranks.gather({name: value.item() for name, value in measures.items()})
-        values = {name: sum(rank[name] for rank in ranks) / len(ranks) for name in measures}
-        rate, epoch = self.training_step.optimizer.param_groups[0]["lr"], (progress.step - 1) // self.steps_per_epoch
-        self.log.write("train", progress.step, epoch=epoch, **values, learning_rate=rate)
-        progress.final_loss = values["loss"]
+    def _log(self) -> dict[str, str]:
+        """Log the interval that ends here and begin the next; return what the progress bar shows of it."""
+        progress, interval = self.state.progress, self.state.interval
+        ranks = [Totals(**totals) for totals in self.ranks.gather(asdict(interval.totals()))]
+        values, waits = means(ranks), wait_share(ranks)
+        images_per_second = interval.steps * self.config.batch_size / max(interval.seconds, 1e-9)
+        self.log.write(
+            "train",
+            progress.step,
+            epoch=self.state.timeline.place(progress.step - 1)[0],
+            **values,
+            learning_rate=self.training_step.optimizer.param_groups[0]["lr"],
+            images_per_second=round(images_per_second, 2),
+            data_wait_share=round(waits, 4),
+            seconds=round(progress.seconds, 3),
+        )
+        progress.final_loss, self.state.interval = values["loss"], Interval()
+        return {
+            "loss": f"{progress.final_loss:.3f}",
+            "images/s": f"{images_per_second:.0f}",
+            "data_wait": f"{waits:.0%}",
+        }
+
+    def _count_seconds(self, since: float) -> float:
+        """Add the time since then to the run's and the interval's; return the time now."""
+        now = time.perf_counter()
+        self.state.progress.seconds += now - since
+        self.state.interval.seconds += now - since
+        return now
 
     def _evaluation_is_due(self) -> bool:
-        epoch, rest = divmod(self.state.progress.step, self.steps_per_epoch)
+        epoch, rest = self.state.timeline.place(self.state.progress.step)
         return rest == 0 and self.evaluation.is_due(epoch)
 
     def _evaluate_if_due(self, request: StopRequest) -> None:
@@ -232,21 +308,35 @@ class Trainer:
                 raise
 
     def _learning_rate(self) -> float:
-        base, warmup = self.config.learning_rate, round(self.config.optimizer.warmup_epochs * self.steps_per_epoch)
-        return learning_rate(self.state.progress.step, base=base, warmup_steps=warmup, total_steps=self.total_steps)
+        timeline, warmup = self.state.timeline, self.config.optimizer.warmup_epochs
+        return learning_rate(
+            timeline.scheduled(self.state.progress.step),
+            base=self.config.learning_rate,
+            warmup_steps=round(warmup * timeline.planned),
+            total_steps=timeline.scheduled_total,
+        )
 
     def _momentum(self) -> float:
-        step, m = self.state.progress.step, self.config.model
-        return momentum(step, base=m.momentum, schedule=m.momentum_schedule, total_steps=self.total_steps)
-
-    def _rates(self, seconds: float) -> dict[str, str]:
-        progress = self.state.progress
-        images_per_second = progress.step * self.config.batch_size / seconds
-        return {"images/s": f"{images_per_second:.0f}", "data_wait": f"{progress.data_seconds / seconds:.0%}"}
+        timeline, model = self.state.timeline, self.config.model
+        return momentum(
+            timeline.scheduled(self.state.progress.step),
+            base=model.momentum,
+            schedule=model.momentum_schedule,
+            total_steps=timeline.scheduled_total,
+        )
 
     def _warn(self, text: str) -> None:
         if self.ranks.is_first:
             warnings.warn(text, stacklevel=2)
+
+    def _describe(self) -> str:
+        """Return one line about the run, for its first line on the terminal."""
+        config, ranks = self.config, f", {self.ranks.size} ranks" if self.ranks.size > 1 else ""
+        epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
+        return (
+            f"{len(self.index):,} images, {epochs} of {self.steps_per_epoch:,} steps of {config.batch_size} images; "
+            f"{config.model.backbone} on {device_name(self.device)}{ranks}"
+        )
 
     def _say_stopped(self, signal_name: str | None) -> None:
         if self.ranks.is_first:
@@ -274,20 +364,5 @@ class Trainer:
         )
 
 
-def train(config: TrainConfig) -> Summary:
-    """Run a config to its end, or from its newest checkpoint with `config.resume`; write summary.json.
-
-    Under torchrun the ranks share each batch.
-
-    Raises:
-        ValueError, FileNotFoundError: the data, the run folder or a part of the config is refused.
-        Stopped: a signal asked the run to end; its state is saved, and the exit status is 75.
-        RuntimeError, OSError: see Trainer.train.
-
-    Example:
-        >>> train(folder(data=Path("photos"), out=Path("runs/photos"))).images_per_second
-    """
-    with process_group(choose_device(config.device)) as ranks, StopRequest() as request:
-        summary = Trainer(config, ranks).train(request)
-        ranks.first(lambda: write_summary(config.out, asdict(summary)))
-    return summary
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

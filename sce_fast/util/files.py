@@ -26,15 +26,27 @@ def save_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, s
     Raises:
         OSError: the file cannot be written; the old file remains.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as temporary:
+        write_safetensors(temporary, tensors, metadata)
+
+
+def write_safetensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the permissions of any new file here; the library would leave it to its owner.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:  # its text is the system's message
-            raise OSError(str(error)) from error
+    path.touch()
+    permissions = path.stat().st_mode & 0o777  # by the umask, or by the folder's default list of access rights
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:  # its text is the system's message
+        raise OSError(str(error)) from error
+    path.chmod(permissions)
 
 
 @contextmanager
@@ -52,13 +64,13 @@ def _replacing(path: Path) -> Iterator[Path]:
         raise OSError(f"{printable(path)} could not be written: {error}") from error
 
 
-def require_new(path: Path | None) -> None:
+def require_new(path: str | Path | None) -> None:
     """Raise an error before any work is done if the file would be overwritten.
 
     Raises:
         ValueError: the file exists.
     """
-    if path is not None and path.exists():
+    if path is not None and Path(path).exists():
         raise ValueError(f"out={printable(path)} exists already; name another file with --out")
 
 

@@ -1,9 +1,11 @@
 """Build the CUDA kernels for the CPU and run them there: the loss as a backend, the enqueue, single tiles."""
 
+import functools
 import hashlib
 import importlib.machinery
 import importlib.util
 import os
+import re
 import struct
 import subprocess
 import sysconfig
@@ -37,6 +39,7 @@ class EmulationError(Exception):
     """A mistake that the emulator or a sanitizer has found."""
 
 
+@functools.cache
 def build(program: str, kernels: Path = KERNELS) -> Path:
     """Return the executable of a program in this folder; it is kept between runs until a source changes."""
     sources = [*EMULATOR, HERE / f"{program}.cpp"]
@@ -62,11 +65,9 @@ def load_module() -> Any:
 def _built(name: str, sources: list[Path], flags: list[str], kernels: Path) -> Path:
     """Return the path of a program; programs and objects are kept in the temporary directory."""
     command = [os.environ.get("CXX", "g++"), *flags]
-    # By contents, not by folder: a copy of the kernels with one changed file compiles that file alone.
     common = hashlib.sha256(" ".join(word for word in command if not word.startswith("-I")).encode())
-    headers = [*HERE.glob("**/*.h"), *kernels.glob("*.h"), *kernels.glob("*.cuh"), *kernels.parent.glob("*.h")]
-    for path in sorted(headers):
-        common.update(path.read_bytes())
+    # By contents, not by folder: a copy of the kernels with one changed file compiles only what includes this file.
+    contents = {source: _with_headers(source, [kernels, HERE, HERE / "runtime"]) for source in sources}
     folder = Path(tempfile.gettempdir()) / f"sce_fast_emulator_{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
 
@@ -85,13 +86,24 @@ def _built(name: str, sources: list[Path], flags: list[str], kernels: Path) -> P
         return target
 
     def compile_one(source: Path) -> Path:
-        return make(kept(f"{source.name}.o", source.read_bytes()), "-x", "c++", "-c", source)
+        return make(kept(f"{source.name}.o", contents[source]), "-x", "c++", "-c", source)
 
-    target = kept(name, *(source.read_bytes() for source in sources))
+    target = kept(name, *contents.values())
     if not target.exists():
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             make(target, *pool.map(compile_one, sources))
     return target
+
+
+def _with_headers(source: Path, folders: list[Path]) -> bytes:
+    """Return the contents of a source and of all headers in these folders that it includes, directly or not."""
+    files = [source]
+    for file in files:  # grows on the way
+        for name in re.findall(r'^#include ["<]([^">]+)', file.read_text(), re.MULTILINE):
+            found = [path for folder in (file.parent, *folders) if (path := (folder / name).resolve()).is_file()]
+            if found and found[0] not in files:
+                files.append(found[0])
+    return b"".join(file.read_bytes() for file in files)
 
 
 def run(executable: Path, *arguments: object) -> str:

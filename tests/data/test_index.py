@@ -12,6 +12,7 @@ from sce_fast.data.faults import bad_files_tsv, describe_bad_files, status_or_re
 from sce_fast.data.image.formats import decode_failure_reason
 from sce_fast.data.image.sizes import SizeReader
 from sce_fast.data.index import index_images
+from sce_fast.data.sources import Listing
 
 GREY = np.full((9, 13, 3), 128, dtype=np.uint8)
 
@@ -80,13 +81,13 @@ def test_names_that_are_not_utf8(tmp_path):
     assert found.by_path(found.bad) == {os.fsdecode(folder + b"/broken\xff.png"): "not an image"}
 
 
-def test_sizes_come_from_the_cache_until_a_file_changes(tmp_path, monkeypatch):
+def test_headers_come_from_the_cache_until_a_file_changes(tmp_path, monkeypatch):
     data = tmp_path / "data"
     for name in ("1.png", "2.png"):
         write_png(data / name, GREY)
     read = []
-    original = index.read_sizes
-    monkeypatch.setattr(index, "read_sizes", lambda paths, **kw: read.append(len(paths)) or original(paths, **kw))
+    original = index.read_headers
+    monkeypatch.setattr(index, "read_headers", lambda paths, **kw: read.append(len(paths)) or original(paths, **kw))
     first = index_images(data)
     again = index_images(data)
     assert read == [2]
@@ -123,8 +124,10 @@ def with_bad_files(folder):
     Image.fromarray(GREY).save(folder / "film.gif")
     (folder / "film.gif").rename(folder / "film.jpg")
     os.mkfifo(folder / "pipe.jpg")
+    Image.fromarray(GREY).convert("1").save(folder / "bilevel.tif")
     os.symlink("nowhere.jpg", folder / "link.jpg")
     return {
+        "bilevel.tif": "unsupported format",
         "cut.png": "truncated or damaged",
         "empty.jpg": "empty",
         "film.jpg": "unsupported format",
@@ -167,6 +170,61 @@ def test_what_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr("builtins.open", refuse)
     assert decode_failure_reason(os.fsencode(tmp_path / "a.png")) == "unreadable"
+
+
+@pytest.fixture
+def locked_folder(tmp_path, monkeypatch):
+    """Make a folder unreadable; simulated, because root may read everything."""
+    scandir = os.scandir
+
+    def refuse(folder):
+        if os.path.basename(folder) == "locked":
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr("sce_fast.data.sources.folder.os.scandir", refuse)
+
+
+@pytest.mark.parametrize("layout", ["flat", "classes"])
+def test_links_to_themselves_and_unreadable_folders_are_named_and_passed_over(tmp_path, locked_folder, layout):
+    write_png(tmp_path / "a" / "1.png", GREY)
+    write_png(tmp_path / "a" / "locked" / "2.png", GREY)
+    write_png(tmp_path / "locked" / "3.png", GREY)
+    (tmp_path / "a" / "turn").symlink_to("turn")
+    (tmp_path / "turn").symlink_to("turn")
+    (tmp_path / "a" / "turn.png").symlink_to("turn.png")
+    if layout == "flat":
+        write_png(tmp_path / "0.png", GREY)
+    found = index_images(tmp_path)
+    assert found.listing.names == ["0.png"] * (layout == "flat") + ["a/1.png", "a/turn.png"]
+    assert found.listing.classes == ([] if layout == "flat" else ["a"])
+    loop = "a link to itself"
+    unreadable = {"a/locked": "unreadable folder", "a/turn": loop, "locked": "unreadable folder", "turn": loop}
+    assert found.listing.unreadable == unreadable
+    bad = {f"{tmp_path}/{name}": reason for name, reason in [*unreadable.items(), ("a/turn.png", loop)]}
+    assert found.bad_files() == bad
+    with pytest.raises(
+        ValueError, match=r"(?s)cannot be used \(3 a link to itself, 2 unreadable folder\).*a/locked: unr"
+    ):
+        found.require_readable()
+    assert not found.listing.ignored
+
+
+@pytest.mark.parametrize("layout", ["flat", "classes"])
+def test_other_files_are_counted_by_their_endings(tmp_path, layout):
+    write_png(tmp_path / "a" / "1.png", GREY)
+    if layout == "flat":
+        write_png(tmp_path / "0.png", GREY)
+    for name in ("x.gif", "a/y.GIF", "a/deep/z.gif", "a/x.avif", "b/x.heic", "x", "a/.hidden", "a/n\n.t\tt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"GIF89a")
+    (tmp_path / "a" / "empty.d").mkdir()
+    listing = index_images(tmp_path).listing
+    assert listing.ignored == {".gif": 3, ".avif": 1, ".heic": 1, "": 1, ".t\tt": 1}
+    counts = r"3 .gif, 1 without an ending, 1 .avif, 1 .heic, 1 .t\x09t"
+    assert listing.describe_ignored() == f"7 files in {tmp_path} are ignored ({counts})"
+    many = Listing(tmp_path, [], None, [], ignored={f".{i:02d}": 1 for i in range(13)})
+    assert many.describe_ignored().endswith("1 .06, 1 .07, 5 with other endings)")
 
 
 def test_a_folder_with_an_images_name_is_a_class(tmp_path):
@@ -250,5 +308,5 @@ def test_missing_and_empty_folders_are_named(tmp_path):
         index_images(tmp_path / "nowhere")
     (tmp_path / "empty" / "deeper").mkdir(parents=True)
     (tmp_path / "empty" / "deeper" / "movie.gif").write_bytes(b"GIF89a")
-    with pytest.raises(ValueError, match="empty: no images found"):
+    with pytest.raises(ValueError, match=r"empty: no images found .*; 1 file in \S+empty is ignored \(1 .gif\)"):
         index_images(tmp_path / "empty")

@@ -319,7 +319,7 @@ def test_a_gpu_that_fails_makes_no_file_bad(copied, monkeypatch):
         next(pipeline)
         raise RuntimeError("CUDA error: an illegal memory access")
 
-    def sizes(paths, *, threads, device):
+    def sizes(paths, alpha, *, device, **settings):
         known = np.array([copied.sizes[copied.paths.index(path)] for path in paths])
         return known if device == "cpu" else np.zeros_like(known)
 

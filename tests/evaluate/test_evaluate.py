@@ -1,23 +1,35 @@
-"""Evaluations of feature files, as `sce-fast evaluate` runs them."""
+"""Evaluations as `sce-fast evaluate` runs them."""
 
 import json
+import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from helpers.images import write_png
+from helpers.runs import small_config
+from sce_fast.config import EvaluationConfig
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.sources import Listing
 from sce_fast.evaluate import save_features
-from sce_fast.tools.evaluate import knn, labelled_sets
+from sce_fast.tools.embed import embed
+from sce_fast.tools.evaluate import knn, linear
+from sce_fast.tools.labelled_sets import labelled_sets
+from sce_fast.train import Trainer
 
 
 def write_features(path, features, classes):
     """Write a feature file with one row for each entry of classes, in that order."""
     names = sorted(set(classes))
     listing = Listing(path.parent, [f"{i}.png" for i in range(len(classes))], [names.index(c) for c in classes], names)
-    save_features(path, features, ImageIndex(listing, np.ones((len(classes), 2), dtype=np.int32), {}))
+    save_features(
+        path,
+        features,
+        ImageIndex(listing, np.ones((len(classes), 2), dtype=np.int32), np.zeros(len(classes), dtype=np.bool_), {}),
+    )
     return path
 
 
@@ -27,11 +39,18 @@ def test_feature_files_are_matched_by_class_names(tmp_path):
     sets = labelled_sets(None, train, test, batch_size=1, device="cpu")
     assert sets.test_labels.tolist() == [3, 1]
     out = tmp_path / "result.json"
-    assert "1 neighbours" in knn(None, train=train, test=test, neighbours=(1, 2), out=out, device="cpu")
+    paths = {"train": str(train), "test": str(test), "out": str(out)}  # strings are paths, too
+    assert "\n1 neighbour  " in knn(None, **paths, neighbours=(1, 2), device="cpu")
     written = json.loads(out.read_text())
     assert written["evaluation"] == "knn"
     assert (written["train_images"], written["test_images"], written["classes"], written["dim"]) == (4, 2, 4, 4)
-    assert written["results"][0] == {"neighbours": 1, "temperature": 0.07, "top1": 1.0, "top5": None}
+    assert written["results"][0] == {
+        "neighbours": 1,
+        "temperature": 0.07,
+        "top1": 1.0,
+        "top5": None,
+        "mean_per_class": 1.0,
+    }
     with pytest.raises(ValueError, match=r"out=\S*result.json exists already"):
         knn(None, train=train, test=test, out=out)
 
@@ -67,3 +86,129 @@ def test_evaluation_names_what_is_wrong_with_feature_files(tmp_path):
         knn(None, train=train, test=tmp_path / "nowhere.safetensors")
     with pytest.raises(ValueError, match="nothing to evaluate"):
         knn(None)
+
+
+@pytest.mark.parametrize(
+    ("call", "setting", "message"),
+    [
+        (knn, {"neighbours": (10, 0)}, r"neighbours=\(10, 0\): expected one or more numbers, each at least 1"),
+        (knn, {"neighbours": ()}, r"neighbours=\(\): expected one or more"),
+        (knn, {"temperature": math.inf}, "temperature=inf: expected a finite number > 0"),
+        (knn, {"temperature": math.nan}, "temperature=nan: expected a finite number > 0"),
+        (knn, {"batch_size": 0}, "batch_size=0: expected at least 1"),
+        (linear, {"regularization": (1.0, math.inf)}, r"regularization=\(1.0, inf\): expected one or more finite"),
+        (linear, {"regularization": (math.nan,)}, r"regularization=\(nan,\): expected one or more finite"),
+        (linear, {"max_iterations": 0}, "max_iterations=0: expected at least 1"),
+        (linear, {"batch_size": -1}, "batch_size=-1: expected at least 1"),
+        (
+            lambda run, **setting: embed(run, Path("data"), **setting),
+            {"batch_size": 0},
+            "batch_size=0: expected at least 1",
+        ),
+    ],
+)
+def test_settings_are_checked_before_any_feature_is_computed(call, setting, message, tmp_path):
+    """The run does not even exist, so the settings are looked at first."""
+    with pytest.raises(ValueError, match=message):
+        call(tmp_path / "nowhere", **setting)
+
+
+def test_a_missing_library_is_named_before_any_feature_is_computed(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ImportError, match="logistic regression needs scikit-learn"):
+        linear(tmp_path / "nowhere")
+
+
+def test_numbers_of_neighbours_above_that_of_the_images_are_left_out_or_refused(tmp_path):
+    train = write_features(tmp_path / "train.safetensors", torch.eye(4), ["ape", "bat", "cat", "dog"])
+    out = tmp_path / "knn.json"
+    text = knn(None, train=train, test=train, neighbours=(5, 2, 4, 200), out=out, device="cpu")
+    assert "\n5, 200 neighbours are left out: there are only 4 train images" in text
+    assert [result["neighbours"] for result in json.loads(out.read_text())["results"]] == [2, 4]
+    with pytest.raises(ValueError, match=r"neighbours=\(10, 20, 100, 200\): expected numbers up to 4, the number of"):
+        knn(None, train=train, test=train, device="cpu")
+
+
+def test_shared_images_are_told_before_and_in_the_table_and_file(tmp_path, capsys):
+    classes = ["ape", "bat"] * 6
+    train = write_features(tmp_path / "train.safetensors", torch.randn(12, 4), classes)
+    other = write_features(tmp_path / "other.safetensors", torch.randn(12, 4), classes)
+    for evaluate in (knn, linear):
+        out = tmp_path / f"{evaluate.__name__}.json"
+        text = evaluate(None, train=train, test=train, out=out, device="cpu")
+        assert "12 train and 12 test images (12 of them in train), 2 classes" in text
+        assert json.loads(out.read_text())["test_images_in_train"] == 12
+        assert "Warning: 12 of 12 test images are train images too, so the accuracy is not " in capsys.readouterr().err
+        text = evaluate(None, train=train, test=other, device="cpu")
+        assert "12 train and 12 test images, 2 classes" in text
+        assert capsys.readouterr().err == ""
+
+
+def test_the_majority_class_is_a_row_and_feature_files_have_no_other_baselines(tmp_path, capsys):
+    train = write_features(tmp_path / "train.safetensors", torch.randn(30, 4), ["ape"] * 20 + ["bat"] * 10)
+    test = write_features(tmp_path / "test.safetensors", torch.randn(4, 4), ["ape", "bat", "bat", "bat"])
+    out = tmp_path / "linear.json"
+    text = linear(None, train=train, test=test, regularization=(1.0,), baselines=True, out=out, device="cpu")
+    assert text.endswith("\nmajority class          0.2500          0.5000")
+    (majority,) = json.loads(out.read_text())["baselines"]
+    assert majority == {"baseline": "majority class", "top1": 0.25, "top5": None, "mean_per_class": 0.5}
+    assert "no --baselines: raw pixels and an untrained network need the images" in capsys.readouterr().err
+
+
+def test_an_edge_of_the_regularizations_is_told(tmp_path):
+    train = write_features(tmp_path / "train.safetensors", torch.randn(60, 4), ["ape", "bat"] * 30)
+    out = tmp_path / "linear.json"
+    text = linear(None, train=train, test=train, regularization=(1e-9, 1e-8), out=out, device="cpu")
+    chosen = json.loads(out.read_text())["results"][0]
+    assert chosen["regularization_at_edge"]
+    edge, beyond = ("smallest", "smaller") if chosen["regularization"] == 1e-9 else ("largest", "larger")
+    assert (
+        f"\nWarning: C {chosen['regularization']:g} is the {edge} value tried; a {beyond} --regularization may" in text
+    )
+    assert "Warning" not in linear(None, train=train, test=train, regularization=(1.0,), device="cpu")
+
+
+@pytest.fixture
+def two_classes(tmp_path):
+    """Return class folders of 20 train and 10 test images, 40 pixels wide: red and green noise."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 10), ("test", 5)):
+        for channel, name in enumerate(("red", "green")):
+            for i in range(count):
+                pixels = random.integers(60, size=(40, 40, 3), dtype=np.uint8)
+                pixels[..., channel] += 150
+                write_png(tmp_path / part / name / f"{part}{i}.png", pixels)
+    return tmp_path / "train", tmp_path / "test"
+
+
+def untrained_run(config):
+    """Return the folder of a run that has saved before its first step."""
+    trainer = Trainer(config)
+    trainer.state.save()
+    trainer.log.close()
+    return config.out
+
+
+@pytest.mark.parametrize("evaluate", [knn, linear])
+def test_baselines_are_raw_pixels_and_the_network_before_training(tmp_path, two_classes, evaluate):
+    train, test = two_classes
+    config = small_config(train, tmp_path / "run", evaluation=EvaluationConfig(resize=40, crop=40))
+    run, out = untrained_run(config), tmp_path / "result.json"
+    settings = {"neighbours": (3, 5)} if evaluate is knn else {"regularization": (1.0,)}
+    text = evaluate(run, train=train, test=test, baselines=True, out=out, device="cpu", **settings)
+    assert "\nraw pixels (32 × 32), " in text
+    found = json.loads(out.read_text())
+    by_name = {row["baseline"]: row for row in found["baselines"]}
+    assert list(by_name) == ["majority class", "raw pixels (32 × 32)", "untrained network"]
+    assert len(found["baselines"]) == 1 + 2 * len(found["results"])
+    assert by_name["majority class"]["top1"] == 0.5
+    assert by_name["raw pixels (32 × 32)"]["top1"] == 1.0
+
+
+def test_the_untrained_network_is_the_one_that_a_run_began_with(photo_folder, tmp_path):
+    """Before its first step, a run's own features are those of its baseline."""
+    run = untrained_run(small_config(photo_folder, tmp_path / "run"))
+    sets = labelled_sets(run, None, None, batch_size=24, device="cpu")
+    (_, _), (name, untrained) = sets.baselines()
+    assert name == "untrained network"
+    assert torch.equal(untrained.train_features, sets.train_features)

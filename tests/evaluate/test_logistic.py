@@ -31,6 +31,17 @@ def test_it_chooses_its_regularization_on_held_out_rows():
     assert not logistic_accuracy(*sets, regularization=(100.0,), max_iterations=1).converged
 
 
+def test_it_says_whether_the_regularization_lies_at_an_edge_of_those_tried():
+    labels = torch.arange(100) % 2
+    features = torch.randn(100, 40)
+    features[:, :8] += 0.5 * labels[:, None]
+    sets = (features, labels, features, labels)
+    found = logistic_accuracy(*sets, regularization=(0.001, 0.1, 100.0))
+    assert found.edge == {0.001: "smallest", 0.1: "", 100.0: "largest"}[found.regularization]
+    for grid, edge in (((100.0,), ""), ((10.0, 100.0), "smallest"), ((1e-9, 1e-8, 0.01), "largest")):
+        assert logistic_accuracy(*sets, regularization=grid).edge == edge, grid
+
+
 def test_held_out_rows_are_a_fifth_of_each_class_and_always_the_same():
     labels = np.repeat([0, 1, 2], [50, 9, 4])
     held = held_out_rows(labels)
@@ -55,7 +66,7 @@ def test_top5_matches_scikit_learn():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"regularization": (1.0, 0.0)}, r"regularization=\(1.0, 0.0\): expected positive numbers"),
+        ({"regularization": (1.0, 0.0)}, r"regularization=\(1.0, 0.0\): expected one or more finite numbers > 0"),
         ({"train_labels": torch.zeros(8, dtype=torch.int64)}, "only one class"),
         ({"test_features": torch.randn(8, 4)}, r"train features are \(3,\) wide, test features \(4,\)"),
         ({"train_labels": torch.arange(8) // 2}, "expected at least 5 rows in a class"),

@@ -106,8 +106,9 @@ def document(found: Mapping[str, str]) -> str:
 
 def shown(output: str, tmp_path: Path) -> str:
     """Return a program's output as a table cell, without progress and what every run prints."""
-    usual = r"(Training|Reading image sizes|Decoding): .*|In RUN: .*|.* decoded in .*|\(SCE_FAST_TRACEBACK.*|"
-    usual += r"\d+ steps at .*|\x1b.*"  # decoders print in colours
+    usual = r"(Training|Reading image headers|Decoding): .*|In RUN: .*|.* decoded in .*|\(SCE_FAST_TRACEBACK.*|"
+    usual += r"(Memory|Time): .*|Warning: \d+ of \d+ test images .*|\d+ images, .*|\d+ steps at .*|Image decoder: .*"
+    usual += r"|Found \d+ images, .*|  resnet18 of width .* Options override them\."  # of the recipe
     text = output.replace(str(tmp_path / "data"), "DATA").replace(str(tmp_path / "run"), "RUN")
     lines = [line.rstrip() for line in text.splitlines() if not re.fullmatch(usual, line)]
     return "<br>".join(line.strip().replace("|", r"\|") for line in lines if line) or "nothing"
@@ -117,7 +118,7 @@ def words(data: Path, run: Path, *more: object) -> list[object]:
     settings = {
         "--data": data, "--out": run, "--epochs": 3, "--batch-size": 8, "--device": "cpu", "--views.sizes": 32,
         "--model.backbone": "resnet18", "--model.width": 8, "--model.projector-hidden": 16, "--model.dim": 8,
-        "--model.predictor-hidden": 16, "--loss.queue-size": 40, "--optimizer.warmup-epochs": 1, "--log-every": 1,
+        "--model.predictor-hidden": 16, "--loss.queue-size": 8, "--optimizer.warmup-epochs": 1, "--log-every": 1,
         "--checkpoint-every": 2, "--keep-checkpoints": 9, "--loader-threads": 1,
     }  # fmt: skip
     return ["train", "folder", *(word for pair in settings.items() for word in pair), "--no-pictures", *more]

@@ -28,7 +28,7 @@ def convert_graph() -> None:
         return made(batch_size=batch_size, num_threads=threads, device_id=None, prefetch_queue_depth=prefetch)
 
     with patch.object(graph, "build_pipeline", constructed):
-        graph.training_pipeline(iter(()), views, batch_size=1, threads=1, device="cpu")
+        graph.training_pipeline(iter(()), views, background=None, batch_size=1, threads=1, device="cpu")
 
 
 convert_graph()

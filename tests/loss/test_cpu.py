@@ -1,17 +1,20 @@
 """The CPU kernel against float64: its error is at most twice that of plain PyTorch plus a floor."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from helpers.norms import NORMS, assert_right_or_not_finite, long_rows
 from sce_fast import KeyQueue, sce_loss
+from sce_fast.loss import backends
 from sce_fast.loss import cpu as native
 from sce_fast.loss.parity import compare, make_inputs
 from sce_fast.loss.problem import checked_problem
-from sce_fast.native import CPU
+from sce_fast.native import CPU, Extension
 from sce_fast.util.rows import unit_rows
 
 
@@ -221,21 +224,33 @@ def test_a_bad_candidate_reaches_all_rows(tau):
     assert loss.isnan().all()
 
 
-@pytest.mark.parametrize("tau", [0.0251, 0.1, 0.02])
-@pytest.mark.parametrize("opposite", [False, True])
-def test_long_rows_are_right_or_not_finite(tau, opposite):
-    """Rows that break the contract never give a wrong finite number."""
-    tensors = inputs("converged" if opposite else "random", 0, 0, 4, 16, 130, 0)
-    query, key, queue = tensors.query, tensors.key, tensors.queue
-    if opposite:
-        queue = unit_rows(-key[:1] + 0.01 * queue)
-    settings = dict(temperature=tau, target_temperature=tau, reduction="none")
-    for length in (1.1, 1.2, 1.5, 3.0, 30.0, 1000.0):
-        with torch.no_grad():
-            loss = sce_loss(length * query, key, length * queue, backend="cpu", **settings)
-        exact = sce_loss(length * query.double(), key.double(), length * queue.double(), **settings)
-        right = (loss.double() - exact).abs() <= 1e-4 * exact.abs().clamp(min=1)
-        assert (right | ~loss.isfinite()).all(), length
+@given(**NORMS, dtype=st.sampled_from([torch.float32, torch.bfloat16]), bfloat16=st.booleans())
+@example(**long_rows("key", 5.2), dtype=torch.float32, bfloat16=False)
+@example(**long_rows("query", 5.3), dtype=torch.bfloat16, bfloat16=True)
+@settings(max_examples=100)
+def test_rows_of_any_norm_are_right(dtype, bfloat16, **case):
+    weights = torch.bfloat16 if bfloat16 and dtype == torch.bfloat16 else torch.float32
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "BFLOAT16_PRODUCTS", bfloat16)
+        assert_right_or_not_finite(native.solve, dtype, weights, always_finite=True, **case)
+
+
+@pytest.mark.parametrize("tau", [10.0, 20.0, 1e12])
+def test_own_keys_are_masked_at_any_temperature(tau):
+    tensors = inputs("random", 0, 0, 6, 16, 50, 6)
+    tensors.batch_keys[:] = tensors.key
+    assert_parity(tensors, temperature=tau, target_temperature=tau)
+
+
+def test_a_row_that_is_too_long_changes_no_bits_of_the_others():
+    query, key, queue = simple_inputs()
+    clean = sce_loss(query, key, queue, reduction="none", backend="cpu")
+    longer = query.clone()
+    longer[2] *= 100
+    loss = sce_loss(longer, key, queue, reduction="none", backend="cpu")
+    others = torch.tensor([0, 1, 3, 4, 5])
+    assert torch.equal(loss[others], clean[others])
+    torch.testing.assert_close(loss, sce_loss(longer, key, queue, reduction="none", backend="reference"))
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
@@ -248,13 +263,6 @@ def test_torchs_defaults_do_not_matter(default):
             assert torch.equal(sce_loss(query, key, queue, backend="cpu"), expected)
     finally:
         torch.set_default_dtype(torch.float32)
-
-
-def test_a_temperature_that_learns_gets_no_gradient(recwarn):
-    query, key, queue = simple_inputs()
-    temperature = torch.tensor(0.1, requires_grad=True)
-    assert sce_loss(query, key, queue, temperature=temperature, backend="cpu") == sce_loss(query, key, queue)
-    assert not recwarn.list
 
 
 def test_no_gradient_and_no_target_are_left_out_and_change_nothing():
@@ -285,8 +293,44 @@ def test_auto_takes_the_kernel_and_a_refusal_says_why(monkeypatch):
     assert sce_loss(*doubles, return_statistics=True)[1].backend == "reference"
     with pytest.raises(ValueError, match=r"backend='cpu' cannot serve.*torch.float64; use backend='reference'"):
         sce_loss(*doubles, backend="cpu")
+
+
+def test_without_kernels_the_first_fall_to_plain_pytorch_warns(monkeypatch, recwarn):
+    """Not a compiled call, not a call that the kernels could not serve, and not a call that names the backend."""
+    tensors = simple_inputs(20)
     monkeypatch.setattr(CPU, "module", None)
-    monkeypatch.setattr(CPU, "missing", "no module")
-    with pytest.raises(ValueError, match=r"the CPU kernels are not built \(no module\); install again"):
-        sce_loss(query, key, queue, backend="cpu")
-    assert sce_loss(query, key, queue, return_statistics=True)[1].backend == "reference"
+    monkeypatch.setattr(backends, "_warned", False)
+    with pytest.raises(ValueError, match=r"the CPU kernels are not built; with a C\+\+ compiler, install again"):
+        sce_loss(*tensors, backend="cpu")
+    torch.compile(sce_loss, backend="eager", fullgraph=True)(*tensors)
+    sce_loss(*(t.double() for t in tensors))
+    sce_loss(*tensors, backend="reference")
+    assert not recwarn.list
+    for _ in range(2):
+        sce_loss(*tensors)
+    (warning,) = recwarn.list
+    assert "the CPU kernels are not built, so the loss runs in plain PyTorch" in str(warning.message)
+    assert "SCE_FAST_BUILD=cpu pip install --force-reinstall --no-deps --editable ." in str(warning.message)
+    assert warning.filename == __file__
+
+
+def test_kernels_that_cannot_be_loaded_are_not_called_unbuilt():
+    extension = Extension("CPU", error="libgomp.so.1: cannot open shared object file")
+    assert extension.refusal.startswith("the CPU kernels are built but cannot be loaded (libgomp.so.1: cannot open")
+
+
+def test_float16_candidates_are_widened_exactly():
+    """Every float16 number up to 1, subnormal ones included: the same bits as from the same numbers in float32."""
+    numbers = torch.arange(0x3C01, dtype=torch.int16)
+    queue = torch.cat([numbers, numbers | -0x8000])[: 2 * 0x3C01 // 16 * 16].view(torch.float16).view(-1, 16)
+    query, key, _ = simple_inputs()
+    settings = dict(temperature=1.0, target_temperature=1.0, reduction="none", backend="cpu")
+    assert torch.equal(sce_loss(query, key, queue, **settings), sce_loss(query, key, queue.float(), **settings))
+
+
+def test_a_torch_without_brgemm_is_told(monkeypatch):
+    monkeypatch.setattr(native, "BRGEMM", dict.fromkeys(native.BRGEMM, False))
+    for found, why in ((False, "not found in this torch"), (True, "ATen has none for this processor")):
+        monkeypatch.setattr(CPU, "module", SimpleNamespace(finds_brgemm=lambda found=found: found))
+        assert native.products(torch.float32) == f"plain loops, slower (brgemm: {why})"
+        assert native.products(torch.bfloat16) == f"as float32 (brgemm: {why})"

@@ -65,7 +65,7 @@ def test_kernel_files_touch_the_hardware_through_named_functions_only():
 def test_refusals_say_why_and_what_to_do(monkeypatch):
     inputs = make_inputs("random", n=2, d=16, k=5)
     if CUDA.module is None:
-        with pytest.raises(ValueError, match=r"the CUDA kernels are not built \(.*SCE_FAST_BUILD=cuda"):
+        with pytest.raises(ValueError, match=r"the CUDA kernels are not built; .*SCE_FAST_BUILD=cuda"):
             sce_loss(inputs.query, inputs.key, inputs.queue, backend="cuda")
     monkeypatch.setattr(CUDA, "module", object())
     assert "are on cpu; move them to a CUDA device" in native_cuda.refuses(problem_of(inputs))

@@ -10,7 +10,6 @@ from sce_fast.loss import cuda as native_cuda
 from sce_fast.loss.backends import BACKENDS
 from sce_fast.loss.parity import KINDS, compare, make_inputs
 from sce_fast.native import CUDA
-from sce_fast.util.rows import unit_rows
 
 
 @pytest.mark.parametrize(
@@ -22,7 +21,7 @@ from sce_fast.util.rows import unit_rows
 )
 def test_without_nvcc_a_gpus_tests_are_not_run_and_with_it_they_fail(request, monkeypatch, nvcc, outcome, reason):
     """Kernels that could be built and are not fail the tests."""
-    monkeypatch.setattr(CUDA, "missing", "No module named 'sce_fast._cuda'")
+    monkeypatch.setattr(CUDA, "module", None)
     monkeypatch.setattr(gpu_machine, "find_tool", lambda name: nvcc)
     with pytest.raises(outcome, match=reason):
         request.getfixturevalue("cuda")
@@ -115,7 +114,7 @@ def test_gpu_graph_captures_loss_and_enqueue(cuda):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         loss, gradient = step()
-    ring = KeyQueue(4096, 128, dtype=torch.bfloat16).to(cuda)
+    ring = KeyQueue(4096, 128, torch.bfloat16, normalize=False).to(cuda)
     ring.keys.copy_(inputs.queue)
     for value in (0.1, 0.2, 0.05):
         tau.fill_(value)
@@ -132,12 +131,12 @@ def test_gpu_graph_captures_loss_and_enqueue(cuda):
 @pytest.mark.parametrize("stored", [torch.float32, *HALVES])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_gpu_enqueue(cuda, stored, normalize):
-    queue = KeyQueue(1000, 96, dtype=stored).to(cuda)
+    queue = KeyQueue(1000, 96, stored, normalize, backend="reference").to(cuda)
     keys, cursor = queue.keys.clone(), queue.cursor.clone()
     for count in (300, 900, 2500, 0, 1):
         rows = 3 * torch.randn(count, 96, device=cuda)
         native_cuda.enqueue(keys, cursor, rows, normalize=normalize)
-        queue.enqueue(unit_rows(rows) if normalize else rows)
+        queue.enqueue(rows)
     assert cursor.item() == queue.cursor.item()
     torch.testing.assert_close(
         keys.float(), queue.keys.float(), rtol=torch.finfo(stored).eps if normalize else 0.0, atol=1e-6 * normalize

@@ -5,15 +5,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from cuda_emulator import emulated
-from helpers.cuda import HALVES, assert_parity, assert_same_bits, both_kernels, emulate, problem_of, use
+from helpers.cuda import HALVES, assert_parity, assert_same_bits, both_kernels, emulate, use
+from helpers.norms import NORMS, assert_right_or_not_finite, long_rows
 from sce_fast import KeyQueue
-from sce_fast.loss import reference
 from sce_fast.loss.parity import KINDS, Inputs, make_inputs
-from sce_fast.util.rows import unit_rows
 
 pytestmark = pytest.mark.usefixtures("emulated_backend")
 
@@ -222,22 +221,12 @@ def test_a_bad_batch_key_spoils_all_but_its_own_row():
     assert rows.isfinite().tolist() == [False, False, True, False, False, False]
 
 
-@both_kernels
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("tau", [0.0251, 0.1, 0.02])
-@pytest.mark.parametrize("opposite", [False, True])
-def test_long_rows_are_right_or_not_finite(dtype, tau, opposite):
-    """Rows that break the contract never give a wrong finite number."""
-    inputs = make_inputs("converged" if opposite else "random", n=4, d=16, k=130)
-    if opposite:
-        inputs = dataclasses.replace(inputs, queue=unit_rows(-inputs.key[:1] + 0.01 * inputs.queue))
-    for length in (1.1, 1.5, 3.0, 30.0, 1000.0):
-        longer = Inputs(length * inputs.query, inputs.key, length * inputs.queue, None).to(dtype)
-        options = dict(temperature=tau, target_temperature=tau, gradient=False)
-        rows = emulate(longer, **options).rows.double()
-        exact = reference.solve(problem_of(longer.to(torch.float64), **{**options, "statistics": True})).rows
-        right = (rows - exact).abs() <= 2e-2 * exact.abs().clamp(min=1)
-        assert (right | ~rows.isfinite()).all(), (length, rows, exact)
+@given(**NORMS, dtype=st.sampled_from(HALVES), kernel=st.sampled_from(["sm80", "sm90"]))
+@example(**long_rows("key", 5.2), dtype=torch.bfloat16, kernel="sm80")
+@example(**long_rows("query", 5.36), dtype=torch.bfloat16, kernel="sm90")
+@settings(max_examples=25)
+def test_rows_of_any_norm_are_right_or_not_finite(dtype, kernel, **case):
+    assert_right_or_not_finite(emulated.solver(splits=2, kernel=kernel), dtype, dtype, **case)
 
 
 @both_kernels
@@ -276,13 +265,13 @@ def test_mixed_types_of_rows():
 @settings(max_examples=12)
 def test_enqueue_does_what_the_queue_does(size, dim, counts, cursor, stored, given_as, normalize, seed):
     generator = torch.Generator().manual_seed(seed)
-    queue = KeyQueue(size, dim, dtype=stored)
+    queue = KeyQueue(size, dim, stored, normalize)
     queue.cursor.fill_(cursor % size)
     keys, position = queue.keys.clone(), cursor % size
     for count in counts:
         rows = (3 * torch.randn(count, dim, generator=generator)).to(given_as)
         keys, position = emulated.enqueue(keys, position, rows, normalize, seed)
-        queue.enqueue(unit_rows(rows) if normalize else rows)
+        queue.enqueue(rows)
     assert position == queue.cursor.item()
     if normalize:  # the order of sums differs
         torch.testing.assert_close(keys.float(), queue.keys.float(), rtol=torch.finfo(stored).eps, atol=1e-6)

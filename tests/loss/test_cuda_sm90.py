@@ -159,7 +159,8 @@ def changed(folder, right, wrong, name="sm90_forward_pass.cu"):
 @pytest.mark.slow
 @pytest.mark.parametrize("stages", [2, 3, 7])
 def test_any_number_of_stages(stages, tmp_path):
-    executable = changed(tmp_path, "{{64, 128, 6},", f"{{{{64, 128, {stages}}},", "plan.h")
+    right = "constexpr HopperConfig c = kHopperConfigs[kConfig];"
+    executable = changed(tmp_path, right, f"constexpr HopperConfig c{{64, 128, {stages}}};")
     for tiles in (1, 2, 3, 4, 9):
         inputs = make_inputs("clustered", n=50, d=64, k=128 * tiles, query_views=2, key_views=2).to(torch.bfloat16)
         for seed in range(2):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from helpers.inputs import rows
 from sce_fast import KeyQueue, SCELoss, sce_loss
@@ -119,6 +120,13 @@ def test_gradcheck_through_normalisation():
     torch.testing.assert_close(
         sce_loss(query, key, queue, normalize=True), sce_loss(unit_rows(query), unit_rows(key), queue)
     )
+
+
+def test_normalize_covers_the_batch_keys():
+    query, key, queue = rows(4, 6, seed=1), rows(4, 6, seed=2), rows(9, 6, seed=3)
+    lengths = torch.tensor([0.1, 1.0, 3.0, 50.0], dtype=torch.float64)[:, None]
+    raw = sce_loss(2 * query, lengths * key, queue, batch_keys=lengths * key, normalize=True)
+    torch.testing.assert_close(raw, sce_loss(query, key, queue, batch_keys=key))
 
 
 def test_coefficient_of_one_is_infonce():
@@ -236,6 +244,15 @@ def test_gradient_reaches_the_query_alone():
         assert not sce_loss(query, key, queue).requires_grad
 
 
+@pytest.mark.parametrize("name", ["temperature", "target_temperature", "coefficient"])
+def test_a_scalar_that_learns_serves_where_no_gradient_is_asked_for(name, recwarn):
+    tensors = rows(4, 8, seed=1), rows(4, 8, seed=2), rows(16, 8, seed=3)
+    with torch.no_grad():
+        loss = sce_loss(*tensors, **{name: nn.Parameter(torch.tensor(0.2))})
+        torch.testing.assert_close(loss, sce_loss(*tensors, **{name: 0.2}), rtol=1e-6, atol=0)
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("bad", ["query", "key"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_bad_row_spoils_no_other(bad, value):
@@ -285,6 +302,9 @@ QUERY, KEY, QUEUE = rows(4, 8, seed=1), rows(4, 8, seed=2), rows(16, 8, seed=3)
         ({"temperature": float("nan")}, ValueError, "temperature=nan"),
         ({"temperature": "0.1"}, TypeError, "temperature is '0.1'"),
         ({"temperature": torch.ones(2)}, ValueError, r"temperature has shape \(2,\)"),
+        ({"temperature": nn.Parameter(torch.tensor(0.1))}, ValueError, "temperature requires a gradient, which"),
+        ({"target_temperature": torch.tensor(0.1, requires_grad=True)}, ValueError, "^target_temperature requires a"),
+        ({"coefficient": torch.tensor(0.5, requires_grad=True) / 2}, ValueError, "^coefficient requires a gradient"),
         ({"coefficient": 1.5}, ValueError, r"coefficient=1.5: expected a number in \[0, 1\]"),
         ({"coefficient": -0.1}, ValueError, "coefficient=-0.1"),
         ({"positive_target": "none"}, ValueError, "positive_target='none': expected one of 'excluded', 'zero_logit'"),
@@ -293,6 +313,7 @@ QUERY, KEY, QUEUE = rows(4, 8, seed=1), rows(4, 8, seed=2), rows(16, 8, seed=3)
         ({"query": QUERY[0]}, ValueError, r"query has shape \(8,\), expected \(N, D\)"),
         ({"query": QUERY.int()}, TypeError, "query has dtype torch.int32"),
         ({"query": [1.0]}, TypeError, "query is a list"),
+        ({"key": [1.0], "normalize": True}, TypeError, "key is a list"),
         ({"query": QUERY[:0], "key": KEY[:0]}, ValueError, "at least one row"),
         ({"key": KEY[:3]}, ValueError, r"key has shape \(3, 8\), expected one key for each of 4"),
         ({"queue": QUEUE[:, :5]}, ValueError, "queue has rows of 5 values, expected 8"),

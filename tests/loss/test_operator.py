@@ -64,7 +64,7 @@ def test_compiles_without_a_graph_break(backend, reduction):
 
 def test_compiles_with_everything_that_can_be_asked():
     """Use device tensors for the scalars, statistics, autocast, and an enqueue between loss and backward."""
-    inputs, queue = tensors(), KeyQueue(40, 16)
+    inputs, queue = tensors(), KeyQueue(40, 16, normalize=False)
 
     def step(query, key, temperature, coefficient):
         with torch.autocast("cpu", dtype=torch.bfloat16):

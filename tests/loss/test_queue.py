@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import ranks
-from sce_fast import KeyQueue
+from sce_fast import KeyQueue, sce_loss
 from sce_fast.kernels import solve as triton
 from sce_fast.loss import cuda as native_cuda
 from sce_fast.loss import reference
@@ -24,7 +24,7 @@ def numbered(start, count, dim=3):
 
 @given(size=st.integers(1, 12), counts=st.lists(st.integers(0, 30), max_size=8))
 def test_holds_the_newest_keys_in_a_ring(size, counts):
-    queue = KeyQueue(size, 3)
+    queue = KeyQueue(size, 3, normalize=False)
     initial = queue.keys.clone()
     ring, written = list(initial), 0
     for count in counts:
@@ -47,13 +47,13 @@ def test_starts_with_random_unit_rows_of_the_seed():
 
 
 def test_views_are_stored_view_after_view():
-    queue = KeyQueue(4, 3)
+    queue = KeyQueue(4, 3, normalize=False)
     queue.enqueue(torch.stack([numbered(0, 2), numbered(10, 2)]))
     assert queue.keys[:, 0].tolist() == [0, 1, 10, 11]
 
 
 def test_sixteen_bit_storage_rounds_keys():
-    queue = KeyQueue(4, 3, dtype=torch.bfloat16)
+    queue = KeyQueue(4, 3, dtype=torch.bfloat16, normalize=False)
     keys = torch.rand(4, 3)
     queue.enqueue(keys)
     assert torch.equal(queue.keys, keys.to(torch.bfloat16))
@@ -83,7 +83,7 @@ def _enqueue_on_rank(results):
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     torch.manual_seed(0)
-    queue = KeyQueue(10, 3)
+    queue = KeyQueue(10, 3, normalize=False)
     for step in range(2):
         first = 100 * step + 10 * rank
         queue.enqueue(torch.stack([numbered(first, 2), numbered(first + 1000, 2)]))
@@ -101,10 +101,32 @@ def test_all_ranks_hold_the_same_keys_in_the_same_order(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_normalises_on_request(dtype):
+def test_normalises_unless_told_otherwise(dtype):
     queue, keys = KeyQueue(4, 3, dtype=dtype), 5 * torch.rand(4, 3)
-    queue.enqueue(keys, normalize=True)
-    assert torch.equal(queue.keys, torch.nn.functional.normalize(keys, dim=1).to(dtype))
+    expected = torch.nn.functional.normalize(keys, dim=1).to(dtype)
+    queue.enqueue(keys)
+    assert torch.equal(queue.keys, expected)
+    queue.enqueue(2 * keys, skip=torch.tensor(False))
+    torch.testing.assert_close(queue.keys, expected)
+    as_given = KeyQueue(4, 3, dtype=dtype, normalize=False)
+    as_given.enqueue(keys)
+    assert torch.equal(as_given.keys, keys.to(dtype))
+    with pytest.raises(TypeError, match="normalize is 'auto', expected True or False"):
+        KeyQueue(4, 3, dtype, "auto")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_raw_rows_of_any_length_keep_the_loss_finite(backend):
+    """Few steps fill the queue with rows of norms around 16."""
+    student = torch.nn.Linear(8, 256)
+    queue = KeyQueue(64, 256)
+    for _ in range(8):
+        inputs = torch.randn(16, 8)
+        loss = sce_loss(30 * student(inputs), 30 * student(inputs), queue.keys, normalize=True, backend=backend)
+        queue.enqueue(30 * student(inputs))
+        loss.backward()
+        assert loss.isfinite()
+    torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(64))
 
 
 def test_enqueue_is_an_operator():
@@ -112,7 +134,7 @@ def test_enqueue_is_an_operator():
     torch.library.opcheck(torch.ops.sce_fast.enqueue.default, (queue.keys, queue.cursor, torch.rand(6, 3), True, "cpu"))
     compiled = torch.compile(queue.enqueue, fullgraph=True, backend="aot_eager")
     compiled(torch.ones(3, 3))
-    assert queue.keys.eq(1).all(1).sum() == 3
+    assert queue.keys.sub(3**-0.5).abs().lt(1e-6).all(1).sum() == 3
 
 
 def test_auto_takes_plain_pytorch_on_a_cpu(monkeypatch):
@@ -175,7 +197,7 @@ def test_the_cuda_enqueue_is_reached_through_the_table(name, monkeypatch):
     queue, expected = KeyQueue(4, 3, backend=name), KeyQueue(4, 3)
     expected.load_state_dict(queue.state_dict())
     keys = torch.rand(2, 3, 3)
-    for options in ({"normalize": True}, {"skip": torch.tensor(False)}, {"skip": torch.tensor(True)}):
+    for options in ({}, {"skip": torch.tensor(False)}, {"skip": torch.tensor(True)}):
         queue.enqueue(keys, **options)
         expected.enqueue(keys, **options)
         assert torch.equal(queue.keys, expected.keys)
@@ -198,7 +220,7 @@ def on_gpu(function):
 @on_gpu
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_gpu_ring_is_that_of_a_cpu(dtype):
-    on_cpu = KeyQueue(50, 24, dtype=dtype)
+    on_cpu = KeyQueue(50, 24, dtype=dtype, normalize=False)
     queue = copy.deepcopy(on_cpu).cuda()
     for count in (20, 45, 0, 130, 1):
         keys = torch.randn(count, 24)
@@ -211,8 +233,8 @@ def test_gpu_ring_is_that_of_a_cpu(dtype):
 @on_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_gpu_ring_of_a_named_backend_is_that_of_a_cpu(gpu_backend, dtype):
-    on_cpu = KeyQueue(50, 24, dtype=dtype)
-    queue = KeyQueue(50, 24, dtype=dtype, backend=gpu_backend).cuda()
+    on_cpu = KeyQueue(50, 24, dtype=dtype, normalize=False)
+    queue = KeyQueue(50, 24, dtype=dtype, normalize=False, backend=gpu_backend).cuda()
     queue.load_state_dict(on_cpu.state_dict())
     for count in (20, 45, 0, 130, 1):
         keys = torch.randn(count, 24)
@@ -224,9 +246,9 @@ def test_gpu_ring_of_a_named_backend_is_that_of_a_cpu(gpu_backend, dtype):
 
 @on_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gpu_normalises_on_request(dtype):
+def test_gpu_normalises(dtype):
     queue, keys = KeyQueue(50, 24, dtype=dtype).cuda(), 5 * torch.randn(2, 10, 24, device="cuda")
-    queue.enqueue(keys, normalize=True)
+    queue.enqueue(keys)
     expected = torch.nn.functional.normalize(keys.flatten(0, 1), dim=1).to(dtype)
     torch.testing.assert_close(queue.keys[:20], expected)
 
@@ -235,7 +257,7 @@ def test_gpu_normalises_on_request(dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_gpu_enqueue_in_a_cuda_graph(dtype):
     """The cursor advances with every replay and wraps; the graph has no position baked in."""
-    on_cpu = KeyQueue(50, 24, dtype=dtype)
+    on_cpu = KeyQueue(50, 24, dtype=dtype, normalize=False)
     queue, keys = copy.deepcopy(on_cpu).cuda(), torch.zeros(2, 9, 24, device="cuda")
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

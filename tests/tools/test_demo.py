@@ -52,6 +52,8 @@ def test_digits_are_written_once_and_always_the_same(digits, tmp_path):
 
 @pytest.mark.slow
 def test_a_short_demo_writes_everything(digits, tmp_path, capsys, monkeypatch):
+    # The linear probe of all 4,800 pixel values takes most of a short demo's time; a few are enough here.
+    monkeypatch.setattr(demo, "pixel_features", lambda *of, **how: pixel_features(*of, **how)[:, ::97])
     run = tmp_path / "run"
     summary = run_demo(data=digits, out=run, epochs=2)
     assert json.loads((run / "summary.json").read_text()) == summary
@@ -71,8 +73,6 @@ def test_a_short_demo_writes_everything(digits, tmp_path, capsys, monkeypatch):
     assert knn[0] == pytest.approx(summary["knn_top1_untrained"], abs=2 / 359)
     assert knn[-1] == pytest.approx(summary["knn_top1"], abs=2 / 359)
 
-    # The linear probe of all 4,800 pixel values takes most of a short demo's time; from here on a few are enough.
-    monkeypatch.setattr(demo, "pixel_features", lambda *of, **how: pixel_features(*of, **how)[:, ::97])
     # Without its summary the demo counts as interrupted. It is resumed, with the same result.
     (run / "summary.json").unlink()
     assert run_demo(data=digits, out=run, epochs=2, pictures=False)["knn_top1"] == summary["knn_top1"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from torch import nn
 from helpers.runs import assert_same_run, small_config
 from sce_fast.config import EvaluationConfig, to_json
 from sce_fast.train import train
-from sce_fast.train.checkpoint import Checkpoint, checkpoints, collect, load_checkpoint, restore
-from sce_fast.train.optim import SGD
+from sce_fast.train.checkpoint import Checkpoint, checkpoints, collect, load_checkpoint, restore, save_checkpoint
+from sce_fast.train.optim import SGD, AdamW
+from sce_fast.util.files import save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +146,33 @@ def test_velocities_are_strided_as_their_weights():
     restore(Checkpoint(saved, {}), modules, again)
     assert again.state[weight.weight]["momentum_buffer"].stride() == weight.weight.stride()
     torch.testing.assert_close(again.state[weight.weight], optimizer.state[weight.weight], rtol=0, atol=0)
+
+
+def test_the_state_of_adamw_is_restored_with_its_shapes_and_dtypes():
+    """The number of steps is one float64 number a weight, not a tensor like the weight."""
+    weight = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+    modules, optimizer = {"model": weight}, AdamW(weight.parameters(), lr=0.1)
+    for p in weight.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    again = AdamW(weight.parameters(), lr=0.1)
+    restore(Checkpoint({name: t.contiguous() for name, t in collect(modules, optimizer).items()}, {}), modules, again)
+    for p in weight.parameters():
+        assert again.state[p].keys() == {"exp_avg", "exp_avg_sq", "step"}
+        for entry, t in optimizer.state[p].items():
+            its = again.state[p][entry]
+            assert (its.shape, its.stride(), its.dtype) == (t.shape, t.stride(), t.dtype)
+            assert torch.equal(its, t)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_files_have_the_permissions_of_the_umask(tmp_path, umask):
+    old = os.umask(umask)
+    try:
+        checkpoint = save_checkpoint(tmp_path, 1, {"t": torch.ones(2)}, {}, keep=1)
+        save_tensors(tmp_path / "features.safetensors", {"t": torch.ones(2)}, {})
+    finally:
+        os.umask(old)
+    for path in (checkpoint / "tensors.safetensors", checkpoint / "state.json", tmp_path / "features.safetensors"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask, path
+    assert checkpoint.stat().st_mode & 0o777 == 0o777 & ~umask

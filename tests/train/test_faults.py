@@ -20,7 +20,7 @@ from torch import nn
 
 from helpers import ranks
 from helpers.faults import SAME_BITS, Broken, before_step, send, words
-from helpers.runs import assert_same_run, assert_same_tensors
+from helpers.runs import assert_same_run, assert_same_tensors, repeated
 from sce_fast.cli import main
 from sce_fast.train.checkpoint import checkpoints, load_checkpoint
 from sce_fast.train.step import TrainingStep
@@ -48,8 +48,9 @@ def test_a_nan_among_the_pixels(tell, tmp_path, data, undisturbed, count):
     assert broken.newest() == 4  # the flag is read before the checkpoint of step 6 is written
     broken.resume()
     assert_same_tensors(broken.run, undisturbed(count))
-    log = (undisturbed(count) / "log.jsonl").read_text().splitlines()
-    assert (broken.run / "log.jsonl").read_text().splitlines() == log[-1:]  # of step 9
+    (line,), each = (repeated(run / "log.jsonl") for run in (broken.run, undisturbed(count)))
+    assert line["step"] == 9
+    assert line["loss"] == pytest.approx(sum(step["loss"] for step in each) / 9, rel=1e-12)  # also of steps 1 to 4
     where = "the pixels of one of two ranks" if count == 2 else "the pixels"
     tell(f"a NaN in {where}, step 6", broken.codes, broken.output, f"step 4, the list of images; {SAME_BITS}")
 
@@ -245,14 +246,15 @@ def test_a_full_disk_while_saving(tell, tmp_path, data, undisturbed):
     tell("no space for the checkpoint of step 6", broken.codes, broken.output, f"step 4; {SAME_BITS}")
 
 
-def fill_the_disk_before_a_line():
+def fill_the_disk_before_a_line(log):
     sys.modules["torch.utils.tensorboard"] = None  # as if not installed: its thread would print a traceback
-    before_step(6, lambda: limit_file_size(1_000))
+    before_step(6, lambda: limit_file_size(log.stat().st_size + 10))
 
 
 @pytest.mark.slow
 def test_a_full_disk_while_logging(tell, tmp_path, data, undisturbed):
-    broken = Broken(tmp_path, data, fault=fill_the_disk_before_a_line)
+    log = tmp_path / "run" / "log.jsonl"
+    broken = Broken(tmp_path, data, fault=partial(fill_the_disk_before_a_line, log))
     assert broken.newest() == 4
     broken.resume(undisturbed())
     tell("no space for the log line of step 6", broken.codes, broken.output, f"step 4; {SAME_BITS}")

@@ -11,10 +11,12 @@ import threading
 import time
 
 import pytest
+import torch
 
 from helpers import ranks
 from helpers.runs import assert_same_run, small_config
 from sce_fast.config import EvaluationConfig
+from sce_fast.distributed import process_group
 from sce_fast.train import train
 from sce_fast.train.checkpoint import checkpoints
 
@@ -31,7 +33,8 @@ def finished(config, count, timeout=120):
 def test_killed_at_random_moments(photo_folder, tmp_path, precision, count):
     """Killed while it starts, steps, saves or evaluates. Of two ranks one is killed; the other must not hang.
 
-    Every third kill waits for the next save. A run that ends before its kill is compared, and a new one begun.
+    Every third kill waits for the next save. A run that ends before its kill is compared, and a new one begun. No rank
+    is killed before it has joined the others, who would wait for it: under torchrun, torchrun ends them.
     """
     changes = dict(epochs=5, precision=precision, checkpoint_every=1, loader_threads=1)
     whole = small_config(photo_folder, tmp_path / "whole", **changes)
@@ -41,7 +44,8 @@ def test_killed_at_random_moments(photo_folder, tmp_path, precision, count):
     moments, kills, runs, while_saving = random.Random(f"{precision} {count}"), 0, 0, 0
     config = dataclasses.replace(whole, out=tmp_path / "0", resume=True)
     while kills < KILLS:
-        processes = ranks.start(train, config, ranks=count)
+        processes = ranks.start(train_once_joined, config, tmp_path, ranks=count)
+        wait_until_joined(tmp_path, processes)
         time.sleep(moments.uniform(0, 0.8 * duration * (1 - progress(config))))
         victim = moments.choice(processes)
         if kills % 3 == 2:
@@ -63,6 +67,21 @@ def test_killed_at_random_moments(photo_folder, tmp_path, precision, count):
     assert_same_run(config.out, whole.out)
     print(f"{kills} kills in {runs + 1} runs, {while_saving} of them while a checkpoint was written or removed")
     assert while_saving, "no kill fell into a save"
+
+
+def train_once_joined(config, folder):
+    """Train; leave a file in the folder when this process has joined the other ranks."""
+    with process_group(torch.device("cpu")):
+        (folder / f"{os.getpid()}.joined").touch()
+        train(config)
+
+
+def wait_until_joined(folder, processes):
+    missing = {process.pid for process in processes}
+    while missing:
+        missing = {pid for pid in missing if not (folder / f"{pid}.joined").exists()}
+        assert all(process.is_alive() for process in processes if process.pid in missing)
+        time.sleep(0.001)
 
 
 def progress(config):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sce_fast.train.optim import LARS, SGD, build_optimizer
+from sce_fast.train.optim import LARS, SGD, AdamW, build_optimizer
 from sce_fast.train.schedules import learning_rate, momentum
 
 
@@ -59,9 +59,36 @@ def test_sgd_is_that_of_torch(memory_format):
     torch.testing.assert_close(parameters, others, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sgd", "lars"])
-def test_a_masked_step_changes_no_bit(name):
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_adamw_is_that_of_torch(memory_format):
+    """In float64, with weight decay for the matrices only, over changes of the learning rate and masked steps."""
+    parameters, _ = layered(memory_format)
+    parameters = [nn.Parameter(p.detach().double()) for p in parameters]
+    others = [nn.Parameter(p.detach().clone()) for p in parameters]
+    ours = AdamW(parameters, lr=0.2, beta1=0.8, beta2=0.99, weight_decay=0.05)
+    groups = [{"params": [others[0], others[2]]}, {"params": [others[1]], "weight_decay": 0.0}]
+    theirs = torch.optim.AdamW(groups, lr=0.2, betas=(0.8, 0.99), weight_decay=0.05)
+    for step in range(12):
+        skip, rate = step % 4 == 1, 0.2 / (step + 1)
+        for p, other in zip(parameters, others, strict=True):
+            p.grad = torch.randn_like(p)
+            other.grad = p.grad.clone()
+        for optimizer in (ours, theirs):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        ours.step(skip=torch.tensor(skip))
+        if not skip:
+            theirs.step()
+        torch.testing.assert_close(parameters, others, rtol=1e-13, atol=1e-13)
+    assert all(ours.state[p]["step"] == 9 for p in parameters)
+
+
+@pytest.mark.parametrize("spoiled_first", [False, True])
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_a_masked_step_changes_no_bit(name, spoiled_first):
     parameters, gradients = layered(torch.channels_last)
+    with torch.no_grad():
+        parameters[0][0, 0] = -0.0 if name == "adamw" else 0.0
     optimizer = build_optimizer(nn.ParameterList(parameters), name, lr=0.2, momentum=0.9, weight_decay=0.01)
 
     def step(skip, spoil=None):
@@ -72,18 +99,27 @@ def test_a_masked_step_changes_no_bit(name):
         optimizer.step(skip=skip)
 
     def everything():
-        return [t.clone() for p in parameters for t in (p.detach(), optimizer.state[p]["momentum_buffer"])]
+        tensors = {f"{i}": p.detach().clone() for i, p in enumerate(parameters)}
+        state = {f"{i}.{e}": t.clone() for i, p in enumerate(parameters) for e, t in optimizer.state[p].items()}
+        return tensors, state
 
-    step(torch.tensor(False))
+    step(torch.tensor(spoiled_first), spoil=math.nan if spoiled_first else None)  # a first step has no state yet
     before = everything()
     step(torch.tensor(True), spoil=math.nan)
     step(torch.tensor(True), spoil=math.inf)
-    assert all(torch.equal(t, b) for t, b in zip(everything(), before, strict=True))
+    for now, then in zip(everything(), before, strict=True):
+        assert now.keys() == then.keys()
+        assert all(bits(now[name]) == bits(then[name]) for name in then)
     step(torch.tensor(False))
-    assert not any(torch.equal(t, b) for t, b in zip(everything(), before, strict=True))
+    assert not any(torch.equal(t, b) for now, then in zip(everything(), before, strict=True)
+                   for t, b in zip(now.values(), then.values(), strict=True))  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["sgd", "lars"])
+def bits(tensor):
+    return tensor.numpy().tobytes()
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
 def test_a_step_that_is_not_masked_is_the_plain_one(name):
     parameters, gradients = layered(torch.contiguous_format)
     parameters = [nn.Parameter(p.detach().double()) for p in parameters]
@@ -106,7 +142,7 @@ def test_lars_passes_over_parameters_without_gradient():
 
 def test_optimizer_takes_only_what_is_trainable():
     model = nn.ModuleDict({"student": nn.Linear(2, 2), "teacher": nn.Linear(2, 2).requires_grad_(False)})
-    for name, kind in (("sgd", SGD), ("lars", LARS)):
+    for name, kind in (("sgd", SGD), ("lars", LARS), ("adamw", AdamW)):
         optimizer = build_optimizer(model, name, lr=0.1, momentum=0.9, weight_decay=0.0)
         assert isinstance(optimizer, kind)
         assert len(optimizer.param_groups[0]["params"]) == 2

@@ -5,7 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -88,9 +87,10 @@ def test_resume_gives_the_same_bits(undisturbed, photo_folder, tmp_path, monkeyp
     assert_same_run(config.out, undisturbed)
 
 
-def test_sgd_and_asymmetric_views_resume_too(photo_folder, tmp_path):
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.3), ("adamw", 0.01)])
+def test_other_optimizers_and_asymmetric_views_resume_too(photo_folder, tmp_path, optimizer, rate):
     changes = dict(
-        optimizer=OptimizerConfig(name="sgd", warmup_epochs=0, weight_decay=5e-4),
+        optimizer=OptimizerConfig(name=optimizer, base_learning_rate=rate, warmup_epochs=0, weight_decay=5e-4),
         model=ModelConfig(
             backbone="resnet18", width=8, projector_hidden=(16,), dim=8, projector_norm="hidden", symmetric=False,
             predictor_hidden=0, momentum_schedule="constant",
@@ -178,18 +178,6 @@ def test_backbone_of_a_run_loads_alone(undisturbed):
         open_backbone(undisturbed / "checkpoints")
 
 
-def test_report_draws_what_the_run_has(undisturbed):
-    from PIL import Image
-
-    from sce_fast.tools.report import write_report
-
-    names = [path.name for path in write_report(undisturbed)]
-    assert names == ["loss.png", "views.png", "knn.png", "neighbours.png"]
-    for name in names:
-        with Image.open(undisturbed / name) as picture:
-            assert np.array(picture.convert("L")).std() > 5  # something is drawn
-
-
 def test_a_run_over_bad_headers_resumes_with_the_same_bits(photo_folder, tmp_path):
     shutil.copytree(photo_folder, tmp_path / "data")
     (tmp_path / "data" / "temple" / "010.jpg").write_bytes(b"")
@@ -256,6 +244,8 @@ def test_compiled_networks_train_as_the_others_and_resume(photo_folder, tmp_path
         optimizer=OptimizerConfig(warmup_epochs=0),
     )  # fmt: skip
     plain = small_config(photo_folder, tmp_path / "plain", **changes)
+    # Half as many passes through the networks take half as long to compile.
+    plain = dataclasses.replace(plain, model=dataclasses.replace(plain.model, symmetric=False))
     compiled = dataclasses.replace(plain, out=tmp_path / "compiled", compile=True)
     train(plain)
     train(compiled)
@@ -294,6 +284,7 @@ def test_recipes_are_valid_and_survive_json(name, tmp_path):
             "loss.queue_size=15: expected at least the 16 keys",
         ),
         (lambda c: dataclasses.replace(c, epochs=1, optimizer=OptimizerConfig(warmup_epochs=2)), "warmup_epochs=2"),
+        (lambda c: OptimizerConfig(name="adamw"), "optimizer.base_learning_rate=0.3: expected at most 0.1 for adamw"),
         (lambda c: LossConfig(temperature=0.0), "loss.temperature=0.0: expected a number > 0"),
         (lambda c: LossConfig(coefficient=2.0), "loss.coefficient=2.0"),
         (lambda c: ViewsConfig(names=("weak", "stong")), "'stong'.*did you mean 'strong'"),

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from sce_fast.data.image.background import background_color
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -75,8 +77,11 @@ class EvaluationView:
     """Mean of each channel, subtracted from values in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Standard deviation of each channel, by which the difference is divided."""
+    background: str = "black"
+    """Colour behind transparent images, as background_color takes it; none drops their alpha."""
 
     def __post_init__(self) -> None:
+        background_color(self.background)
         if not 1 <= self.crop <= self.resize:
             raise ValueError(f"crop={self.crop}, resize={self.resize}: expected 1 <= crop <= resize")
 

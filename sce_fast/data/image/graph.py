@@ -1,6 +1,7 @@
 """DALI graphs that execute a plan on a batch of images. They hold no state and draw no random numbers."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,9 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline
 
+from sce_fast.data.image.alpha import compositor
 from sce_fast.data.image.augment import Augmentation, EvaluationView
+from sce_fast.data.image.background import Color
 from sce_fast.data.image.photometric import photometric_operator
 from sce_fast.data.image.plan import ViewPlan, evaluation_boxes
 from sce_fast.data.pipeline import Feed, build_pipeline
@@ -19,6 +22,16 @@ def path_arrays(paths: list[bytes]) -> list[NDArray]:
     return [np.frombuffer(path, dtype=np.uint8) for path in paths]
 
 
+def file_types(background: Color | None) -> list[Any]:
+    """Return the types of file_feed."""
+    return [types.UINT8] if background is None else [types.UINT8, types.BOOL]
+
+
+def file_feed(paths: list[bytes], alpha: NDArray[np.bool_], background: Color | None) -> Feed:
+    """Return the first inputs of every graph: path_arrays and, with a background, whether each image has alpha."""
+    return (path_arrays(paths),) if background is None else (path_arrays(paths), list(alpha))
+
+
 def view_vectors(plan: ViewPlan) -> list[NDArray]:
     """Return one float32 vector for each sample; random_view unpacks it. Pixel positions are exact in float32."""
     columns: list[NDArray] = [plan.boxes, plan.operations, plan.factors]
@@ -26,27 +39,42 @@ def view_vectors(plan: ViewPlan) -> list[NDArray]:
     return list(np.concatenate(columns, axis=1, dtype=np.float32))
 
 
-def evaluation_feed(view: EvaluationView, paths: list[bytes], sizes: NDArray[np.int32]) -> Feed:
+def evaluation_feed(
+    view: EvaluationView,
+    paths: list[bytes],
+    sizes: NDArray[np.int32],
+    alpha: NDArray[np.bool_],
+    background: Color | None,
+) -> Feed:
     """Return the inputs of evaluation_pipeline for these images."""
     resized, boxes = evaluation_boxes(view, sizes)
-    return path_arrays(paths), list(resized.astype(np.float32)), list(boxes)
+    return *file_feed(paths, alpha, background), list(resized.astype(np.float32)), list(boxes)
 
 
 def training_pipeline(
-    feeds: Iterator[Feed], augmentations: tuple[Augmentation, ...], *, batch_size: int, threads: int, device: str
+    feeds: Iterator[Feed],
+    augmentations: tuple[Augmentation, ...],
+    *,
+    background: Color | None,
+    batch_size: int,
+    threads: int,
+    device: str,
 ) -> Pipeline:
     """Build a pipeline that returns one (N, 3, size, size) float32 output for each view.
 
     Args:
-        feeds: for each batch path_arrays and then view_vectors of each view.
+        feeds: for each batch file_feed and then view_vectors of each view.
+        background: see image_decoder.
         device: "cpu", or "gpu" for the current CUDA device.
     """
+    decode = image_decoder(background, threads=threads, device=device)
     photometric = photometric_operator(device, threads)
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
-        path, *parameters = external_inputs(feeds, [types.UINT8] + [types.FLOAT] * len(augmentations))
-        image = decoded(path, device)
+        inputs = external_inputs(feeds, file_types(background) + [types.FLOAT] * len(augmentations))
+        image = decode(*inputs[: -len(augmentations)])
+        parameters = inputs[-len(augmentations) :]
         views = []
         for v, augmentation in enumerate(augmentations):
             views.append(random_view(image, parameters[v], augmentation, photometric))
@@ -56,29 +84,47 @@ def training_pipeline(
 
 
 def evaluation_pipeline(
-    feeds: Iterator[Feed], view: EvaluationView, *, batch_size: int, threads: int, device: str
+    feeds: Iterator[Feed],
+    view: EvaluationView,
+    *,
+    background: Color | None,
+    batch_size: int,
+    threads: int,
+    device: str,
 ) -> Pipeline:
     """Build a pipeline that turns evaluation_feed into images (N, 3, crop, crop) float32."""
+    decode = image_decoder(background, threads=threads, device=device)
 
-    @pipeline_def
+    @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
-        path, size, box = external_inputs(feeds, [types.UINT8, types.FLOAT, types.INT32])
-        image = fn.resize(decoded(path, device), size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        *file, size, box = external_inputs(feeds, [*file_types(background), types.FLOAT, types.INT32])
+        image = fn.resize(decode(*file), size=size, interp_type=types.INTERP_LINEAR, antialias=True)
         return normalized(cropped(image, box), view.mean, view.std)
 
     return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device)
 
 
-def shape_pipeline(feeds: Iterator[Feed], *, decode: bool, batch_size: int, threads: int, device: str) -> Pipeline:
-    """Build a pipeline that returns the shape of each image: of the decoded image, or as its header announces it."""
+def shape_pipeline(
+    feeds: Iterator[Feed], *, decode: bool, background: Color | None, batch_size: int, threads: int, device: str
+) -> Pipeline:
+    """Build a pipeline that returns the shape of each image: of the decoded image, or as its header announces it.
+
+    Args:
+        feeds: for each batch file_feed; without `decode`, path_arrays alone.
+    """
+    decoded = image_decoder(background, threads=threads, device=device)
+
+    @pipeline_def(enable_conditionals=True)
+    def shapes_of_images() -> Any:
+        file = external_inputs(feeds, file_types(background))
+        return decoded(*file).shape(device="cpu")
 
     @pipeline_def
-    def graph() -> Any:
+    def shapes_in_headers() -> Any:
         (path,) = external_inputs(feeds, [types.UINT8])
-        if decode:
-            return decoded(path, device).shape(device="cpu")
         return fn.peek_image_shape(fn.io.file.read(path))
 
+    graph = shapes_of_images if decode else shapes_in_headers
     return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device, prefetch=1)
 
 
@@ -87,9 +133,28 @@ def external_inputs(feeds: Iterator[Feed], dtypes: list[Any]) -> Any:
     return fn.external_source(source=lambda: next(feeds), num_outputs=len(dtypes), batch=True, dtype=dtypes)
 
 
-def decoded(path: Any, device: str) -> Any:
-    decoder = "cpu" if device == "cpu" else "mixed"
-    return fn.decoders.image(file_content(path), device=decoder, output_type=types.RGB)
+def image_decoder(background: Color | None, *, threads: int, device: str) -> Callable[..., Any]:
+    """Return the operator that turns the inputs of file_feed into an image (H, W, 3) uint8.
+
+    Args:
+        background: colour that shows through transparent pixels; None drops alpha.
+        threads: number of threads that decode images with alpha.
+        device: "cpu" or "gpu", where the images are wanted.
+    """
+    dali = partial(fn.decoders.image, device="cpu" if device == "cpu" else "mixed", output_type=types.RGB)
+    if background is None:
+        return lambda path: dali(file_content(path))
+    over_background = compositor(background, threads=threads, device=device)
+
+    def decode(path: Any, alpha: Any) -> Any:
+        content = file_content(path)
+        if alpha:  # noqa: SIM108  (DALI knows no conditional expressions)
+            image = over_background(content)
+        else:
+            image = dali(content)
+        return image
+
+    return decode
 
 
 def file_content(path: Any) -> Any:

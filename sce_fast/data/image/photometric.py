@@ -29,7 +29,7 @@ def photometric_operator(device: str, threads: int) -> Callable[..., Any]:
         return partial(_native, threads=threads)
     if device == "cpu":
         warnings.warn(
-            f"the CPU kernels are not built ({CPU.missing}): DALI's operators augment colours, several times slower; "
+            f"the CPU kernels are {CPU.missing}, so DALI's operators augment colours, several times slower; "
             f"{CPU.remedy}",
             stacklevel=2,
         )

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sce_fast.data.faults import DAMAGED, status_or_reason
-from sce_fast.data.image.formats import decode_failure_reason
-from sce_fast.data.image.graph import path_arrays, shape_pipeline
+from sce_fast.data.faults import status_or_reason
+from sce_fast.data.image.background import Color
+from sce_fast.data.image.formats import is_plausible
+from sce_fast.data.image.graph import file_feed, shape_pipeline
 from sce_fast.data.pipeline import Feed
 
 FILES_PER_BATCH = 64  # few, because all files of a failed batch are decoded again
@@ -24,14 +25,22 @@ class SizeReader:
         decode: decode the images; otherwise read only headers.
         batch_size: files at a time.
         threads: number of threads that read or decode.
+        background: decode images with alpha over this colour; None drops alpha.
         device: "cpu", or "gpu" for the decoder of the current CUDA device.
     """
 
     def __init__(
-        self, *, decode: bool, batch_size: int = FILES_PER_BATCH, threads: int = 2, device: str = "cpu"
+        self,
+        *,
+        decode: bool,
+        background: Color | None = None,
+        batch_size: int = FILES_PER_BATCH,
+        threads: int = 2,
+        device: str = "cpu",
     ) -> None:
         self._settings: dict[str, Any] = {
             "decode": decode,
+            "background": background,
             "batch_size": batch_size,
             "threads": threads,
             "device": device if decode else "cpu",
@@ -39,17 +48,23 @@ class SizeReader:
         self._pipeline: Any = None
         self._feeds: deque[Feed] = deque()
 
-    def sizes(self, paths: list[bytes]) -> NDArray[np.int32]:
-        """Return height and width (n, 2) of each file; (0, 0) where it cannot be read or decoded."""
-        limit = self._settings["batch_size"]
-        batches = [self._sizes(paths[start : start + limit]) for start in range(0, len(paths), limit)]
-        return np.concatenate([np.zeros((0, 2), dtype=np.int32), *batches])
+    def sizes(self, paths: list[bytes], alpha: NDArray[np.bool_] | None = None) -> NDArray[np.int32]:
+        """Return height and width (n, 2) of each file; (0, 0) where it cannot be read or decoded.
 
-    def _sizes(self, paths: list[bytes]) -> NDArray[np.int32]:
+        Args:
+            alpha: (n,) whether each image has alpha; by default none has.
+        """
+        limit = self._settings["batch_size"]
+        if alpha is None:
+            alpha = np.zeros(len(paths), dtype=np.bool_)
+        parts = [slice(start, start + limit) for start in range(0, len(paths), limit)]
+        return np.concatenate([np.zeros((0, 2), dtype=np.int32), *(self._sizes(paths[i], alpha[i]) for i in parts)])
+
+    def _sizes(self, paths: list[bytes], alpha: NDArray[np.bool_]) -> NDArray[np.int32]:
         if self._pipeline is None:
             self._feeds.clear()
             self._pipeline = shape_pipeline(iter(self._feeds.popleft, None), **self._settings)
-        self._feeds.append((path_arrays(paths),))
+        self._feeds.append(file_feed(paths, alpha, self._settings["background"]))
         try:
             (shapes,) = self._pipeline.run()
         except RuntimeError:
@@ -59,21 +74,24 @@ class SizeReader:
         sizes = np.zeros((len(paths), 2), dtype=np.int32)
         if len(paths) == 1:
             return sizes
-        plausible = [i for i, path in enumerate(paths) if decode_failure_reason(path) == DAMAGED]
+        plausible = [i for i, path in enumerate(paths) if is_plausible(path)]
         if len(plausible) < len(paths):  # HTML pages and empty files are recognised without a decoder
             if plausible:
-                sizes[plausible] = self._sizes([paths[i] for i in plausible])
+                sizes[plausible] = self._sizes([paths[i] for i in plausible], alpha[plausible])
             return sizes
         half = len(paths) // 2
-        return np.concatenate([self._sizes(paths[:half]), self._sizes(paths[half:])])
+        return np.concatenate([self._sizes(paths[:half], alpha[:half]), self._sizes(paths[half:], alpha[half:])])
 
 
-def decoded_sizes(paths: list[bytes], *, threads: int, device: str) -> NDArray[np.int32]:
-    """Return height and width (n, 2) of each decoded image; (0, 0) where decoding fails.
+def decoded_sizes(
+    paths: list[bytes], alpha: NDArray[np.bool_], *, background: Color | None, threads: int, device: str
+) -> NDArray[np.int32]:
+    """Return height and width (n, 2) of each image, decoded as a loader does; (0, 0) where decoding fails.
 
     Pipes, folders and empty files are not passed to the decoder.
     """
     sizes = np.zeros((len(paths), 2), dtype=np.int32)
     files = [i for i, path in enumerate(paths) if not isinstance(status_or_reason(path), str)]
-    sizes[files] = SizeReader(decode=True, threads=threads, device=device).sizes([paths[i] for i in files])
+    reader = SizeReader(decode=True, background=background, threads=threads, device=device)
+    sizes[files] = reader.sizes([paths[i] for i in files], alpha[files])
     return sizes

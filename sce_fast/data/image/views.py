@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from sce_fast.data.faults import CHANGED
 from sce_fast.data.image.augment import Augmentation
+from sce_fast.data.image.background import Color
 from sce_fast.data.image.formats import decode_failure_reason
-from sce_fast.data.image.graph import path_arrays, training_pipeline, view_vectors
+from sce_fast.data.image.graph import file_feed, training_pipeline, view_vectors
 from sce_fast.data.image.plan import plan_view
 from sce_fast.data.image.sizes import decoded_sizes
 from sce_fast.data.pipeline import Feed
@@ -22,6 +23,8 @@ class RandomViews:
 
     paths: list[bytes]
     sizes: NDArray[np.int32]  # (n, 2) height and width of each image when it was listed
+    alpha: NDArray[np.bool_]  # (n,) whether each image has alpha
+    background: Color | None  # behind images with alpha; None drops alpha
     augmentations: tuple[Augmentation, ...]
     seed: int
     threads: int
@@ -30,7 +33,12 @@ class RandomViews:
     def pipeline(self, feeds: Iterator[Feed], batch_size: int) -> Any:
         """Build the pipeline that turns feeds into views."""
         return training_pipeline(
-            feeds, self.augmentations, batch_size=batch_size, threads=self.threads, device=self.device
+            feeds,
+            self.augmentations,
+            background=self.background,
+            batch_size=batch_size,
+            threads=self.threads,
+            device=self.device,
         )
 
     def feed(self, samples: NDArray[np.int64], epoch: int) -> Feed:
@@ -40,11 +48,14 @@ class RandomViews:
             plan_view(augmentation, sizes, seed=self.seed, epoch=epoch, samples=samples, view=view)
             for view, augmentation in enumerate(self.augmentations)
         ]
-        return path_arrays([self.paths[i] for i in samples]), *(view_vectors(plan) for plan in plans)
+        files = file_feed([self.paths[i] for i in samples], self.alpha[samples], self.background)
+        return *files, *(view_vectors(plan) for plan in plans)
 
     def find_bad(self, samples: NDArray[np.int64], device: str) -> dict[int, str]:
         """Return sample → reason for images that do not decode on a device, or decode to another size than planned."""
         paths = [self.paths[i] for i in samples]
-        sizes = decoded_sizes(paths, threads=self.threads, device=device)
+        sizes = decoded_sizes(
+            paths, self.alpha[samples], background=self.background, threads=self.threads, device=device
+        )
         changed = np.flatnonzero((sizes != self.sizes[samples]).any(axis=1))
         return {int(samples[i]): CHANGED if sizes[i, 0] else decode_failure_reason(paths[i]) for i in changed}

@@ -15,7 +15,8 @@ def list_images(path: str | Path) -> Listing:
 
     A folder that directly contains images is flat: it lists all images below it, without labels. Otherwise each
     subfolder with images at any depth is a class. Images of folders are sorted; those of a list file keep their order.
-    Hidden files and folders are skipped, links are followed.
+    Hidden files and folders are skipped, links are followed. Files with other endings are counted, and folders that
+    cannot be read are named.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -29,5 +30,7 @@ def list_images(path: str | Path) -> Listing:
     listing = list_folder(path) if path.is_dir() else list_file(path)
     if not listing.names:
         endings = " ".join(sorted(IMAGE_SUFFIXES))
-        raise ValueError(f"{printable(path)}: no images found (looked for files ending in {endings}, at any depth)")
+        lines = [f"{printable(path)}: no images found (looked for files ending in {endings}, at any depth)"]
+        lines += [f"{printable(name)}: {reason}" for name, reason in listing.unreadable.items()]
+        raise ValueError("; ".join(filter(None, [*lines, listing.describe_ignored()])))
     return listing

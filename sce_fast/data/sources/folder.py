@@ -1,56 +1,80 @@
 """Folders as a source of images."""
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from sce_fast.data.sources.listing import Listing, is_image_name
+from sce_fast.data.faults import LINK_LOOP, UNREADABLE, UNREADABLE_FOLDER, is_link_loop
+from sce_fast.data.sources.listing import Listing, ending_of, is_image_name
 
 
 def list_folder(root: Path) -> Listing:
-    """Return the images of a flat folder, or of a folder with one subfolder for each class; see list_images."""
-    entries = sorted(_visible(root), key=_sort_key)
-    if any(_is_image(entry) for entry in entries):
-        return Listing(root, list(_images_below(root)), labels=None, classes=[])
-    names: list[str] = []
+    """Return the images of a flat folder, or of a folder with one subfolder for each class; see list_images.
+
+    Raises:
+        OSError: the folder itself cannot be read; folders in it are only named.
+    """
+    entries = _visible(root)
+    found = _Walk()
+    if any(is_image_name(entry.name) and not found.is_folder(entry, entry.name) for entry in entries):
+        found = _Walk()
+        found.visit(str(root), "")
+        return Listing(root, found.names, None, [], ignored=found.ignored, unreadable=found.unreadable)
     labels: list[int] = []
     classes: list[str] = []
-    for folder in (entry for entry in entries if entry.is_dir()):
-        found = [os.path.join(folder.name, name) for name in _images_below(Path(folder.path))]
-        if found:
-            labels += [len(classes)] * len(found)
-            classes.append(folder.name)
-            names += found
-    return Listing(root, names, labels, classes)
+    for entry in entries:
+        before = len(found.names)
+        found.seen.clear()  # a folder that several classes link to belongs to each of them
+        found.visit_entry(entry, entry.name)
+        if count := len(found.names) - before:
+            labels += [len(classes)] * count
+            classes.append(entry.name)
+    return Listing(root, found.names, labels, classes, ignored=found.ignored, unreadable=found.unreadable)
 
 
-def _images_below(root: Path) -> Iterator[str]:
-    """Yield the relative names of all images below a folder in sorted order, and visit each linked folder only once."""
-    seen: set[str] = set()
+@dataclass
+class _Walk:
+    """What is found below a folder, in sorted order; each linked folder is visited only once."""
 
-    def walk(folder: str, prefix: str) -> Iterator[str]:
+    names: list[str] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)  # ending → number of files that are no images by name
+    unreadable: dict[str, str] = field(default_factory=dict)  # folders and links → reason
+    seen: set[str] = field(default_factory=set)  # real paths
+
+    def visit(self, folder: str, name: str) -> None:
         real = os.path.realpath(folder)
-        if real in seen:
+        if real in self.seen:
             return
-        seen.add(real)
-        for entry in sorted(_visible(folder), key=_sort_key):
-            name = os.path.join(prefix, entry.name)
-            if entry.is_dir():
-                yield from walk(entry.path, name)
-            elif _is_image(entry):
-                yield name
+        self.seen.add(real)
+        try:
+            entries = _visible(folder)
+        except OSError:
+            self.unreadable[name] = UNREADABLE_FOLDER
+            return
+        for entry in entries:
+            self.visit_entry(entry, os.path.join(name, entry.name))
 
-    return walk(str(root), "")
+    def visit_entry(self, entry: os.DirEntry[str], name: str) -> None:
+        if self.is_folder(entry, name):
+            self.visit(entry.path, name)
+        elif is_image_name(entry.name):  # a broken link counts, so that it is reported as missing
+            self.names.append(name)
+        elif name not in self.unreadable:
+            self.ignored[ending_of(entry.name)] += 1
+
+    def is_folder(self, entry: os.DirEntry[str], name: str) -> bool:
+        """Return whether an entry is a folder or a link to one. A link that cannot be followed is neither."""
+        try:
+            return entry.is_dir()
+        except OSError as error:
+            if not is_image_name(entry.name):  # with an image's name it is listed, and found to be bad like any file
+                self.unreadable[name] = LINK_LOOP if is_link_loop(error) else UNREADABLE
+            return False
 
 
 def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
+    """Return the entries that are not hidden, sorted by their bytes, which sort the same in every locale."""
     with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]
-
-
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    return is_image_name(entry.name) and not entry.is_dir()  # a broken link counts, so that it is reported as missing
-
-
-def _sort_key(entry: os.DirEntry[str]) -> bytes:
-    return os.fsencode(entry.name)  # bytes sort the same in every locale
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(visible, key=lambda entry: os.fsencode(entry.name))

@@ -34,4 +34,4 @@ def list_file(path: Path) -> Listing:
     classes = sorted(set(class_names))
     label_of = {name: label for label, name in enumerate(classes)}
     labels = [label_of[name] for name in class_names] if class_names else None
-    return Listing(path.parent, names, labels, classes)
+    return Listing(path.parent, names, labels, classes, source=path)

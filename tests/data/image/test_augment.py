@@ -72,7 +72,8 @@ def still(count, **changes) -> ViewPlan:
 def render(files, plan, threads=2) -> np.ndarray:
     """Return the views (N, H, W, 3) with values in [0, 255]."""
     feeds = iter([(path_arrays(files), view_vectors(plan))])
-    pipeline = training_pipeline(feeds, (EVERYTHING,), batch_size=len(files), threads=threads, device="cpu")
+    settings = dict(background=None, batch_size=len(files), threads=threads, device="cpu")
+    pipeline = training_pipeline(feeds, (EVERYTHING,), **settings)
     (views,) = pipeline.run()
     return torch.from_dlpack(views.as_tensor()).permute(0, 2, 3, 1).numpy().copy()
 
@@ -312,8 +313,8 @@ def test_evaluation_view(photographs, tmp_path):
     path = tmp_path / "photograph.png"
     Image.fromarray(photographs[0]).save(path)
     view = EvaluationView(resize=96, crop=80)
-    feeds = iter([evaluation_feed(view, [str(path).encode()], np.int32([[427, 640]]))])
-    pipeline = evaluation_pipeline(feeds, view, batch_size=1, threads=1, device="cpu")
+    feeds = iter([evaluation_feed(view, [str(path).encode()], np.int32([[427, 640]]), np.zeros(1, np.bool_), None)])
+    pipeline = evaluation_pipeline(feeds, view, background=None, batch_size=1, threads=1, device="cpu")
     (images,) = pipeline.run()
     image = torch.from_dlpack(images.as_tensor())[0]
     resized = Image.fromarray(photographs[0]).resize((96 * 640 // 427, 96), Image.Resampling.BILINEAR)

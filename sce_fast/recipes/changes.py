@@ -1,0 +1,21 @@
+"""Changes of a recipe's settings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sce_fast.config import TrainConfig, replace
+
+
+def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """Return a recipe's config with other settings, as config.replace does; a short run gets a shorter warm-up.
+
+    The warm-up takes at most half of the epochs, unless the changes set it.
+
+    Raises:
+        ValueError, TypeError: see config.replace.
+    """
+    epochs, optimizer = changes.get("epochs"), changes.get("optimizer", {})
+    if isinstance(epochs, int) and epochs >= 1 and isinstance(optimizer, Mapping):
+        warmup = min(config.optimizer.warmup_epochs, epochs / 2)
+        changes = {**changes, "optimizer": {"warmup_epochs": warmup, **optimizer}}
+    return replace(config, **changes)

@@ -1,0 +1,176 @@
+"""The two sets of an evaluation, from images or feature files, and the sets of its baselines."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sce_fast.config import EvaluationConfig, default_loader_threads
+from sce_fast.data.index import ImageIndex
+from sce_fast.evaluate import extract_features, labelled_indices, load_features, pixel_features
+from sce_fast.evaluate.class_labels import labels_among
+from sce_fast.evaluate.overlap import shared_images, shared_rows, warning
+from sce_fast.export import Description, open_backbone
+from sce_fast.train.folder import choose_device, read_config
+from sce_fast.util.files import printable
+from sce_fast.util.terminal import say
+
+PIXELS = 32  # largest side of the images that the baseline of raw pixels compares
+SEED = 42  # of an untrained network; a run folder has its own
+
+
+@dataclass(frozen=True)
+class ImageSets:
+    """The images of both sets, and how their features are computed."""
+
+    indices: tuple[ImageIndex, ImageIndex]  # train, test
+    description: Description
+    seed: int
+    device: torch.device
+    batch_size: int
+
+    def features(self, network: nn.Module) -> list[Tensor]:
+        """Return the features (n, F) and (m, F) of a network."""
+        settings: dict[str, Any] = {"device": self.device, "batch_size": self.batch_size}
+        view, network = self.description.view(), network.to(self.device)
+        threads = default_loader_threads()
+        return [extract_features(network, index, view, threads=threads, **settings) for index in self.indices]
+
+    def untrained(self) -> list[Tensor]:
+        """Return the features of the same architecture with fresh weights; a run began with these."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = self.description.build()
+        return self.features(network)
+
+    def pixels(self) -> tuple[int, list[Tensor]]:
+        """Return a side, at most PIXELS, and the pixels of both sets at this size."""
+        full = self.description.view()
+        side = min(full.crop, PIXELS)
+        view = dataclasses.replace(full, resize=round(full.resize * side / full.crop), crop=side)
+        return side, [pixel_features(index, view, threads=default_loader_threads()) for index in self.indices]
+
+
+@dataclass(frozen=True)
+class LabelledSets:
+    """Features and labels for a classifier, and where they come from."""
+
+    train_features: Tensor  # (n, F)
+    train_labels: Tensor  # (n,)
+    test_features: Tensor  # (m, F)
+    test_labels: Tensor  # (m,), numbered as in train
+    shared: int  # test images that are train images too
+    origin: dict[str, Any]  # for the JSON file of the results
+    images: ImageSets | None = None  # None for feature files
+
+    def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return features and labels on a device, in the order of the fields."""
+        sets = (self.train_features, self.train_labels, self.test_features, self.test_labels)
+        return tuple(tensor.to(device) for tensor in sets)  # type: ignore[return-value]
+
+    def baselines(self) -> Iterator[tuple[str, "LabelledSets"]]:
+        """Yield a name and the sets of each baseline: raw pixels, and an untrained network. Feature files have none."""
+        if self.images is None:
+            return
+        side, pixels = self.images.pixels()
+        yield f"raw pixels ({side} × {side})", self._with(pixels)
+        yield "untrained network", self._with(self.images.untrained())
+
+    def _with(self, features: list[Tensor]) -> "LabelledSets":
+        return dataclasses.replace(self, train_features=features[0], test_features=features[1])
+
+
+def labelled_sets(
+    source: Path | None,
+    train: Path | None,
+    test: Path | None,
+    *,
+    batch_size: int,
+    device: str,
+    require: Callable[[int], object] = lambda train_images: None,
+) -> LabelledSets:
+    """Return features and labels of both sets, computed from images or read from feature files.
+
+    Before features are computed, a line warns of images that are in both sets, and require(number of train images) is
+    called, which may raise an error.
+
+    Raises:
+        FileNotFoundError, ValueError, RuntimeError: see the command knn.
+    """
+    source, train, test = (None if path is None else Path(path) for path in (source, train, test))
+    target = choose_device(device)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    if (train is None) != (test is None):
+        raise ValueError(f"train={train}, test={test}: expected both or neither")
+    if source is None:
+        if train is None or test is None:
+            raise ValueError(
+                "nothing to evaluate: give a run or an exported backbone, or two feature files as --train and --test"
+            )
+        return _from_files(train, test, require)
+    if train is None or test is None:
+        own = read_config(source).evaluation if source.is_dir() else EvaluationConfig()
+        train, test = own.train, own.test
+        if train is None or test is None:
+            raise ValueError(f"{printable(source)} names no evaluation folders: give --train and --test")
+    for path in (train, test):
+        if path.is_file() and path.suffix == ".safetensors":
+            raise ValueError(f"{printable(path)} holds features already: leave out {printable(source)}")
+    backbone = open_backbone(source)
+    indices = labelled_indices(train, test, threads=default_loader_threads())
+    require(len(indices[0]))
+    shared = _warned(shared_images(*indices), len(indices[1]))
+    seed = read_config(source).seed if source.is_dir() else SEED
+    images = ImageSets(indices, backbone.description, seed, target, batch_size)
+    features = images.features(backbone.network)
+    for path, rows in zip((train, test), features, strict=True):
+        _require_finite(rows, path)
+    labels = [torch.as_tensor(index.labels) for index in indices]
+    description = dataclasses.asdict(backbone.description)
+    origin = {"source": str(source), "backbone": description, "train": str(train), "test": str(test)}
+    return LabelledSets(features[0], labels[0], features[1], labels[1], shared, origin, images)
+
+
+def _from_files(train: Path, test: Path, require: Callable[[int], object]) -> LabelledSets:
+    for path in (train, test):
+        if path.is_dir():
+            raise ValueError(
+                f"{printable(path)} is a folder of images; also give the run or exported backbone to compute features"
+            )
+    files = [load_features(path) for path in (train, test)]
+    for path, file in zip((train, test), files, strict=True):
+        if file.labels is None or not file.classes:
+            raise ValueError(f"{printable(path)} has no labels; embed class folders, or a list file with classes")
+        _require_finite(file.features, path)
+    first, second = files
+    assert first.labels is not None
+    assert second.labels is not None
+    if first.features.shape[1] != second.features.shape[1]:
+        raise ValueError(
+            f"{printable(train)} has features of {first.features.shape[1]} numbers, {printable(test)} of "
+            f"{second.features.shape[1]}; expected features of the same backbone"
+        )
+    labels = labels_among(
+        first.classes, second.labels, second.classes, train_name=printable(train), test_name=printable(test)
+    )
+    require(len(first.names))
+    shared = _warned(shared_rows(first, second), len(second.names))
+    origin = {"source": None, "train": str(train), "test": str(test)}
+    return LabelledSets(first.features.float(), first.labels, second.features.float(), labels, shared, origin)
+
+
+def _warned(shared: int, test: int) -> int:
+    if shared:
+        say(f"Warning: {warning(shared, test)}")
+    return shared
+
+
+def _require_finite(features: Tensor, path: Path) -> None:
+    bad = int((~features.isfinite().all(1)).sum())
+    if bad:
+        raise ValueError(f"{printable(path)}: {bad} of {len(features)} feature rows are not finite")

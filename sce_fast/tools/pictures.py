@@ -1,0 +1,96 @@
+"""Pictures of curves and of rows of images, drawn by matplotlib."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+DPI = 120
+SIDE, TEXT, GAP = 1.05, 0.14, 0.12  # of an image and of a line of text, in inches; of a gap, as a share of an image
+FEW_POINTS = 40  # up to which a curve has markers; a single point would be invisible without
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image, with a text below it and a heading above it."""
+
+    image: Tensor  # (H, W, 3) in [0, 1]
+    text: str = ""
+    heading: str = ""
+    color: str = "black"  # of the text
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A value of the log."""
+
+    name: str
+    label: str
+    from_zero: bool = False  # begin the axis at 0
+
+
+def draw_curves(lines: Sequence[Mapping[str, Any]], curves: Sequence[Curve], path: Path) -> Path:
+    """Draw values of log lines over their steps, one below the other, the first larger; return the path.
+
+    Values that are missing or None are left out.
+    """
+    figure = _figure(6.4, 1.8 + 1.6 * len(curves))
+    heights = [2.0] + [1.0] * (len(curves) - 1)
+    all_axes = figure.subplots(len(curves), sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for axes, curve in zip(all_axes[:, 0], curves, strict=True):
+        points = [(line["step"], line[curve.name]) for line in lines if line.get(curve.name) is not None]
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) <= FEW_POINTS else "", linewidth=1.2)
+        axes.set_ylabel(curve.label)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if curve.from_zero:
+            axes.set_ylim(bottom=0)
+    all_axes[-1, 0].set_xlabel("step")
+    figure.align_ylabels()
+    return _save(figure, path)
+
+
+def draw_rows(
+    rows: Sequence[Sequence[Tile]], path: Path, *, names: Sequence[str] = (), first_apart: bool = False
+) -> Path:
+    """Draw rows of images and return the path.
+
+    Args:
+        rows: of the images.
+        path: of the picture.
+        names: of the rows, drawn on their left.
+        first_apart: leave a gap between the first image of a row and the others.
+    """
+    columns, text = max(map(len, rows)), any(tile.text for row in rows for tile in row)
+    widths = [1.0, *([GAP] if first_apart else []), *[1.0] * (columns - 1)]
+    figure = _figure(sum(widths) * SIDE, len(rows) * (SIDE + TEXT * text))
+    grid = figure.add_gridspec(len(rows), len(widths), width_ratios=widths, wspace=0.06, hspace=0.06 + 0.16 * text)
+    places = [i for i, width in enumerate(widths) if width == 1]
+    for r, row in enumerate(rows):
+        for c, tile in zip(places, row, strict=False):
+            axes = figure.add_subplot(grid[r, c])
+            axes.axis("off")
+            axes.imshow(tile.image.numpy(), interpolation="nearest")
+            axes.set_title(tile.heading, fontsize=8, loc="left")
+            below = {"va": "top", "ha": "center", "transform": axes.transAxes}
+            axes.text(0.5, -0.05, tile.text, color=tile.color, fontsize=6.5, **below)
+            if c == 0 and names:
+                axes.text(-0.1, 0.5, names[r], fontsize=8, ha="right", va="center", transform=axes.transAxes)
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.08)
+    return path
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install matplotlib") from error
+    return Figure(figsize=(width, height))

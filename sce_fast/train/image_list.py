@@ -1,0 +1,153 @@
+"""The list of a run's images: what the run began with, and what has changed when it resumes."""
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sce_fast.config import TrainConfig
+from sce_fast.data.faults import CHANGED, MISSING
+from sce_fast.data.index import ImageIndex
+from sce_fast.distributed import Ranks
+from sce_fast.train.checkpoint import read_state
+from sce_fast.train.folder import BAD_FILES, IMAGES, holds_a_run, read_config
+from sce_fast.util.files import counted, printable, write_atomically
+
+
+@dataclass(frozen=True)
+class RunImages:
+    """The images that a run trains on from here on."""
+
+    index: ImageIndex
+    differences: list[str] = field(default_factory=list)  # accepted differences, by kind
+    restarts_epoch: bool = False  # the order of the images differs, so the interrupted epoch begins anew
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """What the first rank has found, for all ranks."""
+
+    as_begun: bool = False  # take the names that the run began with
+    set_aside: dict[str, str] = field(default_factory=dict)  # name → reason
+    differences: list[str] = field(default_factory=list)
+    restarts_epoch: bool = False
+
+
+def images_to_train_on(config: TrainConfig, found: ImageIndex, newest: Path | None, ranks: Ranks) -> RunImages:
+    """Return the images of a new or resumed run; every rank has to call it.
+
+    Images that the run has set aside, and that are still not what they were, stay set aside. Other differences from the
+    list that the run began with are refused, or accepted if the config says so.
+
+    Args:
+        config: of the run.
+        found: the images that are there now.
+        newest: checkpoint to resume from, or None.
+        ranks: that share the run.
+
+    Raises:
+        ValueError: images are missing, new or changed; the message names them.
+    """
+    if not config.resume:
+        return RunImages(found)
+    decision = _Decision(**ranks.first(lambda: asdict(_decide(config, found, newest))))
+    index = found.listed_as(list(_read(config.out))) if decision.as_begun else found
+    number = {name: i for i, name in enumerate(index.listing.names)}
+    index = replace(index, bad=index.bad | {number[name]: why for name, why in decision.set_aside.items()})
+    return RunImages(index, decision.differences, decision.restarts_epoch)
+
+
+def write_image_list(run: Path, images: RunImages) -> None:
+    """Write the names and sizes of a new run's images, or of those that a resume has accepted."""
+    path = run / IMAGES
+    if path.exists() and not images.differences:
+        return
+    before = _read(run) if path.exists() else {}
+    sizes = dict(zip(images.index.listing.names, images.index.sizes.tolist(), strict=True))
+    for i in images.index.bad:  # an image that stays set aside has to differ from the list at the next resume, too
+        name = images.index.listing.names[i]
+        sizes[name] = before.get(name, sizes[name])
+    write_atomically(path, gzip.compress(json.dumps(list(sizes.items())).encode(), compresslevel=4, mtime=0))
+
+
+def _decide(config: TrainConfig, found: ImageIndex, newest: Path | None) -> _Decision:
+    if not holds_a_run(config.out):
+        return _Decision()
+    state = {} if newest is None else read_state(newest)
+    if not (config.out / IMAGES).exists():
+        return _decide_by_fingerprint(config, found, state)
+    before = _read(config.out)
+    now = dict(zip(found.listing.names, found.sizes.tolist(), strict=True))
+    gone = before.keys() - now.keys()
+    # A size of 0 stands for an unreadable file, which training replaces.
+    changed = {n for n in before.keys() & now.keys() if before[n] != now[n] and [0, 0] not in (before[n], now[n])}
+    known = _set_aside(config.out, found, gone | changed, state.get("bad_files", {}))
+    differences = counted(
+        {
+            "missing": sorted(gone - known.keys()),
+            "new": sorted(now.keys() - before.keys()),
+            "of another size": sorted(changed - known.keys()),
+        }
+    )
+    if not differences and not gone and list(before) != list(now):
+        differences = ["the same images in another order"]
+    if differences and not config.accept_changed_data:
+        raise ValueError(
+            f"data={found.listing.title} differs from the images that the run in {printable(config.out)} "
+            "began with; restore them, go on with --accept-changed-data, or start in another --out:\n  "
+            + "\n  ".join(differences)
+        )
+    as_begun = bool(gone) and not differences
+    names = found.listed_as(list(before)) if as_begun else found
+    return _Decision(
+        as_begun=as_begun,
+        set_aside={name: why for name, why in known.items() if as_begun or name in now},
+        differences=differences,
+        # An earlier resume may have accepted the list after the checkpoint was written.
+        restarts_epoch=bool(state) and state["data_fingerprint"] != names.fingerprint,
+    )
+
+
+def _decide_by_fingerprint(config: TrainConfig, found: ImageIndex, state: Mapping[str, Any]) -> _Decision:
+    """Decide without the list that the run began with; the newest checkpoint has its fingerprint."""
+    if not state or state["data_fingerprint"] == found.fingerprint:
+        return _Decision()
+    if not config.accept_changed_data:
+        raise ValueError(
+            f"data={printable(config.data)} is not what the newest checkpoint in {printable(config.out)} was trained "
+            f"on: the list of its {len(found)} images has the fingerprint {found.fingerprint}, expected "
+            f"{state['data_fingerprint']}; restore the images, or go on with --accept-changed-data"
+        )
+    return _Decision(differences=["another list of images"], restarts_epoch=True)
+
+
+def _set_aside(run: Path, found: ImageIndex, names: Collection[str], saved: Mapping[str, str]) -> dict[str, str]:
+    """Return name → reason for those of the names that the run has set aside itself.
+
+    A run that was killed may have written bad_files.txt after its newest checkpoint. The file holds paths under the
+    folder of the data, which may have moved since.
+    """
+    try:
+        lines = (run / BAD_FILES).read_text().splitlines()
+    except FileNotFoundError:
+        lines = []
+    listed = {line.rpartition("\t")[0] for line in lines}
+    then = read_config(run).data
+    roots = (found.listing.root, then, then.parent)
+    noted = {name for name in names for root in roots if printable(os.path.join(root, name)) in listed}
+    there = set(found.listing.names)
+    return {name: CHANGED if name in there else MISSING for name in names if name in saved or name in noted}
+
+
+def _read(run: Path) -> dict[str, list[int]]:
+    path = run / IMAGES
+    try:
+        return dict(json.loads(gzip.decompress(path.read_bytes())))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(
+            f"{printable(path)} cannot be read: {error}; remove it to resume without comparing the image lists"
+        ) from error
