@@ -11,7 +11,7 @@ TEMPORAL_SIZES = (1, 1, 3, 3)  # of conv_a in each stage
 
 def conv(inputs: int, outputs: int, kernel: Size, stride: int = 1) -> nn.Conv3d:
     """Return a convolution without bias that keeps the number of frames and strides in space alone."""
-    padding = tuple(size // 2 for size in kernel)
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
     return nn.Conv3d(inputs, outputs, kernel, (1, stride, stride), padding=padding, bias=False)
 
 
