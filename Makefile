@@ -15,13 +15,16 @@ BUILD_TOOLS := pip setuptools pybind11 ninja
 demo: venv
 	$(BIN)/sce-fast demo
 
-# Threads that wait sleep instead of spinning: the processes of the tests share the cores.
+# Two tests at a time, but those that start processes of their own, to be timed or killed, one after another.
+# Threads that wait sleep instead of spinning: the processes share the cores.
 test test-slow: export OMP_WAIT_POLICY = passive
 test: venv
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not processes"
+	$(BIN)/python -m pytest -q -m "not slow and processes"
 
 test-slow: venv
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not processes"
+	$(BIN)/python -m pytest -q -m "slow and processes"
 
 kernels: venv
 	$(BIN)/python -m benchmarks.compile_gate

@@ -74,3 +74,10 @@ def cuda() -> torch.device:
         pytest.skip("there is no nvcc, so the CUDA kernels are not built")
     assert CUDA.missing == "", "the extension is not built: SCE_FAST_BUILD=cuda"
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of modules that start processes with helpers.ranks."""
+    for item in items:
+        if "ranks" in vars(item.module):
+            item.add_marker("processes")
