@@ -4,6 +4,7 @@ On a single process each collective is the identity. No function here makes the 
 """
 
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -119,7 +120,9 @@ class Vote:
 def process_group(device: torch.device) -> Iterator[Ranks]:
     """Join the process group that torchrun has set up (nccl on GPUs, gloo on CPUs) and yield this process's Ranks.
 
-    Without torchrun there is one rank. A group that the caller has made already is used as it is.
+    Without torchrun there is one rank. A group that the caller has made already is used as it is. Free a module that
+    DistributedDataParallel wraps before the group ends: its destructor may wait for gloo's threads while it holds the
+    GIL, for which they wait (torch 2.13).
 
     Raises:
         RuntimeError: torchrun has ended while this rank was starting; the other ranks would never come.
@@ -138,6 +141,7 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
     try:
         yield current_ranks()
     finally:
+        gc.collect()  # such modules stand in reference cycles
         dist.destroy_process_group()
 
 

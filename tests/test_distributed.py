@@ -16,7 +16,6 @@ from helpers import ranks
 from helpers.runs import final_tensors, small_config
 from sce_fast.config import EvaluationConfig, LossConfig, OptimizerConfig
 from sce_fast.data.index import index_images
-from sce_fast.distributed import process_group
 from sce_fast.method.batch_norm import GroupedBatchNorm2d, SyncBatchNorm, grouped, synchronized
 from sce_fast.train import Trainer, train
 from sce_fast.train.step import TrainingStep
@@ -88,13 +87,12 @@ def test_two_ranks_train_as_one(photo_folder, tmp_path, accumulation, steps):
             assert other["top1"] == line["top1"]
 
 
-def gradients_of_one_step(config, result):
+def gradients_of_one_step(group, config, result):
     use_a_smooth_activation()
-    with process_group(CPU) as group:
-        trainer = Trainer(config, group)
-        trainer.training_step(trainer._batches([]), number=0, learning_rate=0.1, momentum=0.9)
-        if group.is_first:
-            torch.save([p.grad for p in trainer.training_step.parameters], result)
+    trainer = Trainer(config, group)
+    trainer.training_step(trainer._batches([]), number=0, learning_rate=0.1, momentum=0.9)
+    if group.is_first:
+        torch.save([p.grad for p in trainer.training_step.parameters], result)
 
 
 def test_two_ranks_in_float32_have_the_gradients_of_one_in_float64(photo_folder, tmp_path):
@@ -105,7 +103,7 @@ def test_two_ranks_in_float32_have_the_gradients_of_one_in_float64(photo_folder,
     )  # fmt: skip
     for count, precision in ((1, "float64"), (2, "float32")):
         config = small_config(photo_folder, tmp_path / f"run{count}", precision=precision, **changes)
-        ranks.run(gradients_of_one_step, config, tmp_path / f"gradients{count}", ranks=count)
+        ranks.run_in_group(gradients_of_one_step, config, tmp_path / f"gradients{count}", ranks=count)
     one, two = (
         torch.cat([g.double().flatten() for g in torch.load(tmp_path / f"gradients{count}")]) for count in (1, 2)
     )
@@ -115,30 +113,29 @@ def test_two_ranks_in_float32_have_the_gradients_of_one_in_float64(photo_folder,
 SHAPES = ((6, 4), (6, 4, 3, 5), (6, 4, 2, 3, 2))
 
 
-def normalize_rows(result):
-    with process_group(CPU) as group:
-        outputs = []
-        for kind, shape in zip((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), SHAPES, strict=True):
-            torch.manual_seed(3)
-            layer, x, weights = kind(4).double(), torch.randn(shape).double(), torch.randn(shape).double()
-            nn.init.uniform_(layer.weight)
-            nn.init.uniform_(layer.bias)
-            layer = synchronized(layer, CPU)
-            assert isinstance(layer, SyncBatchNorm)
-            own = x.chunk(group.size)[group.rank].clone().requires_grad_()
-            for _ in range(2):
-                y = layer(own)
-            (y * weights.chunk(group.size)[group.rank]).sum().backward()
-            gradients = [torch.stack(group.gather_tensors(p.grad)).sum(0) for p in layer.parameters()]
-            whole = [torch.cat(group.gather_tensors(t.detach())) for t in (y, own.grad)]
-            outputs.append([*whole, *gradients, layer.running_mean, layer.running_var])
-        if group.is_first:
-            torch.save(outputs, result)
+def normalize_rows(group, result):
+    outputs = []
+    for kind, shape in zip((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), SHAPES, strict=True):
+        torch.manual_seed(3)
+        layer, x, weights = kind(4).double(), torch.randn(shape).double(), torch.randn(shape).double()
+        nn.init.uniform_(layer.weight)
+        nn.init.uniform_(layer.bias)
+        layer = synchronized(layer, CPU)
+        assert isinstance(layer, SyncBatchNorm)
+        own = x.chunk(group.size)[group.rank].clone().requires_grad_()
+        for _ in range(2):
+            y = layer(own)
+        (y * weights.chunk(group.size)[group.rank]).sum().backward()
+        gradients = [torch.stack(group.gather_tensors(p.grad)).sum(0) for p in layer.parameters()]
+        whole = [torch.cat(group.gather_tensors(t.detach())) for t in (y, own.grad)]
+        outputs.append([*whole, *gradients, layer.running_mean, layer.running_var])
+    if group.is_first:
+        torch.save(outputs, result)
 
 
 def test_synchronized_batch_norm_is_that_of_one_process(tmp_path):
     for count in (1, 2, 3):
-        ranks.run(normalize_rows, tmp_path / f"{count}", ranks=count)
+        ranks.run_in_group(normalize_rows, tmp_path / f"{count}", ranks=count)
     one = torch.load(tmp_path / "1")
     for count in (2, 3):
         for outputs, expected in zip(torch.load(tmp_path / f"{count}"), one, strict=True):
@@ -175,12 +172,11 @@ def test_a_layer_that_does_more_than_batch_norm_is_not_replaced(replace):
         replace(nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct(4)))
 
 
-def keys_of_one_step(config, result):
-    with process_group(CPU) as group:
-        trainer = Trainer(config, group)
-        trainer.training_step(trainer._batches([]), number=0, learning_rate=0.1, momentum=0.9)
-        if group.is_first:
-            torch.save(trainer.training_step.queue.keys, result)
+def keys_of_one_step(group, config, result):
+    trainer = Trainer(config, group)
+    trainer.training_step(trainer._batches([]), number=0, learning_rate=0.1, momentum=0.9)
+    if group.is_first:
+        torch.save(trainer.training_step.queue.keys, result)
 
 
 def test_shuffled_batch_norm_makes_the_same_keys_on_any_ranks(photo_folder, tmp_path):
@@ -192,7 +188,7 @@ def test_shuffled_batch_norm_makes_the_same_keys_on_any_ranks(photo_folder, tmp_
             photo_folder, tmp_path / f"run{count}{groups}", precision="float64", loader_threads=1,
             model=dataclasses.replace(model, batch_norm_groups=groups),
         )  # fmt: skip
-        ranks.run(keys_of_one_step, config, tmp_path / "queue", ranks=count)
+        ranks.run_in_group(keys_of_one_step, config, tmp_path / "queue", ranks=count)
         queues[count, groups] = torch.load(tmp_path / "queue")
     torch.testing.assert_close(queues[1, 4], queues[2, 4], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(queues[1, 2], queues[2, 2], rtol=1e-12, atol=1e-12)
@@ -207,7 +203,7 @@ def test_shuffled_batch_norm_makes_the_same_keys_on_any_ranks(photo_folder, tmp_
         TrainingStep(small_config(photo_folder, tmp_path / "x", model=odd), CPU)
 
 
-def spoil_and_train(config, bad_rank, bad_step, result):
+def spoil_and_train(group, config, bad_rank, bad_step, result):
     """Train with a NaN among the pixels of one rank at one step."""
     original = TrainingStep.__call__
     rank = int(os.environ.get("RANK", 0))
@@ -222,13 +218,12 @@ def spoil_and_train(config, bad_rank, bad_step, result):
         return original(self, spoiled(), number=number, **settings)
 
     TrainingStep.__call__ = step
-    with process_group(CPU) as group:
-        trainer = Trainer(config, group)
-        try:
-            trainer.train()
-        except RuntimeError as error:
-            state = {f"{n}.{k}": v for n, m in trainer.training_step.modules.items() for k, v in m.state_dict().items()}
-            torch.save((str(error), state), f"{result}.{rank}")
+    trainer = Trainer(config, group)
+    try:
+        trainer.train()
+    except RuntimeError as error:
+        state = {f"{n}.{k}": v for n, m in trainer.training_step.modules.items() for k, v in m.state_dict().items()}
+        torch.save((str(error), state), f"{result}.{rank}")
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
@@ -238,7 +233,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_before_damage(photo_folder, t
         photo_folder, tmp_path / "run", precision=precision, log_every=9, checkpoint_every=5, loader_threads=1,
         evaluation=EvaluationConfig(),
     )  # fmt: skip
-    ranks.run(spoil_and_train, config, 1, 5, tmp_path / "result", ranks=2)
+    ranks.run_in_group(spoil_and_train, config, 1, 5, tmp_path / "result", ranks=2)
     (message, state), (other_message, other) = (torch.load(tmp_path / f"result.{rank}") for rank in range(2))
     assert "step 6: the loss of rank 1 is not finite" in message == other_message
     saved = final_tensors(tmp_path / "run")

@@ -15,6 +15,7 @@ from unittest.mock import patch
 import torch
 
 from sce_fast.cli import main
+from sce_fast.distributed import process_group
 
 
 @cache
@@ -55,7 +56,21 @@ def join(processes: Sequence[BaseProcess], timeout: float = 120) -> list[int | N
 
 def run(function: Callable[..., object], *arguments: Any, ranks: int = 1) -> None:
     """Run function(*arguments) in the ranks; each has to end with status 0."""
-    assert join(start(function, *arguments, ranks=ranks)) == [0] * ranks
+    codes = join(start(function, *arguments, ranks=ranks))
+    assert codes == [0] * ranks, f"exit codes of the ranks: {codes} (None: killed after the time limit)"
+
+
+def run_in_group(function: Callable[..., object], *arguments: Any, ranks: int = 1) -> None:
+    """Run function(group, *arguments) in the ranks, inside their process group on the CPU.
+
+    What the function holds is freed before the group ends, as sce_fast.distributed.process_group needs it.
+    """
+    run(_call_in_group, function, arguments, ranks=ranks)
+
+
+def _call_in_group(function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    with process_group(torch.device("cpu")) as group:
+        function(group, *arguments)
 
 
 def command(

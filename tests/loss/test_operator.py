@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helpers import ranks
 from sce_fast import KeyQueue, SCELoss, sce_loss
-from sce_fast.distributed import gather_keys, process_group
+from sce_fast.distributed import gather_keys
 from sce_fast.loss.parity import make_inputs
 
 BACKENDS = ("cpu", "reference")
@@ -143,33 +143,32 @@ def test_compiles_to_machine_code():
     torch.testing.assert_close(inputs.query.grad, leaf.grad)
 
 
-def _step_on_rank(results):
-    """Run a step with gathered keys, each rank on its slice of the batch; with DDP if there are several ranks."""
-    with process_group(torch.device("cpu")) as group:
-        inputs, queue = make_inputs("random", n=6, d=16, k=40).to(torch.float32), KeyQueue(40, 16)
-        queue.keys.copy_(inputs.queue)
-        own = slice(3 * group.rank, 3 * group.rank + 3) if group.size > 1 else slice(None)
-        torch.manual_seed(0)
-        linear = torch.nn.Linear(16, 16)
-        network = torch.nn.parallel.DistributedDataParallel(linear) if group.size > 1 else linear
-        key = inputs.key[own]
-        loss = sce_loss(
-            network(inputs.query[own]),
-            key,
-            queue.keys,
-            normalize=True,
-            batch_keys=gather_keys(key),
-            row_offset=own.start or 0,
-        )
-        queue.enqueue(key)
-        loss.backward()
-        torch.save((linear.weight.grad, queue.keys), f"{results}/{group.size}_{group.rank}.pt")
+def _step_on_rank(group, results):
+    """Take a step with gathered keys, each rank on its slice of the batch; with DDP if there are several ranks."""
+    inputs, queue = make_inputs("random", n=6, d=16, k=40).to(torch.float32), KeyQueue(40, 16)
+    queue.keys.copy_(inputs.queue)
+    own = slice(3 * group.rank, 3 * group.rank + 3) if group.size > 1 else slice(None)
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(16, 16)
+    network = torch.nn.parallel.DistributedDataParallel(linear) if group.size > 1 else linear
+    key = inputs.key[own]
+    loss = sce_loss(
+        network(inputs.query[own]),
+        key,
+        queue.keys,
+        normalize=True,
+        batch_keys=gather_keys(key),
+        row_offset=own.start or 0,
+    )
+    queue.enqueue(key)
+    loss.backward()
+    torch.save((linear.weight.grad, queue.keys), f"{results}/{group.size}_{group.rank}.pt")
 
 
 @pytest.mark.slow
 def test_two_ranks_compute_the_gradient_of_one(tmp_path):
     for count in (1, 2):
-        ranks.run(_step_on_rank, tmp_path, ranks=count)
+        ranks.run_in_group(_step_on_rank, tmp_path, ranks=count)
     alone, *together = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1_0", "2_0", "2_1"))
     for gradient, keys in together:
         torch.testing.assert_close(gradient, alone[0], rtol=1e-5, atol=1e-7)
