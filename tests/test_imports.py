@@ -18,6 +18,9 @@ ROOMS = """
     sce_fast.loss
     sce_fast.data.sources sce_fast.data.faults sce_fast.data.order sce_fast.data.pipeline
     sce_fast.data.image
+    sce_fast.data.video.timeline
+    sce_fast.data.index
+    sce_fast.data.video
     sce_fast.data
     sce_fast.config
     sce_fast.recipes
