@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sce_fast.backbones import CLIP_BACKBONES, IMAGE_BACKBONES, takes_clips
 from sce_fast.data.image.augment import AUGMENTATIONS, IMAGENET_MEAN, IMAGENET_STD, Augmentation, EvaluationView
 from sce_fast.data.image.background import NONE, background_color
+from sce_fast.data.video.augment import ClipEvaluationView
+from sce_fast.data.video.clips import ClipSampling
 from sce_fast.loss.names import BACKEND_NAMES
 from sce_fast.util.names import pick
 from sce_fast.util.settings import conform, replaced
@@ -21,7 +24,22 @@ ADDED: dict[str, Any] = {
     "accept_changed_data": False,
     "stretch_schedule": False,
     "wandb": None,
-    "views": {"background": NONE},
+    "views": {
+        "background": NONE,
+        **dict.fromkeys(("ratio", "jitter", "brightness", "contrast", "saturation", "hue", "grayscale"), ()),
+        **dict.fromkeys(("blur", "blur_sigma", "solarize"), ()),
+    },
+    "clips": {
+        "frames": 0,
+        "seconds": None,
+        "stride": None,
+        "sampler": "random",
+        "speeds": (1.0,),
+        "duration_jitter": 0.0,
+        "temporal_difference": 0.0,
+        "frame_rate": 30.0,
+    },
+    "evaluation": {"clips": 1, "crops": 1},
 }
 
 
@@ -36,8 +54,58 @@ def _require(holds: bool, name: str, value: object, expected: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipsConfig:
+    """The clips of each video: every view is a clip of its own. Without frames, a run trains on images."""
+
+    frames: int = 0
+    """Frames of a clip, such as 8; 0 for images."""
+    seconds: float | None = None
+    """Length of a clip in seconds, over which its frames are spread evenly. Default: 2.56, unless stride is given."""
+    stride: int | None = None
+    """Distance between two frames of a clip in frames of its video, in place of seconds."""
+    sampler: Literal["random", "cvrl"] = "random"
+    """Start times of a video's clips: random, independent of each other; cvrl, more often close together than far
+    apart."""
+    speeds: tuple[float, ...] = (1.0,)
+    """Speeds from which each clip draws its own: at 2 it spans twice the time with as many frames."""
+    duration_jitter: float = 0.0
+    """Largest relative change of a clip's length, drawn for each clip."""
+    temporal_difference: float = 0.0
+    """Probability that a clip shows the change from each frame to its video's next one, in grey, in place of frames."""
+    frame_rate: float = 30.0
+    """Frames per second of videos that are stored as folders of images. Video files know their own."""
+
+    def __post_init__(self) -> None:
+        conform(self, "clips")
+        _require(self.frames >= 0, "clips.frames", self.frames, "at least 1 frame, or 0 for images")
+        _require(self.frame_rate > 0, "clips.frame_rate", self.frame_rate, "a number > 0")
+        if self.frames == 0:
+            for entry in dataclasses.fields(self):
+                value = getattr(self, entry.name)
+                expected = "clips.frames of at least 1 with it; clips.frames=0 means images"
+                _require(value == entry.default, f"clips.{entry.name}", value, expected)
+        _require(
+            self.seconds is None or self.stride is None,
+            "clips.seconds", self.seconds, f"None with clips.stride={self.stride}: one of them gives a clip's length",
+        )  # fmt: skip
+        try:
+            self.sampling()
+        except ValueError as error:
+            raise ValueError(f"clips.{error}") from None
+
+    def sampling(self) -> ClipSampling | None:
+        """Return how clips are sampled, or None for images."""
+        if self.frames == 0:
+            return None
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "frame_rate"}
+        if self.seconds is None and self.stride is None:
+            values["seconds"] = CLIP_SECONDS
+        return ClipSampling(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
-    """The augmented views of each image. Their order matters where the model is not symmetric: the first is the key."""
+    """The augmented views of each image or video. If the model is not symmetric, the first view gives the keys."""
 
     names: tuple[str, ...] = ("alpha", "beta")
     """Augmentation of each view: weak, strong, alpha, beta or gamma."""
