@@ -41,7 +41,7 @@ class Draw(enum.IntEnum):
 
 
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
-_KEY_STEPS = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
+_KEY_STEPS = np.arange(10, dtype=np.uint64)[:, None, None] * np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
 _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
@@ -53,25 +53,25 @@ def philox(even: NDArray[np.uint64], odd: NDArray[np.uint64], key: tuple[int, in
         odd: (…, 2, N) words 1 and 3 of each counter, below 2³².
         key: two words.
     """
-    keys = np.array(key, dtype=np.uint64)[:, None]
+    round_keys = np.array(key, dtype=np.uint64)[:, None] + _KEY_STEPS & _LOW  # (10, 2, 1)
     product = np.empty_like(even)
     crossed = product[..., ::-1, :]
-    for _ in range(10):
+    for round_key in round_keys:
         np.multiply(even, _MULTIPLIERS, out=product)
         np.right_shift(crossed, _SHIFT, out=even)
         even ^= odd
-        even ^= keys
+        even ^= round_key
         np.bitwise_and(crossed, _LOW, out=odd)
-        keys = keys + _KEY_STEPS & _LOW
 
 
 def random_words(
-    seed: int, epoch: int, samples: NDArray[np.int64], draws: Mapping[Draw, int], view: int
+    seed: int, epoch: int, samples: NDArray[np.int64], draws: Mapping[Draw, int], view: int | NDArray[np.int64]
 ) -> NDArray[np.uint64]:
     """Return 64-bit words (W, N) for these samples. Each word depends only on its own coordinates.
 
     Args:
         draws: purpose → number of blocks of two words. The words of the purposes follow each other.
+        view: number of the view, or (N,) one for each sample.
     """
     purposes, blocks = _blocks(tuple(draws.items()))
     even, odd = np.empty((2, len(blocks), 2, len(samples)), dtype=np.uint64)
@@ -90,9 +90,14 @@ def _blocks(draws: tuple[tuple[Draw, int], ...]) -> tuple[NDArray[np.int64], NDA
 
 
 def uniforms(
-    seed: int, epoch: int, samples: NDArray[np.int64], draws: Mapping[Draw, int], view: int
+    seed: int, epoch: int, samples: NDArray[np.int64], draws: Mapping[Draw, int], view: int | NDArray[np.int64]
 ) -> dict[Draw, NDArray[np.float64]]:
-    """Return numbers (N, count) in [0, 1), or (N,) if count is 1, for each draw → count. One call for many is faster."""
+    """Return numbers in [0, 1) for several purposes. One call for many numbers is much faster than many calls.
+
+    Args:
+        draws: purpose → count, for numbers (N, count), or (N,) if count is 1.
+        view: number of the view, or (N,) one for each sample.
+    """
     words = random_words(seed, epoch, samples, {draw: (count + 1) // 2 for draw, count in draws.items()}, view)
     numbers = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
     found, first = {}, 0
@@ -103,7 +108,12 @@ def uniforms(
 
 
 def uniform(
-    seed: int, epoch: int, samples: NDArray[np.int64], draw: Draw, view: int, count: int = 1
+    seed: int,
+    epoch: int,
+    samples: NDArray[np.int64],
+    draw: Draw,
+    view: int | NDArray[np.int64],
+    count: int = 1,
 ) -> NDArray[np.float64]:
     """Return numbers (N, count) in [0, 1), or (N,) if count is 1."""
     return uniforms(seed, epoch, samples, {draw: count}, view)[draw]
