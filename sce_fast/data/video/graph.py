@@ -11,7 +11,7 @@ from sce_fast.data.image.augment import Augmentation, ClipEvaluationView
 from sce_fast.data.image.graph import external_inputs, file_content
 from sce_fast.data.image.photometric import photometric_operator
 from sce_fast.data.pipeline import Feed, build_pipeline
-from sce_fast.data.video.difference import temporal_difference
+from sce_fast.data.video.difference import difference_operator
 from sce_fast.data.video.inputs import Ways
 
 
@@ -34,7 +34,7 @@ def training_clip_pipeline(
         differences: whether there may be temporal differences.
         device: "cpu", or "gpu" for the current CUDA device.
     """
-    photometric = photometric_operator(device, threads)
+    photometric, difference = photometric_operator(device, threads, "FHWC"), difference_operator(device, threads)
     decode = partial(decoded_clips, ways=ways, device=device)
 
     @pipeline_def(enable_conditionals=True)
@@ -45,7 +45,7 @@ def training_clip_pipeline(
         for v, augmentation in enumerate(augmentations):
             clip = clips[v]
             if differences:
-                clip = difference_if(vectors[v][19] > 0.0, clip)
+                clip = difference_if(vectors[v][19] > 0.0, clip, difference)
             views.append(random_clip(clip, vectors[v], augmentation, photometric))
         return tuple(views)
 
@@ -126,9 +126,9 @@ def clips_of_video(path: Any, frames: Any, vectors: list[Any], device: str) -> l
     return clips
 
 
-def difference_if(wanted: Any, clip: Any) -> Any:
+def difference_if(wanted: Any, clip: Any, difference: Callable[[Any], Any]) -> Any:
     if wanted:  # noqa: SIM108  (DALI knows no conditional expressions)
-        shown = temporal_difference(clip)
+        shown = difference(clip)
     else:
         shown = clip
     return shown
