@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sce_fast.data.faults import BadFilesError, evaluation_refusal
-from sce_fast.data.image.augment import ClipEvaluationView
+from sce_fast.data.image.plan import evaluation_boxes
 from sce_fast.data.pipeline import Feed, next_outputs
 from sce_fast.data.video.ahead import Work, run_ahead
+from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.clips import uniform_clips
 from sce_fast.data.video.decode import VideoError
 from sce_fast.data.video.graph import evaluation_clip_pipeline, runs
@@ -169,8 +170,8 @@ def evaluation_crops(view: ClipEvaluationView, sizes: NDArray[np.int32]) -> tupl
 
     One crop is the centre. Three crops lie at the start, in the middle and at the end of the longer side.
     """
-    resized = (view.resize * sizes.astype(np.int64) // sizes.min(axis=1, keepdims=True)).astype(np.int32)
-    corners = np.repeat(np.rint((resized - view.crop) / 2).astype(np.int32)[:, None], view.crops, axis=1)
+    resized, boxes = evaluation_boxes(view, sizes)
+    corners = np.repeat(boxes[:, None, :2], view.crops, axis=1)
     if view.crops == 3:
         rows, longer = np.arange(len(sizes)), resized.argmax(axis=1)
         corners[rows, 0, longer] = 0

@@ -7,10 +7,11 @@ from typing import Any
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline
 
-from sce_fast.data.image.augment import Augmentation, ClipEvaluationView
+from sce_fast.data.image.augment import Augmentation
 from sce_fast.data.image.graph import external_inputs, file_content
 from sce_fast.data.image.photometric import photometric_operator
 from sce_fast.data.pipeline import Feed, build_pipeline
+from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.difference import difference_operator
 from sce_fast.data.video.inputs import Ways
 
