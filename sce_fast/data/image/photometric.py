@@ -66,7 +66,11 @@ def _from_dali_operators(
         if operation == 0:
             x = math.clamp(x * factor, 0.0, 255.0)
         if operation == 1:
-            x = math.clamp(x * factor + (1.0 - factor) * fn.reductions.mean(_grey(x), axes=[-3, -2, -1], keep_dims=True), 0.0, 255.0)
+            x = math.clamp(
+                x * factor + (1.0 - factor) * fn.reductions.mean(_grey(x), axes=[-3, -2, -1], keep_dims=True),
+                0.0,
+                255.0,
+            )
         if operation == 2:
             x = math.clamp(x * factor + (1.0 - factor) * _grey(x), 0.0, 255.0)
         if operation == 3:
