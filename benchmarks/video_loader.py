@@ -130,7 +130,7 @@ def seconds_of_parts(index: VideoIndex, epoch: int, batch_size: int) -> dict[str
     return {"decode": decoded / batch_size, "augment": augmented / batch_size}
 
 
-def plain_decode(index: VideoIndex, sample: int, requests: tuple[ClipRequest, ...]) -> list[NDArray[np.uint8]]:
+def plain_decode(index: VideoIndex, sample: int, requests: tuple[ClipRequest, ...]) -> list[NDArray]:
     """Decode the frames of these requests in the shortest way that PyAV offers, in one thread."""
     import av
 

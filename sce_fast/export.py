@@ -1,6 +1,6 @@
 """Backbones of run folders and of exported files. A file holds tensors and a description.
 
-The tensors of a ResNet have torchvision's names, those of an R3D pytorchvideo's, and those of any other network its own.
+The tensors of a ResNet have torchvision's names, those of an R3D pytorchvideo's. Other networks keep their own names.
 """
 
 import json

@@ -11,10 +11,10 @@ from sce_fast.data.kinds import open_index
 from sce_fast.data.video.index import VideoIndex
 from sce_fast.util.files import printable
 
-Labelled = tuple[ImageIndex, ImageIndex] | tuple[VideoIndex, VideoIndex]
 
-
-def labelled_indices(train_path: Path, test_path: Path, view: EvaluationView, *, threads: int) -> Labelled:
+def labelled_indices(
+    train_path: Path, test_path: Path, view: EvaluationView, *, threads: int
+) -> tuple[ImageIndex | VideoIndex, ImageIndex | VideoIndex]:
     """Return the train and test index of an evaluation; a class has the same number in both.
 
     Args:

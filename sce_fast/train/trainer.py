@@ -170,8 +170,7 @@ class Trainer:
             sizes = [view.size for view in self.config.views.augmentations()]
             part = f"{self.training_step.part_size} {self.index.kind} with views of {sizes} pixels"
             raise MemoryError(
-                f"{part} do not fit the memory of {self.device}; "
-                f"raise --accumulation, or lower --batch-size: {error}"
+                f"{part} do not fit the memory of {self.device}; raise --accumulation, or lower --batch-size: {error}"
             ) from error
         except RuntimeError as error:
             if lost_a_rank(error):

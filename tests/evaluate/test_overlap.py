@@ -10,7 +10,7 @@ import torch
 from helpers.images import write_png
 from sce_fast.data.index import index_images
 from sce_fast.evaluate import FeatureFile
-from sce_fast.evaluate.overlap import shared_samples, shared_rows
+from sce_fast.evaluate.overlap import shared_rows, shared_samples
 
 
 @pytest.fixture
