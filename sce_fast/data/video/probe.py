@@ -112,7 +112,9 @@ def failure_reason(path: bytes, error: Exception) -> str:
             with open(path, "rb") as file:
                 while file.read(2**20):
                     pass
-        return DAMAGED if is_plausible(path) else NOT_A_VIDEO
+        if not is_plausible(path):
+            return NOT_A_VIDEO
+        return NO_FRAMES if isinstance(error, av.error.EOFError) else DAMAGED  # it ends after whole headers
     except OSError:
         return UNREADABLE
 
