@@ -94,7 +94,7 @@ _IDENTITY: _Matrix = (1.0, 0.0, 0.0, 1.0)
 
 def _matrix(content: bytes, offset: int) -> _Matrix:
     """Return the matrix of a movie or track header; offset is its place where times have 32 bits."""
-    shift = (12 if content[0] == 1 else 0)
+    shift = 12 if content[0] == 1 else 0
     a, b, _, c, d = struct.unpack_from(">5i", content, offset + shift)
     return a / 65536, b / 65536, c / 65536, d / 65536
 
