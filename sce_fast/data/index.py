@@ -26,7 +26,7 @@ HEADERS_PER_BATCH = 256
 
 
 class Index(ABC):
-    """The files of a data set in a fixed order, and what their headers say. A subclass adds columns, a row per sample."""
+    """The files of a data set in a fixed order, and their headers. Subclasses add columns, one row a sample."""
 
     listing: Listing
     sizes: NDArray[np.int32]  # (n, 2) height, width; 0 for bad files
@@ -250,12 +250,12 @@ def read_cache(cache_file: Path, version: int, columns: Iterable[str]) -> Cached
                 return None
             names = cached["names"].tobytes().split(b"\0")
             found = Cached(names, cached["stamps"], {name: cached[name] for name in columns})
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     return found if found.stamps.shape == (len(names), 2) else None
 
 
-def write_cache(cache_file: Path, version: int, names: list[str], **columns: NDArray[Any]) -> None:
+def write_cache(cache_file: Path, version: int, names: list[str], **columns: Any) -> None:
     """Write a cache atomically; a cache that cannot be written is ignored."""
     joined = np.frombuffer(b"\0".join(os.fsencode(name) for name in names), dtype=np.uint8)
     temporary = cache_file.with_name(f".{cache_file.stem}.{os.getpid()}.npz")

@@ -12,9 +12,9 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".pnm", ".ppm", ".pgm", ".pbm", ".jp2", ".webp")
 )
 VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".3gp", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".flv")
-    + (".wmv", ".asf", ".ogv")
-)
+    (".mp4", ".m4v", ".mov", ".3gp", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".flv",
+     ".wmv", ".asf", ".ogv")
+)  # fmt: skip
 ENDINGS_SHOWN = 8
 
 Part = tuple[float, float] | None  # start and end in seconds; None is the whole video

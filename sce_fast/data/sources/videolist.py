@@ -65,10 +65,9 @@ def _row_with_tabs(line: str) -> _Row:
 def _row_with_spaces(line: str) -> _Row:
     fields = line.split()
     ends = [i for i, field in enumerate(fields) if is_video_name(field)]
-    if ends:
-        rest = fields[ends[-1] + 1 :]
-    else:  # a folder of frames, or a name without an ending
-        rest = fields[-1:] if len(fields) > 1 and fields[-1].isdecimal() else []
+    # Without the ending of a video, the path is a folder of frames, and a label may follow.
+    has_label = len(fields) > 1 and fields[-1].isdecimal()
+    rest = fields[ends[-1] + 1 :] if ends else fields[-1:] if has_label else []
     name = line.strip()
     for field in reversed(rest):
         name = name.removesuffix(field).rstrip()

@@ -13,8 +13,8 @@ _MP4_STARTS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"
 _STARTS = (
     b"\x1a\x45\xdf\xa3", b"FLV\1", b"OggS", b"\0\0\1\xba", b"\0\0\1\xb3", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
 )  # fmt: skip  # Matroska and WebM, Flash, Ogg, MPEG program stream and elementary stream, ASF
-_EBML_HEADER, _SEGMENT, _TRACKS, _TRACK = 0x1A45DFA3, 0x18538067, 0x1654AE6B, 0xAE
-_CLUSTER, _NUMBER, _VIDEO, _PROJECTION, _ROLL = 0x1F43B675, 0xD7, 0xE0, 0x7670, 0x7675
+_SEGMENT, _TRACKS, _TRACK = 0x18538067, 0x1654AE6B, 0xAE
+_CLUSTER, _VIDEO, _PROJECTION, _ROLL = 0x1F43B675, 0xE0, 0x7670, 0x7675
 _LARGEST_HEADER = 2**28  # bytes of a movie header or track list that is read into memory
 
 
@@ -105,9 +105,9 @@ def _product(first: _Matrix, second: _Matrix) -> _Matrix:
 
 
 def _rotation(matrix: _Matrix) -> int:
-    """Return the clockwise turn that is nearest to a matrix. Mirrored pictures count by their x axis."""
-    a, b, _, _ = matrix
-    return round(math.degrees(math.atan2(b, a)) / 90) % 4 * 90
+    """Return the clockwise turn that is nearest to a matrix; a mirrored picture is upright after it, but mirrored."""
+    _, _, c, d = matrix
+    return round(math.degrees(math.atan2(-c, d)) / 90) % 4 * 90
 
 
 def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[_Element]:
