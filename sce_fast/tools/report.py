@@ -31,6 +31,7 @@ CURVES = (
     Curve("loss", "loss"),
     Curve("gradient_norm", "gradient norm"),
     Curve("images_per_second", "images/s", from_zero=True),
+    Curve("videos_per_second", "videos/s", from_zero=True),
 )
 NAME_LENGTH = 16  # of a class, in characters
 SAME_CLASS, OTHER_CLASS = "#1a7f37", "#c2410c"
