@@ -66,15 +66,7 @@ def _from_dali_operators(
         if operation == 0:
             x = math.clamp(x * factor, 0.0, 255.0)
         if operation == 1:
-<<<<<<< HEAD
-            x = math.clamp(
-                x * factor + (1.0 - factor) * fn.reductions.mean(_grey(x), axes=[-3, -2, -1], keep_dims=True),
-                0.0,
-                255.0,
-            )
-=======
             x = math.clamp(x * factor + (1.0 - factor) * _mean_grey(x), 0.0, 255.0)
->>>>>>> v-plan
         if operation == 2:
             x = math.clamp(x * factor + (1.0 - factor) * _grey(x), 0.0, 255.0)
         if operation == 3:
