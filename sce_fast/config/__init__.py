@@ -291,13 +291,20 @@ class TrainConfig:
         )
 
     def image_sizes(self) -> tuple[int, ...]:
-        """Return the sides of all images that the backbone sees, in pixels: largest view, other views, evaluation."""
+        """Return the sides of all images or frames that the backbone sees, in pixels.
+
+        The largest view comes first, then other views, then the evaluation.
+        """
         crop = () if self.evaluation.crop is None else (self.evaluation.crop,)
         return tuple(dict.fromkeys((*sorted(self.views.sizes, reverse=True), *crop)))
 
     def input_shape(self, size: int) -> tuple[int, ...]:
-        """Return the shape of an input of the backbone: (3, size, size), or (3, frames, size, size) for clips."""
+        """Return the shape of an image (3, size, size), or of a clip (3, frames, size, size) in a run on videos."""
         return (3, size, size) if self.clips.frames == 0 else (3, self.clips.frames, size, size)
+
+    def input_shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes of all inputs that the backbone sees, in the order of image_sizes."""
+        return [self.input_shape(size) for size in self.image_sizes()]
 
     def evaluation_view(self) -> EvaluationView:
         """Return how features are computed, for videos as a ClipEvaluationView.

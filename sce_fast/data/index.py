@@ -266,7 +266,7 @@ def read_cache(cache_file: Path, version: int, columns: Iterable[str]) -> Cached
                 return None
             names = cached["names"].tobytes().split(b"\0")
             found = Cached(names, cached["stamps"], {name: cached[name] for name in columns})
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     return found if found.stamps.shape == (len(names), 2) else None
 

@@ -119,12 +119,12 @@ class TrainingLoader:
         self._bad: dict[int, str] = {}
         self._retried: tuple[int, int] | None = None  # position of a batch that failed without a bad file
         self._views = views
-        self._record_bad()
-        if rank == 0 and (known := index.bad_files()):  # the other ranks have the same index
-            self._warn_about(known, stacklevel=3)
         self._pipeline: Any = None
         self._feeds: Generator[Feed, None, None] | None = None
         self._in_flight: deque[tuple[int, int, NDArray[np.int64]]] = deque()  # handed to DALI, not yet returned
+        self._record_bad()
+        if rank == 0 and (known := index.bad_files()):  # the other ranks have the same index
+            self._warn_about(known, stacklevel=3)
 
     @property
     def bad_names(self) -> dict[str, str]:
@@ -206,8 +206,9 @@ class TrainingLoader:
         """
         batches = [(epoch, samples) for epoch, _, samples in self._in_flight]
         self.close()
+        bad = self._record_bad()
         found = self._views.recover(batches)
-        if bad := self._record_bad():
+        if bad := bad | self._record_bad():
             self._warn_about(bad, stacklevel=4)
         if found:
             return
@@ -227,7 +228,11 @@ class TrainingLoader:
         if found:
             self._bad |= found
             self.bad_files = self.index.by_path(self._bad)
-            require_few_bad(self.bad_files, len(self.index))
+            try:
+                require_few_bad(self.bad_files, len(self.index))
+            except RuntimeError:
+                self.close()
+                raise
         return self.index.by_path(found)
 
     def _warn_about(self, bad: dict[str, str], stacklevel: int) -> None:

@@ -18,7 +18,7 @@ from sce_fast.data.video.ahead import Work, run_ahead
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.clips import uniform_clips
 from sce_fast.data.video.decode import VideoError
-from sce_fast.data.video.graph import evaluation_clip_pipeline, runs
+from sce_fast.data.video.graph import evaluation_clip_pipeline, refused_by_dali
 from sce_fast.data.video.index import VideoIndex
 from sce_fast.data.video.inputs import ClipInput, Ways, clip_feed, clip_input, share_threads, ways_of
 from sce_fast.data.video.routes import routes
@@ -109,23 +109,27 @@ class _UniformClips:
                     used.append(inputs)
                     yield clip_feed(inputs, ways)
 
-    def pipeline(self, feeds: Iterator[Feed], ways: Ways | None = None, batch_size: int | None = None) -> Any:
+    def pipeline(self, feeds: Iterator[Feed]) -> Any:
         """Build the pipeline that turns feeds into crops."""
-        return evaluation_clip_pipeline(
-            feeds,
-            self._view,
-            ways=ways or ways_of(self._by_dali),
-            batch_size=batch_size or self._batch_size,
-            threads=self._dali_threads,
-            device=self._device,
-        )
+        return self._build(feeds, ways_of(self._by_dali), self._batch_size)
 
     def recover(self, inputs: list[ClipInput]) -> bool:
         """Have the videos of a failed batch that DALI refuses decoded ahead of time; return whether there are any."""
-        by_dali = [i for i in inputs if i.clips is None]
-        refused = [i for i in by_dali if not runs(self.pipeline(iter([clip_feed([i], Ways.DALI)]), Ways.DALI, 1))]
+        one_by_one = partial(self._build, ways=Ways.DALI, batch_size=1, prefetch=1)
+        refused = refused_by_dali([i for i in inputs if i.clips is None], one_by_one)
         self._by_dali[[i.sample for i in refused]] = False
         return bool(refused)
+
+    def _build(self, feeds: Iterator[Feed], ways: Ways, batch_size: int, prefetch: int = 2) -> Any:
+        return evaluation_clip_pipeline(
+            feeds,
+            self._view,
+            ways=ways,
+            batch_size=batch_size,
+            threads=self._dali_threads,
+            device=self._device,
+            prefetch=prefetch,
+        )
 
     def _parts(self, samples: NDArray[np.int64]) -> Iterator[list[ClipInput]]:
         """Yield the planned samples in batches of at most batch_size videos and BYTES_AT_ONCE, or of one video."""

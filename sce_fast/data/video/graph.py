@@ -1,6 +1,7 @@
 """DALI graphs that execute a plan on a batch of videos. They hold no state and draw no random numbers."""
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from sce_fast.data.image.photometric import photometric_operator
 from sce_fast.data.pipeline import Feed, build_pipeline
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.difference import difference_operator
-from sce_fast.data.video.inputs import Ways
+from sce_fast.data.video.inputs import ClipInput, Ways, clip_feed
 
 
 def training_clip_pipeline(
@@ -25,6 +26,7 @@ def training_clip_pipeline(
     batch_size: int,
     threads: int,
     device: str,
+    prefetch: int = 2,
 ) -> Pipeline:
     """Build a pipeline that returns one (N, 3, F, size, size) float32 output for each view.
 
@@ -34,6 +36,7 @@ def training_clip_pipeline(
         ways: that the samples may take.
         differences: whether there may be temporal differences.
         device: "cpu", or "gpu" for the current CUDA device.
+        prefetch: number of batches that DALI prepares in advance.
     """
     photometric, difference = photometric_operator(device, threads, "FHWC"), difference_operator(device, threads)
     decode = partial(decoded_clips, ways=ways, device=device)
@@ -50,11 +53,18 @@ def training_clip_pipeline(
             views.append(random_clip(clip, vectors[v], augmentation, photometric))
         return tuple(views)
 
-    return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device)
+    return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device, prefetch=prefetch)
 
 
 def evaluation_clip_pipeline(
-    feeds: Iterator[Feed], view: ClipEvaluationView, *, ways: Ways, batch_size: int, threads: int, device: str
+    feeds: Iterator[Feed],
+    view: ClipEvaluationView,
+    *,
+    ways: Ways,
+    batch_size: int,
+    threads: int,
+    device: str,
+    prefetch: int = 2,
 ) -> Pipeline:
     """Build a pipeline that returns one (N, clips · F, 3, crop, crop) float32 output for each crop.
 
@@ -63,6 +73,7 @@ def evaluation_clip_pipeline(
             are height and width after resizing, then top and left of each crop.
         ways: that the samples may take.
         device: "cpu", or "gpu" for the current CUDA device.
+        prefetch: number of batches that DALI prepares in advance.
     """
     decode = partial(decoded_clips, ways=ways, device=device)
 
@@ -78,7 +89,7 @@ def evaluation_clip_pipeline(
             crops.append(normalized_clip(crop, view.mean, view.std, layout="FCHW"))
         return tuple(crops)
 
-    return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device)
+    return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device, prefetch=prefetch)
 
 
 def clip_sources(feeds: Iterator[Feed], ways: Ways, *, requests: int) -> tuple[list[Any], list[Any]]:
@@ -162,10 +173,19 @@ def normalized_clip(clip: Any, mean: tuple[float, ...], std: tuple[float, ...], 
     )
 
 
-def runs(pipeline: Pipeline) -> bool:
-    """Return whether a pipeline returns its first batch."""
-    try:
-        pipeline.run()
-    except RuntimeError:
-        return False
-    return True
+def refused_by_dali(inputs: Iterable[ClipInput], build: Callable[[Iterator[Feed]], Pipeline]) -> list[ClipInput]:
+    """Return the samples whose frames DALI does not decode, or on which the rest of the graph fails.
+
+    Args:
+        build: returns a pipeline for single samples that prepares nothing in advance.
+    """
+    refused, feeds, pipeline = [], deque[Feed](), None
+    for sample in inputs:
+        pipeline = pipeline or build(iter(feeds.popleft, None))
+        feeds.append(clip_feed([sample], Ways.DALI))
+        try:
+            pipeline.run()
+        except RuntimeError:
+            refused.append(sample)
+            pipeline = None  # DALI says that it is no longer valid
+    return refused

@@ -1,5 +1,6 @@
 """Random clips of videos: what a training loader needs to know about videos."""
 
+import os
 import threading
 import warnings
 from collections.abc import Generator, Iterator
@@ -18,7 +19,7 @@ from sce_fast.data.pipeline import Feed
 from sce_fast.data.video.ahead import Work, run_ahead
 from sce_fast.data.video.clips import ClipSampling
 from sce_fast.data.video.decode import VideoError
-from sce_fast.data.video.graph import runs, training_clip_pipeline
+from sce_fast.data.video.graph import refused_by_dali, training_clip_pipeline
 from sce_fast.data.video.index import VideoIndex
 from sce_fast.data.video.inputs import ClipInput, Ways, clip_feed, clip_input, share_threads, ways_of
 from sce_fast.data.video.plan import ClipPlan, plan_clips
@@ -101,14 +102,12 @@ class RandomClips:
         """
         for epoch, samples in batches:
             used = np.unique([s for s in samples.tolist() if self._goes_to_dali(epoch, s)]).astype(np.int64)
-            alone = (
-                (i, self._build(iter([clip_feed([i], Ways.DALI)]), Ways.DALI, 1)) for i in self._planned(epoch, used)
-            )
-            refused = [i for i, pipeline in alone if not runs(pipeline)]
+            one_by_one = partial(self._build, ways=Ways.DALI, batch_size=1, prefetch=1)
+            refused = refused_by_dali(self._planned(epoch, used), one_by_one)
             # If a GPU fails all videos, the GPU is at fault.
             if refused and (self.device == "cpu" or len(refused) < max(len(used), 2)):
                 self._refused |= {(epoch, i.sample) for i in refused}
-                names = ", ".join(printable(i.path) for i in refused)
+                names = ", ".join(printable(os.fsdecode(i.path)) for i in refused)
                 warnings.warn(f"DALI does not decode all frames of {names}; FFmpeg tries instead", stacklevel=4)
                 return True
         return False
@@ -117,7 +116,7 @@ class RandomClips:
         ways = ways_of(self._by_dali[~self._unreadable])
         return Ways.BOTH if ways is Ways.DALI and self._refused else ways
 
-    def _build(self, feeds: Iterator[Feed], ways: Ways, batch_size: int) -> Any:
+    def _build(self, feeds: Iterator[Feed], ways: Ways, batch_size: int, prefetch: int = 2) -> Any:
         return training_clip_pipeline(
             feeds,
             self._augmentations,
@@ -126,6 +125,7 @@ class RandomClips:
             batch_size=batch_size,
             threads=self._dali_threads,
             device=self.device,
+            prefetch=prefetch,
         )
 
     def _goes_to_dali(self, epoch: int, sample: int) -> bool:
