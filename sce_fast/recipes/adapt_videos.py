@@ -47,16 +47,15 @@ def adapted_to_videos(found: FoundVideos, given: Mapping[str, Any], *, gpu: bool
     if not choices.are_usable():
         return settings
     epochs = settings.setdefault("epochs", 100)
-    settings.setdefault("batch_size", 256 if large else small_batch(found.videos))
+    batch = settings.setdefault("batch_size", 256 if large else small_batch(found.videos))
+    settings.setdefault("accumulation", _parts(batch) if large else 1)
     settings.setdefault("precision", "bfloat16" if gpu else "float32")
     if choices.section("clips").get("stride") is None:
         # In half of a video's time, its two clips are seldom the same.
         choices.choose("clips", seconds=round(min(STANDARD_CLIPS["seconds"], found.seconds / 2), 3))
     choices.choose("optimizer", warmup_epochs=WARMUP * epochs if large else min(10, epochs / 10))
     choices.choose_transformer()
-    if large:
-        settings.setdefault("accumulation", _parts(settings["batch_size"]))
-    else:
+    if not large:
         choices.choose("clips", temporal_difference=0.0)
         choices.choose("views", names=("weak", "strong"), sizes=(_view(found.side, gpu=gpu),))
         for name in ("brightness", "contrast", "saturation", "hue"):
