@@ -115,9 +115,8 @@ def split_into_runs(numbers: NDArray[np.int64], key_frames: NDArray[np.int64]) -
         >>> split_into_runs(np.array([3, 14, 40]), np.array([0, 12, 24, 36]))
         [(0, array([3])), (12, array([14])), (36, array([40]))]
     """
-    if not len(key_frames):
-        return [(0, numbers)]
-    starts = key_frames[np.maximum(key_frames.searchsorted(numbers, "right") - 1, 0)]
+    keys = np.concatenate([[0], key_frames])  # an edit list may hide the first one
+    starts = keys[keys.searchsorted(numbers, "right") - 1]
     cuts = np.flatnonzero(starts[1:] > numbers[:-1] + FRAMES_HELD_BACK) + 1
     first = [0, *cuts.tolist()]
     return [(int(starts[i]), run) for i, run in zip(first, np.split(numbers, cuts), strict=True)]
