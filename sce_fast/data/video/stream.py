@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sce_fast.data.faults import DAMAGED, NO_VIDEO_STREAM, UNSUPPORTED, status_or_reason
+from sce_fast.data.faults import DAMAGED, NO_VIDEO_STREAM, UNREADABLE, UNSUPPORTED, status_or_reason
+from sce_fast.data.video.containers import container_facts
 from sce_fast.data.video.index import VideoIndex
 from sce_fast.data.video.probe import failure_reason, opened
 from sce_fast.util.files import printable
@@ -75,7 +76,21 @@ def planned_frames(index: VideoIndex, sample: int, numbers: NDArray[np.int64]) -
             failure = error
         if not missing:
             return
-    raise VideoError(path, DAMAGED if failure is None else failure_reason(path, failure)) from failure
+    raise VideoError(path, _reason(path, failure)) from failure
+
+
+def _reason(path: bytes, failure: Exception | None) -> str:
+    """Return why a planned frame of a file that the index could read did not come."""
+    reason = DAMAGED if failure is None else failure_reason(path, failure)
+    return _unknown_reason(path) if reason == UNSUPPORTED else reason
+
+
+def _unknown_reason(path: bytes) -> str:
+    """Return why FFmpeg finds something in a file that it does not know: it may be the rest of something longer."""
+    try:
+        return DAMAGED if container_facts(path).truncated else UNSUPPORTED
+    except OSError:
+        return UNREADABLE
 
 
 def _stream(container: "InputContainer", number: int, path: bytes) -> "VideoStream":
@@ -87,7 +102,7 @@ def _stream(container: "InputContainer", number: int, path: bytes) -> "VideoStre
     if not isinstance(stream, VideoStream):
         raise VideoError(path, NO_VIDEO_STREAM)
     if stream.codec_context is None:
-        raise VideoError(path, UNSUPPORTED)
+        raise VideoError(path, _unknown_reason(path))
     for other in container.streams:
         if other is not stream:
             other.discard = Discard.all
