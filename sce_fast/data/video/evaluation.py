@@ -87,7 +87,7 @@ class _UniformClips:
     ) -> None:
         self._index, self._view, self._batch_size, self._skipped = index, view, batch_size, skipped
         self._by_dali = routes(index, device)
-        self._pool_threads, self._dali_threads = share_threads(self._by_dali, threads)
+        self._pool_threads, self._dali_threads = share_threads(self._by_dali, threads, device)
         self._device = device
 
     def feeds(self, samples: NDArray[np.int64], used: deque[list[ClipInput]]) -> Generator[Feed, None, None]:
