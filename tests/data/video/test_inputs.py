@@ -30,8 +30,8 @@ def test_ways():
 
 def test_vectors_and_feeds(mixed):
     boxes = np.array([[0, 0, 5, 7], [2, 3, 10, 9]], dtype=np.int32)
-    clips = [(np.array([1, 4]), boxes[0], np.array([0.5])), (np.array([7, 3, 3]), boxes[1], np.array([2.0]))]
-    planned = clip_input(mixed, 3, clips)
+    asked = [(np.array([1, 4]), boxes[0], np.array([0.5])), (np.array([7, 3, 3]), boxes[1], np.array([2.0]))]
+    planned = clip_input(mixed, 3, asked)
     assert planned.path.endswith(b"03.webm")
     assert planned.size == 3 * (2 * 5 * 7 + 3 * 8 * 6)
     assert [v.tolist() for v in planned.vectors] == [[0, 0, 0, 2, 5, 7, 0.5], [2, 2, 3, 5, 10, 9, 2.0]]
@@ -43,10 +43,8 @@ def test_vectors_and_feeds(mixed):
     assert [bytes(p) for p in path] == [planned.path] * 2
     assert [f.tolist() for f in frames] == [[1, 4, 7, 3, 3]] * 2
     assert [bool(d) for d in is_decoded] == [False, True]
-    assert [[a.shape for a in of_clip] for of_clip in arrays] == [
-        [(1, 1, 1, 3), (2, 5, 7, 3)],
-        [(1, 1, 1, 3), (3, 8, 6, 3)],
-    ]
+    shapes = [[clip.shape for clip in of_request] for of_request in clips]
+    assert shapes == [[(1, 1, 1, 3), (2, 5, 7, 3)], [(1, 1, 1, 3), (3, 8, 6, 3)]]
     assert np.array_equal(first[0], planned.vectors[0])
     assert np.array_equal(second[1], planned.vectors[1])
     assert len(clip_feed([planned], Ways.DALI)) == 4
