@@ -42,7 +42,7 @@ def share_threads(by_dali: NDArray[np.bool_], threads: int, device: str) -> tupl
         by_dali: (n,) whether DALI decodes each video.
         device: "cpu", or "gpu", which leaves DALI's threads little to do.
     """
-    share = (DECODING_SHARE if device == "cpu" else 1.0) * (1 - by_dali.mean())
+    share = (DECODING_SHARE if device == "cpu" else 1.0) * np.count_nonzero(~by_dali) / max(len(by_dali), 1)
     ahead = min(max(round((threads + 1) * share), 1), threads)
     return ahead, threads + 1 - ahead
 

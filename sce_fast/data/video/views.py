@@ -101,9 +101,9 @@ class RandomClips:
             batches: the failed batch, then the batches that DALI prepared in advance.
         """
         for epoch, samples in batches:
-            used = np.unique([s for s in samples.tolist() if self._goes_to_dali(epoch, s)]).astype(np.int64)
+            used = [s for s in np.unique(samples).tolist() if self._goes_to_dali(epoch, s)]
             one_by_one = partial(self._build, ways=Ways.DALI, batch_size=1, prefetch=1)
-            refused = refused_by_dali(self.planned(epoch, used), one_by_one)
+            refused = refused_by_dali(self.planned(epoch, np.array(used, dtype=np.int64)), one_by_one)
             # If a GPU fails all videos, the GPU is at fault.
             if refused and (self.device == "cpu" or len(refused) < max(len(used), 2)):
                 self._refused |= {(epoch, i.sample) for i in refused}
