@@ -281,7 +281,9 @@ def other_files(folder):
         container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), dtype=np.uint8))))
     video = folder / "secret.mp4"
     write_video(folder / "secret", frames=3)
-    (folder / "playlist.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{video}\n#EXT-X-ENDLIST\n")
+    (folder / "playlist.mp4").write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{video}\n#EXT-X-ENDLIST\n"
+    )
     (folder / "list.mp4").write_text(f"ffconcat version 1.0\nfile {video.name}\n")
     damaged = {"header.mp4", "matroska.mkv"}
     names = {file.name for file in folder.iterdir()} - {"secret.mp4"}
