@@ -56,6 +56,10 @@ class Index(ABC):
         bad = {new: self.bad[old] for new, old in enumerate(samples.tolist()) if old in self.bad}
         return self.rows(samples, self.listing.subset(samples.tolist()), bad)
 
+    def with_bad(self, bad: Mapping[int, str]) -> Self:
+        """Return the index with further bad samples → reason."""
+        return self.rows(np.arange(len(self)), self.listing, {**self.bad, **bad})
+
     def listed_as(self, entries: list[str]) -> Self:
         """Return an index of these entries (see Listing.entries) in this order, without labels.
 

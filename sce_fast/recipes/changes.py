@@ -7,9 +7,9 @@ from sce_fast.config import TrainConfig, replace
 
 
 def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """Return a recipe's config with other settings, as config.replace does; a short run gets a shorter warm-up.
+    """Return a recipe's config with other settings, as config.replace does, and with settings that must follow them.
 
-    The warm-up takes at most half of the epochs, unless the changes set it.
+    The warm-up takes at most half of the epochs, unless the changes set it. A stride of clips replaces their seconds.
 
     Raises:
         ValueError, TypeError: see config.replace.
@@ -18,4 +18,7 @@ def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     if isinstance(epochs, int) and epochs >= 1 and isinstance(optimizer, Mapping):
         warmup = min(config.optimizer.warmup_epochs, epochs / 2)
         changes = {**changes, "optimizer": {"warmup_epochs": warmup, **optimizer}}
+    clips = changes.get("clips", {})
+    if isinstance(clips, Mapping) and clips.get("stride") is not None:
+        changes = {**changes, "clips": {"seconds": None, **clips}}
     return replace(config, **changes)

@@ -5,7 +5,7 @@ import json
 import os
 import zlib
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def images_to_train_on(config: TrainConfig, found: Index, newest: Path | None, r
     decision = _Decision(**ranks.first(lambda: asdict(_decide(config, found, newest))))
     index = found.listed_as(list(_read(config.out))) if decision.as_begun else found
     number = {name: i for i, name in enumerate(index.listing.entries())}
-    index = replace(index, bad=index.bad | {number[name]: why for name, why in decision.set_aside.items()})
+    index = index.with_bad({number[name]: why for name, why in decision.set_aside.items()})
     return RunImages(index, decision.differences, decision.restarts_epoch)
 
 
