@@ -244,3 +244,10 @@ def test_many_bad_videos_stop_the_run(copied):
 def test_larger_batches_than_videos_are_refused(mixed):
     with pytest.raises(ValueError, match="batch_size=9 on 1 rank"):
         loader(mixed, batch_size=9)
+
+
+def test_an_index_of_bad_videos_alone_is_refused(copied):
+    for path in copied.listing.root.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(RuntimeError, match="8 of 8 files cannot be used"):
+        loader(index_videos(copied.listing.root))
