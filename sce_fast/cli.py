@@ -213,7 +213,7 @@ COMMANDS: dict[str, Command | Group] = {
         show=printable,
     ),
     "export": Command(
-        "RUN --out FILE", "write the backbone as safetensors with torchvision's parameter names",
+        "RUN --out FILE", "write the backbone as safetensors with the parameter names of torchvision or pytorchvideo",
         "sce_fast.export:export", show=printable,
     ),
     "report": Command(

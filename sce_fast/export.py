@@ -1,6 +1,6 @@
 """Backbones of run folders and of exported files. A file holds tensors and a description.
 
-The tensors of a ResNet have torchvision's names; those of any other network have its own.
+The tensors of a ResNet have torchvision's names, those of an R3D pytorchvideo's. Any other network's have its own.
 """
 
 import json
@@ -28,9 +28,9 @@ class Description:
     backbone: str
     """Name for build_backbone."""
     width: int
-    """Channels of a ResNet's first stage."""
+    """Channels of the first stage of a ResNet or R3D."""
     small_input: bool
-    """Whether a ResNet has the stem for small images."""
+    """Whether a ResNet or R3D has the stem for small images."""
     mean: tuple[float, float, float]
     """Mean of each channel for values in [0, 1]."""
     std: tuple[float, float, float]
@@ -96,8 +96,8 @@ def open_backbone(path: str | Path, *, momentum: bool = False, backbone: nn.Modu
 def export(run: Path, /, *, out: Path, momentum: bool = False) -> Path:
     """Write the backbone of a run's newest checkpoint as safetensors and return out.
 
-    The parameters of a ResNet have torchvision's names. The architecture and the normalisation of its images are
-    written as metadata.
+    The parameters of a ResNet have torchvision's names, those of an R3D pytorchvideo's. The architecture and the
+    normalisation of its images or frames are written as metadata.
 
     Args:
         run: Run folder.
