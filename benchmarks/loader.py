@@ -24,6 +24,7 @@ from sce_fast.benchmarks.record import write_record
 from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation
 from sce_fast.data.image.graph import normalized
 from sce_fast.data.image.photometric import SOLARIZED
+from sce_fast.data.image.views import RandomViews
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.native import CPU
@@ -39,6 +40,7 @@ def main(
     batches: int = 12,
     rounds: int = 7,
     threads: int = 2,
+    video: bool = False,
     out: Path | None = None,
 ) -> dict[str, float]:
     """Measure the images per second of each peer in alternating turns of one process; print medians over the rounds.
@@ -48,9 +50,14 @@ def main(
         batch_size: Images per batch; each gives two views.
         batches: Timed batches per turn.
         rounds: Turns of each peer.
-        threads: Threads of DALI and workers of the DataLoader.
+        threads: Threads of our loader and of DALI, and workers of the DataLoader.
+        video: Measure the loader of clips instead, with videos in place of images and 64 files.
         out: JSON file for the record.
     """
+    if video:
+        from sce_fast.benchmarks.video_loader import measure_clips
+
+        return measure_clips(batch_size=batch_size, batches=batches, rounds=rounds, threads=threads, out=out)
     with tempfile.TemporaryDirectory() as folder:
         index = write_photographs(Path(folder) / "jpeg", images)
         peers: dict[str, Iterator[Any]] = {
@@ -103,7 +110,8 @@ def write_photographs(folder: Path, count: int, kind: str = "jpg") -> ImageIndex
 
 
 def our_loader(index: ImageIndex, batch_size: int, threads: int) -> Iterator[Any]:
-    return TrainingLoader(index, (STRONG, STRONG), batch_size=batch_size, seed=0, threads=threads)
+    views = RandomViews(index, (STRONG, STRONG), seed=0, threads=threads)
+    return TrainingLoader(index, views, batch_size=batch_size)
 
 
 def dali_arithmetic(index: ImageIndex, batch_size: int, threads: int) -> Iterator[Any]:

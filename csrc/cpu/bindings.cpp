@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../bind_problem.h"
+#include "bind_yuv.h"
 #include "brgemm.h"
 #include "color_jitter.h"
 #include "decoder_messages.h"
@@ -135,6 +136,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("filter_decoder_messages", &sce_fast::filter_decoder_messages,
         "Print only the first line of each kind that image decoders print; return whether the C library allows it.");
   sce_fast::bind_problem(m);
+  sce_fast::bind_yuv(m);
   m.def("solve", &solve, "Compute loss and gradient in one pass over the candidates; called by sce_fast/loss/cpu.py.");
   m.def("vector_instructions", &sce_fast::vector_instructions,
         "Return the name of the vector instructions that the exponentials of the loss use on this processor.");

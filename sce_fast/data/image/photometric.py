@@ -66,7 +66,7 @@ def _from_dali_operators(
         if operation == 0:
             x = math.clamp(x * factor, 0.0, 255.0)
         if operation == 1:
-            x = math.clamp(x * factor + (1.0 - factor) * fn.reductions.mean(_grey(x), axes=[-3, -2, -1], keep_dims=True), 0.0, 255.0)
+            x = math.clamp(x * factor + (1.0 - factor) * _mean_grey(x), 0.0, 255.0)
         if operation == 2:
             x = math.clamp(x * factor + (1.0 - factor) * _grey(x), 0.0, 255.0)
         if operation == 3:
@@ -87,6 +87,11 @@ def _channel(x: Any, channel: int) -> Any:
 
 def _grey(x: Any) -> Any:
     return 0.299 * _channel(x, 0) + 0.587 * _channel(x, 1) + 0.114 * _channel(x, 2)
+
+
+def _mean_grey(x: Any) -> Any:
+    """Return the mean grey of an image, or of each frame of a clip."""
+    return fn.reductions.mean(_grey(x), axes=[-3, -2, -1], keep_dims=True)
 
 
 def _turn_hue(x: Any, turn: Any) -> Any:

@@ -20,12 +20,14 @@ from sce_fast.data.faults import (
     SEVERAL_SIZES,
     UNREADABLE,
     UNSUPPORTED,
+    status_or_reason,
 )
 from sce_fast.data.sources import frame_files
 from sce_fast.data.video.containers import container_facts, is_plausible
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
 FRAMES = "frames"  # in place of a codec: a folder of extracted frames
@@ -92,22 +94,27 @@ def probe(path: bytes) -> VideoFacts | str:
             if isinstance(stream, str):
                 return stream
             return _facts(container, stream, _rotation(stream, container_says.rotations, container_says.tracks))
-    except av.FFmpegError as error:
+    except (av.FFmpegError, OSError) as error:
         return failure_reason(path, error)
-    except OSError:
-        return UNREADABLE
 
 
 def failure_reason(path: bytes, error: Exception) -> str:
-    """Return why FFmpeg refused a file."""
+    """Return why a file could not be read or decoded."""
     import av
 
+    status = status_or_reason(path)
+    if isinstance(status, str):
+        return status
     if isinstance(error, (av.error.DecoderNotFoundError, av.error.PatchWelcomeError)):
         return UNSUPPORTED
-    if isinstance(error, OSError) and not isinstance(error, av.error.InvalidDataError):
-        return UNREADABLE
     try:
-        return DAMAGED if is_plausible(path) else NOT_A_VIDEO
+        if isinstance(error, OSError):  # FFmpeg reports some truncated files as it does a failing disk
+            with open(path, "rb") as file:
+                while file.read(2**20):
+                    pass
+        if not is_plausible(path):
+            return NOT_A_VIDEO
+        return NO_FRAMES if isinstance(error, av.error.EOFError) else DAMAGED  # it ends after whole headers
     except OSError:
         return UNREADABLE
 
@@ -118,33 +125,50 @@ def undecodable_reason(path: bytes) -> str | None:
     The decoder must return all frames that the index counts, in one size.
     """
     import av
-    from av.video.stream import VideoStream
 
     facts = probe(path)
     if isinstance(facts, str):
         return facts
     if facts.codec == FRAMES:
         return _undecodable_frame(path, facts)
-    height, width = facts.size if facts.rotation % 180 == 0 else facts.size[::-1]
-    decoded: list[int | None] = []
+    stored_size = facts.size if facts.rotation % 180 == 0 else facts.size[::-1]
+    wanted = set(facts.times.tolist()) if facts.timed else None
+    count = 0
     try:
         with opened(path) as container:
-            stream = container.streams[facts.stream]
-            assert isinstance(stream, VideoStream)
-            stream.codec_context.thread_count = 1  # files are decoded side by side
-            # An empty packet would end the decoding, except for PyAV's own at the end of the file.
-            packets = (packet for packet in container.demux(stream) if packet.size or packet.dts is None)
-            for frame in (frame for packet in packets for frame in stream.decode(packet)):
+            for frame in _decoded(container, facts.stream, wanted):
                 if frame.is_corrupt:
                     return DAMAGED
-                if (frame.height, frame.width) != (height, width):
+                if (frame.height, frame.width) != stored_size:
                     return SEVERAL_SIZES
-                decoded.append(frame.pts)
+                count += 1
     except av.FFmpegError as error:
         return failure_reason(path, error)
-    if not facts.timed:
-        return None if len(decoded) == len(facts.times) else DAMAGED
-    return None if set(decoded).issuperset(facts.times.tolist()) else DAMAGED
+    return None if count == len(facts.times) else DAMAGED
+
+
+def _decoded(container: "InputContainer", stream_number: int, wanted: set[int] | None) -> Iterator["VideoFrame"]:
+    """Yield the frames of a stream, in order, or only those of the wanted times.
+
+    Raises:
+        av.FFmpegError: a wanted frame does not decode.
+    """
+    import av
+    from av.video.stream import VideoStream
+
+    stream = container.streams[stream_number]
+    assert isinstance(stream, VideoStream)
+    stream.codec_context.thread_count = 1  # files are decoded side by side
+    for packet in container.demux(stream):
+        if not packet.size and packet.dts is not None:
+            continue  # it would end the decoding, as PyAV's own empty packet does at the end of the file
+        try:
+            frames = stream.decode(packet)
+        except av.error.InvalidDataError:
+            if wanted is None or packet.pts in wanted:
+                raise
+        else:
+            yield from (frame for frame in frames if wanted is None or frame.pts in wanted)
 
 
 def _video_stream(container: "InputContainer") -> "VideoStream | str":
@@ -157,11 +181,8 @@ def _video_stream(container: "InputContainer") -> "VideoStream | str":
         return NO_VIDEO_STREAM
     best = container.streams.best("video")
     chosen = next((stream for stream in candidates if stream is best), candidates[0])
-    context = chosen.codec_context
-    if context is None:
+    if chosen.codec_context is None:
         return UNSUPPORTED
-    if not (context.width and context.height and context.pix_fmt):
-        return DAMAGED
     for stream in container.streams:
         if stream is not chosen:
             stream.discard = Discard.all
@@ -198,6 +219,8 @@ def _facts(container: "InputContainer", stream: "VideoStream", rotation: int) ->
     shown = _shown(packets)
     if not shown:
         return NO_FRAMES
+    if not (context.width and context.height and context.pix_fmt):
+        return DAMAGED
     own_times = {packet.time for packet in shown}
     timed = None not in own_times and len(own_times) == len(shown)
     times, tick = _times(shown, stream, timed)
@@ -207,7 +230,7 @@ def _facts(container: "InputContainer", stream: "VideoStream", rotation: int) ->
         size=(context.height, context.width) if rotation % 180 == 0 else (context.width, context.height),
         codec=context.codec.canonical_name,
         times=ordered,
-        end=int(ordered[-1]) + _last_duration(ordered, shown[by_time[-1]].duration),
+        end=int(ordered[-1]) + _last_duration(ordered, shown[by_time[-1]].duration if tick == stream.time_base else 0),
         tick=tick,
         key_frames=np.flatnonzero(np.array([packet.is_key for packet in shown])[by_time]),
         stream=stream.index,
