@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from sce_fast.config import TrainConfig, replace
 from sce_fast.data.image.augment import Augmentation
-from sce_fast.data.index import ImageIndex
 from sce_fast.distributed import Ranks, process_group
 from sce_fast.tools.scan import KindScan
 from sce_fast.train import Trainer
@@ -54,7 +53,7 @@ def _report(config: TrainConfig, folder: Path, ranks: Ranks) -> Iterator[str]:
     require_apart(config, {"data": trainer.index, **evaluated})
     place = f"a resume would go on from {newest}" if newest else "a run would begin there"
     yield f"Dry run: nothing is written to {printable(config.out)}; {place}\n"
-    kind = "image" if isinstance(trainer.index, ImageIndex) else "video"
+    kind = trainer.index.kind.removesuffix("s")
     scan = KindScan(kind, trainer.index, dict(trainer.index.bad), decoded=False, seconds=0.0)
     yield scan.table(trainer.index.listing.describe_ignored()) + "\n"
     for setting, index in evaluated.items():

@@ -4,7 +4,6 @@ import dataclasses
 import re
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from helpers.runs import small_config
 from helpers.videos import write_video
 from sce_fast.cli import main
 from sce_fast.config import EvaluationConfig, TrainConfig, replace
-from sce_fast.data.video.index import index_videos
 from sce_fast.recipes import RECIPES
 from sce_fast.tools import dry_run as module
 from sce_fast.tools.dry_run import dry_run, reduced
@@ -133,25 +131,9 @@ def test_reduced_steps_are_possible_wherever_the_run_is(tmp_path, settings, rank
     assert small.model == config.model
 
 
-def test_videos_are_told_as_images_are(tmp_path, capsys, monkeypatch):
-    """With a stand-in for the trainer, whose loader makes clips of noise."""
+def test_videos_are_told_as_images_are(tmp_path, capsys):
     for i in range(8):
         write_video(tmp_path / "data" / "abc"[i % 3] / str(i), "mpeg4", frames=12, size=(48, 64))
-
-    class NoiseTrainer:
-        def __init__(self, config, ranks):
-            self.index, self.device, self.ranks = index_videos(config.data), torch.device("cpu"), ranks
-            self.steps_per_epoch = len(self.index) // config.batch_size
-            self.total_steps = config.epochs * self.steps_per_epoch
-            self.evaluation = SimpleNamespace(indices=())
-            self.training_step = TrainingStep(config, self.device, ranks)
-            self.model = self.training_step.model
-            shapes = [config.input_shape(view.size) for view in config.views.augmentations()]
-            rows = config.rank_batch(ranks.size)
-            self.loader = iter([SimpleNamespace(views=[torch.randn(rows, *s) for s in shapes])] * 2)
-            self.log = SimpleNamespace(close=lambda finished: None)
-
-    monkeypatch.setattr(module, "Trainer", NoiseTrainer)
     options = ["--epochs", "10", "--batch-size", "4", "--clips.frames", "4", "--device", "cpu", "--dry-run"]
     main(["train", "videos", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), *options])
     text = capsys.readouterr().out
