@@ -161,10 +161,14 @@ def test_doctor_says_what_runs_and_what_does_not(capsys, monkeypatch):
     assert "  CUDA C++ on Hopper: a separate kernel (TMA, wgmma), tested in an emulator, not yet run on a GPU" in text
     assert "backend='auto' takes the first that serves the inputs: triton, cpu, reference\n" in text
     assert "by name only, until they have run on a GPU: cuda, cuda_sm80\n" in text
+    assert "  on a CPU: DALI decodes mjpeg, vp8, vp9; PyAV av1, h264, hevc, mpeg4, other codecs," in text
+    monkeypatch.setitem(sys.modules, "av", None)
     monkeypatch.setattr(CPU, "module", None)
     monkeypatch.setitem(sys.modules, "tyro", None)  # the first thing to run where something is missing
     main(["doctor"])
-    assert "  cpu         the CPU kernels are not built; with a C++ compiler, install again" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "  cpu         the CPU kernels are not built; with a C++ compiler, install again" in text
+    assert "Videos\n  none can be read: av is missing; the extras video and train have it\n" in text
 
 
 def test_a_missing_extra_is_named(capsys, monkeypatch):

@@ -14,6 +14,7 @@ from sce_fast.util.versions import installed_version
 PACKAGES = {
     "torch": "everything",
     "nvidia-dali-cuda130": "reading images (or nvidia-dali-cuda120)",
+    "av": "videos (extra video)",
     "tyro": "the command line",
     "safetensors": "checkpoints and feature files",
     "scikit-learn": "the demo and evaluate linear",
@@ -41,6 +42,7 @@ def diagnose() -> str:
     else:
         lines.append(f"  built; exponentials use {cpu.vector_instructions()}")
         lines += [f"  products of {_name(dtype)} tiles: {cpu.products(dtype)}" for dtype in cpu.PRODUCTS]
+    lines += ["", "Videos", *_videos()]
     lines += ["", "GPU kernels (loss and enqueue)"]
     lines.append("  Triton: compiled at the first call; needs compute capability 8.0 or later")
     lines.append(f"  CUDA C++: {_cuda_build()}")
@@ -53,6 +55,22 @@ def diagnose() -> str:
     lines += ["", f"backend='auto' takes the first that serves the inputs: {', '.join(automatic)}"]
     lines.append(f"by name only, until they have run on a GPU: {', '.join(by_name)}")
     return "\n".join(lines)
+
+
+def _videos() -> list[str]:
+    """Say which decoder takes which codec."""
+    try:
+        import av  # noqa: F401
+
+        from sce_fast.data.video.routes import CODECS
+    except ImportError as error:
+        return [f"  none can be read: {error.name} is missing; the extras video and train have it"]
+    on_cpu, on_gpu = (", ".join(CODECS[device]) for device in ("cpu", "gpu"))
+    rest = ", ".join(sorted({*CODECS["gpu"]} - {*CODECS["cpu"]}))
+    lines = [f"  on a CPU: DALI decodes {on_cpu}; PyAV {rest}, other codecs, and colours that DALI gets wrong"]
+    if torch.cuda.is_available():
+        lines.append(f"  on a GPU: DALI decodes {on_gpu} with 8 bits in 4:2:0 (not yet run); PyAV as on a CPU")
+    return lines
 
 
 def _cuda_build() -> str:
