@@ -32,7 +32,9 @@ CPU_SOURCES = [
     "csrc/cpu/gaussian_blur.cpp",
     "csrc/cpu/solve.cpp",
     "csrc/cpu/forward_pass.cpp",
+    "csrc/cpu/temporal_difference.cpp",
     "csrc/cpu/tile.cpp",
+    "csrc/cpu/yuv.cpp",
 ]
 # No -ffast-math: NaN stays NaN. No contraction to fused multiply-adds: pixels are the same on every instruction set.
 CPU_FLAGS = ["-O3", "-fopenmp", "-ffp-contract=off", "-Wall", "-Wextra"]

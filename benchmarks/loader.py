@@ -24,6 +24,7 @@ from sce_fast.benchmarks.record import write_record
 from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation
 from sce_fast.data.image.graph import normalized
 from sce_fast.data.image.photometric import SOLARIZED
+from sce_fast.data.image.views import RandomViews
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.native import CPU
@@ -103,7 +104,8 @@ def write_photographs(folder: Path, count: int, kind: str = "jpg") -> ImageIndex
 
 
 def our_loader(index: ImageIndex, batch_size: int, threads: int) -> Iterator[Any]:
-    return TrainingLoader(index, (STRONG, STRONG), batch_size=batch_size, seed=0, threads=threads)
+    views = RandomViews(index, (STRONG, STRONG), seed=0, threads=threads)
+    return TrainingLoader(index, views, batch_size=batch_size)
 
 
 def dali_arithmetic(index: ImageIndex, batch_size: int, threads: int) -> Iterator[Any]:

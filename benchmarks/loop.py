@@ -16,6 +16,7 @@ import torch
 from sce_fast.benchmarks.machine import machine
 from sce_fast.benchmarks.record import write_record
 from sce_fast.config import EvaluationConfig, TrainConfig
+from sce_fast.data.image.views import RandomViews
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.distributed import Vote
 from sce_fast.loss.api import sce_loss
@@ -95,10 +96,11 @@ def everything_on(config: TrainConfig, steps: int) -> TrainConfig:
 def bare_loop(trainer: Trainer) -> Callable[[int], None]:
     """Return a function that takes N steps of a minimal training loop with its own networks."""
     config, device = trainer.config, trainer.device
-    loader = TrainingLoader(
-        trainer.index, config.views.augmentations(), batch_size=config.batch_size, seed=config.seed,
-        threads=config.loader_threads, device=trainer.loader.device,
+    random_views = RandomViews(
+        trainer.index, config.views.augmentations(), seed=config.seed, threads=config.loader_threads,
+        device=trainer.loader.device,
     )  # fmt: skip
+    loader = TrainingLoader(trainer.index, random_views, batch_size=config.batch_size)
     model = build_model(config.model, device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     queue = KeyQueue(config.loss.queue_size, config.model.dim, normalize=False).to(device)
     settings = config.optimizer

@@ -182,15 +182,14 @@ def synthetic(batch_size: int, size: int, device: str) -> Iterator[list[Tensor]]
 
 def loaded(folder: Path, batch_size: int, size: int, device: str, threads: int) -> Iterator[list[Tensor]]:
     """Yield the loader's strong views of the images of a folder."""
+    from sce_fast.data.image.views import RandomViews
     from sce_fast.data.index import index_images
     from sce_fast.data.loader import TrainingLoader
 
     augmentations = ViewsConfig(names=("strong", "strong"), sizes=(size,)).augmentations()
-    loader = TrainingLoader(
-        index_images(folder, threads=threads), augmentations, batch_size=batch_size, seed=0, threads=threads,
-        device="gpu" if device == "cuda" else "cpu",
-    )  # fmt: skip
-    for batch in loader:
+    index, where = index_images(folder, threads=threads), "gpu" if device == "cuda" else "cpu"
+    views = RandomViews(index, augmentations, seed=0, threads=threads, device=where)
+    for batch in TrainingLoader(index, views, batch_size=batch_size):
         yield [view.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last) for view in batch.views]
 
 

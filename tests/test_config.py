@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 
 from helpers.runs import small_config
-from sce_fast.config import EvaluationConfig, TrainConfig, from_json, replace, to_json
+from sce_fast.config import ClipsConfig, EvaluationConfig, TrainConfig, from_json, replace, to_json
+from sce_fast.config.views import STRENGTHS
+from sce_fast.data.image.augment import EvaluationView
+from sce_fast.data.video.augment import ClipEvaluationView
+from sce_fast.data.video.clips import ClipSampling
 from sce_fast.recipes import RECIPES
 from sce_fast.train import train
 from sce_fast.train.checkpoint import checkpoints
@@ -40,12 +44,17 @@ def test_wrong_entries_are_named(tmp_path, change, message):
 
 
 def test_a_run_of_an_earlier_version_is_read_and_resumed(photo_folder, tmp_path):
-    """Its config names the queue's size "loss.queue" and has no wandb."""
+    """Its config names the queue's size "loss.queue" and knows neither wandb nor clips nor strengths of views."""
     config = small_config(photo_folder, tmp_path / "run", epochs=1)
     train(config)
     earlier = to_json(config)
     earlier["loss"]["queue"] = earlier["loss"].pop("queue_size")
-    del earlier["wandb"]
+    for name in ("wandb", "clips"):
+        del earlier[name]
+    for name in STRENGTHS:
+        del earlier["views"][name]
+    for name in ("clips", "crops"):
+        del earlier["evaluation"][name]
     assert from_json(earlier) == config
     (config.out / "config.json").write_text(json.dumps(earlier))
     assert read_config(config.out) == config
@@ -78,14 +87,33 @@ NONSENSE: dict[str, tuple[object, ...]] = {
     "log_every": TOO_FEW,
     "wandb": ("",),
     "pictures": (),
+    "clips.frames": (-1, 8),  # the config's network takes images
+    "clips.seconds": TOO_FEW,
+    "clips.stride": TOO_FEW,
+    "clips.sampler": ("uniform",),
+    "clips.cvrl_power": TOO_FEW,
+    "clips.speeds": (0, (1, -1), ()),
+    "clips.duration_jitter": (-0.1, 1),
+    "clips.temporal_difference": (-0.1, 1.1),
+    "clips.frame_rate": TOO_FEW,
     "views.names": (("weak",), ("weak", "stong"), ()),
     "views.sizes": (0, (32, -1), (), (1, 2, 3)),
     "views.scales": (((0.5, 0.2),), ((0, 1),), ((0.2, 1.1),), ((math.nan, 1),), ((0.2,),), ()),
+    "views.ratio": (((2, 1),), ((0, 1),), ((1, math.inf),), ((1, 1),) * 3),
+    "views.jitter": (-0.1, 1.1, (0, 0, 0)),
+    "views.brightness": (-0.1, (0, 0, 0)),
+    "views.contrast": (-0.1, (0, 0, 0)),
+    "views.saturation": (-0.1, (0, 0, 0)),
+    "views.hue": (-0.1, 0.6, (0, 0, 0)),
+    "views.grayscale": (-0.1, 1.1, (0, 0, 0)),
+    "views.blur": (-0.1, 1.1, (0, 0, 0)),
+    "views.blur_sigma": (((2, 1),), ((0, 1),), ((math.nan, 1),), ((1, 1),) * 3),
+    "views.solarize": (-0.1, 1.1, (0, 0, 0)),
     "views.flip": (-0.1, 1.1),
     "views.mean": ((-1, 0, 0), (123.7, 116.3, 103.5), (0, 0, math.nan), (0, 0)),
     "views.std": ((0, 1, 1), (58.4, 57.1, 57.4), (1, 1, math.inf), (-1, 1, 1)),
     "views.background": ("", "no colour", "#12345", "1,2", "256,0,0", "-1,0,0"),
-    "model.backbone": (),
+    "model.backbone": ("r3d18",),  # the config is one for images
     "model.width": (0, 4, -8),
     "model.small_input": (),
     "model.projector_hidden": ((0,), (16, -1)),
@@ -116,6 +144,8 @@ NONSENSE: dict[str, tuple[object, ...]] = {
     "evaluation.every": TOO_FEW,
     "evaluation.resize": TOO_FEW,
     "evaluation.crop": (0, -1, 41),
+    "evaluation.clips": TOO_FEW,
+    "evaluation.crops": (0, 2),
     "evaluation.neighbours": TOO_FEW,
 }
 
@@ -127,6 +157,10 @@ def settings(config: object, prefix: str = "") -> dict[str, type]:
         value = getattr(config, name)
         found |= settings(value, f"{prefix}{name}.") if dataclasses.is_dataclass(value) else {f"{prefix}{name}": kind}
     return found
+
+
+def config_of_clips(config: TrainConfig, **changes: object) -> TrainConfig:
+    return replace(config, **{"clips": {"frames": 4}, "model": {"backbone": "r3d18"}, **changes})
 
 
 def changed(config: TrainConfig, name: str, value: object) -> TrainConfig:
@@ -142,14 +176,98 @@ def wrong_types(kind: type) -> tuple[object, ...]:
 
 
 def test_every_setting_refuses_nonsense_and_names_itself(tmp_path):
-    config = small_config(tmp_path / "images", tmp_path / "run")
-    assert settings(config).keys() == NONSENSE.keys()
-    for name, kind in settings(config).items():
+    images = small_config(tmp_path / "images", tmp_path / "run")
+    clips = config_of_clips(images)
+    assert settings(images).keys() == NONSENSE.keys()
+    for name, kind in settings(images).items():
+        of_clips = name in ("evaluation.clips", "evaluation.crops") or name.startswith("clips.")
         for value in (*NONSENSE[name], *wrong_types(kind)):
             with pytest.raises((ValueError, TypeError)) as caught:
-                changed(config, name, value)
+                changed(clips if of_clips and name != "clips.frames" else images, name, value)
             named = (f"{name}=", f"unknown {name} ", f"unknown augmentation in {name} ", "unknown backend ")
             assert any(text in str(caught.value) for text in named), (name, value, str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "frames", "message"),
+    [
+        ("resnet18", 8, r"clips.frames=8: expected 0, since model.backbone='resnet18' takes images; r3d18 and r3d50 "),
+        ("timm:vit_tiny", 8, r"clips.frames=8: expected 0, since model.backbone='timm:vit_tiny' takes images"),
+        ("r3d50", 0, r"model.backbone='r3d50': expected resnet18, .*timm:NAME with clips.frames=0, which means images"),
+    ],
+)
+def test_a_network_for_other_data_is_refused_with_both_names(tmp_path, backbone, frames, message):
+    config = small_config(tmp_path, tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        replace(config, clips={"frames": frames}, model={"backbone": backbone})
+
+
+def test_own_networks_and_unknown_names_take_either(tmp_path):
+    config = small_config(tmp_path, tmp_path / "run")
+    for backbone in ("own", "restnet18"):  # unknown names are refused with a suggestion when the network is built
+        for frames, kind in ((0, "images"), (8, "videos")):
+            assert replace(config, clips={"frames": frames}, model={"backbone": backbone}).kind == kind
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"clips": {"stride": 4}}, {"clips": {"temporal_difference": 0.2}}, {"evaluation": {"clips": 10}},
+     {"evaluation": {"crops": 3}}, {"clips": {"frame_rate": 25.0}}],
+)  # fmt: skip
+def test_settings_of_clips_are_refused_for_images(tmp_path, change):
+    config = small_config(tmp_path, tmp_path / "run")
+    ((section, values),) = change.items()
+    ((name, value),) = values.items()
+    with pytest.raises(ValueError, match=rf"^{section}.{name}={value}: expected .*clips.frames=0"):
+        replace(config, **change)
+    assert getattr(getattr(config_of_clips(config, **{"clips": {"frames": 4}, **_with_frames(change)}), section), name)
+
+
+def _with_frames(change: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    return {name: {**values, "frames": 4} if name == "clips" else values for name, values in change.items()}
+
+
+def test_the_length_of_a_clip_comes_from_seconds_or_stride(tmp_path):
+    config = small_config(tmp_path, tmp_path / "run")
+    assert config.clips.sampling() is None
+    config = config_of_clips(config, clips={"frames": 16})
+    assert config.clips.sampling() == ClipSampling(frames=16, seconds=2.56)
+    strided = replace(config, clips={"stride": 4, "speeds": 2, "sampler": "cvrl", "temporal_difference": 0.2})
+    assert strided.clips.sampling() == ClipSampling(
+        frames=16, seconds=None, stride=4, speeds=(2,), sampler="cvrl", temporal_difference=0.2
+    )
+    with pytest.raises(ValueError, match=r"clips.seconds=1.28: expected None with clips.stride=4, which replaces it"):
+        replace(strided, clips={"seconds": 1.28})
+    names = {field.name for field in dataclasses.fields(ClipsConfig)} - {"frame_rate"}
+    assert names == {field.name for field in dataclasses.fields(ClipSampling)}
+
+
+def test_features_of_videos_come_from_uniform_clips(tmp_path):
+    config = small_config(tmp_path, tmp_path / "run")
+    assert type(config.evaluation_view()) is EvaluationView
+    assert config.input_shape(32) == (3, 32, 32)
+    config = config_of_clips(config, views={"mean": (0.45,) * 3}, evaluation={"clips": 10, "crops": 3})
+    assert config.input_shape(32) == (3, 4, 32, 32)
+    assert config.evaluation_view() == ClipEvaluationView(
+        resize=40, crop=32, mean=(0.45,) * 3, sampling=ClipSampling(frames=4), clips=10, crops=3
+    )
+
+
+def test_strengths_replace_those_of_the_names(tmp_path):
+    config = small_config(tmp_path, tmp_path / "run")
+    by_name = config.views.augmentations()
+    assert (by_name[0].blur, by_name[1].blur, by_name[0].jitter, by_name[0].solarize) == (1.0, 0.1, 0.8, 0.0)
+    given = {
+        "ratio": ((1.0, 1.5),), "jitter": (0.5, 0.6), "brightness": 0.8, "contrast": 0.7, "saturation": (0.4, 0.3),
+        "hue": 0.2, "grayscale": 0.1, "blur": (0, 0.9), "blur_sigma": ((0.2, 1.0), (0.3, 3.0)), "solarize": (0.3, 0),
+    }  # fmt: skip
+    assert given.keys() == set(STRENGTHS)
+    first, second = replace(config, views=given).views.augmentations()
+    assert [getattr(first, name) for name in STRENGTHS] == [(1, 1.5), 0.5, 0.8, 0.7, 0.4, 0.2, 0.1, 0, (0.2, 1), 0.3]
+    assert [getattr(second, name) for name in STRENGTHS] == [(1, 1.5), 0.6, 0.8, 0.7, 0.3, 0.2, 0.1, 0.9, (0.3, 3), 0]
+    for name, value in given.items():  # the others stay those of the view's name
+        changed = replace(config, views={name: value}).views.augmentations()[1]
+        assert dataclasses.replace(changed, **{name: getattr(by_name[1], name)}) == by_name[1]
 
 
 def test_values_become_the_type_of_their_setting(tmp_path):

@@ -16,7 +16,7 @@ from helpers import ranks
 from helpers.runs import final_tensors, small_config
 from sce_fast.config import EvaluationConfig, LossConfig, OptimizerConfig
 from sce_fast.data.index import index_images
-from sce_fast.method.batch_norm import GroupedBatchNorm2d, SyncBatchNorm, grouped, synchronized
+from sce_fast.method.batch_norm import GroupedBatchNorm, SyncBatchNorm, grouped, synchronized
 from sce_fast.train import Trainer, train
 from sce_fast.train.step import TrainingStep
 
@@ -142,11 +142,12 @@ def test_synchronized_batch_norm_is_that_of_one_process(tmp_path):
             torch.testing.assert_close(outputs, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_grouped_batch_norm_is_that_of_several_gpus():
-    x = torch.randn(8, 4, 3, 3, dtype=torch.float64)
-    layers = [nn.BatchNorm2d(4).double() for _ in range(2)]
-    whole = grouped(nn.Sequential(nn.BatchNorm2d(4)), 2).double()
-    assert isinstance(whole[0], GroupedBatchNorm2d)
+@pytest.mark.parametrize(("kind", "shape"), [(nn.BatchNorm2d, (3, 3)), (nn.BatchNorm3d, (2, 3, 3))])
+def test_grouped_batch_norm_is_that_of_several_gpus(kind, shape):
+    x = torch.randn(8, 4, *shape, dtype=torch.float64)
+    layers = [kind(4).double() for _ in range(2)]
+    whole = grouped(nn.Sequential(kind(4)), 2).double()
+    assert isinstance(whole[0], GroupedBatchNorm)
     expected = torch.cat([layer(part) for layer, part in zip(layers, x.chunk(2), strict=True)])
     torch.testing.assert_close(whole(x), expected)
     for name in ("running_mean", "running_var"):

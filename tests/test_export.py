@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from helpers.runs import final_tensors, small_config
-from sce_fast.backbones import resnet18
+from sce_fast.backbones.resnet import resnet18
 from sce_fast.config import EvaluationConfig
 from sce_fast.evaluate import load_features
 from sce_fast.export import export, open_backbone

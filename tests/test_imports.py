@@ -20,11 +20,11 @@ ROOMS = """
     sce_fast.data.image
     sce_fast.data.video.timeline
     sce_fast.data.index
-    sce_fast.data.video
+    sce_fast.data.image.views sce_fast.data.video
     sce_fast.data
+    sce_fast.backbones
     sce_fast.config
     sce_fast.recipes
-    sce_fast.backbones
     sce_fast.method
     sce_fast
     sce_fast.evaluate

@@ -208,11 +208,13 @@ def test_the_package_works_in_pure_python_and_says_what_it_lacks(tmp_path, photo
     code = f"""
 import sys, sce_fast
 from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation
+from sce_fast.data.image.views import RandomViews
 from sce_fast.data.index import index_images
 from sce_fast.data.loader import TrainingLoader
 assert sce_fast.__file__.startswith({str(site)!r}), sce_fast.__file__
 view = Augmentation(size=32, **AUGMENTATIONS["strong"])
-batch = next(TrainingLoader(index_images({str(photo_folder)!r}), (view, view), batch_size=8, seed=5))
+index = index_images({str(photo_folder)!r})
+batch = next(TrainingLoader(index, RandomViews(index, (view, view), seed=5), batch_size=8))
 print(f"{{batch.views[0].double().mean():.3f}}")
 """
     run = [sys.executable, "-W", "always", "-c", code]

@@ -78,13 +78,13 @@ def _as_bytes(view: Tensor) -> Tensor:
 
 def _loader(files: Path, batch_size: int, device: str) -> Any:
     from sce_fast.benchmarks.loader import STRONG
+    from sce_fast.data.image.views import RandomViews
     from sce_fast.data.index import index_images
     from sce_fast.data.loader import TrainingLoader
 
     index, threads = index_images(files, cache=files.parent / "cache"), len(os.sched_getaffinity(0))
-    return TrainingLoader(
-        index, (STRONG, STRONG), batch_size=batch_size, seed=0, threads=min(16, threads), device=device
-    )
+    views = RandomViews(index, (STRONG, STRONG), seed=0, threads=min(16, threads), device=device)
+    return TrainingLoader(index, views, batch_size=batch_size)
 
 
 def rates(

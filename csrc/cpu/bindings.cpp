@@ -7,30 +7,33 @@
 #include <vector>
 
 #include "../bind_problem.h"
+#include "bind_yuv.h"
 #include "brgemm.h"
 #include "color_jitter.h"
 #include "decoder_messages.h"
 #include "exponentials.h"
 #include "gaussian_blur.h"
 #include "solve.h"
+#include "temporal_difference.h"
 
 namespace py = pybind11;
 
 namespace {
 
-using Image = py::array_t<uint8_t, py::array::c_style>;
+using Pixels = py::array_t<uint8_t, py::array::c_style>;
 template <typename T>
 using Rows = py::array_t<T, py::array::c_style>;
 
 void require(bool holds, const std::string& message) {
-  if (!holds) throw py::value_error("augment: " + message);
+  if (!holds) throw py::value_error(message);
 }
 
-// One image of the batch as plain pointers, usable without the interpreter's lock.
+// One frame of the batch as plain pointers, usable without the interpreter's lock. An image is a clip of one frame.
 struct Task {
   const uint8_t* input;
   uint8_t* output;
   int64_t height, width;
+  int64_t sample;  // whose parameters the frame takes
 };
 
 void augment_one(const Task& task, const int32_t* operations, const float* factors, int steps, float sigma,
@@ -42,33 +45,73 @@ void augment_one(const Task& task, const int32_t* operations, const float* facto
     for (int64_t i = 0; i < 3 * pixels; ++i) task.output[i] ^= static_cast<uint8_t>(-(task.output[i] >> 7));
 }
 
-std::vector<Image> augment(const std::vector<Image>& images, const Rows<int32_t>& operations,
-                           const Rows<float>& factors, const Rows<float>& blur_sigma, const Rows<bool>& solarize,
-                           int threads) {
+std::vector<Pixels> augment(const std::vector<Pixels>& images, const Rows<int32_t>& operations,
+                            const Rows<float>& factors, const Rows<float>& blur_sigma, const Rows<bool>& solarize,
+                            int threads) {
   const auto count = static_cast<int64_t>(images.size());
   const std::string n = "N = " + std::to_string(count) + " images";
-  require(threads >= 1, "threads is " + std::to_string(threads) + ", expected at least 1");
-  require(operations.ndim() == 2 && operations.shape(0) == count, "operations must be (N, S) with " + n);
+  require(threads >= 1, "augment: threads is " + std::to_string(threads) + ", expected at least 1");
+  require(operations.ndim() == 2 && operations.shape(0) == count, "augment: operations must be (N, S) with " + n);
   require(factors.ndim() == 2 && factors.shape(0) == count && factors.shape(1) == operations.shape(1),
-          "factors must have the shape of operations");
-  require(blur_sigma.ndim() == 1 && blur_sigma.shape(0) == count, "blur_sigma must be (N,) with " + n);
-  require(solarize.ndim() == 1 && solarize.shape(0) == count, "solarize must be (N,) with " + n);
+          "augment: factors must have the shape of operations");
+  require(blur_sigma.ndim() == 1 && blur_sigma.shape(0) == count, "augment: blur_sigma must be (N,) with " + n);
+  require(solarize.ndim() == 1 && solarize.shape(0) == count, "augment: solarize must be (N,) with " + n);
   const int steps = static_cast<int>(operations.shape(1));
-  std::vector<Image> outputs;
+  std::vector<Pixels> outputs;
   std::vector<Task> tasks;
-  for (const Image& image : images) {
-    require(image.ndim() == 3 && image.shape(2) == 3, "every image must be (H, W, 3) uint8");
-    outputs.emplace_back(std::vector<py::ssize_t>{image.shape(0), image.shape(1), 3});
-    tasks.push_back({image.data(), outputs.back().mutable_data(), image.shape(0), image.shape(1)});
+  for (int64_t i = 0; i < count; ++i) {
+    const Pixels& image = images[i];
+    const py::ssize_t rank = image.ndim();
+    require((rank == 3 || rank == 4) && image.shape(rank - 1) == 3,
+            "augment: every image must be (H, W, 3) uint8, every clip (F, H, W, 3) uint8");
+    outputs.emplace_back(std::vector<py::ssize_t>(image.shape(), image.shape() + rank));
+    const int64_t frames = rank == 4 ? image.shape(0) : 1;
+    const int64_t height = image.shape(rank - 3), width = image.shape(rank - 2);
+    for (int64_t f = 0; f < frames; ++f) {
+      const int64_t offset = f * height * width * 3;
+      tasks.push_back({image.data() + offset, outputs.back().mutable_data() + offset, height, width, i});
+    }
   }
   {
     const int32_t* operation = operations.data();
     const float *factor = factors.data(), *sigma = blur_sigma.data();
     const bool* inverted = solarize.data();
+    const auto frames = static_cast<int64_t>(tasks.size());
+    py::gil_scoped_release release;
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+    for (int64_t t = 0; t < frames; ++t) {
+      const int64_t i = tasks[t].sample;
+      augment_one(tasks[t], operation + i * steps, factor + i * steps, steps, sigma[i], inverted[i]);
+    }
+  }
+  return outputs;
+}
+
+std::vector<Pixels> temporal_difference(const std::vector<Pixels>& clips, int threads) {
+  require(threads >= 1, "temporal_difference: threads is " + std::to_string(threads) + ", expected at least 1");
+  struct Pair {
+    const uint8_t *frame, *neighbour;
+    uint8_t* output;
+    int64_t pixels;
+  };
+  std::vector<Pixels> outputs;
+  std::vector<Pair> pairs;
+  for (const Pixels& clip : clips) {
+    require(clip.ndim() == 4 && clip.shape(0) % 2 == 0 && clip.shape(3) == 3,
+            "temporal_difference: every clip must be (2F, H, W, 3) uint8");
+    const int64_t frames = clip.shape(0) / 2, pixels = clip.shape(1) * clip.shape(2);
+    outputs.emplace_back(std::vector<py::ssize_t>{frames, clip.shape(1), clip.shape(2), 3});
+    const uint8_t *frame = clip.data(), *neighbour = frame + frames * pixels * 3;
+    uint8_t* output = outputs.back().mutable_data();
+    for (int64_t offset = 0; offset < frames * pixels * 3; offset += pixels * 3)
+      pairs.push_back({frame + offset, neighbour + offset, output + offset, pixels});
+  }
+  {
+    const auto count = static_cast<int64_t>(pairs.size());
     py::gil_scoped_release release;
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
     for (int64_t i = 0; i < count; ++i)
-      augment_one(tasks[i], operation + i * steps, factor + i * steps, steps, sigma[i], inverted[i]);
+      sce_fast::temporal_difference(pairs[i].frame, pairs[i].neighbour, pairs[i].output, pairs[i].pixels);
   }
   return outputs;
 }
@@ -85,11 +128,15 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of sce_fast.";
   m.def("augment", &augment, py::arg("images"), py::arg("operations"), py::arg("factors"), py::arg("blur_sigma"),
         py::arg("solarize"), py::arg("threads") = 1,
-        "Apply colour operations, blur and solarize to N uint8 images (H, W, 3). Image i takes row i of operations and "
-        "factors (N, S), blur_sigma[i] in pixels (0 for no blur) and solarize[i].");
+        "Apply colour operations, blur and solarize to N uint8 images (H, W, 3) or clips (F, H, W, 3). Image or clip i "
+        "takes row i of operations and factors (N, S), blur_sigma[i] in pixels (0 for no blur) and solarize[i]. Each "
+        "frame of a clip becomes what it would become as an image.");
+  m.def("temporal_difference", &temporal_difference, py::arg("clips"), py::arg("threads") = 1,
+        "Turn uint8 clips (2F, H, W, 3), F frames and then the frame to subtract from each, into (F, H, W, 3).");
   m.def("filter_decoder_messages", &sce_fast::filter_decoder_messages,
         "Print only the first line of each kind that image decoders print; return whether the C library allows it.");
   sce_fast::bind_problem(m);
+  sce_fast::bind_yuv(m);
   m.def("solve", &solve, "Compute loss and gradient in one pass over the candidates; called by sce_fast/loss/cpu.py.");
   m.def("vector_instructions", &sce_fast::vector_instructions,
         "Return the name of the vector instructions that the exponentials of the loss use on this processor.");

@@ -1,7 +1,6 @@
 """R3D-18 and Slow R3D-50 for clips, of any width, without a classifier and with pytorchvideo's parameter names.
 
-Both keep the number of frames: only stages 3 and 4 have temporal kernels, and no layer has a temporal stride. They are
-not in the registry yet, since no data path yields clips.
+Both keep the number of frames: only stages 3 and 4 have temporal kernels, and no layer has a temporal stride.
 """
 
 from torch import Tensor, nn

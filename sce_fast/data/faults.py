@@ -17,6 +17,12 @@ EMPTY = "empty"
 UNSUPPORTED = "unsupported format"
 DAMAGED = "truncated or damaged"
 CHANGED = "changed size"
+NOT_A_VIDEO = "not a video"
+NO_VIDEO_STREAM = "no video stream"
+NO_FRAMES = "no frames"
+EMPTY_PART = "no frames between start and end"
+FRAMES_MISSING = "numbers of frames are missing"
+SEVERAL_SIZES = "frames of several sizes"
 
 MAX_BAD_SHARE = 0.1  # with more bad files something else must be wrong, so the run stops
 NAMES_SHOWN = 20

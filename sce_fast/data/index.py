@@ -1,18 +1,20 @@
-"""The images of a data set and what their headers say, listed once and cached in a format that cannot hold code."""
+"""The files of a data set and what their headers say, listed once and cached in a format that cannot hold code."""
 
 import hashlib
 import os
 import zipfile
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sce_fast.data.faults import MISSING, evaluation_refusal, status_or_reason
+from sce_fast.data.faults import MISSING, NOT_A_FILE, evaluation_refusal, status_or_reason
 from sce_fast.data.image.alpha import has_alpha
 from sce_fast.data.image.background import NONE, Color, background_color
 from sce_fast.data.image.formats import decode_failure_reason
@@ -23,8 +25,78 @@ CACHE_VERSION = 2
 HEADERS_PER_BATCH = 256
 
 
+class Index(ABC):
+    """The files of a data set in a fixed order, and their headers. Subclasses add columns, one row a sample."""
+
+    listing: Listing
+    sizes: NDArray[np.int32]  # (n, 2) height, width; 0 for bad files
+    bad: dict[int, str]  # sample → reason
+
+    @abstractmethod
+    def rows(self, rows: NDArray[np.int64], listing: Listing, bad: dict[int, str]) -> Self:
+        """Return an index with these rows of all columns; a row number of -1 stands for a file without facts."""
+
+    def __len__(self) -> int:
+        return len(self.listing.names)
+
+    def subset(self, samples: NDArray[np.int64]) -> Self:
+        """Return the index of these samples, in this order."""
+        bad = {new: self.bad[old] for new, old in enumerate(samples.tolist()) if old in self.bad}
+        return self.rows(samples, self.listing.subset(samples.tolist()), bad)
+
+    def listed_as(self, entries: list[str]) -> Self:
+        """Return an index of these entries (see Listing.entries) in this order, without labels.
+
+        Entries that this index lacks are missing.
+        """
+        number = {entry: i for i, entry in enumerate(self.listing.entries())}
+        rows = [number.get(entry, -1) for entry in entries]
+        reasons = [MISSING if i < 0 else self.bad.get(i) for i in rows]
+        bad = {new: reason for new, reason in enumerate(reasons) if reason is not None}
+        return self.rows(np.array(rows, dtype=np.int64), self.listing.listed_as(entries), bad)
+
+    @cached_property
+    def paths(self) -> list[bytes]:
+        """Path of each file."""
+        return [os.fsencode(path) for path in self.listing.paths()]
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64] | None:
+        """(n,) class numbers, or None."""
+        return None if self.listing.labels is None else np.array(self.listing.labels, dtype=np.int64)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the entries in their order. Runs with the same fingerprint have the same list of files.
+
+        Sizes are left out: a file that breaks while a run is interrupted must not prevent the run from resuming.
+        """
+        digest = hashlib.sha256()
+        for entry in self.listing.entries():
+            digest.update(os.fsencode(entry) + b"\0")
+        return digest.hexdigest()[:16]
+
+    def by_path(self, bad: Mapping[int, str]) -> dict[str, str]:
+        """Return path → reason for samples → reasons, in the order of the index."""
+        return {os.fsdecode(self.paths[i]): bad[i] for i in sorted(bad)}
+
+    def bad_files(self, undecodable: Mapping[int, str] | None = None) -> dict[str, str]:
+        """Return path → reason for unreadable folders, files with bad headers and, if given, undecodable samples."""
+        folders = {os.path.join(self.listing.root, name): why for name, why in self.listing.unreadable.items()}
+        return folders | self.by_path({**self.bad, **(undecodable or {})})
+
+    def require_readable(self) -> None:
+        """Raise an error if a header or a folder could not be read: an evaluation must not skip files.
+
+        Raises:
+            ValueError: the index has bad files; the message names them.
+        """
+        if bad := self.bad_files():
+            raise ValueError(evaluation_refusal(bad, len(self)))
+
+
 @dataclass(frozen=True)
-class ImageIndex:
+class ImageIndex(Index):
     """The images of a data set and what their headers say. Sizes are those after EXIF rotation, as decoders return."""
 
     listing: Listing
@@ -32,26 +104,8 @@ class ImageIndex:
     alpha: NDArray[np.bool_]  # (n,) whether each image has an alpha channel or transparent colours
     bad: dict[int, str]  # sample → reason, of files whose header cannot be read
 
-    def __len__(self) -> int:
-        return len(self.listing.names)
-
-    def subset(self, samples: NDArray[np.int64]) -> "ImageIndex":
-        """Return the index of these images, in this order."""
-        listing = self.listing
-        names = [listing.names[i] for i in samples]
-        labels = None if listing.labels is None else [listing.labels[i] for i in samples]
-        bad = {new: self.bad[old] for new, old in enumerate(samples.tolist()) if old in self.bad}
-        return ImageIndex(replace(listing, names=names, labels=labels), self.sizes[samples], self.alpha[samples], bad)
-
-    def listed_as(self, names: list[str]) -> "ImageIndex":
-        """Return an index of these names in this order, without labels. Names that this index lacks are missing."""
-        number = {name: i for i, name in enumerate(self.listing.names)}
-        rows = [number.get(name) for name in names]
-        sizes = np.array([(0, 0) if i is None else self.sizes[i] for i in rows], dtype=np.int32)
-        alpha = np.array([i is not None and self.alpha[i] for i in rows], dtype=np.bool_)
-        reasons = [MISSING if i is None else self.bad.get(i) for i in rows]
-        bad = {new: reason for new, reason in enumerate(reasons) if reason is not None}
-        return ImageIndex(replace(self.listing, names=names, labels=None, classes=[]), sizes, alpha, bad)
+    def rows(self, rows: NDArray[np.int64], listing: Listing, bad: dict[int, str]) -> "ImageIndex":
+        return ImageIndex(listing, take_rows(self.sizes, rows), take_rows(self.alpha, rows), bad)
 
     def describe_alpha(self, background: str) -> str:
         """Return one line that counts the images with alpha and says what becomes of it; empty if there are none."""
@@ -68,45 +122,6 @@ class ImageIndex:
         """
         color = background_color(name)
         return color if self.alpha.any() else None
-
-    @cached_property
-    def paths(self) -> list[bytes]:
-        """Path of each image."""
-        return [os.fsencode(path) for path in self.listing.paths()]
-
-    @cached_property
-    def labels(self) -> NDArray[np.int64] | None:
-        """(n,) class numbers, or None."""
-        return None if self.listing.labels is None else np.array(self.listing.labels, dtype=np.int64)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of the names in their order. Runs with the same fingerprint have the same list of images.
-
-        Sizes are left out: a file that breaks while a run is interrupted must not prevent the run from resuming.
-        """
-        digest = hashlib.sha256()
-        for name in self.listing.names:
-            digest.update(os.fsencode(name) + b"\0")
-        return digest.hexdigest()[:16]
-
-    def by_path(self, bad: Mapping[int, str]) -> dict[str, str]:
-        """Return path → reason for samples → reasons, in the order of the index."""
-        return {os.fsdecode(self.paths[i]): bad[i] for i in sorted(bad)}
-
-    def bad_files(self, undecodable: Mapping[int, str] | None = None) -> dict[str, str]:
-        """Return path → reason for unreadable folders, files with bad headers and, if given, undecodable samples."""
-        folders = {os.path.join(self.listing.root, name): why for name, why in self.listing.unreadable.items()}
-        return folders | self.by_path({**self.bad, **(undecodable or {})})
-
-    def require_readable(self) -> None:
-        """Raise an error if a header or a folder could not be read: an evaluation must not skip images.
-
-        Raises:
-            ValueError: the index has bad files; the message names them.
-        """
-        if bad := self.bad_files():
-            raise ValueError(evaluation_refusal(bad, len(self)))
 
 
 def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = None) -> ImageIndex:
@@ -125,14 +140,13 @@ def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = Non
     """
     listing = list_images(path)
     paths = [os.fsencode(path) for path in listing.paths()]
-    stamps, bad = _stamps(paths)
-    cache_name = hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:24]
-    cache_file = (cache or _cache_folder()) / f"{cache_name}.npz"
+    stamps, bad = file_stamps(paths)
+    cache_file = cache_file_of(path, cache)
     sizes, alpha = _cached_headers(cache_file, listing, stamps)
     unknown = [i for i in np.flatnonzero(sizes[:, 0] == 0).tolist() if i not in bad]
     if unknown:
         sizes[unknown], alpha[unknown] = read_headers([paths[i] for i in unknown], threads=threads)
-        _write_cache(cache_file, listing, stamps, sizes, alpha)
+        write_cache(cache_file, CACHE_VERSION, listing.names, stamps=stamps, sizes=sizes, alpha=alpha)
         bad |= {i: decode_failure_reason(paths[i]) for i in unknown if sizes[i, 0] == 0}
     return ImageIndex(listing, sizes, alpha, bad)
 
@@ -156,17 +170,70 @@ def read_headers(paths: list[bytes], *, threads: int = 2) -> tuple[NDArray[np.in
     return sizes, alpha
 
 
-def _stamps(paths: list[bytes]) -> tuple[NDArray[np.int64], dict[int, str]]:
-    """Return modification time and length (n, 2) of each file, and sample → reason for files that cannot be opened."""
+def _cached_headers(
+    cache_file: Path, listing: Listing, stamps: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Return what read_headers would return as far as the cache knows it; (0, 0) for files that are new or changed."""
+    cached = read_cache(cache_file, CACHE_VERSION, ("sizes", "alpha"))
+    if cached is None:
+        return np.zeros((len(stamps), 2), dtype=np.int32), np.zeros(len(stamps), dtype=np.bool_)
+    rows = cached.rows(listing.names, stamps)
+    return take_rows(cached.columns["sizes"], rows), take_rows(cached.columns["alpha"], rows)
+
+
+def file_stamps(paths: list[bytes], *, folders: bool = False) -> tuple[NDArray[np.int64], dict[int, str]]:
+    """Return modification time and length (n, 2) of each file, and sample → reason for files that cannot be opened.
+
+    Args:
+        paths: of the files.
+        folders: accept folders as well.
+    """
     stamps = np.zeros((len(paths), 2), dtype=np.int64)
     bad: dict[int, str] = {}
     for i, path in enumerate(paths):
         status = status_or_reason(path)
+        if status == NOT_A_FILE and folders and os.path.isdir(path):
+            status = os.stat(path)
         if isinstance(status, str):
             bad[i] = status
         else:
             stamps[i] = status.st_mtime_ns, status.st_size
     return stamps, bad
+
+
+def take_rows(column: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Return these rows of a column; zeros where a number is -1."""
+    taken = np.zeros((len(rows), *column.shape[1:]), dtype=column.dtype)
+    taken[rows >= 0] = column[rows[rows >= 0]]
+    return taken
+
+
+@dataclass(frozen=True)
+class Cached:
+    """The content of a cache: columns with a row for each file."""
+
+    names: list[bytes]
+    stamps: NDArray[np.int64]  # (n, 2)
+    columns: dict[str, NDArray[Any]]
+
+    def rows(self, names: list[str], stamps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the row of each file; -1 for files that are new or changed."""
+        known = {name: i for i, name in enumerate(self.names)}
+        rows = np.array([known.get(os.fsencode(name), -1) for name in names], dtype=np.int64)
+        same = (take_rows(self.stamps, rows) == stamps).all(axis=1)
+        return np.where(same, rows, -1)
+
+
+def cache_file_of(path: str | Path, cache: Path | None, kind: str = "") -> Path:
+    """Return the file that caches what is known of a data set.
+
+    Args:
+        path: of the data set.
+        cache: folder of the cache; None as for index_images.
+        kind: tells apart the caches of one path.
+    """
+    name = hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:24]
+    return (cache or _cache_folder()) / f"{name}{kind}.npz"
 
 
 def _cache_folder() -> Path:
@@ -175,40 +242,26 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sce_fast" / "index"
 
 
-def _cached_headers(
-    cache_file: Path, listing: Listing, stamps: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Return what read_headers would return as far as the cache knows it; (0, 0) for files that are new or changed."""
-    sizes = np.zeros((len(listing.names), 2), dtype=np.int32)
-    alpha = np.zeros(len(listing.names), dtype=np.bool_)
+def read_cache(cache_file: Path, version: int, columns: Iterable[str]) -> Cached | None:
+    """Return the content of a cache; None if there is none, or if it is damaged or of another version."""
     try:
         with np.load(cache_file, allow_pickle=False) as cached:
-            if int(cached["version"]) != CACHE_VERSION:
-                return sizes, alpha
+            if int(cached["version"]) != version:
+                return None
             names = cached["names"].tobytes().split(b"\0")
-            headers = zip(*(cached[part].tolist() for part in ("stamps", "sizes", "alpha")), strict=True)
-            known = dict(zip(names, headers, strict=True))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # no cache or a damaged one: all headers are read again
-        return sizes, alpha
-    for i, (name, stamp) in enumerate(zip(listing.names, stamps.tolist(), strict=True)):
-        old_stamp, old_size, old_alpha = known.get(os.fsencode(name), (None, None, None))
-        if old_stamp == stamp:
-            sizes[i], alpha[i] = old_size, old_alpha
-    return sizes, alpha
+            found = Cached(names, cached["stamps"], {name: cached[name] for name in columns})
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    return found if found.stamps.shape == (len(names), 2) else None
 
 
-def _write_cache(
-    cache_file: Path,
-    listing: Listing,
-    stamps: NDArray[np.int64],
-    sizes: NDArray[np.int32],
-    alpha: NDArray[np.bool_],
-) -> None:
-    names = np.frombuffer(b"\0".join(os.fsencode(name) for name in listing.names), dtype=np.uint8)
+def write_cache(cache_file: Path, version: int, names: list[str], **columns: Any) -> None:
+    """Write a cache atomically; a cache that cannot be written is ignored."""
+    joined = np.frombuffer(b"\0".join(os.fsencode(name) for name in names), dtype=np.uint8)
     temporary = cache_file.with_name(f".{cache_file.stem}.{os.getpid()}.npz")
     with suppress(OSError):  # optional: a read-only home folder must not stop a run
         cache_file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, version=CACHE_VERSION, names=names, stamps=stamps, sizes=sizes, alpha=alpha)
+        np.savez(temporary, version=version, names=joined, **columns)
         os.replace(temporary, cache_file)
     with suppress(OSError):
         temporary.unlink()

@@ -2,7 +2,8 @@
 
 A published recipe fixes which rows share batch statistics: the rows of one rank, the rows of all ranks (ImageNet,
 Kinetics) or, in the momentum encoder, groups of shuffled rows (CIFAR10), so that no key shares statistics with its
-query.
+query. Groups serve images and clips here. The official code makes groups of BatchNorm2d alone, so that its setting has
+no effect on 3D networks; no published run uses it there.
 """
 
 from typing import Any
@@ -41,8 +42,7 @@ class SyncBatchNorm(_BatchNorm):
         return y
 
     def _check_input_dim(self, x: Tensor) -> None:
-        if x.dim() < 2:
-            raise ValueError(f"input has shape {tuple(x.shape)}, expected (N, C) or (N, C, …)")
+        _require_channels(x)
 
 
 class _Normalize(torch.autograd.Function):
@@ -81,20 +81,25 @@ class _Normalize(torch.autograd.Function):
         return grad_x.to(x.dtype), grad_weight if affine else None, grad_bias if affine else None, None
 
 
+def _require_channels(x: Tensor) -> None:
+    if x.dim() < 2:
+        raise ValueError(f"input has shape {tuple(x.shape)}, expected (N, C) or (N, C, …)")
+
+
 def _sum_over_ranks(values: Tensor) -> Tensor:
     values = values.contiguous()
     dist.all_reduce(values)
     return values
 
 
-class GroupedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation of (N, C, H, W) with separate statistics for `groups` equal parts of the rows.
+class GroupedBatchNorm(_BatchNorm):
+    """Batch normalisation of (N, C, …) with separate statistics for `groups` equal parts of the rows.
 
     Each part is normalised as if it were on its own GPU. Running statistics move by the mean over the parts. In eval
     mode this is plain batch normalisation. The papers' CIFAR10 recipe calls it "split BN".
 
     Raises:
-        ValueError: N is not a multiple of groups.
+        ValueError: N is not a multiple of groups, or the input has fewer than two dimensions.
     """
 
     def __init__(self, channels: int, groups: int, **settings: Any) -> None:
@@ -102,6 +107,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
         if not self.training:
             return super().forward(x)
         if len(x) % self.groups:
@@ -119,6 +125,9 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
         return torch.cat(parts)
 
+    def _check_input_dim(self, x: Tensor) -> None:
+        _require_channels(x)
+
 
 def synchronized(module: nn.Module, device: torch.device) -> nn.Module:
     """Return the module with batch normalisation over all ranks: torch's on a GPU, ours elsewhere.
@@ -133,14 +142,14 @@ def synchronized(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def grouped(module: nn.Module, groups: int) -> nn.Module:
-    """Return the module with BatchNorm2d over groups of rows; other layers stay, as in the official code.
+    """Return the module with BatchNorm2d and BatchNorm3d over groups of rows; BatchNorm1d stays as in the official code.
 
     Raises:
         ValueError: a layer does more than batch normalisation.
     """
     _require_plain(module)
-    return _rebuild(module, (nn.BatchNorm2d,), lambda old: GroupedBatchNorm2d(old.num_features, groups, eps=old.eps,
-                     momentum=old.momentum, affine=old.affine))  # fmt: skip
+    return _rebuild(module, (nn.BatchNorm2d, nn.BatchNorm3d), lambda old: GroupedBatchNorm(old.num_features, groups,
+                     eps=old.eps, momentum=old.momentum, affine=old.affine))  # fmt: skip
 
 
 def _require_plain(module: nn.Module) -> None:

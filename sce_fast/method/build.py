@@ -16,15 +16,17 @@ def build_model(
     config: ModelConfig,
     *,
     backbone: nn.Module | None = None,
-    sizes: Sequence[int] = (),
+    shapes: Sequence[tuple[int, ...]] = (),
     ranks: int = 1,
     device: torch.device | None = None,
 ) -> SCE:
     """Build the model of a config, with random weights from torch's current random state.
 
     Args:
-        backbone: a module to train in place of the config's, from its own weights: images (N, 3, H, W) → (N, F).
-        sizes: sides of the images in pixels; see build_backbone.
+        backbone: a module to train in place of the config's, from its own weights: images (N, 3, H, W) or clips
+            (N, 3, T, H, W) → (N, F).
+        shapes: shapes of the inputs, (3, H, W) for images and (3, T, H, W) for clips; the sides are those of
+            build_backbone's `sizes`.
         ranks: number of ranks that share a batch.
         device: device of the model, by default the CPU.
 
@@ -33,8 +35,9 @@ def build_model(
     """
     device = device or torch.device("cpu")
     if backbone is None:
+        sizes = [shape[-1] for shape in shapes]
         backbone = build_backbone(config.backbone, width=config.width, small_input=config.small_input, sizes=sizes)
-    features = feature_dim(backbone, sizes[0] if sizes else 224)
+    features = feature_dim(backbone, shapes[0] if shapes else (3, 224, 224))
     model = SCE(
         backbone,
         projector(features, config.projector_hidden, config.dim, norm=config.projector_norm),
@@ -53,25 +56,25 @@ def build_model(
     return model.train().to(device)
 
 
-def feature_dim(backbone: nn.Module, size: int) -> int:
-    """Return the length F of a backbone's features: its attribute `dim`, or measured on two black images.
+def feature_dim(backbone: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return the length F of a backbone's features: its attribute `dim`, or measured on two black inputs of a shape.
 
     Raises:
-        ValueError: the backbone does not take such images, or its output is not a tensor (N, F).
+        ValueError: the backbone does not take such inputs, or its output is not a tensor (N, F).
     """
     if isinstance(dim := getattr(backbone, "dim", None), int):
         return dim
     weight, was_training = next(backbone.parameters(), torch.empty(0)), backbone.training
-    images = weight.new_zeros(2, 3, size, size)
+    inputs, kind = weight.new_zeros(2, *shape), "images" if len(shape) == 3 else "clips"
     try:
         with torch.no_grad():
-            features = backbone.eval()(images)
+            features = backbone.eval()(inputs)
     except Exception as error:
         name = type(backbone).__name__
-        raise ValueError(f"backbone: {name} does not take images {tuple(images.shape)}: {error}") from error
+        raise ValueError(f"backbone: {name} does not take {kind} {tuple(inputs.shape)}: {error}") from error
     finally:
         backbone.train(was_training)
     found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
     if not isinstance(features, torch.Tensor) or features.dim() != 2 or len(features) != 2:
-        raise ValueError(f"backbone: images {tuple(images.shape)} give {found}, expected features (2, F)")
+        raise ValueError(f"backbone: {kind} {tuple(inputs.shape)} give {found}, expected features (2, F)")
     return features.shape[1]

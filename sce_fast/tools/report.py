@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sce_fast.config import TrainConfig
 from sce_fast.data.evaluation import evaluation_batches
+from sce_fast.data.image.views import RandomViews
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.evaluate import extract_features, labelled_indices
@@ -74,14 +75,10 @@ def knn_curve(events: list[dict[str, Any]], path: Path) -> Path:
 def view_pairs(config: TrainConfig, path: Path) -> Path:
     """Draw the first images of the first batch as the networks see them, a row per view; return the path."""
     index = index_images(config.data, threads=config.loader_threads)
-    loader = TrainingLoader(
-        index,
-        config.views.augmentations(),
-        batch_size=min(PAIRS, len(index)),
-        seed=config.seed,
-        background=config.views.background,
-        threads=1,
+    views = RandomViews(
+        index, config.views.augmentations(), seed=config.seed, background=config.views.background, threads=1
     )
+    loader = TrainingLoader(index, views, batch_size=min(PAIRS, len(index)))
     rows = [[Tile(image) for image in _visible(view, config)] for view in next(loader).views]
     return draw_rows(rows, path, names=[f"view {v}\n{name}" for v, name in enumerate(config.views.names)])
 

@@ -1,9 +1,10 @@
-"""The scan command: find bad files in a data set before a run, and report the number and sizes of its images."""
+"""The scan command: find bad files in a data set before a run, and report the number and sizes of its files."""
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,11 @@ from sce_fast.config import default_loader_threads
 from sce_fast.data.faults import bad_files_tsv
 from sce_fast.data.image.formats import decode_failure_reason
 from sce_fast.data.image.sizes import FILES_PER_BATCH, SizeReader
-from sce_fast.data.index import ImageIndex, index_images
+from sce_fast.data.index import ImageIndex, Index, index_images
+from sce_fast.data.sources import Listing, kinds_found
+from sce_fast.data.video.files import in_threads
+from sce_fast.data.video.index import VideoIndex, index_videos
+from sce_fast.data.video.probe import undecodable_reason
 from sce_fast.tools.arguments import Images, OptionalFile
 from sce_fast.util.files import printable, require_new, write_atomically
 from sce_fast.util.terminal import progress_bar
@@ -21,10 +26,11 @@ PIXELS_AT_ONCE = 2**27  # bounds the memory of decoded images: 384 MiB
 
 
 @dataclass(frozen=True)
-class Scan:
-    """The findings of a scan."""
+class KindScan:
+    """The findings about the images, or about the videos, of a data set."""
 
-    index: ImageIndex
+    kind: str  # "image" or "video"
+    index: Index
     bad: dict[int, str]  # sample → reason
     decoded: bool  # otherwise only the headers were read
     seconds: float  # spent on decoding
@@ -33,63 +39,112 @@ class Scan:
         """Return path → reason, with folders that cannot be read."""
         return self.index.bad_files(self.bad)
 
-    def table(self) -> str:
+    def table(self, ignored: str) -> str:
         """Return a text for people: the data set, then the bad files by reason."""
-        names, labels = self.index.listing.names, self.index.labels
-        lines = [f"{len(names)} image files in {self.index.listing.title}"]
+        listing, labels = self.index.listing, self.index.labels
+        lines = [f"{len(self.index)} {self.kind} files in {listing.title}"]
         if labels is not None:
-            counts = np.bincount(labels, minlength=len(self.index.listing.classes))
+            counts = np.bincount(labels, minlength=len(listing.classes))
             lines.append(f"{len(counts)} classes of {counts.min()} to {counts.max()} files")
-        sizes = self.index.sizes[[i for i in range(len(names)) if i not in self.bad]]
-        if len(sizes):
+        good = np.array([i for i in range(len(self.index)) if i not in self.bad], dtype=np.int64)
+        if len(good):
+            sizes = self.index.sizes[good]
             by_area = sizes[np.argsort(sizes.prod(axis=1, dtype=np.int64), kind="stable")]
             smallest, median, largest = (f"{w} × {h}" for h, w in by_area[[0, len(by_area) // 2, -1]])
             lines.append(f"width × height: smallest {smallest}, median {median}, largest {largest}")
-        if count := self.index.alpha.sum():
+            if isinstance(self.index, VideoIndex):
+                lines += _lines_on_videos(self.index, good)
+        if isinstance(self.index, ImageIndex) and (count := self.index.alpha.sum()):
             lines.append(f"images with alpha (transparency): {count}; --views.background sets the colour behind them")
-        if ignored := self.index.listing.describe_ignored():
-            lines.append(ignored)
+        lines += filter(None, [ignored])
         if self.decoded:
-            done = len(names) - len(self.index.bad)
-            lines.append(f"{done} files decoded in {self.seconds:.1f} s, {done / max(self.seconds, 1e-9):.0f} images/s")
+            done = len(self.index) - len(self.index.bad)
+            rate = f"{done / max(self.seconds, 1e-9):.0f} {self.kind}s/s"
+            lines.append(f"{done} files decoded in {self.seconds:.1f} s, {rate}")
         else:
-            lines.append("headers read, nothing decoded: truncated files are not found")
-        folders = self.index.listing.unreadable
+            lines.append("headers read, nothing decoded: " + _NOT_DECODED[self.kind])
+        return "\n".join([*lines, *self._lines_on_bad_files()])
+
+    def _lines_on_bad_files(self) -> list[str]:
+        names, folders = self.index.listing.entries(), self.index.listing.unreadable
         reasons = Counter([*folders.values(), *self.bad.values()])
-        lines.append(f"\n{reasons.total()} bad files" if reasons else "\nno bad files")
+        lines = [f"\n{reasons.total()} bad files" if reasons else "\nno bad files"]
         for reason, count in reasons.most_common():
             lines.append(f"{reason}: {count}")
             lines += [f"  {printable(name)}" for name in folders if folders[name] == reason]
             lines += [f"  {printable(names[i])}" for i in sorted(self.bad) if self.bad[i] == reason]
-        return "\n".join(lines)
+        return lines
 
 
-def scan(data: Images, /, *, quick: bool = False, threads: int | None = None, out: OptionalFile = None) -> Scan:
+_NOT_DECODED = {"image": "truncated files are not found", "video": "damage inside a file is not found"}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The findings of a scan: of images, of videos, or of both where a folder holds both."""
+
+    kinds: tuple[KindScan, ...]
+    ignored: str  # a line about files that are of no kind that was scanned; may be empty
+
+    def bad_files(self) -> dict[str, str]:
+        """Return path → reason, with folders that cannot be read."""
+        return {path: reason for scan in self.kinds for path, reason in scan.bad_files().items()}
+
+    def table(self) -> str:
+        """Return a text for people."""
+        return "\n\n".join(scan.table(self.ignored) for scan in self.kinds)
+
+
+def scan(
+    data: Images,
+    /,
+    *,
+    only: Literal["images", "videos"] | None = None,
+    quick: bool = False,
+    threads: int | None = None,
+    out: OptionalFile = None,
+) -> Scan:
     """Find the files that training would replace: missing, empty or damaged files, and files of other formats.
 
     Args:
-        data: Folder of images, or a list file that names images.
-        quick: Read only the headers. Truncated files are not found.
+        data: Folder of images or videos, or a list file that names them.
+        only: Scan only the images or only the videos of a folder with both. Extracted frames count as images; with
+            "videos", each of their folders counts as one video.
+        quick: Read only the headers. Truncated images and damage inside videos are not found.
         threads: CPU threads that decode; by default one per core.
         out: New file for the list of bad files. Each line is a path, a tab and a reason.
 
     Raises:
         FileNotFoundError: data does not exist.
-        ValueError: data holds no images, or out exists.
+        ValueError: data holds neither images nor videos, or out exists.
     """
     require_new(out)
     threads = default_loader_threads() if threads is None else threads
     if threads < 1:
         raise ValueError(f"threads={threads}: expected at least 1")
-    index = index_images(data, threads=threads)
-    started = time.perf_counter()
-    bad = dict(index.bad) if quick else index.bad | undecodable(index, threads)
-    found = Scan(index, bad, not quick, time.perf_counter() - started)
+    # Where there is nothing, the listing of images says so.
+    kinds = (only,) if only is not None else kinds_found(data) or ("images",)
+    scans = [(_scan_videos if kind == "videos" else _scan_images)(data, quick, threads) for kind in kinds]
+    found = Scan(tuple(scans), _describe_ignored([scan.index.listing for scan in scans]))
     if out is not None:
         out = Path(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, bad_files_tsv(found.bad_files()))
     return found
+
+
+def _scan_images(data: Path, quick: bool, threads: int) -> KindScan:
+    index = index_images(data, threads=threads)
+    started = time.perf_counter()
+    bad = dict(index.bad) if quick else index.bad | undecodable(index, threads)
+    return KindScan("image", index, bad, not quick, time.perf_counter() - started)
+
+
+def _scan_videos(data: Path, quick: bool, threads: int) -> KindScan:
+    index = index_videos(data, threads=threads)
+    started = time.perf_counter()
+    bad = dict(index.bad) if quick else index.bad | undecodable_videos(index, threads)
+    return KindScan("video", index, bad, not quick, time.perf_counter() - started)
 
 
 def undecodable(index: ImageIndex, threads: int) -> dict[int, str]:
@@ -104,6 +159,42 @@ def undecodable(index: ImageIndex, threads: int) -> dict[int, str]:
                 bad[i] = decode_failure_reason(index.paths[i])
             bar.update(len(chunk))
     return bad
+
+
+def undecodable_videos(index: VideoIndex, threads: int) -> dict[int, str]:
+    """Return sample → reason for the videos of which not all frames decode. A file with several parts is read once."""
+    samples = [i for i in range(len(index)) if i not in index.bad]
+    paths = list(dict.fromkeys(index.paths[i] for i in samples))
+    with progress_bar(len(paths), "Decoding", unit="video") as bar:
+        results = in_threads(undecodable_reason, paths, threads, bar.update)
+    reasons = {path: reason for path, reason in zip(paths, results, strict=True) if reason is not None}
+    return {i: reasons[index.paths[i]] for i in samples if index.paths[i] in reasons}
+
+
+def _describe_ignored(listings: list[Listing]) -> str:
+    """Return one line that counts the files that all listings leave out."""
+    shared = set.intersection(*(set(listing.ignored) for listing in listings))
+    ignored = {ending: count for ending, count in listings[0].ignored.items() if ending in shared}
+    return replace(listings[0], ignored=ignored).describe_ignored()
+
+
+def _lines_on_videos(index: VideoIndex, good: NDArray[np.int64]) -> list[str]:
+    """Return lines with the lengths, rates and codecs of the good videos."""
+    times = index.timelines
+    seconds = times.duration[good] * times.tick[good]
+    frames = times.frames[good]
+    codecs = ", ".join(f"{count} {codec}" for codec, count in Counter(index.codecs[good].tolist()).most_common())
+    line = f"{frames.sum()} frames, {seconds.sum() / 3600:.1f} h"
+    lines = [
+        f"seconds: shortest {seconds.min():.1f}, median {np.median(seconds):.1f}, longest {seconds.max():.1f}; {line}",
+        f"frames per second: {(frames / seconds).min():.4g} to {(frames / seconds).max():.4g}",
+        f"codecs: {codecs}",
+    ]
+    if variable := int((times.step[good] == 0).sum()):
+        lines.append(f"videos with frames at irregular times: {variable}")
+    if rotated := int((index.rotations[good] != 0).sum()):
+        lines.append(f"videos that are turned when they are shown: {rotated}")
+    return lines
 
 
 def _chunks(samples: NDArray[np.int64], sizes: NDArray[np.int32]) -> list[NDArray[np.int64]]:

@@ -16,7 +16,7 @@ TIMED_STEPS, TIMED_SECONDS = 10, 10.0  # at most; of a short run, a tenth of the
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of a run on one rank, in bytes, without the images that the loader prepares."""
+    """Memory of a run on one rank, in bytes, without the views that the loader prepares."""
 
     state: int  # weights, gradients, optimizer's moments, momentum encoder
     activations: int  # that autograd keeps for the backward pass of one part of the batch
@@ -31,7 +31,7 @@ class Memory:
 
 
 def memory(step: TrainingStep) -> Memory:
-    """Run a copy of the networks and the loss on a few random images; the run itself is unchanged.
+    """Run a copy of the networks and the loss on a few random images or clips; the run itself is unchanged.
 
     Two small batches show how the activations grow, which costs a small share of one step. Every rank has to call it.
     """
@@ -102,9 +102,9 @@ def duration(seconds: float) -> str:
 
 
 def _saved_bytes(step: TrainingStep, model: nn.Module, rows: int) -> int:
-    """Return the bytes that autograd keeps for the backward pass: each storage once, weights and images left out."""
-    sizes = [view.size for view in step.config.views.augmentations()]
-    views = [torch.zeros(rows, 3, size, size, device=step.device, dtype=step.dtype).normal_() for size in sizes]
+    """Return the bytes that autograd keeps for the backward pass: each storage once, weights and views left out."""
+    shapes = [step.config.input_shape(view.size) for view in step.config.views.augmentations()]
+    views = [torch.zeros(rows, *shape, device=step.device, dtype=step.dtype).normal_() for shape in shapes]
     known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), *views]}
     saved: dict[int, int] = {}
 

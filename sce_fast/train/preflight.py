@@ -13,6 +13,7 @@ from sce_fast.loss.problem import checked_problem
 from sce_fast.train.folder import CHECKPOINTS
 from sce_fast.train.step import TrainingStep
 from sce_fast.util.files import printable
+from sce_fast.util.layout import channels_last
 
 REPLACED = (CHECKPOINTS, "tensorboard")  # folders of a run in which it removes files
 
@@ -74,10 +75,10 @@ def describe_long_queue(config: TrainConfig, images: int) -> str | None:
 
 
 def require_runnable(step: TrainingStep) -> None:
-    """Try the networks on two black images of each size, and the choice of the loss's backend; change nothing.
+    """Try the networks on two black images or clips of each size, and the choice of the loss's backend; change nothing.
 
     Raises:
-        ValueError: the networks do not take these images or this precision here, the backend cannot serve them, or
+        ValueError: the networks do not take these inputs or this precision here, the backend cannot serve them, or
             torch.compile does not work.
     """
     config = step.config
@@ -95,19 +96,20 @@ def require_runnable(step: TrainingStep) -> None:
             torch.compile(torch.sin)(torch.zeros(2, device=step.device))
         except Exception as error:
             raise ValueError(f"compile=True: torch.compile does not work here: {error}") from error
-    for size in config.image_sizes():
+    for shape in config.input_shapes():
         try:
-            _try_networks(step, size)
+            _try_networks(step, shape)
         except Exception as error:
+            inputs = f"clips of {config.clips.frames} frames" if config.clips.frames else "images"
             raise ValueError(
-                f"model.backbone={config.model.backbone!r} does not take images of {size} pixels in "
+                f"model.backbone={config.model.backbone!r} does not take {inputs} of {shape[-1]} pixels in "
                 f"precision={config.precision!r} on {step.device}: {type(error).__name__}: {error}"
             ) from error
 
 
-def _try_networks(step: TrainingStep, size: int) -> None:
-    images = torch.zeros(2, 3, size, size, device=step.device, dtype=step.dtype)
-    images = images.to(memory_format=torch.channels_last)
+def _try_networks(step: TrainingStep, shape: tuple[int, ...]) -> None:
+    inputs = torch.zeros(2, *shape, device=step.device, dtype=step.dtype)
+    inputs = inputs.to(memory_format=channels_last(inputs.dim()))
     devices = [step.device] if step.device.type == "cuda" else []
     step.model.eval()  # batch statistics stay
     try:
@@ -116,6 +118,6 @@ def _try_networks(step: TrainingStep, size: int) -> None:
             torch.random.fork_rng(devices),
             torch.autocast(step.device.type, dtype=step.autocast, enabled=step.autocast is not None),
         ):
-            step.model.encode_query(images)
+            step.model.encode_query(inputs)
     finally:
         step.model.train()

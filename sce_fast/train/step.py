@@ -16,6 +16,7 @@ from sce_fast.loss.queue import KeyQueue
 from sce_fast.method.build import build_model
 from sce_fast.train.guard import Guard
 from sce_fast.train.optim import build_optimizer
+from sce_fast.util.layout import channels_last, to_channels_last
 from sce_fast.util.philox import Draw, permutation
 
 STAGES = ("networks", "loss", "backward", "optimizer", "momentum", "queue")
@@ -53,10 +54,10 @@ class TrainingStep:
         self.part_size = config.rank_batch(self.ranks.size)
         wide = config.precision == "float64"
         self.model = build_model(
-            config.model, backbone=backbone, sizes=config.image_sizes(), ranks=self.ranks.size, device=device
+            config.model, backbone=backbone, shapes=config.input_shapes(), ranks=self.ranks.size, device=device
         )
         config.require_whole_groups(self.part_size * self.ranks.size)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
+        to_channels_last(self.model)
         queue_dtype = torch.float64 if wide else getattr(torch, config.loss.queue_dtype)
         # The model's keys are unit rows already.
         self.queue = KeyQueue(config.loss.queue_size, config.model.dim, queue_dtype, normalize=False).to(device)
@@ -100,7 +101,8 @@ class TrainingStep:
         the loss scale, before clipping; NaN if the step is masked.
 
         Args:
-            parts: `accumulation` lists of views (N, 3, size, size), each drawn when its turn comes.
+            parts: `accumulation` lists of views (N, 3, size, size), or of clips (N, 3, T, size, size), each drawn when
+                its turn comes.
             number: of the step, from 0.
             learning_rate, momentum: of this step.
         """
@@ -134,7 +136,8 @@ class TrainingStep:
         """Return the loss of these views over the queue with the run's settings, their keys, and the statistics."""
         with self.stage("networks"):
             views = [
-                view.to(self.device, self.dtype, non_blocking=True, memory_format=torch.channels_last) for view in views
+                view.to(self.device, self.dtype, non_blocking=True, memory_format=channels_last(view.dim()))
+                for view in views
             ]
             with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
                 query, key = network(views, shuffles)

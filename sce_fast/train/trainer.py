@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sce_fast.backbones import OWN
 from sce_fast.config import EvaluationConfig, TrainConfig, replace
 from sce_fast.data.faults import BadFilesError
+from sce_fast.data.image.views import RandomViews
 from sce_fast.data.index import index_images
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.distributed import Ranks, Vote, current_ranks, lost_a_rank
@@ -90,17 +91,21 @@ class Trainer:
             notes = [self.index.listing.describe_ignored(), self.index.describe_alpha(config.views.background)]
             for note in filter(None, [*notes, describe_long_queue(config, len(self.index))]):
                 say(note)
-        self.loader = TrainingLoader(
+        views = RandomViews(
             self.index,
             config.views.augmentations(),
-            batch_size=part_size,
-            batches_per_step=config.accumulation,
             seed=config.seed,
             background=config.views.background,
-            rank=self.ranks.rank,
-            ranks=self.ranks.size,
             threads=config.loader_threads,
             device="gpu" if self.device.type == "cuda" else "cpu",
+        )
+        self.loader = TrainingLoader(
+            self.index,
+            views,
+            batch_size=part_size,
+            batches_per_step=config.accumulation,
+            rank=self.ranks.rank,
+            ranks=self.ranks.size,
         )
         self.evaluation = self._build_evaluation()
         torch.manual_seed(config.seed)

@@ -4,6 +4,8 @@ They do not depend on the NumPy release, the batch size, the number of ranks or 
 """
 
 import enum
+from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,43 +32,94 @@ class Draw(enum.IntEnum):
     SOLARIZE = 15
     REPLACEMENT = 16
     SHUFFLE = 17
+    CLIP_START = 18
+    CLIP_SPEED = 19
+    CLIP_DURATION = 20
+    CLIP_DISTANCE = 21
+    CLIP_ORDER = 22
+    TEMPORAL_DIFFERENCE = 23
 
 
-def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
-    """Return random words (…, 4) for counters (…, 4) and a key of two words (Salmon et al., SC 2011)."""
-    c0, c1, c2, c3 = (counter[..., i].astype(np.uint64) for i in range(4))
-    k0, k1 = np.uint64(key[0]), np.uint64(key[1])
-    low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
-    for _ in range(10):
-        product0, product1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (product1 >> shift) ^ c1 ^ k0, product1 & low, (product0 >> shift) ^ c3 ^ k1, product0 & low
-        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
-    return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
+_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
+_KEY_STEPS = np.arange(10, dtype=np.uint64)[:, None, None] * np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
+_LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
+
+
+def philox(even: NDArray[np.uint64], odd: NDArray[np.uint64], key: tuple[int, int]) -> None:
+    """Replace counters by random words, in place (Salmon et al., SC 2011).
+
+    Args:
+        even: (…, 2, N) words 0 and 2 of each counter, below 2³².
+        odd: (…, 2, N) words 1 and 3 of each counter, below 2³².
+        key: two words.
+    """
+    round_keys = np.array(key, dtype=np.uint64)[:, None] + _KEY_STEPS & _LOW  # (10, 2, 1)
+    product = np.empty_like(even)
+    crossed = product[..., ::-1, :]
+    for round_key in round_keys:
+        np.multiply(even, _MULTIPLIERS, out=product)
+        np.right_shift(crossed, _SHIFT, out=even)
+        even ^= odd
+        even ^= round_key
+        np.bitwise_and(crossed, _LOW, out=odd)
 
 
 def random_words(
-    seed: int, epoch: int, samples: NDArray[np.int64], draw: Draw, view: int, blocks: int
+    seed: int, epoch: int, samples: NDArray[np.int64], draws: Mapping[Draw, int], view: int | NDArray[np.int64]
 ) -> NDArray[np.uint64]:
-    """Return 64-bit words (N, 2 · blocks) for these samples. Each word depends only on its own coordinates."""
-    counter = np.empty((len(samples), blocks, 4), dtype=np.uint32)
-    counter[..., 0] = (samples & 0xFFFFFFFF)[:, None]
-    counter[..., 1] = (samples >> 32)[:, None]
-    counter[..., 2] = view << 16 | draw
-    counter[..., 3] = np.arange(blocks)
-    words = philox(counter, (seed, epoch)).astype(np.uint64)
-    return (words[..., 0::2] << np.uint64(32) | words[..., 1::2]).reshape(len(samples), -1)
+    """Return 64-bit words (W, N) for these samples. Each word depends only on its own coordinates.
+
+    Args:
+        draws: purpose → number of blocks of two words. The words of the purposes follow each other.
+        view: number of the view, or (N,) one for each sample.
+    """
+    purposes, blocks = _blocks(tuple(draws.items()))
+    even, odd = np.empty((2, len(blocks), 2, len(samples)), dtype=np.uint64)
+    even[:, 0], odd[:, 0] = samples & 0xFFFFFFFF, samples >> 32
+    even[:, 1], odd[:, 1] = view << 16 | purposes, blocks
+    philox(even, odd, (seed, epoch))
+    return (even << _SHIFT | odd).reshape(-1, len(samples))
+
+
+@cache
+def _blocks(draws: tuple[tuple[Draw, int], ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the purpose (B, 1) of each block, and its number (B, 1) among the blocks of its purpose."""
+    pairs = [(draw, block) for draw, blocks in draws for block in range(blocks)]
+    purposes, numbers = np.array(pairs, dtype=np.int64).reshape(-1, 2).T[..., None]
+    return purposes, numbers
+
+
+def uniforms(
+    seed: int, epoch: int, samples: NDArray[np.int64], draws: Mapping[Draw, int], view: int | NDArray[np.int64]
+) -> dict[Draw, NDArray[np.float64]]:
+    """Return numbers in [0, 1) for several purposes. One call for many numbers is much faster than many calls.
+
+    Args:
+        draws: purpose → count, for numbers (N, count), or (N,) if count is 1.
+        view: number of the view, or (N,) one for each sample.
+    """
+    words = random_words(seed, epoch, samples, {draw: (count + 1) // 2 for draw, count in draws.items()}, view)
+    numbers = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    found, first = {}, 0
+    for draw, count in draws.items():
+        found[draw] = numbers[first] if count == 1 else numbers[first : first + count].T
+        first += count + count % 2
+    return found
 
 
 def uniform(
-    seed: int, epoch: int, samples: NDArray[np.int64], draw: Draw, view: int, count: int = 1
+    seed: int,
+    epoch: int,
+    samples: NDArray[np.int64],
+    draw: Draw,
+    view: int | NDArray[np.int64],
+    count: int = 1,
 ) -> NDArray[np.float64]:
     """Return numbers (N, count) in [0, 1), or (N,) if count is 1."""
-    words = random_words(seed, epoch, samples, draw, view, blocks=(count + 1) // 2)[:, :count]
-    numbers = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return numbers[:, 0] if count == 1 else numbers
+    return uniforms(seed, epoch, samples, {draw: count}, view)[draw]
 
 
 def permutation(seed: int, epoch: int, count: int, draw: Draw, view: int = 0) -> NDArray[np.int64]:
     """Return a random permutation of range(count): the numbers sorted by random keys."""
-    keys = random_words(seed, epoch, np.arange(count), draw, view, blocks=1)[:, 0]
+    keys = random_words(seed, epoch, np.arange(count), {draw: 1}, view)[0]
     return np.argsort(keys, kind="stable")

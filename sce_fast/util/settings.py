@@ -37,6 +37,16 @@ def conform(settings: Any, section: str = "") -> None:
         object.__setattr__(settings, name, value)
 
 
+def require(holds: bool, name: str, value: object, expected: str) -> None:
+    """Raise an error that names a setting, its value and what was expected, unless a condition holds.
+
+    Raises:
+        ValueError: see above.
+    """
+    if not holds:
+        raise ValueError(f"{name}={value}: expected {expected}")
+
+
 def replaced(settings: T, changes: Mapping[str, Any]) -> T:
     """Return a dataclass with changed fields; a dict changes fields of a field that is a dataclass itself.
 

@@ -83,6 +83,21 @@ def test_every_block_starts_as_the_identity(name):
     assert len(zero) == sum(DEPTHS[name])
 
 
+@pytest.mark.parametrize("name", BUILDERS)
+def test_weights_start_as_in_the_published_runs(name):
+    """pytorchvideo: convolutions N(0, 2 / fan-out) without biases; normalisations γ = 1 but for the last of a block."""
+    torch.manual_seed(0)
+    for key, p in BUILDERS[name](width=32).named_parameters():
+        if p.dim() == 5:
+            fan_out = p.shape[0] * p[0, 0].numel()
+            assert p.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05), key
+            assert p.mean().abs() < 0.05 * p.std(), key
+        else:
+            assert key.endswith((".weight", ".bias"))
+            zero = key.endswith("bias") or "branch2.norm_c" in key or (name == "r3d18" and "branch2.norm_b" in key)
+            assert (p == (0 if zero else 1)).all(), key
+
+
 def test_frames_keep_their_number_and_small_frames_their_size():
     network, found = r3d18(width=8, small_input=True), []
     for stage in network.blocks:

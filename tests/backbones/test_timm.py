@@ -63,7 +63,7 @@ def test_a_config_gives_the_sizes(built, tmp_path):
         ((96,), 40, {"img_size": 96, "dynamic_img_size": True}),
     ):
         config = replace(config, views={"sizes": sizes}, evaluation={"crop": evaluated, "resize": None})
-        build_model(config.model, sizes=config.image_sizes())
+        build_model(config.model, shapes=config.input_shapes())
         assert built.pop() == expected
 
 

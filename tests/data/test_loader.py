@@ -14,6 +14,7 @@ from sce_fast.data import loader as loader_module
 from sce_fast.data.evaluation import evaluation_batches
 from sce_fast.data.image import views as views_module
 from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation, EvaluationView
+from sce_fast.data.image.views import RandomViews
 from sce_fast.data.index import index_images
 from sce_fast.data.loader import TrainingLoader
 
@@ -28,8 +29,9 @@ def photos(photo_folder):
     return index_images(photo_folder)
 
 
-def loader(index, batch_size=8, **settings):
-    return TrainingLoader(index, VIEWS, **{"batch_size": batch_size, "seed": 5, **settings})
+def loader(index, batch_size=8, *, seed=5, threads=2, device="cpu", **settings):
+    views = RandomViews(index, VIEWS, seed=seed, threads=threads, device=device)
+    return TrainingLoader(index, views, batch_size=batch_size, **settings)
 
 
 def take(source, count):

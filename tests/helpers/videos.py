@@ -1,11 +1,14 @@
 """Encoded videos whose frames show their own number, and the reader of these numbers."""
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+from av.stream import Disposition
 from numpy.typing import NDArray
 
 BITS = 10  # frames below 1024
@@ -63,6 +66,10 @@ def write_video(
     rate: int = 25,
     times: Sequence[int] | None = None,
     seed: int = 0,
+    ending: str | None = None,
+    options: Mapping[str, str] | None = None,
+    muxer: Mapping[str, str] | None = None,
+    rotation: int = 0,
     **stream: object,
 ) -> Path:
     """Write a video of numbered frames; its ending is added to the path. Return the path.
@@ -70,26 +77,136 @@ def write_video(
     Args:
         size: height and width.
         times: presentation times in 1/1000 seconds, for a variable rate; the container must keep them (mp4, webm, mkv).
-        stream: further attributes of the stream, such as pix_fmt; options are added to the codec's.
+        ending: of another container than the codec's usual one.
+        options: of the encoder, added to the codec's.
+        muxer: options of the container, such as {"movflags": "faststart"}.
+        rotation: degrees counter-clockwise by which players turn the frames.
+        stream: further attributes of the stream, such as pix_fmt.
     """
-    encoder, ending, pixels, options = CODECS[codec]
-    path = path.with_name(f"{path.name}.{ending}")
+    encoder, usual_ending, pixels, usual_options = CODECS[codec]
+    path = path.with_name(f"{path.name}.{ending or usual_ending}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        video = container.add_stream(encoder, rate=rate)
-        video.height, video.width = size
-        video.pix_fmt = pixels
-        video.options = {**options, **stream.pop("options", {})}
+    with av.open(str(path), "w", options=dict(muxer or {})) as container:
+        video = _video_stream(container, encoder, size, rate, pixels, {**usual_options, **(options or {})})
         if times is not None:
             video.time_base = video.codec_context.time_base = Fraction(1, 1000)
+        if rotation:
+            video.set_display_rotation(rotation)
         for name, value in stream.items():
             setattr(video, name, value)
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(numbered_frame(number, *size, seed=seed), format="rgb24")
+            frame = _frame(number, size, seed)
             if times is not None:
                 frame.pts, frame.time_base = times[number], Fraction(1, 1000)
-            for packet in video.encode(frame):
-                container.mux(packet)
-        for packet in video.encode():
-            container.mux(packet)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
     return path
+
+
+def write_streams(path: Path, streams: Sequence[str], *, frames: int = 20, size: tuple[int, int] = (96, 128)) -> Path:
+    """Write a file with several streams and return its path.
+
+    Args:
+        path: with the ending of the container.
+        streams: of "video" (numbered frames, H.264), "small" (the same in half the size, not the default stream),
+            "audio" (a tone, AAC) and "cover" (a picture as cover art, JPEG).
+    """
+    half = size[0] // 2, size[1] // 2
+    with av.open(str(path), "w") as container:
+        opened: list[tuple[str, Any]] = []
+        for kind in streams:
+            if kind == "audio":
+                opened.append((kind, container.add_stream("aac", rate=16000)))
+            elif kind == "cover":
+                opened.append((kind, _video_stream(container, "mjpeg", half, 1, "yuvj420p", {})))
+                opened[-1][1].disposition = Disposition.attached_pic
+            else:
+                options = {"preset": "veryfast", "g": "12"}
+                shape = size if kind == "video" else half
+                opened.append((kind, _video_stream(container, "libx264", shape, 25, "yuv420p", options)))
+                opened[-1][1].disposition = Disposition.default if kind == "video" else Disposition(0)
+        for kind, stream in opened:
+            if kind == "audio":
+                for start in range(0, frames * 640, 1024):  # 16,000 samples a second for 25 frames
+                    tone = np.sin(np.arange(start, start + 1024) / 9)[None].astype(np.float32)
+                    sound = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+                    sound.rate, sound.pts = 16000, start
+                    container.mux(stream.encode(sound))
+            else:
+                for number in range(1 if kind == "cover" else frames):
+                    container.mux(stream.encode(_frame(number, size if kind == "video" else half, 0)))
+            container.mux(stream.encode())
+    return path
+
+
+def copy_packets(
+    source: Path, target: Path, change: Callable[[int, av.Packet], av.Packet | None], **muxer: str
+) -> Path:
+    """Copy a video stream into another file without encoding it; return the new path.
+
+    Args:
+        source, target: the files.
+        change: returns the packet to write for each number and packet, or None to leave it out.
+        muxer: options of the new container.
+    """
+    with av.open(str(source)) as read, av.open(str(target), "w", options=muxer) as write:
+        old = read.streams.video[0]
+        new = write.add_stream_from_template(old)
+        for number, packet in enumerate(read.demux(old)):
+            if packet.size and (changed := change(number, packet)) is not None:
+                changed.stream = new
+                write.mux(changed)
+    return target
+
+
+def with_content(packet: av.Packet, content: bytes) -> av.Packet:
+    """Return a packet like another one with other bytes."""
+    changed = av.Packet(content)
+    changed.pts, changed.dts, changed.time_base = packet.pts, packet.dts, packet.time_base
+    changed.duration, changed.is_keyframe = packet.duration, packet.is_keyframe
+    return changed
+
+
+def set_edit_start(path: Path, frames: int) -> None:
+    """Change the edit list of an mp4 so that it leaves out so many frames at the beginning."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.time_base is not None
+        assert stream.average_rate is not None
+        ticks = int(frames / stream.average_rate / stream.time_base)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"elst") + 4
+    assert content[at] == 0, "an edit list with times of 64 bits"
+    (start,) = struct.unpack_from(">i", content, at + 12)
+    struct.pack_into(">i", content, at + 12, start + ticks)
+    path.write_bytes(content)
+
+
+def set_track_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Write the matrix (a, b, c, d) into the header of the first track of an mp4, as phones do for a turned picture."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 4
+    assert content[at] == 0, "a track header with times of 64 bits"
+    a, b, c, d = (65536 * value for value in matrix)
+    struct.pack_into(">9i", content, at + 40, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+
+
+def cut_off(path: Path, share: float) -> None:
+    """Keep only the beginning of a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+
+
+def _video_stream(
+    container: Any, encoder: str, size: tuple[int, int], rate: int, pixels: str, options: Mapping[str, str]
+) -> Any:
+    video = container.add_stream(encoder, rate=rate)
+    video.height, video.width = size
+    video.pix_fmt = pixels
+    video.options = dict(options)
+    return video
+
+
+def _frame(number: int, size: tuple[int, int], seed: int) -> av.VideoFrame:
+    return av.VideoFrame.from_ndarray(numbered_frame(number, *size, seed=seed), format="rgb24")

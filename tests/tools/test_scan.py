@@ -9,6 +9,7 @@ from PIL import Image
 from helpers.images import write_png
 from sce_fast.cli import main
 from sce_fast.data.image.augment import Augmentation
+from sce_fast.data.image.views import RandomViews
 from sce_fast.data.index import index_images
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.tools.scan import scan
@@ -42,8 +43,9 @@ def test_training_warns_of_a_link_to_itself(tmp_path):
     for i in range(4):
         write_png(tmp_path / f"{i}.png", GREY)
     (tmp_path / "turn").symlink_to("turn")
+    index = index_images(tmp_path)
     with pytest.warns(UserWarning, match=r"1 of 4 files cannot be used \(1 a link to itself\):\n  .*/turn: a link"):
-        loader = TrainingLoader(index_images(tmp_path), (Augmentation(size=8),), batch_size=4, seed=0)
+        loader = TrainingLoader(index, RandomViews(index, (Augmentation(size=8),), seed=0), batch_size=4)
     assert len(next(loader).samples) == 4
     assert loader.bad_names == {"turn": "a link to itself"}
 
@@ -89,5 +91,6 @@ def test_a_list_file_is_named(tmp_path, monkeypatch):
     (tmp_path / "list.txt").write_text("1.png\n")
     monkeypatch.chdir(tmp_path)
     assert scan("list.txt").table().startswith("1 image files in list.txt\n")
+    index = index_images("list.txt")
     with pytest.raises(ValueError, match=r"larger than the data set of 1 images in list.txt"):
-        TrainingLoader(index_images("list.txt"), (Augmentation(),), batch_size=2, seed=0)
+        TrainingLoader(index, RandomViews(index, (Augmentation(),), seed=0), batch_size=2)

@@ -86,7 +86,7 @@ def test_a_backbone_without_features_is_refused():
         (nn.Linear(5, 5), r"Linear does not take images \(2, 3, 24, 24\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            build_model(ModelConfig(), backbone=own, sizes=(24,))
+            build_model(ModelConfig(), backbone=own, shapes=[(3, 24, 24)])
 
 
 def test_opened_networks_are_in_eval_mode_and_paths_may_be_strings(photo_folder, tmp_path):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sce_fast.util.philox import Draw, philox, uniform
+from sce_fast.util.philox import Draw, philox, uniform, uniforms
 
 
 def test_philox_gives_the_published_answers():
@@ -17,7 +17,9 @@ def test_philox_gives_the_published_answers():
         ),
     ]
     for counter, key, expected in cases:
-        words = philox(np.array(counter, dtype=np.uint32), key)
+        even, odd = np.array(counter, dtype=np.uint64).reshape(2, 2, 1).swapaxes(0, 1).copy()
+        philox(even, odd, key)
+        words = np.stack([even, odd], axis=1).ravel()
         assert " ".join(f"{word:08x}" for word in words) == expected
 
 
@@ -45,3 +47,13 @@ def test_a_drawn_number_depends_on_its_own_coordinates_alone():
         assert np.array_equal(uniform(9, 4, samples, draw, view=2, count=7)[:, 0], together)
     for other in (dict(seed=8, epoch=4, view=2), dict(seed=9, epoch=5, view=2), dict(seed=9, epoch=4, view=3)):
         assert uniform(samples=samples, draw=Draw.FLIP, **other)[0] != alone[5, Draw.FLIP]
+
+
+def test_many_purposes_at_once_give_the_same_numbers():
+    samples = np.array([5, 2**33 + 1, 17])
+    draws = {Draw.FLIP: 1, Draw.CROP_AREA: 10, Draw.BLUR: 3, Draw.CROP_TOP: 1}
+    together = uniforms(2**31, 4, samples, draws, view=1)
+    assert list(together) == list(draws)
+    for draw, count in draws.items():
+        assert np.array_equal(together[draw], uniform(2**31, 4, samples, draw, view=1, count=count))
+        assert together[draw].shape == ((3,) if count == 1 else (3, count))

@@ -8,9 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sce_fast.data.image.augment import Augmentation, EvaluationView
-from sce_fast.util.philox import Draw, uniform
+from sce_fast.util.philox import Draw, uniforms
 
 CROP_ATTEMPTS = 10
+_DRAWS = {
+    **dict.fromkeys((Draw.CROP_AREA, Draw.CROP_RATIO), CROP_ATTEMPTS),
+    **dict.fromkeys((Draw.CROP_TOP, Draw.CROP_LEFT, Draw.FLIP, Draw.JITTER, Draw.JITTER_ORDER), 1),
+    **dict.fromkeys((Draw.BRIGHTNESS, Draw.CONTRAST, Draw.SATURATION, Draw.HUE), 1),
+    **dict.fromkeys((Draw.GRAYSCALE, Draw.BLUR, Draw.BLUR_SIGMA, Draw.SOLARIZE), 1),
+}
 
 
 class ColorOperation(enum.IntEnum):
@@ -58,41 +64,37 @@ def plan_view(
     Example:
         >>> plan_view(Augmentation(size=32), np.array([[375, 500]]), seed=0, epoch=0, samples=np.array([7]), view=0)
     """
-
-    def random(draw: Draw, count: int = 1) -> NDArray[np.float64]:
-        return uniform(seed, epoch, samples, draw, view, count)
-
-    a = augmentation
+    a, random = augmentation, uniforms(seed, epoch, samples, _DRAWS, view)
     operations = np.full((len(samples), 5), ColorOperation.NONE, dtype=np.int32)
     factors = np.zeros((len(samples), 5), dtype=np.float32)
-    jittered = random(Draw.JITTER) < a.jitter
+    jittered = random[Draw.JITTER] < a.jitter
     strengths = np.array([a.brightness, a.contrast, a.saturation, a.hue])
-    draws = [random(draw) for draw in (Draw.BRIGHTNESS, Draw.CONTRAST, Draw.SATURATION, Draw.HUE)]
+    draws = [random[draw] for draw in (Draw.BRIGHTNESS, Draw.CONTRAST, Draw.SATURATION, Draw.HUE)]
     centers = np.array([1.0, 1.0, 1.0, 0.0])  # the factors' range is around 1, the hue rotation's around 0
     lows = np.array([*np.maximum(1 - strengths[:3], 0), -a.hue])
     values = lows + (centers + strengths - lows) * np.stack(draws, axis=1)  # (N, 4) by operation
-    orders = JITTER_ORDERS[(random(Draw.JITTER_ORDER) * len(JITTER_ORDERS)).astype(np.int64)]  # (N, 4)
+    orders = JITTER_ORDERS[(random[Draw.JITTER_ORDER] * len(JITTER_ORDERS)).astype(np.int64)]  # (N, 4)
     active = jittered[:, None] & (strengths[orders] > 0)
     operations[:, :4] = np.where(active, orders, ColorOperation.NONE)
     factors[:, :4] = np.where(active, np.take_along_axis(values, orders, axis=1), 0)
-    operations[:, 4] = np.where(random(Draw.GRAYSCALE) < a.grayscale, ColorOperation.GRAYSCALE, ColorOperation.NONE)
+    operations[:, 4] = np.where(random[Draw.GRAYSCALE] < a.grayscale, ColorOperation.GRAYSCALE, ColorOperation.NONE)
 
     low, high = a.blur_sigma
-    blur_sigma = np.where(random(Draw.BLUR) < a.blur, low + (high - low) * random(Draw.BLUR_SIGMA), 0)
+    blur_sigma = np.where(random[Draw.BLUR] < a.blur, low + (high - low) * random[Draw.BLUR_SIGMA], 0)
     return ViewPlan(
         boxes=_random_boxes(
             a,
             sizes,
-            areas=random(Draw.CROP_AREA, CROP_ATTEMPTS),
-            ratios=random(Draw.CROP_RATIO, CROP_ATTEMPTS),
-            tops=random(Draw.CROP_TOP),
-            lefts=random(Draw.CROP_LEFT),
+            areas=random[Draw.CROP_AREA],
+            ratios=random[Draw.CROP_RATIO],
+            tops=random[Draw.CROP_TOP],
+            lefts=random[Draw.CROP_LEFT],
         ),
         operations=operations,
         factors=factors,
         blur_sigma=blur_sigma.astype(np.float32),
-        solarize=random(Draw.SOLARIZE) < a.solarize,
-        flip=random(Draw.FLIP) < a.flip,
+        solarize=random[Draw.SOLARIZE] < a.solarize,
+        flip=random[Draw.FLIP] < a.flip,
     )
 
 

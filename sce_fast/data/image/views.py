@@ -1,7 +1,6 @@
 """Random views of images: what a training loader needs to know about images."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,53 +8,97 @@ from numpy.typing import NDArray
 
 from sce_fast.data.faults import CHANGED
 from sce_fast.data.image.augment import Augmentation
-from sce_fast.data.image.background import Color
 from sce_fast.data.image.formats import decode_failure_reason
 from sce_fast.data.image.graph import file_feed, training_pipeline, view_vectors
 from sce_fast.data.image.plan import plan_view
 from sce_fast.data.image.sizes import decoded_sizes
+from sce_fast.data.index import ImageIndex
+from sce_fast.data.order import replace_bad
 from sce_fast.data.pipeline import Feed
 
 
-@dataclass(frozen=True)
 class RandomViews:
-    """One random view of an image for each augmentation, as planned from seed, epoch and sample."""
+    """One random view of an image for each augmentation, as planned from seed, epoch and sample.
 
-    paths: list[bytes]
-    sizes: NDArray[np.int32]  # (n, 2) height and width of each image when it was listed
-    alpha: NDArray[np.bool_]  # (n,) whether each image has alpha
-    background: Color | None  # behind images with alpha; None drops alpha
-    augmentations: tuple[Augmentation, ...]
-    seed: int
-    threads: int
-    device: str
+    A file whose decoded size has changed since it was listed is bad if the planned crop lies outside. A bad file is
+    replaced in all epochs from then on.
+
+    Args:
+        index: the images.
+        augmentations: one for each view.
+        seed: in [0, 2³²).
+        background: colour behind transparent images, as background_color takes it; "none" drops their alpha.
+        threads: number of threads that decode and augment.
+        device: "cpu", or "gpu" for the current CUDA device.
+    """
+
+    def __init__(
+        self,
+        index: ImageIndex,
+        augmentations: tuple[Augmentation, ...],
+        *,
+        seed: int,
+        background: str = "black",
+        threads: int = 2,
+        device: str = "cpu",
+    ) -> None:
+        self.seed, self.device = seed, device
+        self.bad = dict(index.bad)  # sample → reason, as far as this rank has found bad files
+        self._index, self._augmentations, self._threads = index, augmentations, threads
+        self._background = index.background(background)
+
+    def feeds(self, batches: Iterator[tuple[int, NDArray[np.int64]]]) -> Iterator[tuple[NDArray[np.int64], Feed]]:
+        """Yield the samples of each batch, with replacements in place of bad files, and the pipeline's inputs.
+
+        Args:
+            batches: epoch and samples (N,) of each batch.
+        """
+        for epoch, samples in batches:
+            is_bad = np.zeros(len(self._index), dtype=np.bool_)
+            is_bad[list(self.bad)] = True
+            replaced = replace_bad(samples, is_bad, seed=self.seed, epoch=epoch)
+            yield replaced, self._feed(replaced, epoch)
 
     def pipeline(self, feeds: Iterator[Feed], batch_size: int) -> Any:
         """Build the pipeline that turns feeds into views."""
         return training_pipeline(
             feeds,
-            self.augmentations,
-            background=self.background,
+            self._augmentations,
+            background=self._background,
             batch_size=batch_size,
-            threads=self.threads,
+            threads=self._threads,
             device=self.device,
         )
 
-    def feed(self, samples: NDArray[np.int64], epoch: int) -> Feed:
+    def recover(self, batches: list[tuple[int, NDArray[np.int64]]]) -> bool:
+        """Find the bad files that made a pipeline fail, and return whether there are any.
+
+        Args:
+            batches: the failed batch, then the batches that DALI prepared in advance.
+        """
+        for device in dict.fromkeys(("cpu", self.device)):
+            for _, samples in batches:
+                bad = self._find_bad(np.unique(samples), device)
+                # If a GPU fails all files that a CPU decodes, the GPU is at fault.
+                if bad and (device == "cpu" or len(bad) < len(np.unique(samples))):
+                    self.bad |= bad
+                    return True
+        return False
+
+    def _feed(self, samples: NDArray[np.int64], epoch: int) -> Feed:
         """Return the pipeline's inputs for these samples: their paths and the plan of each view."""
-        sizes = self.sizes[samples]
+        index = self._index
         plans = [
-            plan_view(augmentation, sizes, seed=self.seed, epoch=epoch, samples=samples, view=view)
-            for view, augmentation in enumerate(self.augmentations)
+            plan_view(augmentation, index.sizes[samples], seed=self.seed, epoch=epoch, samples=samples, view=view)
+            for view, augmentation in enumerate(self._augmentations)
         ]
-        files = file_feed([self.paths[i] for i in samples], self.alpha[samples], self.background)
+        files = file_feed([index.paths[i] for i in samples], index.alpha[samples], self._background)
         return *files, *(view_vectors(plan) for plan in plans)
 
-    def find_bad(self, samples: NDArray[np.int64], device: str) -> dict[int, str]:
+    def _find_bad(self, samples: NDArray[np.int64], device: str) -> dict[int, str]:
         """Return sample → reason for images that do not decode on a device, or decode to another size than planned."""
-        paths = [self.paths[i] for i in samples]
-        sizes = decoded_sizes(
-            paths, self.alpha[samples], background=self.background, threads=self.threads, device=device
-        )
-        changed = np.flatnonzero((sizes != self.sizes[samples]).any(axis=1))
-        return {int(samples[i]): CHANGED if sizes[i, 0] else decode_failure_reason(paths[i]) for i in changed}
+        paths = [self._index.paths[i] for i in samples]
+        alpha, sizes = self._index.alpha[samples], self._index.sizes[samples]
+        decoded = decoded_sizes(paths, alpha, background=self._background, threads=self._threads, device=device)
+        changed = np.flatnonzero((decoded != sizes).any(axis=1))
+        return {int(samples[i]): CHANGED if decoded[i, 0] else decode_failure_reason(paths[i]) for i in changed}

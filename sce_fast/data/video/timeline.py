@@ -5,6 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+# Times within this many ticks of a whole tick are that tick: float64 cannot hold most times exactly. The error of a
+# time grows with the time itself, by about 1e-15 of it.
+_TICKS_OF_ROUNDING, _RELATIVE_ROUNDING = 1e-4, 1e-15
+
 
 @dataclass(frozen=True)
 class Timelines:
@@ -21,3 +25,48 @@ class Timelines:
     step: NDArray[np.int64]  # (n,) ticks between two frames of a constant rate; 0 for a variable rate
     duration: NDArray[np.int64]  # (n,) ticks from the first frame to the end of the last frame
     variable: dict[int, NDArray[np.int64]]  # video of a variable rate → (frames,) ticks from the first frame on
+
+    def subset(self, samples: NDArray[np.int64]) -> "Timelines":
+        """Return the timelines of these videos, in this order."""
+        return Timelines(
+            frames=self.frames[samples],
+            offset=self.offset[samples],
+            tick=self.tick[samples],
+            first=self.first[samples],
+            step=self.step[samples],
+            duration=self.duration[samples],
+            variable={new: self.variable[old] for new, old in enumerate(samples.tolist()) if old in self.variable},
+        )
+
+    def seconds(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the length (N,) of these videos in seconds."""
+        return self.duration[samples] * self.tick[samples]
+
+    def first_shown(self, samples: NDArray[np.int64], seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return the number (N, M) of the first frame shown at or after each time; the number of frames if none is.
+
+        A time computed in float64 from a frame's ticks gives that frame.
+
+        Args:
+            samples: (N,) numbers of the videos.
+            seconds: (N, M) times since the video's first frame.
+        """
+        times = seconds / self.tick[samples, None]
+        ticks = np.ceil(times - (_TICKS_OF_ROUNDING + _RELATIVE_ROUNDING * np.abs(times))).astype(np.int64)
+        steps = self.step[samples]
+        numbers = -(-ticks // np.maximum(steps, 1)[:, None])
+        for row in np.flatnonzero(steps == 0).tolist():
+            numbers[row] = self.variable[int(samples[row])].searchsorted(ticks[row])
+        return np.minimum(np.maximum(numbers, 0), self.frames[samples, None])
+
+    def ticks(self, sample: int, frames: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return when frames of a video are shown, in ticks as its file counts them.
+
+        Raises:
+            ValueError: the video has no frame of such a number.
+        """
+        count = int(self.frames[sample])
+        if frames.size and not (frames.min() >= 0 and frames.max() < count):
+            raise ValueError(f"frames {frames.min()} to {frames.max()}: expected 0 to {count - 1} for video {sample}")
+        step = self.step[sample]
+        return self.first[sample] + (frames * step if step else self.variable[sample][frames])

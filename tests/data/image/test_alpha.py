@@ -14,6 +14,7 @@ from sce_fast.data.evaluation import evaluation_batches
 from sce_fast.data.image.alpha import has_alpha
 from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation, EvaluationView
 from sce_fast.data.image.background import background_color
+from sce_fast.data.image.views import RandomViews
 from sce_fast.data.index import index_images
 from sce_fast.data.loader import TrainingLoader
 
@@ -112,7 +113,8 @@ def test_views_of_training_show_the_background(tmp_path, rgba):
     whole = Augmentation(size=24, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0, **PLAIN)
 
     def colors(**settings):
-        batch = next(TrainingLoader(index_images(tmp_path), (whole, whole), batch_size=4, seed=0, **settings))
+        index = index_images(tmp_path)
+        batch = next(TrainingLoader(index, RandomViews(index, (whole, whole), seed=0, **settings), batch_size=4))
         return [
             {tuple(pixel) for pixel in view.permute(0, 2, 3, 1).reshape(-1, 3).int().tolist()} for view in batch.views
         ]
@@ -132,16 +134,21 @@ def test_images_without_alpha_keep_their_pixels_among_others(tmp_path, photo_fol
     for i, photo in enumerate(photos):
         (folder / f"{i:02d}.jpg").symlink_to(photo)
     write_png(folder / "99.png", rgba[:, :, :3])
-    opaque = next(TrainingLoader(index_images(folder), views, batch_size=25, seed=5))
+
+    def batch(**settings):
+        index = index_images(folder)
+        return next(TrainingLoader(index, RandomViews(index, views, seed=5, **settings), batch_size=25))
+
+    opaque = batch()
     (folder / "99.png").unlink()
     Image.fromarray(rgba).save(folder / "99.png")
-    mixed = next(TrainingLoader(index_images(folder), views, batch_size=25, seed=5))
+    mixed = batch()
     same = torch.from_numpy(mixed.samples != 24)
     assert np.array_equal(mixed.samples, opaque.samples)
     for view, other in zip(mixed.views, opaque.views, strict=True):
         assert torch.equal(view[same], other[same])
         assert not torch.equal(view[~same], other[~same])
-    again = next(TrainingLoader(index_images(folder), views, batch_size=25, seed=5, threads=5))
+    again = batch(threads=5)
     assert all(torch.equal(view, other) for view, other in zip(again.views, mixed.views, strict=True))
 
 
@@ -158,7 +165,8 @@ def test_turned_tiffs_have_the_size_of_the_index(tmp_path, rgba):
         Image.fromarray(rgba[:16]).save(tmp_path / f"{orientation}.tif", tiffinfo={274: orientation})
     index = index_images(tmp_path)
     assert index.alpha.tolist() == [True] + [False] * 7
-    source = TrainingLoader(index, (Augmentation(size=8, scale=(1.0, 1.0)),) * 2, batch_size=8, seed=0)
+    views = RandomViews(index, (Augmentation(size=8, scale=(1.0, 1.0)),) * 2, seed=0)
+    source = TrainingLoader(index, views, batch_size=8)
     assert len(next(source).samples) == 8
     assert not source.bad_files
 
@@ -196,7 +204,7 @@ def test_a_transparent_image_that_breaks_is_replaced(tmp_path, rgba):
     index = index_images(tmp_path)
     (tmp_path / "07.png").write_bytes((tmp_path / "07.png").read_bytes()[:-200])
     Image.fromarray(rgba[:, :, 0]).save(tmp_path / "08.png", format="jpeg")  # grey: decoded with alpha, DALI crashes
-    source = TrainingLoader(index, (Augmentation(size=8), Augmentation(size=8)), batch_size=8, seed=0)
+    source = TrainingLoader(index, RandomViews(index, (Augmentation(size=8),) * 2, seed=0), batch_size=8)
     with pytest.warns(UserWarning, match=r"(?s)1 of 24 files.*07.png: truncated or damaged"):
         samples = np.concatenate([next(source).samples for _ in range(3)])
     assert 7 not in samples

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sce_fast.data.image.augment import AUGMENTATIONS, IMAGENET_MEAN, IMAGENET_STD, Augmentation, EvaluationView
-from sce_fast.data.image.background import NONE, background_color
+from sce_fast.backbones import CLIP_BACKBONES, IMAGE_BACKBONES, takes_clips
+from sce_fast.config.views import STRENGTHS, ClipsConfig, ViewsConfig
+from sce_fast.data.image.augment import EvaluationView
+from sce_fast.data.image.background import NONE
+from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.loss.names import BACKEND_NAMES
 from sce_fast.util.names import pick
-from sce_fast.util.settings import conform, replaced
+from sce_fast.util.settings import conform, replaced, require
 
 Device = Literal["auto", "cpu", "cuda"]
 # Sections and entries that have another name in run folders of earlier versions: (section, old name) → new name.
@@ -21,7 +24,19 @@ ADDED: dict[str, Any] = {
     "accept_changed_data": False,
     "stretch_schedule": False,
     "wandb": None,
-    "views": {"background": NONE},
+    "views": {"background": NONE, **dict.fromkeys(STRENGTHS, ())},
+    "clips": {
+        "frames": 0,
+        "seconds": None,
+        "stride": None,
+        "sampler": "random",
+        "cvrl_power": 1.0,
+        "speeds": (1.0,),
+        "duration_jitter": 0.0,
+        "temporal_difference": 0.0,
+        "frame_rate": 30.0,
+    },
+    "evaluation": {"clips": 1, "crops": 1},
 }
 
 
@@ -30,72 +45,17 @@ def default_loader_threads() -> int:
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def _require(holds: bool, name: str, value: object, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}={value}: expected {expected}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewsConfig:
-    """The augmented views of each image. Their order matters where the model is not symmetric: the first is the key."""
-
-    names: tuple[str, ...] = ("alpha", "beta")
-    """Augmentation of each view: weak, strong, alpha, beta or gamma."""
-    sizes: tuple[int, ...] = (224,)
-    """Side length of the views in pixels: one number for all views, or one per view."""
-    scales: tuple[tuple[float, float], ...] = ((0.2, 1.0),)
-    """Smallest and largest crop as a share of the image's area: one pair for all views, or one per view."""
-    flip: float = 0.5
-    """Probability of a horizontal flip. Use 0 where left and right matter, as for digits."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Mean of each colour channel, subtracted from values in [0, 1]."""
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Standard deviation of each colour channel, by which values are divided after the mean is subtracted."""
-    background: str = "black"
-    """Colour behind transparent images: a name, #rrggbb or three numbers as 255,128,0. none drops their alpha, so that
-    hidden pixels show."""
-
-    def __post_init__(self) -> None:
-        conform(self, "views")
-        _require(len(self.names) >= 2, "views.names", self.names, "at least two views")
-        for name in self.names:
-            pick("augmentation in views.names", name, AUGMENTATIONS)
-        for setting in ("sizes", "scales"):
-            given = getattr(self, setting)
-            _require(len(given) in (1, len(self.names)), f"views.{setting}", given, f"1 or {len(self.names)} entries")
-        _require(min(self.sizes) >= 1, "views.sizes", self.sizes, "at least 1 pixel")
-        for low, high in self.scales:
-            _require(0 < low <= high <= 1, "views.scales", self.scales, "pairs 0 < smallest <= largest <= 1")
-        _require(0 <= self.flip <= 1, "views.flip", self.flip, "a probability in [0, 1]")
-        _require(all(0 <= m <= 1 for m in self.mean), "views.mean", self.mean, "numbers in [0, 1]")
-        _require(all(0 < s <= 1 for s in self.std), "views.std", self.std, "numbers > 0, at most 1")
-        try:
-            background_color(self.background)
-        except ValueError as error:
-            raise ValueError(f"views.{error}") from None
-
-    def augmentations(self) -> tuple[Augmentation, ...]:
-        """Return the augmentation of each view."""
-        count = len(self.names)
-        sizes = self.sizes * count if len(self.sizes) == 1 else self.sizes
-        scales = self.scales * count if len(self.scales) == 1 else self.scales
-        return tuple(
-            Augmentation(size=size, scale=scale, flip=self.flip, mean=self.mean, std=self.std, **AUGMENTATIONS[name])
-            for name, size, scale in zip(self.names, sizes, scales, strict=True)
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Backbone, projector, predictor and momentum encoder."""
 
     backbone: str = "resnet50"
-    """Network: resnet18, resnet34, resnet50, or timm:NAME for a network of timm. Python's train() also takes a module
-    of your own, which is called own."""
+    """Network: for images resnet18, resnet34, resnet50, or timm:NAME for a network of timm; for clips r3d18, r3d50.
+    Python's train() also takes a module of your own, which is called own."""
     width: int = 64
-    """Channels of a ResNet's first stage, a multiple of 8."""
+    """Channels of the first stage of a ResNet or R3D, a multiple of 8."""
     small_input: bool = False
-    """Give a ResNet a 3×3 stem without pooling, for images of about 32 pixels."""
+    """Give a ResNet or R3D a 3×3 stem without pooling, for images of about 32 pixels."""
     projector_hidden: tuple[int, ...] = (4096, 4096)
     """Widths of the projector's hidden layers."""
     dim: int = 256
@@ -113,23 +73,23 @@ class ModelConfig:
     momentum_schedule: Literal["constant", "cosine"] = "cosine"
     """Schedule of m: cosine raises it to 1 at the last step."""
     batch_norm: Literal["local", "sync", "shuffle"] = "local"
-    """Rows that share batch statistics: local, a rank's rows; sync, all ranks' rows (the papers' ImageNet runs);
-    shuffle, groups of shuffled rows for the momentum encoder's convolutions (the papers' CIFAR10 run)."""
+    """Rows that share batch statistics: local, a rank's rows; sync, all ranks' rows (the papers' ImageNet and Kinetics
+    runs); shuffle, groups of shuffled rows for the momentum encoder's convolutions (the papers' CIFAR10 run)."""
     batch_norm_groups: int = 8
     """Number of groups that shuffle makes of the global batch; 8 in the published CIFAR10 run."""
 
     def __post_init__(self) -> None:
         conform(self, "model")
-        _require(self.dim >= 1, "model.dim", self.dim, "at least 1")
+        require(self.dim >= 1, "model.dim", self.dim, "at least 1")
         hidden = self.projector_hidden
-        _require(all(size >= 1 for size in hidden), "model.projector_hidden", hidden, "widths of at least 1")
+        require(all(size >= 1 for size in hidden), "model.projector_hidden", hidden, "widths of at least 1")
         # oneDNN's 1×1 convolutions for AVX2 hang in the backward pass over fewer channels in channels-last layout.
-        _require(self.width >= 8 and self.width % 8 == 0, "model.width", self.width, "a positive multiple of 8")
-        _require(self.predictor_hidden >= 0, "model.predictor_hidden", self.predictor_hidden, "at least 0")
-        _require(0 <= self.momentum <= 1, "model.momentum", self.momentum, "a number in [0, 1]")
+        require(self.width >= 8 and self.width % 8 == 0, "model.width", self.width, "a positive multiple of 8")
+        require(self.predictor_hidden >= 0, "model.predictor_hidden", self.predictor_hidden, "at least 0")
+        require(0 <= self.momentum <= 1, "model.momentum", self.momentum, "a number in [0, 1]")
         fewest = 2 if self.symmetric else 1
-        _require(self.key_views >= fewest, "model.key_views", self.key_views, f"at least {fewest}")
-        _require(self.batch_norm_groups >= 1, "model.batch_norm_groups", self.batch_norm_groups, "at least 1")
+        require(self.key_views >= fewest, "model.key_views", self.key_views, f"at least {fewest}")
+        require(self.batch_norm_groups >= 1, "model.batch_norm_groups", self.batch_norm_groups, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +117,10 @@ class LossConfig:
         conform(self, "loss")
         if self.backend != "auto":
             pick("backend", self.backend, dict.fromkeys(BACKEND_NAMES), also="auto")
-        _require(self.temperature > 0, "loss.temperature", self.temperature, "a number > 0")
-        _require(self.target_temperature > 0, "loss.target_temperature", self.target_temperature, "a number > 0")
-        _require(0 <= self.coefficient <= 1, "loss.coefficient", self.coefficient, "a number in [0, 1]")
-        _require(self.queue_size >= 1, "loss.queue_size", self.queue_size, "at least 1")
+        require(self.temperature > 0, "loss.temperature", self.temperature, "a number > 0")
+        require(self.target_temperature > 0, "loss.target_temperature", self.target_temperature, "a number > 0")
+        require(0 <= self.coefficient <= 1, "loss.coefficient", self.coefficient, "a number in [0, 1]")
+        require(self.queue_size >= 1, "loss.queue_size", self.queue_size, "at least 1")
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of sce_loss, without the tensors."""
@@ -176,7 +136,7 @@ class OptimizerConfig:
     """Optimizer. lars and adamw apply no weight decay to biases and normalisation layers, and lars no layer-wise
     scaling. Transformers need adamw."""
     base_learning_rate: float = 0.3
-    """Learning rate for a batch of 256 images; the rate used is proportional to the batch. For adamw, about 0.0005."""
+    """Learning rate for a batch of 256; the rate used is proportional to the batch. For adamw, about 0.0005."""
     momentum: float = 0.9
     """Momentum of sgd and lars; β₁ of adamw, whose β₂ is 0.999."""
     weight_decay: float = 1e-6
@@ -189,11 +149,11 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         conform(self, "optimizer")
         for name in ("base_learning_rate", "weight_decay", "warmup_epochs", "clip_norm"):
-            _require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "at least 0")
-        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "a number in [0, 1)")
+            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "at least 0")
+        require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "a number in [0, 1)")
         # a rate meant for sgd or lars would wreck the networks in a few steps
         expected = "at most 0.1 for adamw, such as 0.0005"
-        _require(
+        require(
             self.name != "adamw" or self.base_learning_rate <= 0.1,
             "optimizer.base_learning_rate", self.base_learning_rate, expected,
         )  # fmt: skip
@@ -201,28 +161,34 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """kNN evaluation during training, on labelled images. Labels are used for nothing else."""
+    """kNN evaluation during training, on labelled images or videos. Labels are used for nothing else."""
 
     train: Path | None = None
     """Labelled class folders that the neighbours come from. Without it, nothing is evaluated during training."""
     test: Path | None = None
-    """Labelled class folders of the images to classify."""
+    """Labelled class folders of the images or videos to classify."""
     every: int = 10
     """Epochs between two evaluations. The untrained and the final network are always evaluated."""
     resize: int | None = None
-    """Shorter side of the image after resizing, in pixels. Default: 8/7 of the crop (256 for a crop of 224)."""
+    """Shorter side of an image or frame after resizing, in pixels. Default: 8/7 of the crop (256 for a crop of 224)."""
     crop: int | None = None
     """Side of the centre crop, in pixels. Default: the size of the largest view."""
+    clips: int = 1
+    """Clips of each video, from its start to its end, whose features are averaged. The papers use 10."""
+    crops: int = 1
+    """Crops of each clip, whose features are averaged: 1 in the centre, or 3 along the longer side as in the papers."""
     neighbours: int = 20
     """Number k of nearest neighbours that vote."""
 
     def __post_init__(self) -> None:
         conform(self, "evaluation")
         both = (self.train is None) == (self.test is None)
-        _require(both, "evaluation.train and evaluation.test", (self.train, self.test), "both or neither")
+        require(both, "evaluation.train and evaluation.test", (self.train, self.test), "both or neither")
         for name in ("every", "resize", "crop", "neighbours"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"evaluation.{name}", value, "at least 1")
+            require(value is None or value >= 1, f"evaluation.{name}", value, "at least 1")
+        require(self.clips >= 1, "evaluation.clips", self.clips, "at least 1")
+        require(self.crops in (1, 3), "evaluation.crops", self.crops, "1 or 3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,13 +196,13 @@ class TrainConfig:
     """A training run."""
 
     data: Path
-    """Folder of images, or a list file that names images."""
+    """Folder of images or videos, or a list file that names them."""
     out: Path
     """Run folder, for the config, log, checkpoints, summary and pictures."""
     epochs: int = 100
-    """Passes over the images."""
+    """Passes over the images or videos."""
     batch_size: int = 256
-    """Images per optimizer step, over all ranks."""
+    """Images or videos per optimizer step, over all ranks."""
     accumulation: int = 1
     """Parts into which a rank's batch is split to save memory. The parts pass through the networks in turn."""
     precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
@@ -244,7 +210,7 @@ class TrainConfig:
     compile: bool = False
     """Compile the networks with torch.compile."""
     seed: int = 42
-    """Seed of weights, image order and augmentations."""
+    """Seed of weights, order of the data and augmentations."""
     device: Device = "auto"
     """Device. auto takes a GPU if there is one."""
     loader_threads: int = field(default_factory=default_loader_threads)
@@ -253,7 +219,7 @@ class TrainConfig:
     resume: bool = False
     """Continue from the newest checkpoint in the run folder."""
     accept_changed_data: bool = False
-    """Resume although images have been added, removed or changed since the run began."""
+    """Resume although images or videos have been added, removed or changed since the run began."""
     stretch_schedule: bool = False
     """Resume with another number of epochs: learning rate and momentum then follow their schedules over this number."""
     checkpoint_every: int = 1000
@@ -267,6 +233,7 @@ class TrainConfig:
     stay in the run folder."""
     pictures: bool = True
     """Draw curves, view pairs and nearest neighbours into the run folder at the end; needs matplotlib."""
+    clips: ClipsConfig = field(default_factory=ClipsConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -277,17 +244,23 @@ class TrainConfig:
         conform(self)
         counts = ("epochs", "batch_size", "accumulation", "loader_threads")
         for name in (*counts, "checkpoint_every", "keep_checkpoints", "log_every"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         self.rank_batch(1)
-        _require(self.wandb != "", "wandb", repr(self.wandb), "the name of a project")
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
+        require(self.wandb != "", "wandb", repr(self.wandb), "the name of a project")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
         keys, size = self.batch_size * (self.model.key_views if self.model.symmetric else 1), self.loss.queue_size
-        _require(size >= keys, "loss.queue_size", size, f"at least the {keys} keys of one step")
+        require(size >= keys, "loss.queue_size", size, f"at least the {keys} keys of one step")
         needed = self.model.key_views if self.model.symmetric else 2
-        _require(len(self.views.names) >= needed, "views.names", self.views.names, f"at least {needed} views")
+        require(len(self.views.names) >= needed, "views.names", self.views.names, f"at least {needed} views")
         warmup = self.optimizer.warmup_epochs
-        _require(warmup <= self.epochs, "optimizer.warmup_epochs", warmup, f"at most epochs={self.epochs}")
+        require(warmup <= self.epochs, "optimizer.warmup_epochs", warmup, f"at most epochs={self.epochs}")
+        self._require_same_kind()
         self.evaluation_view()
+
+    @property
+    def kind(self) -> Literal["images", "videos"]:
+        """Return what the run trains on."""
+        return "videos" if self.clips.frames else "images"
 
     @property
     def learning_rate(self) -> float:
@@ -302,7 +275,7 @@ class TrainConfig:
         """
         parts = ranks * self.accumulation
         expected = f"a multiple of ranks={ranks} · accumulation={self.accumulation}"
-        _require(self.batch_size % parts == 0, "batch_size", self.batch_size, expected)
+        require(self.batch_size % parts == 0, "batch_size", self.batch_size, expected)
         return self.batch_size // parts
 
     def require_whole_groups(self, rows: int) -> None:
@@ -313,22 +286,54 @@ class TrainConfig:
         """
         groups = self.model.batch_norm_groups
         fits = self.model.batch_norm != "shuffle" or rows % groups == 0
-        _require(
-            fits, "model.batch_norm_groups", groups, f"a divisor of the {rows} images that all ranks see at a time"
+        require(
+            fits, "model.batch_norm_groups", groups, f"a divisor of the {rows} {self.kind} that all ranks see at a time"
         )
 
     def image_sizes(self) -> tuple[int, ...]:
-        """Return the sides of all images that the backbone sees, in pixels: largest view, other views, evaluation."""
+        """Return the sides of all images or frames that the backbone sees, in pixels.
+
+        The largest view comes first, then other views, then the evaluation.
+        """
         crop = () if self.evaluation.crop is None else (self.evaluation.crop,)
         return tuple(dict.fromkeys((*sorted(self.views.sizes, reverse=True), *crop)))
 
+    def input_shape(self, size: int) -> tuple[int, ...]:
+        """Return the shape of an image (3, size, size), or of a clip (3, frames, size, size) in a run on videos."""
+        return (3, size, size) if self.clips.frames == 0 else (3, self.clips.frames, size, size)
+
+    def input_shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes of all inputs that the backbone sees, in the order of image_sizes."""
+        return [self.input_shape(size) for size in self.image_sizes()]
+
     def evaluation_view(self) -> EvaluationView:
-        """Return how images are resized and cropped for features: by default to the size of the largest view."""
+        """Return how features are computed, for videos as a ClipEvaluationView.
+
+        By default, images and frames are cropped to the size of the largest view.
+        """
         crop, resize, views = self.evaluation.crop, self.evaluation.resize, self.views
         crop = max(views.sizes) if crop is None else crop
         resize = round(crop * 8 / 7) if resize is None else resize
-        _require(crop <= resize, "evaluation.crop", crop, f"at most evaluation.resize={resize}")
-        return EvaluationView(resize=resize, crop=crop, mean=views.mean, std=views.std, background=views.background)
+        require(crop <= resize, "evaluation.crop", crop, f"at most evaluation.resize={resize}")
+        settings: dict[str, Any] = {"resize": resize, "crop": crop, "mean": views.mean, "std": views.std}
+        sampling, clips, crops = self.clips.sampling(), self.evaluation.clips, self.evaluation.crops
+        if sampling is None:
+            return EvaluationView(**settings, background=views.background)
+        return ClipEvaluationView(**settings, sampling=sampling, clips=clips, crops=crops)
+
+    def _require_same_kind(self) -> None:
+        """Check that the backbone and the evaluation take what the run trains on."""
+        frames, backbone = self.clips.frames, self.model.backbone
+        if frames and takes_clips(backbone) is False:
+            expected = f"0, since model.backbone={backbone!r} takes images; {' and '.join(CLIP_BACKBONES)} take clips"
+            require(False, "clips.frames", frames, expected)
+        if not frames and takes_clips(backbone):
+            others = ", ".join((*IMAGE_BACKBONES, "timm:NAME"))
+            expected = f"{others} with clips.frames=0, which means images; this network takes clips"
+            require(False, "model.backbone", repr(backbone), expected)
+        for name in () if frames else ("clips", "crops"):
+            value = getattr(self.evaluation, name)
+            require(value == 1, f"evaluation.{name}", value, "1 with clips.frames=0, which means images")
 
 
 def to_json(config: Any) -> Any:

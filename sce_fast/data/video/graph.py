@@ -1,0 +1,191 @@
+"""DALI graphs that execute a plan on a batch of videos. They hold no state and draw no random numbers."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.pipeline import Pipeline
+
+from sce_fast.data.image.augment import Augmentation
+from sce_fast.data.image.graph import external_inputs, file_content
+from sce_fast.data.image.photometric import photometric_operator
+from sce_fast.data.pipeline import Feed, build_pipeline
+from sce_fast.data.video.augment import ClipEvaluationView
+from sce_fast.data.video.difference import difference_operator
+from sce_fast.data.video.inputs import ClipInput, Ways, clip_feed
+
+
+def training_clip_pipeline(
+    feeds: Iterator[Feed],
+    augmentations: tuple[Augmentation, ...],
+    *,
+    ways: Ways,
+    differences: bool,
+    batch_size: int,
+    threads: int,
+    device: str,
+    prefetch: int = 2,
+) -> Pipeline:
+    """Build a pipeline that returns one (N, 3, F, size, size) float32 output for each view.
+
+    Args:
+        feeds: clip_feed of each batch. For a temporal difference, a request names the F frames, then the F frames to
+            subtract. A vector's settings are those of view_vectors without the box, and whether to take the difference.
+        ways: that the samples may take.
+        differences: whether there may be temporal differences.
+        device: "cpu", or "gpu" for the current CUDA device.
+        prefetch: number of batches that DALI prepares in advance.
+    """
+    photometric, difference = photometric_operator(device, threads, "FHWC"), difference_operator(device, threads)
+    decode = partial(decoded_clips, ways=ways, device=device)
+
+    @pipeline_def(enable_conditionals=True)
+    def graph() -> Any:
+        sources, vectors = clip_sources(feeds, ways, requests=len(augmentations))
+        clips = decode(sources, vectors)
+        views = []
+        for v, augmentation in enumerate(augmentations):
+            clip = clips[v]
+            if differences:
+                clip = difference_if(vectors[v][19] > 0.0, clip, difference)
+            views.append(random_clip(clip, vectors[v], augmentation, photometric))
+        return tuple(views)
+
+    return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device, prefetch=prefetch)
+
+
+def evaluation_clip_pipeline(
+    feeds: Iterator[Feed],
+    view: ClipEvaluationView,
+    *,
+    ways: Ways,
+    batch_size: int,
+    threads: int,
+    device: str,
+    prefetch: int = 2,
+) -> Pipeline:
+    """Build a pipeline that returns one (N, clips · F, 3, crop, crop) float32 output for each crop.
+
+    Args:
+        feeds: clip_feed of each batch. The one request of a sample names the frames of all clips. A vector's settings
+            are height and width after resizing, then top and left of each crop.
+        ways: that the samples may take.
+        device: "cpu", or "gpu" for the current CUDA device.
+        prefetch: number of batches that DALI prepares in advance.
+    """
+    decode = partial(decoded_clips, ways=ways, device=device)
+
+    @pipeline_def(enable_conditionals=True)
+    def graph() -> Any:
+        sources, vectors = clip_sources(feeds, ways, requests=1)
+        (frames,), (vector,) = decode(sources, vectors), vectors
+        resized = fn.resize(frames, size=vector[6:8], interp_type=types.INTERP_LINEAR, antialias=True)
+        crops = []
+        for c in range(view.crops):
+            corner = fn.cast(vector[8 + 2 * c : 10 + 2 * c], dtype=types.INT32)
+            crop = fn.slice(resized, start=corner, shape=[view.crop] * 2, axes=[1, 2])
+            crops.append(normalized_clip(crop, view.mean, view.std, layout="FCHW"))
+        return tuple(crops)
+
+    return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device, prefetch=prefetch)
+
+
+def clip_sources(feeds: Iterator[Feed], ways: Ways, *, requests: int) -> tuple[list[Any], list[Any]]:
+    """Return the inputs of clip_feed: first what is decoded or to be decoded, then one vector for each request."""
+    dtypes: list[Any] = []
+    if Ways.DALI in ways:
+        dtypes += [types.UINT8, types.INT32]
+    if ways is Ways.BOTH:
+        dtypes.append(types.BOOL)
+    if Ways.AHEAD in ways:
+        dtypes += [types.UINT8] * requests
+    inputs = external_inputs(feeds, dtypes + [types.FLOAT] * requests)
+    return list(inputs[: len(dtypes)]), list(inputs[len(dtypes) :])
+
+
+def decoded_clips(sources: list[Any], vectors: list[Any], *, ways: Ways, device: str) -> list[Any]:
+    """Return the cropped frames (F or 2F, h, w, 3) uint8 of each request."""
+    if ways is Ways.AHEAD:
+        return on_device(sources, device)
+    if ways is Ways.DALI:
+        return clips_of_video(sources[0], sources[1], vectors, device)
+    path, frames, is_decoded, *arrays = sources
+    if is_decoded:  # noqa: SIM108  (DALI knows no conditional expressions)
+        clips = on_device(arrays, device)
+    else:
+        clips = clips_of_video(path, frames, vectors, device)
+    return clips
+
+
+def on_device(arrays: list[Any], device: str) -> list[Any]:
+    clips = [fn.reinterpret(array, layout="FHWC") for array in arrays]
+    return [clip.gpu() for clip in clips] if device == "gpu" else clips
+
+
+def clips_of_video(path: Any, frames: Any, vectors: list[Any], device: str) -> list[Any]:
+    """Decode the frames of all requests in one pass, then cut out the clip of each.
+
+    If a damaged file lacks a frame, DALI fails. By default it would show black frames.
+    """
+    where = "cpu" if device == "cpu" else "mixed"
+    video = fn.decoders.video(file_content(path), frames=frames, pad_mode="none", device=where)
+    clips = []
+    for vector in vectors:
+        corners = fn.cast(vector[0:6], dtype=types.INT32)
+        clips.append(fn.slice(video, start=corners[0:3], end=corners[3:6], axes=[0, 1, 2]))
+    return clips
+
+
+def difference_if(wanted: Any, clip: Any, difference: Callable[[Any], Any]) -> Any:
+    if wanted:  # noqa: SIM108  (DALI knows no conditional expressions)
+        shown = difference(clip)
+    else:
+        shown = clip
+    return shown
+
+
+def random_clip(clip: Any, vector: Any, augmentation: Augmentation, photometric: Callable[..., Any]) -> Any:
+    """Return one view of a cropped clip. The graph leaves out what the augmentation never does."""
+    size = [augmentation.size] * 2
+    view = fn.resize(clip, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+    if augmentation.changes_values:
+        view = photometric(
+            view,
+            operations=vector[6:11],
+            factors=vector[11:16],
+            sigma=vector[16],
+            solarize=vector[17],
+        )
+    mirror = fn.cast(vector[18], dtype=types.INT32)
+    return normalized_clip(view, augmentation.mean, augmentation.std, layout="CFHW", mirror=mirror)
+
+
+def normalized_clip(clip: Any, mean: tuple[float, ...], std: tuple[float, ...], *, layout: str, mirror: Any = 0) -> Any:
+    return fn.crop_mirror_normalize(
+        clip,
+        mirror=mirror,
+        mean=[255 * m for m in mean],
+        std=[255 * s for s in std],
+        output_layout=layout,
+        dtype=types.FLOAT,
+    )
+
+
+def refused_by_dali(inputs: Iterable[ClipInput], build: Callable[[Iterator[Feed]], Pipeline]) -> list[ClipInput]:
+    """Return the samples whose frames DALI does not decode, or on which the rest of the graph fails.
+
+    Args:
+        build: returns a pipeline for single samples that prepares nothing in advance.
+    """
+    refused, feeds, pipeline = [], deque[Feed](), None
+    for sample in inputs:
+        pipeline = pipeline or build(iter(feeds.popleft, None))
+        feeds.append(clip_feed([sample], Ways.DALI))
+        try:
+            pipeline.run()
+        except RuntimeError:
+            refused.append(sample)
+            pipeline = None  # DALI says that it is no longer valid
+    return refused

@@ -1,0 +1,111 @@
+"""The samples of a batch as the graphs take them: clips that are decoded already, or videos that DALI decodes."""
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sce_fast.data.image.graph import path_arrays
+from sce_fast.data.pipeline import Feed
+from sce_fast.data.video.decode import ClipRequest, VideoError, decode_clips
+from sce_fast.data.video.index import VideoIndex
+from sce_fast.util.files import printable
+
+# Share of the time that decoding ahead takes, of decoding and augmenting together, for videos of 256 lines.
+AHEAD_SHARE = 0.7
+
+
+class Ways(enum.Flag):
+    """The ways that the samples of a graph may take."""
+
+    AHEAD = enum.auto()  # decoded and cropped before they reach the graph
+    DALI = enum.auto()  # decoded in the graph
+    BOTH = AHEAD | DALI
+
+
+def ways_of(by_dali: NDArray[np.bool_]) -> Ways:
+    """Return the ways of samples, given whether DALI decodes each."""
+    if by_dali.all():
+        return Ways.DALI
+    return Ways.BOTH if by_dali.any() else Ways.AHEAD
+
+
+def share_threads(by_dali: NDArray[np.bool_], threads: int) -> tuple[int, int]:
+    """Return the number of threads that decode ahead of time and of DALI's threads, together threads + 1.
+
+    Args:
+        by_dali: (n,) whether DALI decodes each video.
+        threads: number of threads that are kept busy.
+    """
+    share = AHEAD_SHARE * (1 - by_dali.mean()) if len(by_dali) else 1.0
+    ahead = min(max(round((threads + 1) * share), 1), threads)
+    return ahead, threads + 1 - ahead
+
+
+@dataclass(frozen=True)
+class ClipInput:
+    """One sample of a batch."""
+
+    sample: int
+    path: bytes
+    offset: int  # number that the sample's first frame has in its file
+    requests: tuple[ClipRequest, ...]  # the frames of each clip and their box
+    vectors: tuple[NDArray[np.float32], ...]  # one for each clip; see clip_input
+    size: int  # bytes of the decoded requests
+    clips: tuple[NDArray[np.uint8], ...] | None = None  # the decoded requests; None if DALI decodes them
+
+    def decoded(self, index: VideoIndex) -> "ClipInput":
+        """Return this sample with its clips.
+
+        Raises:
+            VideoError: the file is bad.
+            RuntimeError: the decoder failed in an unknown way; the message names the file.
+        """
+        try:
+            return replace(self, clips=tuple(decode_clips(index, self.sample, self.requests)))
+        except VideoError:
+            raise
+        except Exception as error:
+            raise RuntimeError(f"{printable(self.path)}: {type(error).__name__}: {error}") from error
+
+
+def clip_input(index: VideoIndex, sample: int, clips: Sequence[tuple[NDArray, NDArray, NDArray]]) -> ClipInput:
+    """Return a planned sample that is not decoded.
+
+    A clip's vector holds where the clip begins and ends in the decoded frames of all requests, as (frame, row, column),
+    and then the settings of its augmentation. Numbers of pixels are exact in float32.
+
+    Args:
+        clips: the numbers of each clip's frames, its box, and its settings.
+    """
+    vectors, first, size = [], 0, 0
+    for frames, (top, left, bottom, right), settings in clips:
+        end = first + len(frames)
+        vectors.append(np.array([first, top, left, end, bottom, right, *settings], dtype=np.float32))
+        first, size = end, size + len(frames) * 3 * int(bottom - top) * int(right - left)
+    return ClipInput(
+        sample=sample,
+        path=index.paths[sample],
+        offset=int(index.timelines.offset[sample]),
+        requests=tuple(ClipRequest(frames, box) for frames, box, _ in clips),
+        vectors=tuple(vectors),
+        size=size,
+    )
+
+
+def clip_feed(inputs: Sequence[ClipInput], ways: Ways) -> Feed:
+    """Return the inputs of a graph that takes these ways: file and frames, whether decoded, clips, and vectors."""
+    feed: list[list[NDArray]] = []
+    if Ways.DALI in ways:
+        numbers = [np.concatenate([request.frames for request in i.requests]) + i.offset for i in inputs]
+        feed += [path_arrays([i.path for i in inputs]), [n.astype(np.int32) for n in numbers]]
+    if ways is Ways.BOTH:
+        feed.append([np.array(i.clips is not None) for i in inputs])
+    if Ways.AHEAD in ways:
+        absent = np.zeros((1, 1, 1, 3), dtype=np.uint8)
+        for r in range(len(inputs[0].requests)):
+            feed.append([absent if i.clips is None else i.clips[r] for i in inputs])
+    feed += [list(vectors) for vectors in zip(*(i.vectors for i in inputs), strict=True)]
+    return tuple(feed)

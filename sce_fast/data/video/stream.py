@@ -1,0 +1,187 @@
+"""Planned frames of an encoded video: where to seek, what to decode, and how frames are recognised."""
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sce_fast.data.faults import DAMAGED, UNSUPPORTED, status_or_reason
+from sce_fast.util.files import printable
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+    from sce_fast.data.video.index import VideoIndex
+
+# A decoder holds back some frames to put them in order. A key frame this close is reached sooner by decoding on.
+FRAMES_HELD_BACK = 4
+# Some containers seek by the time of decoding, and miss a key frame that is decoded before it is shown. Such seeks are
+# repeated this much earlier.
+SECONDS_EARLIER = (0, 1, 4, 16)
+_PROGRESSIVE = 1  # FFmpeg's AV_FIELD_PROGRESSIVE
+
+
+class VideoError(RuntimeError):
+    """Raised when planned frames of a video cannot be decoded; `reason` is one of the words of data/faults.py."""
+
+    def __init__(self, path: bytes, reason: str) -> None:
+        super().__init__(f"{printable(os.fsdecode(path))}: {reason}")
+        self.reason = reason
+
+
+def planned_frames(
+    index: "VideoIndex", sample: int, numbers: NDArray[np.int64]
+) -> Iterator[tuple[int, "av.VideoFrame"]]:
+    """Yield number and frame, as encoded, of each planned frame.
+
+    Frames are recognised by the time at which they are shown; in files without such times by counting from the
+    beginning. A planned frame that does not come after a seek is looked for again from the beginning: a seek may lead
+    to a key frame from which the decoder cannot start.
+
+    Args:
+        numbers: (K,) numbers of the frames, ascending.
+
+    Raises:
+        VideoError: a planned frame does not come, or comes damaged.
+    """
+    import av
+
+    path = index.paths[sample]
+    if isinstance(reason := status_or_reason(path), str):
+        raise VideoError(path, reason)
+    timed = bool(index.timed[sample])
+    keys = index.timelines.ticks(sample, numbers) if timed else numbers + index.timelines.offset[sample]
+    missing = dict(zip(keys.tolist(), numbers.tolist(), strict=True))
+    failure: Exception | None = None
+    for seeks in (True, False) if timed else (False,):
+        try:
+            with av.open("file:" + os.fsdecode(path), **OPENING) as container:
+                stream = _stream(container, int(index.streams[sample]), path)
+                if seeks:
+                    yield from _after_seeks(container, stream, missing, _runs(index, sample, numbers))
+                elif timed:
+                    yield from _by_time(stream, container.demux(stream), missing, keys.tolist())
+                else:
+                    yield from _by_count(container.decode(stream), missing)
+        except av.FFmpegError as error:
+            failure = error
+        if not missing:
+            return
+    reason = status_or_reason(path)
+    raise VideoError(path, reason if isinstance(reason, str) else DAMAGED) from failure
+
+
+# Metadata may hold any bytes. Playlists among the videos must not open addresses of the network.
+OPENING = {"metadata_errors": "ignore", "container_options": {"protocol_whitelist": "file"}}
+
+
+def _stream(container: "InputContainer", number: int, path: bytes) -> "VideoStream":
+    """Return a stream of a file, to be decoded in this thread."""
+    streams = container.streams
+    if number >= len(streams) or streams[number].type != "video":
+        raise VideoError(path, DAMAGED)
+    stream = streams[number]
+    if stream.codec_context is None:
+        raise VideoError(path, UNSUPPORTED)
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def _runs(index: "VideoIndex", sample: int, numbers: NDArray[np.int64]) -> list[tuple[int, list[int]]]:
+    """Return where to seek, and the planned frames to decode from there, both in ticks."""
+    lines = index.timelines
+    offset = lines.offset[sample]
+    runs = split_into_runs(numbers + offset, np.asarray(index.key_frames[sample]))
+    ticks = [lines.ticks(sample, np.append(run, max(key, offset)) - offset).tolist() for key, run in runs]
+    return [(key, run) for *run, key in ticks]
+
+
+def split_into_runs(numbers: NDArray[np.int64], key_frames: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
+    """Return runs of frames to decode without a seek between them, each with the key frame to start from.
+
+    Args:
+        numbers: (K,) numbers of the planned frames, ascending.
+        key_frames: numbers of the key frames, ascending.
+
+    Example:
+        >>> split_into_runs(np.array([3, 14, 40]), np.array([0, 12, 24, 36]))
+        [(0, array([3])), (12, array([14])), (36, array([40]))]
+    """
+    if not len(key_frames):
+        return [(0, numbers)]
+    starts = key_frames[np.maximum(key_frames.searchsorted(numbers, "right") - 1, 0)]
+    cuts = np.flatnonzero(starts[1:] > numbers[:-1] + FRAMES_HELD_BACK) + 1
+    first = [0, *cuts.tolist()]
+    return [(int(starts[i]), run) for i, run in zip(first, np.split(numbers, cuts), strict=True)]
+
+
+def _after_seeks(
+    container: "InputContainer", stream: "VideoStream", missing: dict[int, int], runs: list[tuple[int, list[int]]]
+) -> Iterator[tuple[int, "av.VideoFrame"]]:
+    """Yield the frames of each run, up to a run of which a frame does not come."""
+    for key, run in runs:
+        if missing.keys().isdisjoint(run):  # decoded with the run before
+            continue
+        packets = _seek(container, stream, key, run[0])
+        if packets is None:
+            return
+        yield from _by_time(stream, packets, missing, run)
+        if not missing.keys().isdisjoint(run):
+            return
+
+
+def _seek(container: "InputContainer", stream: "VideoStream", key: int, first: int) -> Iterator["Packet"] | None:
+    """Return the packets from a key frame on that is not shown after a planned frame; None if no seek finds one."""
+    for seconds in SECONDS_EARLIER:
+        container.seek(key - int(seconds / stream.time_base), stream=stream)
+        packets = container.demux(stream)
+        start = next((packet for packet in packets if packet.is_keyframe), None)
+        if start is not None and start.pts is not None and start.pts <= first:
+            return chain([start], packets)
+    return None
+
+
+def _by_time(
+    stream: "VideoStream", packets: Iterable["Packet"], missing: dict[int, int], ticks: list[int]
+) -> Iterator[tuple[int, "av.VideoFrame"]]:
+    """Yield planned frames, taken out of `missing` (ticks → number), until all of `ticks` came or the packets end."""
+    context = stream.codec_context
+    skips = _may_skip(context)
+    waiting = missing.keys() & set(ticks)
+    for packet in packets:
+        if skips:
+            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in missing else "NONREF"
+        for frame in packet.decode():
+            if frame.pts in missing and not frame.is_corrupt:
+                waiting.discard(frame.pts)
+                yield missing.pop(frame.pts), frame
+        if not waiting:
+            return
+
+
+def _by_count(frames: Iterable["av.VideoFrame"], missing: dict[int, int]) -> Iterator[tuple[int, "av.VideoFrame"]]:
+    """Yield planned frames, taken out of `missing` (count from the beginning → number)."""
+    for count, frame in enumerate(frames):
+        if count in missing and not frame.is_corrupt:
+            yield missing.pop(count), frame
+        if not missing:
+            return
+
+
+def _may_skip(context: "av.VideoCodecContext") -> bool:
+    """Return whether the decoder may leave out frames that no other frame refers to, as their packets say.
+
+    Those are a fourth to a half of the frames of most H.264 and HEVC files. In H.264 a picture may consist of two
+    packets with a field each, so only progressive streams count. In HEVC such frames may serve higher temporal layers,
+    so only streams with a single layer count (its number stands in byte 21 of the hvcC record, ISO/IEC 14496-15).
+    """
+    if context.name == "h264":
+        return context.field_order == _PROGRESSIVE
+    record = context.extradata or b""
+    return context.name == "hevc" and len(record) > 22 and record[0] == 1 and record[21] >> 3 & 7 == 1
