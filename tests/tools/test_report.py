@@ -25,7 +25,7 @@ def drawn(monkeypatch):
         return draw(rows, path, **settings)
 
     monkeypatch.setattr(report, "draw_rows", note)
-    monkeypatch.setattr(report, "QUERIES", 4)
+    monkeypatch.setitem(report.QUERIES, "images", 4)
     return rows_of
 
 
