@@ -142,7 +142,7 @@ def synchronized(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def grouped(module: nn.Module, groups: int) -> nn.Module:
-    """Return the module with BatchNorm2d and BatchNorm3d over groups of rows; BatchNorm1d stays as in the official code.
+    """Return the module with BatchNorm2d and 3d over groups of rows; BatchNorm1d stays, as in the official code.
 
     Raises:
         ValueError: a layer does more than batch normalisation.

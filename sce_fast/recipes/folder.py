@@ -11,7 +11,8 @@ from sce_fast.data.index import read_headers
 from sce_fast.data.sources import list_images
 from sce_fast.recipes.adapt import LARGE, Found, adapted
 from sce_fast.recipes.changes import changed
-from sce_fast.util.files import printable
+from sce_fast.recipes.choices import description
+from sce_fast.recipes.device import has_gpu
 from sce_fast.util.terminal import say
 
 SAMPLED = 256  # images whose size is read
@@ -47,10 +48,12 @@ def folder(data: str | Path, out: str | Path = "runs/folder", **changes: Any) ->
         optimizer=OptimizerConfig(name="lars", base_learning_rate=0.6, weight_decay=1e-6, warmup_epochs=10),
     )
     found = survey(config.data)
-    gpu = _has_gpu(changes.get("device", config.device))
+    gpu = has_gpu(changes.get("device", config.device))
     config = changed(config, adapted(found or Found(LARGE, 224), changes, gpu=gpu))
     if found is not None and int(os.environ.get("RANK", 0)) == 0:
-        say(description(found, config, gpu=gpu))
+        source = "the papers' ImageNet settings" if found.images >= LARGE else "settings for a small data set"
+        what = f"{found.images:,} images, median shorter side {found.side} pixels"
+        say(description(what, source, config, gpu=gpu))
     return config
 
 
@@ -67,22 +70,3 @@ def survey(data: Path) -> Found | None:
         return None
     sides = sides[sides > 0]
     return Found(len(paths), int(np.median(sides))) if len(sides) else None
-
-
-def description(found: Found, config: TrainConfig, *, gpu: bool) -> str:
-    """Return two lines about what was found and chosen."""
-    where, images = "a GPU" if gpu else "a CPU", f"{found.images:,} images, median shorter side {found.side} pixels"
-    source = "the papers' ImageNet settings" if found.images >= LARGE else "settings for a small data set"
-    model, sizes = config.model, "/".join(map(str, config.views.sizes))
-    return (
-        f"Found {images}, in {printable(config.data)}; to train on {where}, the recipe takes {source}:\n"
-        f"  {model.backbone} of width {model.width}, views of {sizes} pixels, batch {config.batch_size}, queue "
-        f"{config.loss.queue_size}, {config.optimizer.name}, warm-up of {config.optimizer.warmup_epochs:g} of "
-        f"{config.epochs} epochs, teacher momentum {model.momentum:g}. Options override them."
-    )
-
-
-def _has_gpu(device: object) -> bool:
-    import torch
-
-    return device != "cpu" and torch.cuda.is_available()
