@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 MOTIONS = ("left", "right", "up", "down", "clockwise", "counter-clockwise")
 DIGITS = tuple("0123456789")
+LABELS = ("motion", "digit")
 PARTS = {"train": 16, "test": 4}  # videos of each motion and digit: 960 and 240
 SIDE = 64  # of a frame, in pixels
 SECONDS, RATE = 3, 15  # of a video; frames a second
@@ -50,7 +51,7 @@ class MovingDigits:
     @property
     def complete(self) -> bool:
         """Whether the folder holds the whole data set."""
-        return all(self.videos(part, label).is_file() for part in PARTS for label in ("motion", "digit"))
+        return all(self.videos(part, label).is_file() for part in PARTS for label in LABELS)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sce_fast.config import TrainConfig
-from sce_fast.data.evaluation import evaluation_batches
-from sce_fast.data.image.views import RandomViews
-from sce_fast.data.index import ImageIndex, index_images
+from sce_fast.data.index import ImageIndex, Index
+from sce_fast.data.kinds import evaluation_inputs
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.index import VideoIndex
