@@ -40,6 +40,7 @@ def main(
     batches: int = 12,
     rounds: int = 7,
     threads: int = 2,
+    video: bool = False,
     out: Path | None = None,
 ) -> dict[str, float]:
     """Measure the images per second of each peer in alternating turns of one process; print medians over the rounds.
@@ -49,9 +50,14 @@ def main(
         batch_size: Images per batch; each gives two views.
         batches: Timed batches per turn.
         rounds: Turns of each peer.
-        threads: Threads of DALI and workers of the DataLoader.
+        threads: Threads of our loader and of DALI, and workers of the DataLoader.
+        video: Measure the loader of clips instead, with videos in place of images and 64 files.
         out: JSON file for the record.
     """
+    if video:
+        from sce_fast.benchmarks.video_loader import measure_clips
+
+        return measure_clips(batch_size=batch_size, batches=batches, rounds=rounds, threads=threads, out=out)
     with tempfile.TemporaryDirectory() as folder:
         index = write_photographs(Path(folder) / "jpeg", images)
         peers: dict[str, Iterator[Any]] = {

@@ -16,7 +16,6 @@ import torch
 from sce_fast.benchmarks.machine import machine
 from sce_fast.benchmarks.record import write_record
 from sce_fast.config import EvaluationConfig, TrainConfig
-from sce_fast.data.image.views import RandomViews
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.distributed import Vote
 from sce_fast.loss.api import sce_loss
@@ -25,6 +24,7 @@ from sce_fast.method.build import build_model
 from sce_fast.recipes import demo
 from sce_fast.tools.digits import write_digits
 from sce_fast.train import Trainer
+from sce_fast.train.data import random_views
 from sce_fast.train.stop import StopRequest
 from sce_fast.util.terminal import progress_bar
 
@@ -96,11 +96,8 @@ def everything_on(config: TrainConfig, steps: int) -> TrainConfig:
 def bare_loop(trainer: Trainer) -> Callable[[int], None]:
     """Return a function that takes N steps of a minimal training loop with its own networks."""
     config, device = trainer.config, trainer.device
-    random_views = RandomViews(
-        trainer.index, config.views.augmentations(), seed=config.seed, threads=config.loader_threads,
-        device=trainer.loader.device,
-    )  # fmt: skip
-    loader = TrainingLoader(trainer.index, random_views, batch_size=config.batch_size)
+    views = random_views(config, trainer.index, threads=config.loader_threads, device=trainer.loader.device)
+    loader = TrainingLoader(trainer.index, views, batch_size=config.batch_size)
     model = build_model(config.model, device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     queue = KeyQueue(config.loss.queue_size, config.model.dim, normalize=False).to(device)
     settings = config.optimizer

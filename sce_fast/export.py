@@ -1,6 +1,6 @@
 """Backbones of run folders and of exported files. A file holds tensors and a description.
 
-The tensors of a ResNet have torchvision's names; those of any other network have its own.
+The tensors of a ResNet have torchvision's names, those of an R3D pytorchvideo's. Other networks keep their own names.
 """
 
 import json
@@ -14,16 +14,20 @@ from torch import Tensor, nn
 from sce_fast.backbones import build_backbone
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.image.background import NONE
+from sce_fast.data.video.augment import ClipEvaluationView
+from sce_fast.data.video.clips import ClipSampling
 from sce_fast.train.checkpoint import checkpoints, load_checkpoint
 from sce_fast.train.folder import CHECKPOINTS, read_config
 from sce_fast.util.files import printable, require_new, save_tensors
 
 METADATA = "sce_fast"  # key of the description in the file's metadata
+# Entries of Description.clips.
+VIEW_OF_CLIPS, SAMPLING_OF_CLIPS = ("clips", "crops", "frame_rate"), ("frames", "seconds", "stride")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """The architecture of a backbone and the images that it expects, stored as JSON in the file's metadata."""
+    """The architecture of a backbone and the images or clips that it expects, stored as JSON in the file's metadata."""
 
     backbone: str
     """Name for build_backbone."""
@@ -47,12 +51,17 @@ class Description:
     """Number of training steps."""
     sizes: tuple[int, ...] = ()
     """Sides of the images in pixels for which a timm network is built; () for its default."""
+    clips: dict[str, Any] | None = None
+    """For a network of clips, how they are taken from a video: fields of ClipEvaluationView and of its sampling."""
 
     def view(self) -> EvaluationView:
-        """Return the view of an image that the backbone expects."""
-        return EvaluationView(
-            resize=self.resize, crop=self.crop, mean=self.mean, std=self.std, background=self.background
-        )
+        """Return the view of an image, or of a video as a ClipEvaluationView, that the backbone expects."""
+        settings: dict[str, Any] = {"resize": self.resize, "crop": self.crop, "mean": self.mean, "std": self.std}
+        if self.clips is None:
+            return EvaluationView(**settings, background=self.background)
+        own = {name: self.clips[name] for name in VIEW_OF_CLIPS}
+        sampling = ClipSampling(**{name: self.clips[name] for name in SAMPLING_OF_CLIPS})
+        return ClipEvaluationView(**settings, **own, sampling=sampling)
 
     def build(self) -> nn.Module:
         """Build the network with random weights."""
@@ -63,7 +72,7 @@ class Description:
 class Backbone:
     """A trained network on the CPU, in eval mode, with its description."""
 
-    network: nn.Module  # (N, 3, H, W) → (N, network.dim)
+    network: nn.Module  # images (N, 3, H, W), or clips (N, 3, T, H, W) → (N, network.dim)
     description: Description
 
 
@@ -96,8 +105,8 @@ def open_backbone(path: str | Path, *, momentum: bool = False, backbone: nn.Modu
 def export(run: Path, /, *, out: Path, momentum: bool = False) -> Path:
     """Write the backbone of a run's newest checkpoint as safetensors and return out.
 
-    The parameters of a ResNet have torchvision's names. The architecture and the normalisation of its images are
-    written as metadata.
+    The parameters of a ResNet have torchvision's names, those of an R3D pytorchvideo's. The architecture, the
+    normalisation and, for videos, the clips are written as metadata.
 
     Args:
         run: Run folder.
@@ -145,10 +154,18 @@ def _read_run(run: Path, momentum: bool) -> tuple[Description, dict[str, Tensor]
         momentum=momentum,
         step=checkpoint.state["step"],
         sizes=config.image_sizes(),
+        clips=_clips_of(view) if isinstance(view, ClipEvaluationView) else None,
     )
     prefix = "model.momentum_backbone." if momentum else "model.backbone."
     tensors = {name.removeprefix(prefix): t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
     return description, tensors
+
+
+def _clips_of(view: ClipEvaluationView) -> dict[str, Any]:
+    return {
+        **{name: getattr(view, name) for name in VIEW_OF_CLIPS},
+        **{name: getattr(view.sampling, name) for name in SAMPLING_OF_CLIPS},
+    }
 
 
 def _read_file(path: Path) -> tuple[Description, dict[str, Tensor]]:
@@ -164,7 +181,7 @@ def _read_file(path: Path) -> tuple[Description, dict[str, Tensor]]:
 
 
 def _read_description(values: dict[str, Any], path: Path) -> Description:
-    values = {"sizes": [], "background": NONE, **values}  # files of earlier versions lack these
+    values = {"sizes": [], "background": NONE, "clips": None, **values}  # files of earlier versions lack these
     wrong = {f.name for f in fields(Description)} ^ values.keys()
     if wrong:
         raise ValueError(f"{printable(path)}: its metadata has unknown or missing entries: {sorted(wrong)}")

@@ -319,7 +319,8 @@ class TrainConfig:
         sampling, clips, crops = self.clips.sampling(), self.evaluation.clips, self.evaluation.crops
         if sampling is None:
             return EvaluationView(**settings, background=views.background)
-        return ClipEvaluationView(**settings, sampling=sampling, clips=clips, crops=crops)
+        settings |= {"sampling": sampling, "clips": clips, "crops": crops, "frame_rate": self.clips.frame_rate}
+        return ClipEvaluationView(**settings)
 
     def _require_same_kind(self) -> None:
         """Check that the backbone and the evaluation take what the run trains on."""

@@ -86,7 +86,7 @@ def describe_bad_files(bad: Mapping[str, str], total: int) -> str:
 def evaluation_refusal(bad: Mapping[str, str], total: int) -> str:
     """Return the message of an evaluation that bad files stop."""
     return (
-        f"{describe_bad_files(bad, total)}\nEvaluations never skip images: repair or remove these files; "
+        f"{describe_bad_files(bad, total)}\nEvaluations never skip files: repair or remove these files; "
         "sce-fast scan decodes every file and lists all bad ones"
     )
 

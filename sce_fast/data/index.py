@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ HEADERS_PER_BATCH = 256
 class Index(ABC):
     """The files of a data set in a fixed order, and their headers. Subclasses add columns, one row a sample."""
 
+    kind: ClassVar[str]  # of the samples, in messages: "images" or "videos"
     listing: Listing
     sizes: NDArray[np.int32]  # (n, 2) height, width; 0 for bad files
     bad: dict[int, str]  # sample → reason
@@ -38,6 +39,17 @@ class Index(ABC):
 
     def __len__(self) -> int:
         return len(self.listing.names)
+
+    def facts(self) -> list[list[int]]:
+        """Return what makes each sample another one if it changes: height and width, for videos also their frames.
+
+        A height of 0 stands for a bad file.
+        """
+        return self.sizes.tolist()
+
+    def notes(self, background: str) -> list[str]:
+        """Return lines for the user: files left out and, for images, what becomes of transparency."""
+        return list(filter(None, [self.listing.describe_ignored()]))
 
     def subset(self, samples: NDArray[np.int64]) -> Self:
         """Return the index of these samples, in this order."""
@@ -99,6 +111,7 @@ class Index(ABC):
 class ImageIndex(Index):
     """The images of a data set and what their headers say. Sizes are those after EXIF rotation, as decoders return."""
 
+    kind: ClassVar[str] = "images"
     listing: Listing
     sizes: NDArray[np.int32]  # (n, 2) height, width; 0 for bad files
     alpha: NDArray[np.bool_]  # (n,) whether each image has an alpha channel or transparent colours
@@ -106,6 +119,9 @@ class ImageIndex(Index):
 
     def rows(self, rows: NDArray[np.int64], listing: Listing, bad: dict[int, str]) -> "ImageIndex":
         return ImageIndex(listing, take_rows(self.sizes, rows), take_rows(self.alpha, rows), bad)
+
+    def notes(self, background: str) -> list[str]:
+        return list(filter(None, [*super().notes(background), self.describe_alpha(background)]))
 
     def describe_alpha(self, background: str) -> str:
         """Return one line that counts the images with alpha and says what becomes of it; empty if there are none."""

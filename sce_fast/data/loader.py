@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sce_fast.data.faults import describe_bad_files, require_few_bad
-from sce_fast.data.index import ImageIndex
+from sce_fast.data.index import Index
 from sce_fast.data.order import batch_of_rank, epoch_order
 from sce_fast.data.pipeline import Feed, next_outputs
 
@@ -90,7 +90,7 @@ class TrainingLoader:
 
     def __init__(
         self,
-        index: ImageIndex,
+        index: Index,
         views: Views,
         *,
         batch_size: int,
@@ -107,7 +107,7 @@ class TrainingLoader:
         if len(index) < batch_size * batches_per_step * ranks:
             raise ValueError(
                 f"batch_size={batch_size * batches_per_step} on {ranks} rank(s) is larger than the data set of "
-                f"{len(index)} images in {index.listing.title}"
+                f"{len(index)} {index.kind} in {index.listing.title}"
             )
         self.index = index
         self.batch_size = batch_size
@@ -128,9 +128,9 @@ class TrainingLoader:
 
     @property
     def bad_names(self) -> dict[str, str]:
-        """Bad files and unreadable folders as name in the listing → reason."""
-        listing = self.index.listing
-        return {**listing.unreadable, **{listing.names[i]: reason for i, reason in self._bad.items()}}
+        """Bad files and unreadable folders as entry of the listing → reason."""
+        entries = self.index.listing.entries()
+        return {**self.index.listing.unreadable, **{entries[i]: reason for i, reason in self._bad.items()}}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -236,4 +236,6 @@ class TrainingLoader:
         return self.index.by_path(found)
 
     def _warn_about(self, bad: dict[str, str], stacklevel: int) -> None:
-        warnings.warn(f"{describe_bad_files(bad, len(self.index))}\nOther images replace them.", stacklevel=stacklevel)
+        warnings.warn(
+            f"{describe_bad_files(bad, len(self.index))}\nOther {self.index.kind} replace them.", stacklevel=stacklevel
+        )

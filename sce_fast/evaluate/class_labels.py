@@ -5,17 +5,27 @@ from pathlib import Path
 
 from torch import Tensor, as_tensor
 
-from sce_fast.data.index import ImageIndex, index_images
+from sce_fast.data.image.augment import EvaluationView
+from sce_fast.data.index import ImageIndex
+from sce_fast.data.kinds import open_index
+from sce_fast.data.video.index import VideoIndex
 from sce_fast.util.files import printable
 
 
-def labelled_indices(train_path: Path, test_path: Path, *, threads: int) -> tuple[ImageIndex, ImageIndex]:
+def labelled_indices(
+    train_path: Path, test_path: Path, view: EvaluationView, *, threads: int
+) -> tuple[ImageIndex | VideoIndex, ImageIndex | VideoIndex]:
     """Return the train and test index of an evaluation; a class has the same number in both.
+
+    Args:
+        train_path, test_path: of the sets.
+        view: of images, or of videos.
+        threads: number of threads that read files.
 
     Raises:
         ValueError: a set has no classes or a file with an unreadable header, or test has a class that train lacks.
     """
-    train, test = (index_images(path, threads=threads) for path in (train_path, test_path))
+    train, test = (open_index(path, view, threads=threads) for path in (train_path, test_path))
     for index in (train, test):
         if index.labels is None:
             raise ValueError(

@@ -12,45 +12,50 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sce_fast.data.image.augment import EvaluationView
-from sce_fast.data.index import ImageIndex
+from sce_fast.data.index import Index
+from sce_fast.data.kinds import evaluation_inputs
 from sce_fast.util.files import printable, save_tensors
+
+BATCH = {"images": 256, "videos": 16}
 
 
 @torch.no_grad()
 def extract_features(
     backbone: nn.Module,
-    index: ImageIndex,
+    index: Index,
     view: EvaluationView,
     *,
     device: torch.device,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     threads: int = 2,
     skipped: dict[int, str] | None = None,
 ) -> Tensor:
     """Return features (n, F) float32 on the CPU in the order of the index. The backbone runs in eval mode.
 
+    Features of a video are the mean over its clips and crops.
+
     Args:
+        batch_size: images or videos at a time; by default BATCH of their kind.
         skipped: if given, bad files are left out, and added here as sample → reason.
 
     Raises:
         ValueError, BadFilesError: as evaluation_batches.
     """
-    from sce_fast.data.evaluation import evaluation_batches
-
     was_training, dtype = backbone.training, next(backbone.parameters()).dtype
     backbone.eval()
-    batches = evaluation_batches(
+    batches = evaluation_inputs(
         index,
         view,
-        batch_size=batch_size,
+        batch_size=BATCH[index.kind] if batch_size is None else batch_size,
         threads=threads,
         device="gpu" if device.type == "cuda" else "cpu",
         skipped=skipped,
     )
     features, done = torch.empty(0), 0
     try:
-        for images in batches:
-            batch = backbone(images.to(device, dtype)).float()
+        for inputs in batches:  # (N, views, 3, …)
+            views = backbone(inputs.flatten(0, 1).to(device, dtype)).float()
+            batch = views.unflatten(0, inputs.shape[:2]).mean(1)
             if done == 0:  # allocated once: joining a list would hold the features twice
                 features = torch.empty(len(index), batch.shape[1])
             features[done : done + len(batch)] = batch
@@ -60,11 +65,9 @@ def extract_features(
     return features[:done]
 
 
-def pixel_features(index: ImageIndex, view: EvaluationView, *, threads: int = 2) -> Tensor:
-    """Return normalised pixels (n, 3 · crop · crop), a baseline for the features of a network."""
-    from sce_fast.data.evaluation import evaluation_batches
-
-    return torch.cat([images.flatten(1) for images in evaluation_batches(index, view, threads=threads)])
+def pixel_features(index: Index, view: EvaluationView, *, threads: int = 2) -> Tensor:
+    """Return the normalised pixels of each sample in one row (n, P), a baseline for the features of a network."""
+    return torch.cat([inputs.flatten(1) for inputs in evaluation_inputs(index, view, threads=threads)])
 
 
 @dataclass(frozen=True)
@@ -72,17 +75,17 @@ class FeatureFile:
     """The content of a feature file."""
 
     features: Tensor  # (n, F)
-    names: list[str]  # relative to the root of the data, as os.fsdecode returns them
+    names: list[str]  # Listing.entries(): relative to the root of the data, as os.fsdecode returns them
     labels: Tensor | None  # (n,)
     classes: list[str]
 
 
-def save_features(path: Path, features: Tensor, index: ImageIndex) -> None:
+def save_features(path: Path, features: Tensor, index: Index) -> None:
     """Write a safetensors file with features (n, F), labels (n,) if known, and file names.
 
     Names need not be UTF-8, so they are stored as a tensor of bytes: name i is names[name_ends[i − 1]:name_ends[i]].
     """
-    names = [os.fsencode(name) for name in index.listing.names]
+    names = [os.fsencode(entry) for entry in index.listing.entries()]
     tensors = {
         "features": features.contiguous(),
         "names": torch.from_numpy(np.frombuffer(b"".join(names), dtype=np.uint8).copy()),

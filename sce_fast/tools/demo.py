@@ -89,7 +89,7 @@ def table(summary: dict[str, object]) -> str:
     for suffix, title in STAGES.items():
         lines.append(f"{title:<24}{summary[f'knn_top1{suffix}']:>8.3f}{summary[f'linear_top1{suffix}']:>9.3f}")
     lines.append(
-        f"{summary['steps']} steps in {summary['seconds']:.0f} s, {summary['images_per_second']:.0f} images/s, "
+        f"{summary['steps']} steps in {summary['seconds']:.0f} s, {summary['samples_per_second']:.0f} images/s, "
         f"{summary['data_wait_share']:.0%} of the time waiting for data; final loss {summary['final_loss']:.3f}\n"
     )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The embed command: features of images from a run or an exported backbone."""
+"""The embed command: features of images or videos from a run or an exported backbone."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from sce_fast.config import Device, default_loader_threads
 from sce_fast.data.faults import BadFilesError, bad_files_tsv, describe_bad_files
-from sce_fast.data.index import index_images
+from sce_fast.data.kinds import open_index
 from sce_fast.evaluate import extract_features, save_features
 from sce_fast.export import open_backbone
 from sce_fast.tools.arguments import Images, OptionalFile, Run
@@ -22,24 +22,26 @@ def embed(
     *,
     out: OptionalFile = None,
     device: Device = "auto",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     skip_bad: bool = False,
 ) -> Path:
-    """Write the features of all images, with their file names, as safetensors, and return the file.
+    """Write the features of all images or videos, with their file names, as safetensors, and return the file.
+
+    The features of a video are the mean over its clips and crops, as the run evaluates them.
 
     Args:
         run: Run folder with a checkpoint, or a file written by sce-fast export.
-        data: Folder of images, or a list file that names images.
+        data: Folder or list file of what the backbone was trained on: images, or videos.
         out: New file. Default: features_DIR.safetensors, in the run folder or beside the exported file.
         device: Device of the backbone. auto takes a GPU if there is one.
-        batch_size: Images per batch.
+        batch_size: Samples per batch. Default: 256 images, or 16 videos.
         skip_bad: Leave bad files out instead of stopping. They are named, and listed with their reasons beside out, in
             a file that ends in .skipped.txt.
 
     Raises:
-        FileNotFoundError: the run, its checkpoint, the exported file or the images do not exist.
-        ValueError: out exists, an option is wrong, or data holds bad files or no images.
-        RuntimeError: an image cannot be decoded. The message names it.
+        FileNotFoundError: the run, its checkpoint, the exported file or data do not exist.
+        ValueError: out exists, an option is wrong, or data holds bad files or nothing to embed.
+        RuntimeError: a file cannot be decoded. The message names it.
     """
     run, data, out = Path(run), Path(data), None if out is None else Path(out)
     name = printable(data.resolve().name).replace("\\", "_")
@@ -47,17 +49,18 @@ def embed(
     list_of_skipped = out.with_suffix(".skipped.txt")
     require_new(out)
     require_new(list_of_skipped if skip_bad else None)
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
     target = choose_device(device)
     backbone, threads = open_backbone(run), default_loader_threads()
-    index = index_images(data, threads=threads)
+    view = backbone.description.view()
+    index = open_index(data, view, threads=threads)
     skipped: dict[int, str] | None = {} if skip_bad else None
     try:
         features = extract_features(
             backbone.network.to(target),
             index,
-            backbone.description.view(),
+            view,
             device=target,
             batch_size=batch_size,
             threads=threads,

@@ -42,7 +42,7 @@ def knn(
     neighbours: tuple[int, ...] = (10, 20, 100, 200),
     temperature: float = 0.07,
     baselines: bool = False,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     device: Device = "auto",
     out: OptionalFile = None,
 ) -> str:
@@ -56,7 +56,7 @@ def knn(
             images is left out.
         temperature: Temperature T of the votes: a neighbour votes with weight exp(cosine / T).
         baselines: Also evaluate raw pixels and an untrained network of the same architecture.
-        batch_size: Images per batch.
+        batch_size: Samples per batch. Default: 256 images, or 16 videos.
         device: Device of the backbone and of kNN. auto takes a GPU if there is one.
         out: New JSON file for the results.
 
@@ -97,7 +97,7 @@ def linear(
     regularization: tuple[float, ...] = REGULARIZATIONS,
     max_iterations: int = 1000,
     baselines: bool = False,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     device: Device = "auto",
     out: OptionalFile = None,
 ) -> str:
@@ -114,7 +114,7 @@ def linear(
             class of train is chosen and fitted again to all of train.
         max_iterations: Largest number of L-BFGS iterations.
         baselines: Also evaluate raw pixels and an untrained network of the same architecture.
-        batch_size: Images per batch.
+        batch_size: Samples per batch. Default: 256 images, or 16 videos.
         device: Device of the backbone. auto takes a GPU if there is one. The regression runs on the CPU.
         out: New JSON file for the results.
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sce_fast.config import EvaluationConfig, default_loader_threads
-from sce_fast.data.index import ImageIndex
+from sce_fast.data.index import Index
 from sce_fast.evaluate import extract_features, labelled_indices, load_features, pixel_features
 from sce_fast.evaluate.class_labels import labels_among
-from sce_fast.evaluate.overlap import shared_images, shared_rows, warning
+from sce_fast.evaluate.overlap import shared_rows, shared_samples, warning
 from sce_fast.export import Description, open_backbone
 from sce_fast.train.folder import choose_device, read_config
 from sce_fast.util.files import printable
@@ -27,11 +27,11 @@ SEED = 42  # of an untrained network; a run folder has its own
 class ImageSets:
     """The images of both sets, and how their features are computed."""
 
-    indices: tuple[ImageIndex, ImageIndex]  # train, test
+    indices: tuple[Index, Index]  # train, test; of images or videos
     description: Description
     seed: int
     device: torch.device
-    batch_size: int
+    batch_size: int | None
 
     def features(self, network: nn.Module) -> list[Tensor]:
         """Return the features (n, F) and (m, F) of a network."""
@@ -89,7 +89,7 @@ def labelled_sets(
     train: Path | None,
     test: Path | None,
     *,
-    batch_size: int,
+    batch_size: int | None,
     device: str,
     require: Callable[[int], object] = lambda train_images: None,
 ) -> LabelledSets:
@@ -103,7 +103,7 @@ def labelled_sets(
     """
     source, train, test = (None if path is None else Path(path) for path in (source, train, test))
     target = choose_device(device)
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
     if (train is None) != (test is None):
         raise ValueError(f"train={train}, test={test}: expected both or neither")
@@ -122,9 +122,9 @@ def labelled_sets(
         if path.is_file() and path.suffix == ".safetensors":
             raise ValueError(f"{printable(path)} holds features already: leave out {printable(source)}")
     backbone = open_backbone(source)
-    indices = labelled_indices(train, test, threads=default_loader_threads())
+    indices = labelled_indices(train, test, backbone.description.view(), threads=default_loader_threads())
     require(len(indices[0]))
-    shared = _warned(shared_images(*indices), len(indices[1]))
+    shared = _warned(shared_samples(*indices), len(indices[1]), indices[1].kind)
     seed = read_config(source).seed if source.is_dir() else SEED
     images = ImageSets(indices, backbone.description, seed, target, batch_size)
     features = images.features(backbone.network)
@@ -159,14 +159,14 @@ def _from_files(train: Path, test: Path, require: Callable[[int], object]) -> La
         first.classes, second.labels, second.classes, train_name=printable(train), test_name=printable(test)
     )
     require(len(first.names))
-    shared = _warned(shared_rows(first, second), len(second.names))
+    shared = _warned(shared_rows(first, second), len(second.names), "samples")
     origin = {"source": None, "train": str(train), "test": str(test)}
     return LabelledSets(first.features.float(), first.labels, second.features.float(), labels, shared, origin)
 
 
-def _warned(shared: int, test: int) -> int:
+def _warned(shared: int, test: int, kind: str) -> int:
     if shared:
-        say(f"Warning: {warning(shared, test)}")
+        say(f"Warning: {warning(shared, test, kind)}")
     return shared
 
 

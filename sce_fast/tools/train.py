@@ -29,7 +29,9 @@ def pretrain(config: TrainConfig) -> Summary:
             write_report(config.out)
         except Exception as error:
             say(f"Warning: no pictures: {error}")
-    print(f"{summary.steps} steps at {summary.images_per_second} images/s, final loss {summary.final_loss:.4f}")
+    print(
+        f"{summary.steps} steps at {summary.samples_per_second} {summary.kind}/s, final loss {summary.final_loss:.4f}"
+    )
     out, pictures = printable(config.out), [path.name for path in sorted(config.out.glob("*.png"))]
     print(f"In {out}: {', '.join([SUMMARY, *pictures])}; next, sce-fast embed {out} DIR")
     return summary

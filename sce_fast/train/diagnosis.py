@@ -1,4 +1,4 @@
-"""The host's side of the guard: reads its flag, and names the step, the ranks and the images that were not finite."""
+"""The host's side of the guard: reads its flag, and names the step, the ranks and the samples that were not finite."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sce_fast.data.index import ImageIndex
+from sce_fast.data.index import Index
 from sce_fast.distributed import Ranks
 from sce_fast.loss.problem import NORM_TOLERANCE
 from sce_fast.loss.queue import KeyQueue
@@ -31,7 +31,7 @@ class Diagnosis:
         >>> diagnosis.require_finite()
     """
 
-    def __init__(self, run: Path, guard: Guard, queue: KeyQueue, index: ImageIndex, ranks: Ranks) -> None:
+    def __init__(self, run: Path, guard: Guard, queue: KeyQueue, index: Index, ranks: Ranks) -> None:
         self._run, self._guard, self._queue, self._index, self._ranks = run, guard, queue, index, ranks
         self._unread: dict[int, Samples] = {}  # by step, since the flag was last read
 
@@ -45,21 +45,22 @@ class Diagnosis:
 
         Raises:
             RuntimeError: a step since the last call was not finite. The message names the step and the ranks; the
-                images are named in a file of the run folder.
+                samples are named in a file of the run folder.
         """
         unread, self._unread = self._unread, {}
         failed = int(self._guard.failed_step)
         if failed < 0:
             return
-        images = [printable(self._index.listing.names[i]) for part in unread.get(failed, []) for i in part]
-        reports = self._ranks.gather({"loss": bool(self._guard.local_failure), "images": images})
+        entries = self._index.listing.entries()
+        samples = [printable(entries[i]) for part in unread.get(failed, []) for i in part]
+        reports = self._ranks.gather({"loss": bool(self._guard.local_failure), "samples": samples})
         cause = self._cause([rank for rank, report in enumerate(reports) if report["loss"]])
-        lines = [f"rank {rank}\t{name}\n" for rank, report in enumerate(reports) for name in report["images"]]
+        lines = [f"rank {rank}\t{name}\n" for rank, report in enumerate(reports) for name in report["samples"]]
         path = self._run / f"not_finite_step_{failed + 1:08d}.txt"
         self._ranks.first(lambda: write_atomically(path, "".join(lines)))
         raise RuntimeError(
             f"step {failed + 1}: {cause}. This step and all later ones were masked: weights, momentum encoder and "
-            f"queue are those after step {failed}. The {len(lines)} images of the step are listed in "
+            f"queue are those after step {failed}. The {len(lines)} {self._index.kind} of the step are listed in "
             f"{printable(path)}. Try a smaller learning rate, a longer warm-up or --optimizer.clip-norm in another "
             "--out"
         )

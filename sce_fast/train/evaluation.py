@@ -1,4 +1,4 @@
-"""kNN evaluation every few epochs of a run, with the images shared among the ranks."""
+"""kNN evaluation every few epochs of a run, with the images or videos shared among the ranks."""
 
 from typing import Any
 
@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from sce_fast.config import TrainConfig
 from sce_fast.data.faults import BadFilesError
-from sce_fast.data.index import ImageIndex
+from sce_fast.data.index import ImageIndex, Index
+from sce_fast.data.video.index import VideoIndex
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate.class_labels import labelled_indices
 from sce_fast.evaluate.features import extract_features
 from sce_fast.evaluate.knn import knn_top1
-from sce_fast.evaluate.overlap import shared_images, warning
+from sce_fast.evaluate.overlap import shared_samples, warning
 from sce_fast.util.terminal import say
 
 
@@ -33,9 +34,10 @@ class PeriodicEvaluation:
     def __init__(self, config: TrainConfig, device: torch.device, ranks: Ranks) -> None:
         self._config, self._device, self._ranks = config, device, ranks
         train, test, threads = config.evaluation.train, config.evaluation.test, config.loader_threads
-        self.indices: tuple[ImageIndex, ...] = ()
+        self.view = config.evaluation_view()
+        self.indices: tuple[ImageIndex | VideoIndex, ...] = ()
         if train is not None and test is not None:
-            self.indices = ranks.first_then_others(lambda: labelled_indices(train, test, threads=threads))
+            self.indices = ranks.first_then_others(lambda: labelled_indices(train, test, self.view, threads=threads))
             ranks.first(self._warn)
 
     def is_due(self, epoch: int) -> bool:
@@ -43,7 +45,7 @@ class PeriodicEvaluation:
         return bool(self.indices) and (epoch % self._config.evaluation.every == 0 or epoch == self._config.epochs)
 
     def knn_top1(self, backbone: nn.Module) -> float:
-        """Return the share of test images whose nearest train images vote for the right class.
+        """Return the share of test samples whose nearest train samples vote for the right class.
 
         Raises:
             BadFilesError: see features.
@@ -56,13 +58,15 @@ class PeriodicEvaluation:
     def _warn(self) -> None:
         """Say what makes the accuracy better or worse than it seems."""
         (train, test), k = self.indices, self._config.evaluation.neighbours
-        if shared := shared_images(train, test):
-            say(f"Warning: {warning(shared, len(test))}")
+        if shared := shared_samples(train, test):
+            say(f"Warning: {warning(shared, len(test), test.kind)}")
         if k > len(train):
-            say(f"Warning: evaluation.neighbours={k}: all {len(train)} train images vote, since there are no more")
+            say(
+                f"Warning: evaluation.neighbours={k}: all {len(train)} train {train.kind} vote, since there are no more"
+            )
 
-    def features(self, backbone: nn.Module, index: ImageIndex) -> Tensor:
-        """Return the features (n, F) of all images, on the CPU of every rank.
+    def features(self, backbone: nn.Module, index: Index) -> Tensor:
+        """Return the features (n, F) of all samples, on the CPU of every rank.
 
         Raises:
             BadFilesError: a rank cannot decode some files; all ranks raise it.
@@ -76,7 +80,7 @@ class PeriodicEvaluation:
         settings: dict[str, Any] = {"device": self._device, "threads": self._config.loader_threads}
         features, failure = torch.empty(0), None
         try:
-            features = extract_features(backbone, index.subset(samples), self._config.evaluation_view(), **settings)
+            features = extract_features(backbone, index.subset(samples), self.view, **settings)
         except BadFilesError as error:
             failure = str(error)
         failures = [found for found in self._ranks.gather(failure) if found is not None]

@@ -1,4 +1,4 @@
-"""The list of a run's images: what the run began with, and what has changed when it resumes."""
+"""The list of a run's images or videos: what the run began with, and what has changed when it resumes."""
 
 import gzip
 import json
@@ -11,18 +11,20 @@ from typing import Any
 
 from sce_fast.config import TrainConfig
 from sce_fast.data.faults import CHANGED, MISSING
-from sce_fast.data.index import ImageIndex
+from sce_fast.data.index import Index
 from sce_fast.distributed import Ranks
 from sce_fast.train.checkpoint import read_state
 from sce_fast.train.folder import BAD_FILES, IMAGES, holds_a_run, read_config
 from sce_fast.util.files import counted, printable, write_atomically
 
+_CHANGES = {"images": "of another size", "videos": "of another size or length"}
+
 
 @dataclass(frozen=True)
 class RunImages:
-    """The images that a run trains on from here on."""
+    """The images or videos that a run trains on from here on."""
 
-    index: ImageIndex
+    index: Index
     differences: list[str] = field(default_factory=list)  # accepted differences, by kind
     restarts_epoch: bool = False  # the order of the images differs, so the interrupted epoch begins anew
 
@@ -37,7 +39,7 @@ class _Decision:
     restarts_epoch: bool = False
 
 
-def images_to_train_on(config: TrainConfig, found: ImageIndex, newest: Path | None, ranks: Ranks) -> RunImages:
+def images_to_train_on(config: TrainConfig, found: Index, newest: Path | None, ranks: Ranks) -> RunImages:
     """Return the images of a new or resumed run; every rank has to call it.
 
     Images that the run has set aside, and that are still not what they were, stay set aside. Other differences from the
@@ -56,7 +58,7 @@ def images_to_train_on(config: TrainConfig, found: ImageIndex, newest: Path | No
         return RunImages(found)
     decision = _Decision(**ranks.first(lambda: asdict(_decide(config, found, newest))))
     index = found.listed_as(list(_read(config.out))) if decision.as_begun else found
-    number = {name: i for i, name in enumerate(index.listing.names)}
+    number = {name: i for i, name in enumerate(index.listing.entries())}
     index = replace(index, bad=index.bad | {number[name]: why for name, why in decision.set_aside.items()})
     return RunImages(index, decision.differences, decision.restarts_epoch)
 
@@ -67,37 +69,37 @@ def write_image_list(run: Path, images: RunImages) -> None:
     if path.exists() and not images.differences:
         return
     before = _read(run) if path.exists() else {}
-    sizes = dict(zip(images.index.listing.names, images.index.sizes.tolist(), strict=True))
-    for i in images.index.bad:  # an image that stays set aside has to differ from the list at the next resume, too
-        name = images.index.listing.names[i]
-        sizes[name] = before.get(name, sizes[name])
-    write_atomically(path, gzip.compress(json.dumps(list(sizes.items())).encode(), compresslevel=4, mtime=0))
+    entries = images.index.listing.entries()
+    facts = dict(zip(entries, images.index.facts(), strict=True))
+    for i in images.index.bad:  # a sample that stays set aside has to differ from the list at the next resume, too
+        facts[entries[i]] = before.get(entries[i], facts[entries[i]])
+    write_atomically(path, gzip.compress(json.dumps(list(facts.items())).encode(), compresslevel=4, mtime=0))
 
 
-def _decide(config: TrainConfig, found: ImageIndex, newest: Path | None) -> _Decision:
+def _decide(config: TrainConfig, found: Index, newest: Path | None) -> _Decision:
     if not holds_a_run(config.out):
         return _Decision()
     state = {} if newest is None else read_state(newest)
     if not (config.out / IMAGES).exists():
         return _decide_by_fingerprint(config, found, state)
     before = _read(config.out)
-    now = dict(zip(found.listing.names, found.sizes.tolist(), strict=True))
+    now = dict(zip(found.listing.entries(), found.facts(), strict=True))
     gone = before.keys() - now.keys()
-    # A size of 0 stands for an unreadable file, which training replaces.
-    changed = {n for n in before.keys() & now.keys() if before[n] != now[n] and [0, 0] not in (before[n], now[n])}
+    # A height of 0 stands for an unreadable file, which training replaces.
+    changed = {n for n in before.keys() & now.keys() if before[n] != now[n] and before[n][0] and now[n][0]}
     known = _set_aside(config.out, found, gone | changed, state.get("bad_files", {}))
     differences = counted(
         {
             "missing": sorted(gone - known.keys()),
             "new": sorted(now.keys() - before.keys()),
-            "of another size": sorted(changed - known.keys()),
+            _CHANGES[found.kind]: sorted(changed - known.keys()),
         }
     )
     if not differences and not gone and list(before) != list(now):
-        differences = ["the same images in another order"]
+        differences = [f"the same {found.kind} in another order"]
     if differences and not config.accept_changed_data:
         raise ValueError(
-            f"data={found.listing.title} differs from the images that the run in {printable(config.out)} "
+            f"data={found.listing.title} differs from the {found.kind} that the run in {printable(config.out)} "
             "began with; restore them, go on with --accept-changed-data, or start in another --out:\n  "
             + "\n  ".join(differences)
         )
@@ -112,20 +114,20 @@ def _decide(config: TrainConfig, found: ImageIndex, newest: Path | None) -> _Dec
     )
 
 
-def _decide_by_fingerprint(config: TrainConfig, found: ImageIndex, state: Mapping[str, Any]) -> _Decision:
+def _decide_by_fingerprint(config: TrainConfig, found: Index, state: Mapping[str, Any]) -> _Decision:
     """Decide without the list that the run began with; the newest checkpoint has its fingerprint."""
     if not state or state["data_fingerprint"] == found.fingerprint:
         return _Decision()
     if not config.accept_changed_data:
         raise ValueError(
             f"data={printable(config.data)} is not what the newest checkpoint in {printable(config.out)} was trained "
-            f"on: the list of its {len(found)} images has the fingerprint {found.fingerprint}, expected "
-            f"{state['data_fingerprint']}; restore the images, or go on with --accept-changed-data"
+            f"on: the list of its {len(found)} {found.kind} has the fingerprint {found.fingerprint}, expected "
+            f"{state['data_fingerprint']}; restore the {found.kind}, or go on with --accept-changed-data"
         )
-    return _Decision(differences=["another list of images"], restarts_epoch=True)
+    return _Decision(differences=[f"another list of {found.kind}"], restarts_epoch=True)
 
 
-def _set_aside(run: Path, found: ImageIndex, names: Collection[str], saved: Mapping[str, str]) -> dict[str, str]:
+def _set_aside(run: Path, found: Index, names: Collection[str], saved: Mapping[str, str]) -> dict[str, str]:
     """Return name → reason for those of the names that the run has set aside itself.
 
     A run that was killed may have written bad_files.txt after its newest checkpoint. The file holds paths under the
@@ -139,7 +141,7 @@ def _set_aside(run: Path, found: ImageIndex, names: Collection[str], saved: Mapp
     then = read_config(run).data
     roots = (found.listing.root, then, then.parent)
     noted = {name for name in names for root in roots if printable(os.path.join(root, name)) in listed}
-    there = set(found.listing.names)
+    there = set(found.listing.entries())
     return {name: CHANGED if name in there else MISSING for name in names if name in saved or name in noted}
 
 

@@ -14,7 +14,7 @@ from sce_fast.util.terminal import say
 
 LOG = "log.jsonl"
 # The values of an event that depend on the time. All others are the same if the run is repeated, or killed and resumed.
-TIMING = ("images_per_second", "data_wait_share", "seconds", "time")
+TIMING = ("images_per_second", "videos_per_second", "data_wait_share", "seconds", "time")
 
 
 class RunLog:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from sce_fast.config import TrainConfig
-from sce_fast.data.index import ImageIndex
+from sce_fast.data.index import Index
 from sce_fast.loss.backends import choose
 from sce_fast.loss.problem import checked_problem
 from sce_fast.train.folder import CHECKPOINTS
@@ -18,17 +18,17 @@ from sce_fast.util.layout import channels_last
 REPLACED = (CHECKPOINTS, "tensorboard")  # folders of a run in which it removes files
 
 
-def require_apart(config: TrainConfig, indices: dict[str, ImageIndex]) -> None:
-    """Raise an error if the run folder lies in a folder of images, where its pictures would become images.
+def require_apart(config: TrainConfig, indices: dict[str, Index]) -> None:
+    """Raise an error if the run folder lies among its data, where its pictures would become data.
 
-    Links are resolved. Images of a list file may lie anywhere.
+    Links are resolved. Files of a list file may lie anywhere.
 
     Args:
         config: of the run.
-        indices: setting → the images that it names, as "data".
+        indices: setting → the images or videos that it names, as "data".
 
     Raises:
-        ValueError: see above, or images lie where the run removes files.
+        ValueError: see above, or data lie where the run removes files.
     """
     out = Path(os.path.realpath(config.out))
     for setting, index in indices.items():
@@ -40,7 +40,7 @@ def require_apart(config: TrainConfig, indices: dict[str, ImageIndex]) -> None:
                     where = "is" if out == folder else "lies in"
                     raise ValueError(
                         f"out={printable(config.out)} {where} {setting}={printable(named)}, where its pictures would "
-                        "become images; choose a folder outside with --out"
+                        f"lie among the {index.kind}; choose a folder outside with --out"
                     )
         real = Path(os.path.realpath(root))
         for name in REPLACED:
@@ -52,7 +52,7 @@ def require_apart(config: TrainConfig, indices: dict[str, ImageIndex]) -> None:
 
 
 def _folders(root: Path, names: list[str]) -> Iterator[Path]:
-    """Yield the real path of a folder of images, and of all folders in it on the way to an image."""
+    """Yield the real path of a folder of data, and of all folders in it on the way to a file."""
     seen = {""}
     for folder in {os.path.dirname(name) for name in names}:
         while folder not in seen:
@@ -62,15 +62,16 @@ def _folders(root: Path, names: list[str]) -> Iterator[Path]:
         yield Path(os.path.realpath(os.path.join(root, folder)))
 
 
-def describe_long_queue(config: TrainConfig, images: int) -> str | None:
-    """Return a warning if the queue holds the keys of more than half of the images, or None."""
+def describe_long_queue(config: TrainConfig, samples: int, kind: str = "images") -> str | None:
+    """Return a warning if the queue holds the keys of more than half of the samples, or None."""
     held = config.loss.queue_size / (config.model.key_views if config.model.symmetric else 1)
-    if 2 * held <= images:
+    if 2 * held <= samples:
         return None
-    share = f"{held / images:.0%} of the" if held < images else "all"
+    share = f"{held / samples:.0%} of the" if held < samples else "all"
     return (
-        f"Warning: loss.queue_size={config.loss.queue_size}: the queue holds the keys of {share} {images:,} images, so "
-        "many images meet an earlier key of their own among the negatives; a queue of a quarter of the images is safer"
+        f"Warning: loss.queue_size={config.loss.queue_size}: the queue holds the keys of {share} {samples:,} {kind}, "
+        f"so many {kind} meet an earlier key of their own among the negatives; a queue of a quarter of the {kind} is "
+        "safer"
     )
 
 

@@ -30,7 +30,7 @@ def train(config: TrainConfig, *, backbone: nn.Module | None = None) -> Summary:
         RuntimeError, OSError: see Trainer.train.
 
     Example:
-        >>> train(folder("photos", "runs/photos")).images_per_second
+        >>> train(folder("photos", "runs/photos")).samples_per_second
     """
     with process_group(choose_device(config.device)) as ranks, StopRequest() as request:
         summary = Trainer(config, ranks, backbone=backbone).train(request)

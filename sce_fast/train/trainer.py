@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from sce_fast.backbones import OWN
 from sce_fast.config import EvaluationConfig, TrainConfig, replace
 from sce_fast.data.faults import BadFilesError
-from sce_fast.data.image.views import RandomViews
-from sce_fast.data.index import index_images
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.distributed import Ranks, Vote, current_ranks, lost_a_rank
 from sce_fast.train.bad_files import BadFileRecord
 from sce_fast.train.curves import import_wandb, open_curves
+from sce_fast.train.data import open_data, random_views
 from sce_fast.train.diagnosis import Diagnosis, Samples
 from sce_fast.train.estimate import Pace, memory
 from sce_fast.train.evaluation import PeriodicEvaluation
@@ -49,12 +48,13 @@ from sce_fast.util.terminal import progress_bar, say
 class Summary:
     """What a finished run reports."""
 
-    images: int
+    kind: str  # of the samples: "images" or "videos"
+    samples: int
     epochs: int
     steps: int
     ranks: int
     seconds: float  # of training, evaluation left out
-    images_per_second: float
+    samples_per_second: float
     data_wait_share: float  # share of these seconds spent waiting for the loader
     device: str
     backend: str
@@ -84,21 +84,15 @@ class Trainer:
         self.device = choose_device(config.device)
         part_size = config.rank_batch(self.ranks.size)
         newest = self.ranks.first(lambda: _text(require_resumable(config)))
-        found = self.ranks.first_then_others(lambda: index_images(config.data, threads=config.loader_threads))
+        found = self.ranks.first_then_others(lambda: open_data(config))
         self.images = images_to_train_on(config, found, newest and Path(newest), self.ranks)
         self.index = self.images.index
         if self.ranks.is_first:
-            notes = [self.index.listing.describe_ignored(), self.index.describe_alpha(config.views.background)]
-            for note in filter(None, [*notes, describe_long_queue(config, len(self.index))]):
+            long_queue = describe_long_queue(config, len(self.index), self.index.kind)
+            for note in filter(None, [*self.index.notes(config.views.background), long_queue]):
                 say(note)
-        views = RandomViews(
-            self.index,
-            config.views.augmentations(),
-            seed=config.seed,
-            background=config.views.background,
-            threads=config.loader_threads,
-            device="gpu" if self.device.type == "cuda" else "cpu",
-        )
+        where = "gpu" if self.device.type == "cuda" else "cpu"
+        views = random_views(config, self.index, threads=config.loader_threads, device=where)
         self.loader = TrainingLoader(
             self.index,
             views,
@@ -174,9 +168,9 @@ class Trainer:
             raise
         except torch.OutOfMemoryError as error:
             sizes = [view.size for view in self.config.views.augmentations()]
+            part = f"{self.training_step.part_size} {self.index.kind} with views of {sizes} pixels"
             raise MemoryError(
-                f"{self.training_step.part_size} images of {sizes} pixels do not fit the memory of {self.device}; "
-                f"raise --accumulation, or lower --batch-size: {error}"
+                f"{part} do not fit the memory of {self.device}; raise --accumulation, or lower --batch-size: {error}"
             ) from error
         except RuntimeError as error:
             if lost_a_rank(error):
@@ -273,21 +267,21 @@ class Trainer:
         progress, interval = self.state.progress, self.state.interval
         ranks = [Totals(**totals) for totals in self.ranks.gather(asdict(interval.totals()))]
         values, waits = means(ranks), wait_share(ranks)
-        images_per_second = interval.steps * self.config.batch_size / max(interval.seconds, 1e-9)
+        rate = interval.steps * self.config.batch_size / max(interval.seconds, 1e-9)
         self.log.write(
             "train",
             progress.step,
             epoch=self.state.timeline.place(progress.step - 1)[0],
             **values,
             learning_rate=self.training_step.optimizer.param_groups[0]["lr"],
-            images_per_second=round(images_per_second, 2),
             data_wait_share=round(waits, 4),
             seconds=round(progress.seconds, 3),
+            **{f"{self.index.kind}_per_second": round(rate, 2)},
         )
         progress.final_loss, self.state.interval = values["loss"], Interval()
         return {
             "loss": f"{progress.final_loss:.3f}",
-            "images/s": f"{images_per_second:.0f}",
+            f"{self.index.kind}/s": f"{rate:.0f}",
             "data_wait": f"{waits:.0%}",
         }
 
@@ -339,7 +333,8 @@ class Trainer:
         config, ranks = self.config, f", {self.ranks.size} ranks" if self.ranks.size > 1 else ""
         epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
         return (
-            f"{len(self.index):,} images, {epochs} of {self.steps_per_epoch:,} steps of {config.batch_size} images; "
+            f"{len(self.index):,} {self.index.kind}, {epochs} of {self.steps_per_epoch:,} steps of "
+            f"{config.batch_size} {self.index.kind}; "
             f"{config.model.backbone} on {device_name(self.device)}{ranks}"
         )
 
@@ -355,12 +350,13 @@ class Trainer:
     def _summarize(self) -> Summary:
         progress, seconds = self.state.progress, max(self.state.progress.seconds, 1e-9)
         return Summary(
-            images=len(self.index),
+            kind=self.index.kind,
+            samples=len(self.index),
             epochs=self.config.epochs,
             steps=self.total_steps,
             ranks=self.ranks.size,
             seconds=round(progress.seconds, 2),
-            images_per_second=round(self.total_steps * self.config.batch_size / seconds, 1),
+            samples_per_second=round(self.total_steps * self.config.batch_size / seconds, 1),
             data_wait_share=round(progress.data_seconds / seconds, 4),
             device=device_name(self.device),
             backend=self.training_step.backend,

@@ -10,7 +10,7 @@ import torch
 from helpers.images import write_png
 from sce_fast.data.index import index_images
 from sce_fast.evaluate import FeatureFile
-from sce_fast.evaluate.overlap import shared_images, shared_rows
+from sce_fast.evaluate.overlap import shared_rows, shared_samples
 
 
 @pytest.fixture
@@ -24,10 +24,10 @@ def folders(tmp_path):
 
 
 def shared(train, test):
-    return shared_images(index_images(train), index_images(test))
+    return shared_samples(index_images(train), index_images(test))
 
 
-def test_equal_names_alone_are_no_shared_images(folders):
+def test_equal_names_alone_are_no_shared_samples(folders):
     train, test = folders
     assert (train / "a" / "0.png").stat().st_size == (test / "a" / "0.png").stat().st_size
     assert shared(train, test) == 0

@@ -58,11 +58,11 @@ def test_a_short_demo_writes_everything(digits, tmp_path, capsys, monkeypatch):
     summary = run_demo(data=digits, out=run, epochs=2)
     assert json.loads((run / "summary.json").read_text()) == summary
     promised = (
-        "images epochs steps seconds images_per_second data_wait_share device backend knn_top1_raw_pixels "
+        "kind samples epochs steps seconds samples_per_second data_wait_share device backend knn_top1_raw_pixels "
         "knn_top1_untrained knn_top1 linear_top1_raw_pixels linear_top1_untrained linear_top1 final_loss"
     )
     assert set(promised.split()) <= summary.keys()
-    assert summary["images"] == 1438
+    assert summary["samples"] == 1438
     for name in ("loss.png", "knn.png", "views.png", "neighbours.png"):
         assert (run / name).stat().st_size > 1000
     printed = capsys.readouterr().out

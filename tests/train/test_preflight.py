@@ -99,7 +99,7 @@ def photos(tmp_path) -> Path:
 )
 def test_a_run_folder_among_the_images_is_refused(photos, tmp_path, data, out):
     config = small_config(tmp_path / data, tmp_path / out, batch_size=2, evaluation=EvaluationConfig())
-    with pytest.raises(ValueError, match=r"out=\S+ (is|lies in) data=\S+, where its pictures would become images"):
+    with pytest.raises(ValueError, match=r"out=\S+ (is|lies in) data=\S+, where its pictures would lie among"):
         require_apart(config, {"data": index_images(config.data)})
     with pytest.raises(ValueError, match=r"out=\S+ (is|lies in) data="):
         train(config)

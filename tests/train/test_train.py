@@ -56,7 +56,7 @@ def test_a_run_leaves_config_log_checkpoints_and_summary(undisturbed, photo_fold
         "step_00000009",
     ]
     summary = json.loads((undisturbed / "summary.json").read_text())
-    assert summary["images"] == 24
+    assert summary["samples"] == 24
     assert summary["steps"] == 9
     assert summary["backend"] == "cpu"
     assert summary["final_loss"] == events[-2]["loss"]

@@ -1,6 +1,6 @@
 """Random views of images: what a training loader needs to know about images."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,9 @@ class RandomViews:
         self._index, self._augmentations, self._threads = index, augmentations, threads
         self._background = index.background(background)
 
-    def feeds(self, batches: Iterator[tuple[int, NDArray[np.int64]]]) -> Iterator[tuple[NDArray[np.int64], Feed]]:
+    def feeds(
+        self, batches: Iterator[tuple[int, NDArray[np.int64]]]
+    ) -> Generator[tuple[NDArray[np.int64], Feed], None, None]:
         """Yield the samples of each batch, with replacements in place of bad files, and the pipeline's inputs.
 
         Args:

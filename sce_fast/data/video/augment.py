@@ -20,6 +20,8 @@ class ClipEvaluationView(EvaluationView):
     """Clips of each video, in equal distances from its start to its end; a single one lies in the middle."""
     crops: int = 1
     """Square crops of each clip: 1 in the centre, or 3 along the longer side."""
+    frame_rate: float = 30.0
+    """Frames per second of videos that are stored as folders of images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sce_fast.data.faults import CHANGED, DAMAGED, status_or_reason
+from sce_fast.data.faults import CHANGED, DAMAGED, FRAMES_MISSING, MISSING, UNREADABLE, status_or_reason
+from sce_fast.data.sources.frames import frame_files
 from sce_fast.data.video.colour import Colour, Converter, encoded_lines, full_ranges, matrices
 from sce_fast.data.video.stream import VideoError, planned_frames
 
@@ -103,19 +104,16 @@ def _extracted_frames(index: "VideoIndex", sample: int, numbers: NDArray[np.int6
     """Yield planned frames of a folder of image files."""
     from PIL import Image
 
-    from sce_fast.data.sources.frames import frame_files
-
     folder, offset = index.paths[sample], int(index.timelines.offset[sample])
     try:
         files = frame_files(folder)
-    except (OSError, ValueError) as error:
-        reason = status_or_reason(folder)
-        raise VideoError(
-            folder, reason if isinstance(reason, str) and not os.path.isdir(folder) else DAMAGED
-        ) from error
+    except ValueError as error:
+        raise VideoError(folder, FRAMES_MISSING) from error
+    except OSError as error:
+        raise VideoError(folder, UNREADABLE if os.path.exists(folder) else MISSING) from error
     for number in numbers.tolist():
         if offset + number >= len(files):
-            raise VideoError(folder, DAMAGED)
+            raise VideoError(folder, FRAMES_MISSING)
         file = files[offset + number]
         if isinstance(reason := status_or_reason(file), str):
             raise VideoError(file, reason)

@@ -4,6 +4,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ FRAME_RATE = 30.0  # frames per second of extracted frames
 class VideoIndex(Index):
     """The videos of a data set, when their frames are shown, and what decoders must know of them."""
 
+    kind: ClassVar[str] = "videos"
     listing: Listing
     sizes: NDArray[np.int32]  # (n, 2) height, width after rotation; 0 for bad files
     bad: dict[int, str]  # sample → reason, of files that cannot be used and of parts without frames
@@ -36,6 +38,9 @@ class VideoIndex(Index):
     key_frames: Ragged  # numbers of the key frames in each sample's file; by order of decoding if it is not timed
     timed: NDArray[np.bool_]  # (n,) whether each frame has a time of its own; otherwise decoders must count frames
     plain: NDArray[np.bool_]  # (n,) whether DALI numbers the frames of the file alike
+
+    def facts(self) -> list[list[int]]:
+        return np.column_stack([self.sizes, self.timelines.frames]).tolist()
 
     def rows(self, rows: NDArray[np.int64], listing: Listing, bad: dict[int, str]) -> "VideoIndex":
         return VideoIndex(

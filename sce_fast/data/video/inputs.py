@@ -1,6 +1,7 @@
 """The samples of a batch as the graphs take them: clips that are decoded already, or videos that DALI decodes."""
 
 import enum
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -68,7 +69,7 @@ class ClipInput:
         except VideoError:
             raise
         except Exception as error:
-            raise RuntimeError(f"{printable(self.path)}: {type(error).__name__}: {error}") from error
+            raise RuntimeError(f"{printable(os.fsdecode(self.path))}: {type(error).__name__}: {error}") from error
 
 
 def clip_input(index: VideoIndex, sample: int, clips: Sequence[tuple[NDArray, NDArray, NDArray]]) -> ClipInput:

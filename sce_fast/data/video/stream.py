@@ -1,7 +1,7 @@
 """Planned frames of an encoded video: where to seek, what to decode, and how frames are recognised."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ FRAMES_HELD_BACK = 4
 # Some containers seek by the time of decoding, and miss a key frame that is decoded before it is shown. Such seeks are
 # repeated this much earlier.
 SECONDS_EARLIER = (0, 1, 4, 16)
-_PROGRESSIVE = 1  # FFmpeg's AV_FIELD_PROGRESSIVE
+_PROGRESSIVE, _INTRA = 1, 1  # FFmpeg's AV_FIELD_PROGRESSIVE and AV_PICTURE_TYPE_I
 
 
 class VideoError(RuntimeError):
@@ -66,7 +66,7 @@ def planned_frames(
                 if seeks:
                     yield from _after_seeks(container, stream, missing, _runs(index, sample, numbers))
                 elif timed:
-                    yield from _by_time(stream, container.demux(stream), missing, keys.tolist())
+                    yield from _by_time(_decode(stream, container.demux(stream), missing), missing, keys.tolist())
                 else:
                     yield from _by_count(container.decode(stream), missing)
         except av.FFmpegError as error:
@@ -128,41 +128,56 @@ def _after_seeks(
     for key, run in runs:
         if missing.keys().isdisjoint(run):  # decoded with the run before
             continue
-        packets = _seek(container, stream, key, run[0])
-        if packets is None:
-            return
-        yield from _by_time(stream, packets, missing, run)
+        yield from _by_time(_frames_from_key(container, stream, key, run[0], missing), missing, run)
         if not missing.keys().isdisjoint(run):
             return
 
 
-def _seek(container: "InputContainer", stream: "VideoStream", key: int, first: int) -> Iterator["Packet"] | None:
-    """Return the packets from a key frame on that is not shown after a planned frame; None if no seek finds one."""
+def _frames_from_key(
+    container: "InputContainer", stream: "VideoStream", key: int, first: int, missing: dict[int, int]
+) -> Iterator["av.VideoFrame"]:
+    """Yield the frames from a key frame on; none if no seek leads to a key frame shown by the time `first`.
+
+    A key frame that is no intra frame starts a periodic refresh: the frames after it are whole only by and by. The
+    decoder calls them so too early.
+    """
     for seconds in SECONDS_EARLIER:
         container.seek(key - int(seconds / stream.time_base), stream=stream)
         packets = container.demux(stream)
         start = next((packet for packet in packets if packet.is_keyframe), None)
         if start is not None and start.pts is not None and start.pts <= first:
-            return chain([start], packets)
-    return None
+            frames = _decode(stream, chain([start], packets), missing)
+            shown = next((frame for frame in frames if frame.pts is not None and frame.pts >= start.pts), None)
+            if shown is not None and shown.pts == start.pts and shown.pict_type == _INTRA:
+                yield from chain([shown], frames)
+            return
+
+
+def _decode(stream: "VideoStream", packets: Iterable["Packet"], planned: Container[int]) -> Iterator["av.VideoFrame"]:
+    """Yield the frames of packets, except for some that are not planned and that no other frame needs.
+
+    Args:
+        planned: ticks of planned frames.
+    """
+    context = stream.codec_context
+    skips = _may_skip(context)
+    for packet in packets:
+        if skips:
+            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in planned else "NONREF"
+        yield from packet.decode()
 
 
 def _by_time(
-    stream: "VideoStream", packets: Iterable["Packet"], missing: dict[int, int], ticks: list[int]
+    frames: Iterable["av.VideoFrame"], missing: dict[int, int], ticks: list[int]
 ) -> Iterator[tuple[int, "av.VideoFrame"]]:
-    """Yield planned frames, taken out of `missing` (ticks → number), until all of `ticks` came or the packets end."""
-    context = stream.codec_context
-    skips = _may_skip(context)
+    """Yield planned frames, taken out of `missing` (ticks → number), until all of `ticks` came or the frames end."""
     waiting = missing.keys() & set(ticks)
-    for packet in packets:
-        if skips:
-            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in missing else "NONREF"
-        for frame in packet.decode():
-            if frame.pts in missing and not frame.is_corrupt:
-                waiting.discard(frame.pts)
-                yield missing.pop(frame.pts), frame
-        if not waiting:
-            return
+    for frame in frames:
+        if frame.pts in missing and not frame.is_corrupt:
+            waiting.discard(frame.pts)
+            yield missing.pop(frame.pts), frame
+            if not waiting:
+                return
 
 
 def _by_count(frames: Iterable["av.VideoFrame"], missing: dict[int, int]) -> Iterator[tuple[int, "av.VideoFrame"]]:

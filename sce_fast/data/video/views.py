@@ -1,5 +1,6 @@
 """Random clips of videos: what a training loader needs to know about videos."""
 
+import os
 import threading
 import warnings
 from collections.abc import Generator, Iterator
@@ -106,7 +107,7 @@ class RandomClips:
             # If a GPU fails all videos, the GPU is at fault.
             if refused and (self.device == "cpu" or len(refused) < max(len(used), 2)):
                 self._refused |= {(epoch, i.sample) for i in refused}
-                names = ", ".join(printable(i.path) for i in refused)
+                names = ", ".join(printable(os.fsdecode(i.path)) for i in refused)
                 warnings.warn(f"DALI does not decode all frames of {names}; FFmpeg tries instead", stacklevel=4)
                 return True
         return False

@@ -1,0 +1,48 @@
+"""Images and videos side by side: what a run and an evaluation do with either kind."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sce_fast.data.image.augment import EvaluationView
+from sce_fast.data.index import ImageIndex, Index, index_images
+from sce_fast.data.video.augment import ClipEvaluationView
+from sce_fast.data.video.index import VideoIndex, index_videos
+
+
+def open_index(path: str | Path, view: EvaluationView, *, threads: int = 2) -> ImageIndex | VideoIndex:
+    """Return the index of the images of a folder or list file, or of its videos for a ClipEvaluationView.
+
+    Raises:
+        FileNotFoundError, ValueError: as index_images and index_videos.
+    """
+    if isinstance(view, ClipEvaluationView):
+        return index_videos(path, threads=threads, frame_rate=view.frame_rate)
+    return index_images(path, threads=threads)
+
+
+def evaluation_inputs(index: Index, view: EvaluationView, **settings: Any) -> Iterator[Tensor]:
+    """Yield what a network sees of all samples, in their order: (N, 1, 3, crop, crop) of images.
+
+    Videos give (N, clips · crops, 3, F, crop, crop).
+
+    Args:
+        settings: of evaluation_batches or evaluation_clips.
+
+    Raises:
+        ValueError, BadFilesError: as evaluation_batches.
+    """
+    # These modules load DALI.
+    if isinstance(view, ClipEvaluationView):
+        from sce_fast.data.video.evaluation import evaluation_clips
+
+        assert isinstance(index, VideoIndex)
+        yield from evaluation_clips(index, view, **settings)
+    else:
+        from sce_fast.data.evaluation import evaluation_batches
+
+        assert isinstance(index, ImageIndex)
+        for images in evaluation_batches(index, view, **settings):
+            yield images[:, None]
