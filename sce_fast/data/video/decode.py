@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +12,9 @@ from numpy.typing import NDArray
 from sce_fast.data.faults import CHANGED, DAMAGED, FRAMES_MISSING, MISSING, UNREADABLE, status_or_reason
 from sce_fast.data.sources.frames import frame_files
 from sce_fast.data.video.colour import Colour, Converter, encoded_lines, full_ranges, matrices
+from sce_fast.data.video.index import VideoIndex
+from sce_fast.data.video.probe import FRAMES
 from sce_fast.data.video.stream import VideoError, planned_frames
-
-if TYPE_CHECKING:
-    from sce_fast.data.video.index import VideoIndex
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right
 Cut = Callable[[Box], NDArray[np.uint8]]  # part of a frame as encoded → RGB (h, w, 3)
@@ -30,7 +28,7 @@ class ClipRequest:
     box: NDArray[np.int32] | None = None  # (4,) top, left, bottom, right in upright frames; None is all
 
 
-def decode_clips(index: "VideoIndex", sample: int, requests: Sequence[ClipRequest]) -> list[NDArray[np.uint8]]:
+def decode_clips(index: VideoIndex, sample: int, requests: Sequence[ClipRequest]) -> list[NDArray[np.uint8]]:
     """Return the clips (F, h, w, 3) of a video: upright, RGB, cropped. One pass through the file serves all requests.
 
     Frames that no request names are not converted, and not even decoded where the codec allows it.
@@ -56,7 +54,7 @@ def decode_clips(index: "VideoIndex", sample: int, requests: Sequence[ClipReques
     ]
     rotation = int(index.rotations[sample])
     numbers = np.array(sorted(uses), dtype=np.int64)
-    read = _extracted_frames if index.codecs[sample] == "frames" else _decoded_frames
+    read = _extracted_frames if index.codecs[sample] == FRAMES else _decoded_frames
     for number, cut in read(index, sample, numbers):
         needed = _bounding_box(boxes[i] for i, _ in uses[number])
         part = np.rot90(cut(_box_before_rotation(needed, rotation, height, width)), -rotation // 90)
@@ -66,7 +64,7 @@ def decode_clips(index: "VideoIndex", sample: int, requests: Sequence[ClipReques
     return clips
 
 
-def _require_inside(index: "VideoIndex", sample: int, boxes: list[Box], numbers: Iterable[int]) -> None:
+def _require_inside(index: VideoIndex, sample: int, boxes: list[Box], numbers: Iterable[int]) -> None:
     height, width = index.sizes[sample].tolist()
     frames = int(index.timelines.frames[sample])
     for box in boxes:
@@ -100,7 +98,7 @@ def _box_before_rotation(box: Box, rotation: int, height: int, width: int) -> Bo
     return box
 
 
-def _extracted_frames(index: "VideoIndex", sample: int, numbers: NDArray[np.int64]) -> Iterator[tuple[int, Cut]]:
+def _extracted_frames(index: VideoIndex, sample: int, numbers: NDArray[np.int64]) -> Iterator[tuple[int, Cut]]:
     """Yield planned frames of a folder of image files."""
     from PIL import Image
 
@@ -123,10 +121,15 @@ def _extracted_frames(index: "VideoIndex", sample: int, numbers: NDArray[np.int6
         except Exception as error:  # Pillow raises errors of many types
             raise VideoError(file, DAMAGED) from error
         _require_size(index, sample, file, *pixels.shape[:2])
-        yield number, lambda box, pixels=pixels: pixels[box[0] : box[2], box[1] : box[3]]
+        yield number, partial(_cut, pixels)
 
 
-def _decoded_frames(index: "VideoIndex", sample: int, numbers: NDArray[np.int64]) -> Iterator[tuple[int, Cut]]:
+def _cut(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+    top, left, bottom, right = box
+    return pixels[top:bottom, left:right]
+
+
+def _decoded_frames(index: VideoIndex, sample: int, numbers: NDArray[np.int64]) -> Iterator[tuple[int, Cut]]:
     """Yield planned frames of an encoded video."""
     convert = Converter(_colour(index, sample))
     for number, frame in planned_frames(index, sample, numbers):
@@ -134,13 +137,13 @@ def _decoded_frames(index: "VideoIndex", sample: int, numbers: NDArray[np.int64]
         yield number, partial(convert, frame)
 
 
-def _colour(index: "VideoIndex", sample: int) -> Colour:
+def _colour(index: VideoIndex, sample: int) -> Colour:
     one = slice(sample, sample + 1)
     matrix = matrices(index.matrices[one], index.codecs[one], encoded_lines(index.sizes[one], index.rotations[one]))
     return Colour(int(matrix[0]), bool(full_ranges(index.ranges[one], index.pixel_formats[one])[0]))
 
 
-def _require_size(index: "VideoIndex", sample: int, path: bytes, height: int, width: int) -> None:
+def _require_size(index: VideoIndex, sample: int, path: bytes, height: int, width: int) -> None:
     """Raise an error if a frame as encoded has not the size that the index has."""
     upright = (width, height) if index.rotations[sample] in (90, 270) else (height, width)
     if upright != tuple(index.sizes[sample].tolist()):

@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Container, Iterable, Iterator
-from itertools import chain
+from itertools import chain, dropwhile
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sce_fast.data.faults import DAMAGED, UNSUPPORTED, status_or_reason
+from sce_fast.data.faults import DAMAGED, NO_VIDEO_STREAM, UNSUPPORTED, status_or_reason
+from sce_fast.data.video.index import VideoIndex
+from sce_fast.data.video.probe import failure_reason, opened
 from sce_fast.util.files import printable
 
 if TYPE_CHECKING:
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-    from sce_fast.data.video.index import VideoIndex
 
 # A decoder holds back some frames to put them in order. A key frame this close is reached sooner by decoding on.
 FRAMES_HELD_BACK = 4
@@ -35,9 +36,7 @@ class VideoError(RuntimeError):
         self.reason = reason
 
 
-def planned_frames(
-    index: "VideoIndex", sample: int, numbers: NDArray[np.int64]
-) -> Iterator[tuple[int, "av.VideoFrame"]]:
+def planned_frames(index: VideoIndex, sample: int, numbers: NDArray[np.int64]) -> Iterator[tuple[int, "av.VideoFrame"]]:
     """Yield number and frame, as encoded, of each planned frame.
 
     Frames are recognised by the time at which they are shown; in files without such times by counting from the
@@ -61,39 +60,42 @@ def planned_frames(
     failure: Exception | None = None
     for seeks in (True, False) if timed else (False,):
         try:
-            with av.open("file:" + os.fsdecode(path), **OPENING) as container:
+            with opened(path) as container:
                 stream = _stream(container, int(index.streams[sample]), path)
                 if seeks:
-                    yield from _after_seeks(container, stream, missing, _runs(index, sample, numbers))
-                elif timed:
-                    yield from _by_time(_decode(stream, container.demux(stream), missing), missing, keys.tolist())
+                    found = _after_seeks(container, stream, missing, _runs(index, sample, numbers))
                 else:
-                    yield from _by_count(container.decode(stream), missing)
+                    packets = container.demux(stream)
+                    if len(index.key_frames[sample]):  # the index has no frames before the first one
+                        packets = dropwhile(lambda packet: not packet.is_keyframe, packets)
+                    frames = _decode(stream, packets, missing if timed else None)
+                    found = _by_time(frames, missing, keys.tolist()) if timed else _by_count(frames, missing)
+                yield from found
         except av.FFmpegError as error:
             failure = error
         if not missing:
             return
-    reason = status_or_reason(path)
-    raise VideoError(path, reason if isinstance(reason, str) else DAMAGED) from failure
-
-
-# Metadata may hold any bytes. Playlists among the videos must not open addresses of the network.
-OPENING = {"metadata_errors": "ignore", "container_options": {"protocol_whitelist": "file"}}
+    raise VideoError(path, DAMAGED if failure is None else failure_reason(path, failure)) from failure
 
 
 def _stream(container: "InputContainer", number: int, path: bytes) -> "VideoStream":
-    """Return a stream of a file, to be decoded in this thread."""
-    streams = container.streams
-    if number >= len(streams) or streams[number].type != "video":
-        raise VideoError(path, DAMAGED)
-    stream = streams[number]
+    """Return a stream of a file, to be decoded in this thread. Packets of other streams are not read."""
+    from av.stream import Discard
+    from av.video.stream import VideoStream
+
+    stream = container.streams[number] if number < len(container.streams) else None
+    if not isinstance(stream, VideoStream):
+        raise VideoError(path, NO_VIDEO_STREAM)
     if stream.codec_context is None:
         raise VideoError(path, UNSUPPORTED)
+    for other in container.streams:
+        if other is not stream:
+            other.discard = Discard.all
     stream.codec_context.thread_count = 1
     return stream
 
 
-def _runs(index: "VideoIndex", sample: int, numbers: NDArray[np.int64]) -> list[tuple[int, list[int]]]:
+def _runs(index: VideoIndex, sample: int, numbers: NDArray[np.int64]) -> list[tuple[int, list[int]]]:
     """Return where to seek, and the planned frames to decode from there, both in ticks."""
     lines = index.timelines
     offset = lines.offset[sample]
@@ -142,7 +144,7 @@ def _frames_from_key(
     decoder calls them so too early.
     """
     for seconds in SECONDS_EARLIER:
-        container.seek(key - int(seconds / stream.time_base), stream=stream)
+        container.seek(key - int(seconds / (stream.time_base or 1)), stream=stream)
         packets = container.demux(stream)
         start = next((packet for packet in packets if packet.is_keyframe), None)
         if start is not None and start.pts is not None and start.pts <= first:
@@ -153,18 +155,22 @@ def _frames_from_key(
             return
 
 
-def _decode(stream: "VideoStream", packets: Iterable["Packet"], planned: Container[int]) -> Iterator["av.VideoFrame"]:
+def _decode(
+    stream: "VideoStream", packets: Iterable["Packet"], planned: Container[int] | None
+) -> Iterator["av.VideoFrame"]:
     """Yield the frames of packets, except for some that are not planned and that no other frame needs.
 
     Args:
-        planned: ticks of planned frames.
+        planned: ticks of planned frames; None returns all frames.
     """
     context = stream.codec_context
     skips = _may_skip(context)
     for packet in packets:
-        if skips:
+        if not packet.size and packet.dts is not None:
+            continue  # how AVI repeats a frame; to a decoder it is the end of the file
+        if skips and planned is not None:
             context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in planned else "NONREF"
-        yield from packet.decode()
+        yield from stream.decode(packet)
 
 
 def _by_time(
