@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ CURVES = (
 NAME_LENGTH = 16  # of a class, in characters
 SAME_CLASS, OTHER_CLASS = "#1a7f37", "#c2410c"
 
-AnyIndex = TypeVar("AnyIndex", ImageIndex, VideoIndex)
+AnyIndex = ImageIndex | VideoIndex
 
 
 def write_report(run: Run, /) -> list[Path]:
@@ -106,8 +106,8 @@ def nearest_neighbours(run: Path, config: TrainConfig, path: Path) -> Path:
     device, threads, sets = choose_device(config.device), config.loader_threads, config.evaluation
     network, view = open_backbone(run).network.to(device), config.evaluation_view()
     labelled = sets.train is not None and sets.test is not None
-    train: ImageIndex | VideoIndex
-    test: ImageIndex | VideoIndex
+    train: AnyIndex
+    test: AnyIndex
     if sets.train is not None and sets.test is not None:
         train, test = labelled_indices(sets.train, sets.test, view, threads=threads)
     else:
