@@ -162,7 +162,7 @@ def test_a_damaged_video_is_replaced_whenever_its_planned_frames_fail(copied, mi
     failing = [fails(copied, sampling, number, epoch) for epoch in range(epochs)]
     assert 0 < sum(failing) < epochs
     source = loader(copied, sampling=sampling)
-    with pytest.warns(UserWarning, match=rf"(?s)1 of 8 files .*{path.name}: truncated or damaged\nOther videos replace them"):
+    with pytest.warns(UserWarning, match=rf"(?s)1 of 8 .*{path.name}: truncated or damaged\nOther videos replace them"):
         batches = take(source, 2 * epochs)
     assert source.bad_files == {str(path): "truncated or damaged"}
     whole = take(loader(mixed, sampling=sampling), 2 * epochs)
