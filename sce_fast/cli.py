@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import sce_fast
 from sce_fast.util.files import printable
@@ -68,12 +68,17 @@ class Recipe:
         return (inspect.getdoc(self.make) or self.make.__name__).partition("\n\nArgs:")[0]
 
     def run(self, prog: str, arguments: list[str]) -> None:
+        from sce_fast.tools.dry_run import dry_run
         from sce_fast.tools.train import pretrain
 
-        pretrain(self.config(prog, arguments))
+        config, is_dry = self.parse(prog, arguments)
+        if is_dry:
+            dry_run(config)
+        else:
+            pretrain(config)
 
-    def config(self, prog: str, arguments: list[str]) -> Any:
-        """Return the config of the command.
+    def parse(self, prog: str, arguments: list[str]) -> tuple[Any, bool]:
+        """Return the config of the command, and whether the run is a dry one.
 
         With --resume, the settings that are not typed are those of the run in the folder, if it holds one.
         """
@@ -85,12 +90,25 @@ class Recipe:
         default = self.make(NOWHERE)
         out = _value_of("--out", arguments) or default.out
         resumes = "--resume" in arguments and holds_a_run(Path(out))
-        shown = unchecked(read_config(out) if resumes else default)
+        shown = _with_dry_run(unchecked(read_config(out) if resumes else default))
         if not resumes:
             object.__setattr__(shown, "data", tyro.MISSING)
         parsed = tyro.cli(type(shown), default=shown, args=arguments, prog=prog, description=self.description)
         given = _given(parsed, _typed_options(arguments))
-        return resumed_config(given.pop("out", out), **given) if resumes else self.make(**given)
+        is_dry = given.pop("dry_run", False)
+        return resumed_config(given.pop("out", out), **given) if resumes else self.make(**given), is_dry
+
+
+def _with_dry_run(settings: Any) -> Any:
+    """Return settings with one more: dry_run, which belongs to the command and not to the config."""
+    from tyro.conf import FlagCreatePairsOff, arg
+
+    help = "Build and check everything, print the plan and take two steps with a small batch, without training."
+    entry = ("dry_run", Annotated[bool, FlagCreatePairsOff, arg(help=help)], dataclasses.field(default=False))
+    base = type(settings)
+    kind = dataclasses.make_dataclass(base.__name__, [entry], bases=(base,), frozen=True, kw_only=True)
+    kind.__doc__ = base.__doc__
+    return kind(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)})
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:
@@ -174,11 +192,17 @@ COMMANDS: dict[str, Command | Group] = {
     "demo": Command(
         "", "learn from real digit images in two to four minutes on two CPU cores", "sce_fast.tools.demo:run_demo"
     ),
+    "demo-video": Command(
+        "", "learn motions from videos of digits, in some six minutes on two CPU cores",
+        "sce_fast.tools.demo_video:run_demo_video",
+    ),
     "scan": Command(
         "DIR", "decode every image and name the bad files; exit status 1 if there are any", "sce_fast.tools.scan:scan",
         show=lambda scan: scan.table(), passed=lambda scan: not scan.bad_files(),
     ),
-    "train": Group("recipe", "RECIPE --data DIR", "pretrain on images; --resume continues a stopped run", recipes),
+    "train": Group(
+        "recipe", "RECIPE --data DIR", "pretrain on images or videos; --dry-run checks, --resume continues", recipes
+    ),
     "resume": Command(
         "RUN", "go on with a run from its newest checkpoint, or extend it", "sce_fast.tools.train:resume_run",
         passed=lambda summary: True,
@@ -193,7 +217,7 @@ COMMANDS: dict[str, Command | Group] = {
         show=printable,
     ),
     "export": Command(
-        "RUN --out FILE", "write the backbone as safetensors with torchvision's parameter names",
+        "RUN --out FILE", "write the backbone as safetensors with the parameter names of torchvision or pytorchvideo",
         "sce_fast.export:export", show=printable,
     ),
     "report": Command(

@@ -32,9 +32,9 @@ class Description:
     backbone: str
     """Name for build_backbone."""
     width: int
-    """Channels of a ResNet's first stage."""
+    """Channels of the first stage of a ResNet or R3D."""
     small_input: bool
-    """Whether a ResNet has the stem for small images."""
+    """Whether a ResNet or R3D has the stem for small images."""
     mean: tuple[float, float, float]
     """Mean of each channel for values in [0, 1]."""
     std: tuple[float, float, float]

@@ -11,12 +11,15 @@ from safetensors.torch import save_file
 
 from helpers.runs import final_tensors, small_config
 from sce_fast.backbones.resnet import resnet18
-from sce_fast.config import EvaluationConfig
+from sce_fast.config import EvaluationConfig, replace
 from sce_fast.evaluate import load_features
 from sce_fast.export import export, open_backbone
 from sce_fast.tools.embed import embed
 from sce_fast.tools.evaluate import knn
 from sce_fast.train import train
+from sce_fast.train.checkpoint import collect, save_checkpoint
+from sce_fast.train.folder import write_config
+from sce_fast.train.step import TrainingStep
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ def test_evaluation_of_images_names_bad_files(run, photo_folder, tmp_path):
         target = tmp_path / "data" / name
         target.parent.mkdir(parents=True)
         target.write_bytes((photo_folder / "temple" / "000.jpg").read_bytes() if content is None else content)
-    with pytest.raises(ValueError, match=r"(?s)b/2.jpg: empty.*never skip images: repair or remove these files"):
+    with pytest.raises(ValueError, match=r"(?s)b/2.jpg: empty.*never skip files: repair or remove these files"):
         knn(run, train=tmp_path / "data", test=tmp_path / "data")
     with pytest.raises(ValueError, match=r"b/2.jpg: empty"):
         embed(run, tmp_path / "data", out=tmp_path / "features.safetensors")
@@ -115,3 +118,24 @@ def test_a_run_without_evaluation_folders_asks_for_them(photo_folder, tmp_path):
     train(config)
     with pytest.raises(ValueError, match="run names no evaluation folders: give --train and --test"):
         knn(config.out)
+
+
+def test_a_3d_network_is_exported_with_pytorchvideos_names(tmp_path):
+    config = small_config(tmp_path / "videos", tmp_path / "run")
+    config = replace(config, clips={"frames": 4}, model={"backbone": "r3d18", "small_input": False})
+    step = TrainingStep(config, torch.device("cpu"))
+    config.out.mkdir()
+    write_config(config)
+    save_checkpoint(config.out / "checkpoints", 7, collect(step.modules, step.optimizer), {}, keep=1)
+    path = export(config.out, out=tmp_path / "backbone.safetensors")
+    with safe_open(path, framework="pt") as file:
+        shapes = {name: tuple(file.get_tensor(name).shape) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    assert shapes["blocks.0.conv.weight"] == (8, 3, 1, 7, 7)
+    assert shapes["blocks.4.res_blocks.0.branch1_conv.weight"] == (64, 32, 1, 1, 1)
+    assert shapes["blocks.3.res_blocks.1.branch2.conv_a.weight"] == (32, 32, 3, 3, 3)
+    assert shapes["blocks.1.res_blocks.0.branch2.norm_b.running_var"] == (8,)
+    assert all(name.startswith("blocks.") for name in shapes)
+    opened, clips = open_backbone(path), torch.randn(2, 3, 4, 32, 32)
+    assert opened.description.step == 7
+    with torch.no_grad():
+        torch.testing.assert_close(opened.network(clips), step.model.backbone.eval()(clips))

@@ -145,6 +145,7 @@ def _kinetics(
 ) -> TrainConfig:
     """Return the config of a recipe with other settings; all recipes share what is no argument here."""
     hidden = {"r3d18": 1024, "r3d50": 4096}[backbone]
+    jitter: dict[str, Any] = {name: (value,) for name, value in strength.items()}
     config = TrainConfig(
         data=cast(Path, data),  # which may be a string: the config converts it, unless it is empty
         out=cast(Path, out),
@@ -158,7 +159,7 @@ def _kinetics(
             scales=(SCALE,),
             mean=MEAN,
             std=STD,
-            **{name: (value,) for name, value in strength.items()},
+            **jitter,
         ),
         model=ModelConfig(
             backbone=backbone,

@@ -129,7 +129,7 @@ def test_numbers_of_neighbours_above_that_of_the_images_are_left_out_or_refused(
         knn(None, train=train, test=train, device="cpu")
 
 
-def test_shared_images_are_told_before_and_in_the_table_and_file(tmp_path, capsys):
+def test_shared_samples_are_told_before_and_in_the_table_and_file(tmp_path, capsys):
     classes = ["ape", "bat"] * 6
     train = write_features(tmp_path / "train.safetensors", torch.randn(12, 4), classes)
     other = write_features(tmp_path / "other.safetensors", torch.randn(12, 4), classes)

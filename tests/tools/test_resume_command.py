@@ -126,7 +126,7 @@ def test_a_short_run_gets_a_shorter_warm_up(capsys, tmp_path):
 
 def test_settings_that_are_not_typed_follow_the_typed_ones(photo_folder):
     def config(*words):
-        return recipes()["folder"].config("sce-fast train folder", ["--data", str(photo_folder), *words])
+        return recipes()["folder"].parse("sce-fast train folder", ["--data", str(photo_folder), *words])[0]
 
     assert config().model.symmetric is False  # 24 images
     assert config("--optimizer.name", "adamw").optimizer.base_learning_rate == 5e-4
