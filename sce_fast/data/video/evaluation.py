@@ -108,7 +108,8 @@ class _UniformClips:
             for results in ready:
                 bad = {i.sample: reason for i, reason in results if reason is not None}
                 if bad and self._skipped is None:
-                    raise BadFilesError(evaluation_refusal(self._index.by_path(bad), len(self._index)))
+                    index = self._index
+                    raise BadFilesError(evaluation_refusal(index.by_path(bad), len(index), index.kind))
                 if self._skipped is not None:
                     self._skipped |= bad
                 if inputs := [i for i, reason in results if reason is None]:
