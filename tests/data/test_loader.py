@@ -364,7 +364,7 @@ def test_the_share_counts_both_kinds(copied):
 def test_a_bad_file_stops_an_evaluation_by_name(copied):
     truncate(copied.listing.root / "temple" / "010.jpg")
     view = EvaluationView(resize=40, crop=32)
-    with pytest.raises(RuntimeError, match=r"(?s)temple/010.jpg: truncated.*never skip files.*sce-fast scan "):
+    with pytest.raises(RuntimeError, match=r"(?s)temple/010.jpg: truncated.*never skip images.*sce-fast scan "):
         list(evaluation_batches(copied, view))
     empty(copied.listing.root / "flower" / "001.jpg")
     with pytest.raises(ValueError, match=r"(?s)1 of 24 files cannot be used.*flower/001.jpg: empty"):

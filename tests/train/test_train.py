@@ -200,7 +200,7 @@ def test_a_bad_file_among_the_evaluated_stops_before_the_run(photo_folder, tmp_p
     config = small_config(
         photo_folder, tmp_path / "run", evaluation=EvaluationConfig(train=photo_folder, test=tmp_path / "data")
     )
-    with pytest.raises(ValueError, match=r"(?s)temple/010.jpg: empty.*Evaluations never skip files"):
+    with pytest.raises(ValueError, match=r"(?s)temple/010.jpg: empty.*Evaluations never skip images"):
         Trainer(config)
     assert not config.out.exists()
 
