@@ -177,6 +177,7 @@ class Trainer:
                 raise RuntimeError(f"Another rank failed; see its error above. {self._how_to_resume()}") from error
             raise
         finally:
+            self.loader.close()  # its threads would delay the end of the program
             self.log.close(finished=self.state.progress.step == self.total_steps)
         return self._summarize()
 
