@@ -66,13 +66,13 @@ class KindScan:
         return "\n".join([*lines, *self._lines_on_bad_files()])
 
     def _lines_on_bad_files(self) -> list[str]:
-        names, folders = self.index.listing.entries(), self.index.listing.unreadable
+        listing, folders = self.index.listing, self.index.listing.unreadable
         reasons = Counter([*folders.values(), *self.bad.values()])
         lines = [f"\n{reasons.total()} bad files" if reasons else "\nno bad files"]
         for reason, count in reasons.most_common():
             lines.append(f"{reason}: {count}")
             lines += [f"  {printable(name)}" for name in folders if folders[name] == reason]
-            lines += [f"  {printable(names[i])}" for i in sorted(self.bad) if self.bad[i] == reason]
+            lines += [f"  {_title(listing, i)}" for i in sorted(self.bad) if self.bad[i] == reason]
         return lines
 
 
@@ -169,6 +169,11 @@ def undecodable_videos(index: VideoIndex, threads: int) -> dict[int, str]:
         results = in_threads(undecodable_reason, paths, threads, bar.update)
     reasons = {path: reason for path, reason in zip(paths, results, strict=True) if reason is not None}
     return {i: reasons[index.paths[i]] for i in samples if index.paths[i] in reasons}
+
+
+def _title(listing: Listing, sample: int) -> str:
+    part = listing.parts[sample] if listing.parts else None
+    return printable(listing.names[sample]) + (f" ({part[0]:g} to {part[1]:g} s)" if part else "")
 
 
 def _describe_ignored(listings: list[Listing]) -> str:

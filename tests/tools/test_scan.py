@@ -2,11 +2,13 @@
 
 import os
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from helpers.images import write_png
+from helpers.videos import write_video
 from sce_fast.cli import main
 from sce_fast.data.image.augment import Augmentation
 from sce_fast.data.index import index_images
@@ -91,3 +93,88 @@ def test_a_list_file_is_named(tmp_path, monkeypatch):
     assert scan("list.txt").table().startswith("1 image files in list.txt\n")
     with pytest.raises(ValueError, match=r"larger than the data set of 1 images in list.txt"):
         TrainingLoader(index_images("list.txt"), (Augmentation(),), batch_size=2, seed=0)
+
+
+@pytest.fixture(scope="module")
+def mixed_folder(tmp_path_factory):
+    """Write images and videos of two classes; one of each kind decodes only in part. Return the folder."""
+    root = tmp_path_factory.mktemp("mixed")
+    for name in ("a/1.png", "b/2.png", "b/cut.png"):
+        write_png(root / name, GREY)
+    (root / "b" / "cut.png").write_bytes((root / "b" / "cut.png").read_bytes()[:-20])
+    write_video(root / "a" / "good", frames=10)
+    write_video(root / "a" / "irregular", "vp9", frames=4, times=[0, 30, 90, 100], rotation=90)
+    path = write_video(root / "b" / "damaged", frames=30)
+    with av.open(str(path)) as container:
+        packet = next(packet for number, packet in enumerate(container.demux(video=0)) if number == 12)
+    content = bytearray(path.read_bytes())
+    content[packet.pos : packet.pos + packet.size] = bytes(packet.size)
+    path.write_bytes(content)
+    (root / "b" / "film.gif").write_bytes(b"GIF89a")
+    return root
+
+
+def test_scan_decodes_every_frame_of_videos(mixed_folder, tmp_path):
+    found = scan(mixed_folder, only="videos", out=tmp_path / "bad.txt")
+    damaged = f"{mixed_folder}/b/damaged.mp4"
+    assert found.bad_files() == {damaged: "truncated or damaged"}
+    assert (tmp_path / "bad.txt").read_text() == f"{damaged}\ttruncated or damaged\n"
+    text = found.table()
+    assert text.startswith(f"3 video files in {mixed_folder}\n2 classes of 1 to 2 files\n")
+    assert "width × height: smallest 128 × 96, median 96 × 128, largest 96 × 128\n" in text
+    assert "\nseconds: shortest 0.1, median 0.3, longest 0.4; 14 frames, 0.0 h\n" in text
+    assert "\ncodecs: 1 h264, 1 vp9\n" in text
+    assert "\nvideos with frames at irregular times: 1\nvideos that are turned when they are shown: 1\n" in text
+    assert f"\n4 files in {mixed_folder} are ignored (3 .png, 1 .gif)\n" in text
+    assert "\n3 files decoded in " in text
+    assert text.endswith("\n\n1 bad files\ntruncated or damaged: 1\n  b/damaged.mp4")
+
+
+def test_a_quick_scan_of_videos_decodes_nothing(mixed_folder):
+    found = scan(mixed_folder, only="videos", quick=True)
+    assert found.bad_files() == {}
+    assert "\nheaders read, nothing decoded: damage inside a file is not found\n" in found.table()
+
+
+def test_scan_takes_images_and_videos_of_one_folder(mixed_folder, capfd):
+    with pytest.raises(SystemExit) as end:
+        main(["scan", str(mixed_folder)])
+    assert end.value.code == 1
+    text = capfd.readouterr().out
+    assert f"3 image files in {mixed_folder}\n" in text
+    assert f"3 video files in {mixed_folder}\n" in text
+    assert text.count(f"\n1 file in {mixed_folder} is ignored (1 .gif)\n") == 2
+    assert text.count("\n1 bad files\n") == 2
+    assert "truncated or damaged: 1\n  b/cut.png\n" in text
+    assert "truncated or damaged: 1\n  b/damaged.mp4\n" in text
+    assert "video files" not in scan(mixed_folder, only="images").table()
+
+
+def test_scan_of_a_list_of_videos_with_parts(mixed_folder, tmp_path):
+    good, damaged = (f"{mixed_folder}/{name}.mp4" for name in ("a/good", "b/damaged"))
+    (tmp_path / "list.txt").write_text(f"{good} 3 0 0.2\n{damaged} 4 0 0.2\n{good} 3 8 9\n{damaged} 3 1 9\n")
+    found = scan(tmp_path / "list.txt")
+    assert found.bad_files() == {good: "no frames between start and end", damaged: "truncated or damaged"}
+    assert "3 bad files\ntruncated or damaged: 2\n" in found.table()
+    assert f"\n  {damaged} (0 to 0.2 s)\n" in found.table()
+
+
+def test_scan_of_extracted_frames(tmp_path):
+    """They are images, and videos only by request."""
+    for number in range(3):
+        write_png(tmp_path / "a" / f"{number:08d}.png", GREY)
+        write_png(tmp_path / "b" / f"{number:08d}.png", GREY[: 9 - number])
+    assert scan(tmp_path).table().startswith("6 image files in ")
+    found = scan(tmp_path, only="videos")
+    assert found.bad_files() == {f"{tmp_path}/b": "frames of several sizes"}
+    (tmp_path / "a" / "00000001.png").write_bytes((tmp_path / "a" / "00000001.png").read_bytes()[:-30])
+    assert scan(tmp_path, only="videos").bad_files()[f"{tmp_path}/a"] == "truncated or damaged"
+
+
+def test_an_interrupt_ends_the_scan_of_videos(mixed_folder, monkeypatch):
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sce_fast.tools.scan.undecodable_reason", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        scan(mixed_folder, only="videos")

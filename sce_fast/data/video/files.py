@@ -43,16 +43,16 @@ class Ragged:
         return len(self.ends)
 
     def __getitem__(self, i: int) -> NDArray[Any]:
-        i = range(len(self))[i]
+        i = range(len(self))[i]  # as a list counts from the end, and refuses
         return self.values[self.ends[i - 1] if i else 0 : self.ends[i]]
 
     def take(self, rows: NDArray[np.int64]) -> "Ragged":
         """Return these arrays; empty ones where a number is -1."""
-        starts = np.concatenate([[0], self.ends])[:-1]
-        counts = take_rows(self.ends - starts, rows)
-        ends = np.cumsum(counts, dtype=np.int64)
-        shift = np.repeat(take_rows(starts, rows) - (ends - counts), counts)
-        return Ragged(self.values[np.arange(len(shift)) + shift], ends)
+        if np.array_equal(rows, np.arange(len(self))):
+            return self
+        arrays = [self[i] if i >= 0 else self.values[:0] for i in rows.tolist()]
+        ends = np.cumsum([len(array) for array in arrays], dtype=np.int64)
+        return Ragged(np.concatenate([self.values[:0], *arrays]), ends)
 
 
 @dataclass(frozen=True)

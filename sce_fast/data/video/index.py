@@ -33,7 +33,9 @@ class VideoIndex(Index):
     rotations: NDArray[np.int16]  # (n,) degrees clockwise (0, 90, 180, 270) that make a decoded frame upright
     matrices: NDArray[np.int8]  # (n,) declared colour space as FFmpeg's AVColorSpace; 2: undeclared
     ranges: NDArray[np.int8]  # (n,) declared range as FFmpeg's AVColorRange; 0: undeclared
-    key_frames: Ragged  # numbers of the key frames in each sample's file; by order of decoding if it is not timed
+    # Numbers of the key frames in each sample's file; by order of decoding if it is not timed. Frames before the first
+    # one are decoded from the file's beginning: an edit list has left out their key frame.
+    key_frames: Ragged
     timed: NDArray[np.bool_]  # (n,) whether each frame has a time of its own; otherwise decoders must count frames
     plain: NDArray[np.bool_]  # (n,) whether DALI numbers the frames of the file alike
 

@@ -58,7 +58,11 @@ def test_folders_of_frames(tmp_path, flat):
 
 def test_frames_by_number(tmp_path):
     touch(tmp_path, *(f"{number}.jpg" for number in range(12)), "notes.txt")
-    assert [os.path.basename(name) for name in frame_files(os.fsencode(tmp_path))][9:] == [b"9.jpg", b"10.jpg", b"11.jpg"]
+    assert [os.path.basename(name) for name in frame_files(os.fsencode(tmp_path))][9:] == [
+        b"9.jpg",
+        b"10.jpg",
+        b"11.jpg",
+    ]
     (tmp_path / "5.jpg").unlink()
     with pytest.raises(ValueError, match="frames are missing"):
         frame_files(os.fsencode(tmp_path))

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import fields
 from fractions import Fraction
@@ -298,3 +300,8 @@ def test_an_interrupted_index_keeps_what_it_has_read(tmp_path, monkeypatch):
     done.clear()
     assert len(index_videos(data, threads=1)) == 40
     assert len(done) == 20
+
+
+def test_without_a_video_there_is_no_need_for_pyav():
+    code = "import sys, sce_fast.data.video.index, sce_fast.tools.scan; sys.exit('av' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
