@@ -169,7 +169,7 @@ def _spans_shown(
 
     If no frame is shown anew in this time, the span is the frame that is on display.
     """
-    times = np.concatenate([starts, starts + seconds], axis=1)
-    first, end = np.split(timelines.first_shown(samples, times), 2, axis=1)
+    shown = timelines.first_shown(samples, np.concatenate([starts, starts + seconds], axis=1))
+    first, end = shown[:, : starts.shape[1]], shown[:, starts.shape[1] :]
     count = end - first
     return Spans(np.where(count > 0, first, np.maximum(first - 1, 0)), np.maximum(count, 1))
