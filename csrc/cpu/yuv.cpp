@@ -92,15 +92,10 @@ SCE_FAST_CLONES void convert_row(const uint16_t* y, const uint16_t* u, const uin
 class ChromaRow {
  public:
   ChromaRow(const YuvFrame& frame, const Box& box)
-      : shift_y_(frame.shift_y),
-        shift_x_(frame.shift_x),
-        rows_((frame.height + frame.shift_y) >> frame.shift_y),
-        columns_((frame.width + frame.shift_x) >> frame.shift_x),
-        first_(box.left >> frame.shift_x),
-        count_(((box.right - 1) >> frame.shift_x) + 1 - first_),
-        skipped_(box.left - (first_ << frame.shift_x)),
-        mixed_(static_cast<size_t>(count_ + 2)),
-        row_(static_cast<size_t>(count_ << frame.shift_x)) {}
+      : shift_y_(frame.shift_y), shift_x_(frame.shift_x), rows_((frame.height + frame.shift_y) >> frame.shift_y),
+        columns_((frame.width + frame.shift_x) >> frame.shift_x), first_(box.left >> frame.shift_x),
+        count_(((box.right - 1) >> frame.shift_x) + 1 - first_), skipped_(box.left - (first_ << frame.shift_x)),
+        mixed_(static_cast<size_t>(count_ + 2)), row_(static_cast<size_t>(count_ << frame.shift_x)) {}
 
   // Returns the values at row `row` of the frame, from the box's left edge on.
   template <typename T>
@@ -114,8 +109,10 @@ class ChromaRow {
     mix_rows_of(line(near) + left, line(far) + left, mixed + (left - first_ + 1), right - left);
     if (first_ == 0) mixed[0] = mixed[1];
     if (first_ + count_ == columns_) mixed[count_ + 1] = mixed[count_];
-    if (shift_x_) double_columns(mixed + 1, row_.data(), count_);
-    else scale_columns(mixed + 1, row_.data(), count_);
+    if (shift_x_)
+      double_columns(mixed + 1, row_.data(), count_);
+    else
+      scale_columns(mixed + 1, row_.data(), count_);
     return row_.data() + skipped_;
   }
 
@@ -143,8 +140,10 @@ void convert_box(const YuvFrame& frame, const YuvColour& colour, const Box& box,
 }  // namespace
 
 void yuv_to_rgb(const YuvFrame& frame, const YuvColour& colour, const Box& box, uint8_t* rgb) {
-  if (frame.bits == 8) convert_box<uint8_t>(frame, colour, box, rgb);
-  else convert_box<uint16_t>(frame, colour, box, rgb);
+  if (frame.bits == 8)
+    convert_box<uint8_t>(frame, colour, box, rgb);
+  else
+    convert_box<uint16_t>(frame, colour, box, rgb);
 }
 
 }  // namespace sce_fast

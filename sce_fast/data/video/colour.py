@@ -35,9 +35,9 @@ _SUBSAMPLED = {"420": (1, 1), "422": (0, 1), "440": (1, 0), "444": (0, 0)}
 LAYOUTS = (
     {f"yuv{name}p": Layout(8, shifts) for name, shifts in _SUBSAMPLED.items()}
     | {f"yuvj{name}p": Layout(8, shifts) for name, shifts in _SUBSAMPLED.items()}
-    | {f"yuv{name}p{bits}le": Layout(bits, shifts) for name, shifts in _SUBSAMPLED.items() for bits in (9, 10, 12)}
+    | {f"yuv{name}p{bits}le": Layout(bits, shifts) for name, shifts in _SUBSAMPLED.items() for bits in (10, 12)}
     | {"gray": Layout(8, planes=1)}
-    | {f"gray{bits}le": Layout(bits, planes=1) for bits in (9, 10, 12)}
+    | {f"gray{bits}le": Layout(bits, planes=1) for bits in (10, 12)}
 )
 
 

@@ -42,8 +42,9 @@ def planned_frames(index: VideoIndex, sample: int, numbers: NDArray[np.int64]) -
     """Yield number and frame, as encoded, of each planned frame.
 
     Frames are recognised by the time at which they are shown; in files without such times by counting from the
-    beginning. A planned frame that does not come after a seek is looked for again from the beginning: a seek may lead
-    to a key frame from which the decoder cannot start.
+    beginning. A planned frame that does not come after a seek is looked for again from the beginning, where nothing is
+    left out: a seek may lead to a key frame from which the decoder cannot start, and a decoder that must guess how long
+    to hold back frames may drop some.
 
     Args:
         numbers: (K,) numbers of the frames, ascending.
@@ -70,10 +71,10 @@ def planned_frames(index: VideoIndex, sample: int, numbers: NDArray[np.int64]) -
                     packets = _packets(container, stream)
                     if len(index.key_frames[sample]):  # the index has no frames before the first one
                         packets = dropwhile(lambda packet: not packet.is_keyframe, packets)
-                    frames = _decode(stream, packets, missing if timed else None)
+                    frames = _decode(stream, packets, None)
                     found = _by_time(frames, missing, keys.tolist()) if timed else _by_count(frames, missing)
                 yield from found
-        except av.FFmpegError as error:
+        except (av.FFmpegError, IndexError) as error:  # PyAV finds no stream for packets of one that damage made up
             failure = error
         if not missing:
             return
