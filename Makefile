@@ -1,4 +1,5 @@
 # make demo    train on real digits and show that it learned (two to four minutes on two CPU cores)
+# make demo-video    the same on videos of moving digits (some six minutes)
 # make test    the quick tests (under four minutes)      make test-slow   the rest
 # make kernels compile every GPU kernel, without a GPU, and look at registers, shared memory and spills
 # make gpu     on a GPU, in ten minutes: build for it, all its tests, parity, benchmarks; two pages in runs/gpu
@@ -10,10 +11,13 @@ EXTRAS := cuda130,train,video,evaluate,pictures,tensorboard,dev
 # for the build, which runs without isolation to take the pinned versions, and for tests that compile
 BUILD_TOOLS := pip setuptools pybind11 ninja
 
-.PHONY: demo test test-slow kernels gpu lint format venv clean
+.PHONY: demo demo-video test test-slow kernels gpu lint format venv clean
 
 demo: venv
 	$(BIN)/sce-fast demo
+
+demo-video: venv
+	$(BIN)/sce-fast demo-video
 
 # Two tests at a time, but those that start processes of their own, to be timed or killed, one after another.
 # Threads that wait sleep instead of spinning: the processes share the cores.

@@ -192,6 +192,10 @@ COMMANDS: dict[str, Command | Group] = {
     "demo": Command(
         "", "learn from real digit images in two to four minutes on two CPU cores", "sce_fast.tools.demo:run_demo"
     ),
+    "demo-video": Command(
+        "", "learn motions from videos of digits, in some six minutes on two CPU cores",
+        "sce_fast.tools.demo_video:run_demo_video",
+    ),
     "scan": Command(
         "DIR", "decode every image and name the bad files; exit status 1 if there are any", "sce_fast.tools.scan:scan",
         show=lambda scan: scan.table(), passed=lambda scan: not scan.bad_files(),

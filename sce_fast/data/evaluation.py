@@ -59,7 +59,7 @@ def evaluation_batches(
                 if not bad:
                     raise
                 if skipped is None:
-                    raise BadFilesError(evaluation_refusal(index.by_path(bad), len(index))) from error
+                    raise BadFilesError(evaluation_refusal(index.by_path(bad), len(index), index.kind)) from error
                 skipped |= bad
                 break
             samples = samples[len(part) :]

@@ -83,10 +83,10 @@ def describe_bad_files(bad: Mapping[str, str], total: int) -> str:
     return "\n".join([f"{len(bad)} of {total} files cannot be used ({counts}):", *lines])
 
 
-def evaluation_refusal(bad: Mapping[str, str], total: int) -> str:
-    """Return the message of an evaluation that bad files stop."""
+def evaluation_refusal(bad: Mapping[str, str], total: int, kind: str) -> str:
+    """Return the message of an evaluation that bad files stop; `kind` is "images" or "videos"."""
     return (
-        f"{describe_bad_files(bad, total)}\nEvaluations never skip files: repair or remove these files; "
+        f"{describe_bad_files(bad, total)}\nEvaluations never skip {kind}: repair or remove these files; "
         "sce-fast scan decodes every file and lists all bad ones"
     )
 

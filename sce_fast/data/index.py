@@ -108,7 +108,7 @@ class Index(ABC):
             ValueError: the index has bad files; the message names them.
         """
         if bad := self.bad_files():
-            raise ValueError(evaluation_refusal(bad, len(self)))
+            raise ValueError(evaluation_refusal(bad, len(self), self.kind))
 
 
 @dataclass(frozen=True)

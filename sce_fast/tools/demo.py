@@ -56,7 +56,7 @@ def run_demo(
     data, out = Path(data), Path(out)
     train, test = write_digits(data)
     config = demo_config(train, test, out, seed=seed, epochs=epochs, coefficient=coefficient, device=device)
-    trainer = Trainer(dataclasses.replace(config, resume=_make_room(config)))
+    trainer = Trainer(dataclasses.replace(config, resume=make_room(config)))
     trainer.resumes_by = "The same command"
     indices = trainer.evaluation.indices
     labels = [torch.as_tensor(index.labels) for index in indices]
@@ -64,7 +64,7 @@ def run_demo(
         f"{len(trainer.index)} digits to learn from without labels, {len(indices[1])} held out, "
         f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}, on {trainer.device}"
     )
-    view, threads, untrained = config.evaluation_view(), config.loader_threads, _untrained_backbone(config)
+    view, threads, untrained = config.evaluation_view(), config.loader_threads, untrained_backbone(config)
     untrained = untrained.to(trainer.device)
     stages = {
         "_raw_pixels": [pixel_features(index, view, threads=threads) for index in indices],
@@ -95,7 +95,7 @@ def table(summary: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
-def _make_room(config: TrainConfig) -> bool:
+def make_room(config: TrainConfig) -> bool:
     """Return whether to resume the run in the folder. A finished run or one with other settings is moved aside."""
     out = config.out
     if not (out / CONFIG).exists():
@@ -117,7 +117,7 @@ def is_run_of(config: TrainConfig) -> bool:
         return False
 
 
-def _untrained_backbone(config: TrainConfig) -> nn.Module:
+def untrained_backbone(config: TrainConfig) -> nn.Module:
     """Return the backbone that the trainer builds from this seed."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 DPI = 120
-SIDE, TEXT, GAP = 1.05, 0.14, 0.12  # of an image and of a line of text, in inches; of a gap, as a share of an image
+SIDE, TEXT, GAP = 1.05, 0.14, 0.12  # heights of an image and of a line of text in inches; a gap, as a share of SIDE
 FEW_POINTS = 40  # up to which a curve has markers; a single point would be invisible without
 
 
@@ -54,21 +54,32 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], curves: Sequence[Curve], pat
 
 
 def draw_rows(
-    rows: Sequence[Sequence[Tile]], path: Path, *, names: Sequence[str] = (), first_apart: bool = False
+    rows: Sequence[Sequence[Tile]],
+    path: Path,
+    *,
+    names: Sequence[str] = (),
+    first_apart: bool = False,
+    side: float = SIDE,
 ) -> Path:
-    """Draw rows of images and return the path.
+    """Draw rows of images and return the path. All images have the shape of the first one.
 
     Args:
         rows: of the images.
         path: of the picture.
         names: of the rows, drawn on their left.
         first_apart: leave a gap between the first image of a row and the others.
+        side: height of an image in inches.
     """
     columns, text = max(map(len, rows)), any(tile.text for row in rows for tile in row)
-    widths = [1.0, *([GAP] if first_apart else []), *[1.0] * (columns - 1)]
-    figure = _figure(sum(widths) * SIDE, len(rows) * (SIDE + TEXT * text))
-    grid = figure.add_gridspec(len(rows), len(widths), width_ratios=widths, wspace=0.06, hspace=0.06 + 0.16 * text)
-    places = [i for i, width in enumerate(widths) if width == 1]
+    height, width = rows[0][0].image.shape[:2]
+    widths = [side * width / height] * columns
+    places = list(range(columns))
+    if first_apart:
+        widths.insert(1, GAP * side)
+        places = [0, *range(2, columns + 1)]
+    figure = _figure(sum(widths), len(rows) * (side + TEXT * text))
+    space = {"wspace": 0.06 * side / widths[0], "hspace": 0.06 + 0.16 * text * SIDE / side}
+    grid = figure.add_gridspec(len(rows), len(widths), width_ratios=widths, **space)
     for r, row in enumerate(rows):
         for c, tile in zip(places, row, strict=False):
             axes = figure.add_subplot(grid[r, c])

@@ -1,4 +1,4 @@
-"""The report command: curves of a run's log, views, and images with their nearest neighbours."""
+"""The report command: curves of a run's log, views, and images or videos with their nearest neighbours."""
 
 import dataclasses
 from pathlib import Path
@@ -10,23 +10,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sce_fast.config import TrainConfig
-from sce_fast.data.evaluation import evaluation_batches
-from sce_fast.data.image.views import RandomViews
-from sce_fast.data.index import ImageIndex, index_images
+from sce_fast.data.index import ImageIndex, Index
+from sce_fast.data.kinds import evaluation_inputs
 from sce_fast.data.loader import TrainingLoader
+from sce_fast.data.video.augment import ClipEvaluationView
+from sce_fast.data.video.index import VideoIndex
 from sce_fast.evaluate import extract_features, labelled_indices
 from sce_fast.evaluate.knn import nearest_rows
 from sce_fast.export import open_backbone
 from sce_fast.tools.arguments import Run
-from sce_fast.tools.pictures import Curve, Tile, draw_curves, draw_rows
+from sce_fast.tools.film_strips import SIDE as STRIP_SIDE
+from sce_fast.tools.film_strips import film_strips
+from sce_fast.tools.pictures import SIDE, Curve, Tile, draw_curves, draw_rows
 from sce_fast.train.checkpoint import checkpoints, read_state
+from sce_fast.train.data import open_data, random_views
 from sce_fast.train.folder import CHECKPOINTS, choose_device, read_config
 from sce_fast.train.log import LOG, read_log
 from sce_fast.util.files import printable
 
-PAIRS = 10
-QUERIES, NEIGHBOURS = 10, 5
-POOL = 1000  # of the run's images, among which neighbours are looked for: a minute of a large network on a CPU
+PAIRS = {"images": 10, "videos": 6}
+QUERIES, NEIGHBOURS = {"images": 10, "videos": 8}, {"images": 5, "videos": 3}
+POOL = 1000  # of the run's samples, among which neighbours are looked for: a minute of a large network on a CPU
 CURVES = (
     Curve("loss", "loss"),
     Curve("gradient_norm", "gradient norm"),
@@ -36,12 +40,15 @@ CURVES = (
 NAME_LENGTH = 16  # of a class, in characters
 SAME_CLASS, OTHER_CLASS = "#1a7f37", "#c2410c"
 
+AnyIndex = ImageIndex | VideoIndex
+
 
 def write_report(run: Run, /) -> list[Path]:
     """Draw curves and pictures of a run into its folder and return the files.
 
     The files are loss.png, views.png, neighbours.png and, if kNN accuracies are logged, knn.png. Neighbours are shown
-    for the config's labelled images; without these, for at most 1,000 of the run's own images.
+    for the config's labelled images; without these, for at most 1,000 of the run's own images. Videos appear as film
+    strips: the frames of a clip side by side.
 
     Args:
         run: Run folder.
@@ -62,7 +69,7 @@ def write_report(run: Run, /) -> list[Path]:
 
 
 def loss_curve(events: list[dict[str, Any]], path: Path) -> Path:
-    """Draw the logged losses, with gradient norms and images/s if the log has them, and return the path."""
+    """Draw the logged losses, with gradient norms and the rate if the log has them, and return the path."""
     lines = [event for event in events if event["event"] == "train"]
     found = [curve for curve in CURVES if any(line.get(curve.name) is not None for line in lines)]
     return draw_curves(lines, found, path)
@@ -74,45 +81,55 @@ def knn_curve(events: list[dict[str, Any]], path: Path) -> Path:
 
 
 def view_pairs(config: TrainConfig, path: Path) -> Path:
-    """Draw the first images of the first batch as the networks see them, a row per view; return the path."""
-    index = index_images(config.data, threads=config.loader_threads)
-    views = RandomViews(
-        index, config.views.augmentations(), seed=config.seed, background=config.views.background, threads=1
-    )
-    loader = TrainingLoader(index, views, batch_size=min(PAIRS, len(index)))
-    rows = [[Tile(image) for image in _visible(view, config)] for view in next(loader).views]
-    return draw_rows(rows, path, names=[f"view {v}\n{name}" for v, name in enumerate(config.views.names)])
+    """Draw the first samples of the first batch as the networks see them; return the path.
+
+    The views of an image stand below each other, those of a video side by side.
+    """
+    index = open_data(config)
+    views = random_views(config, index, threads=1)
+    loader = TrainingLoader(index, views, batch_size=min(PAIRS[index.kind], len(index)))
+    pictures = [[Tile(picture) for picture in _visible(view, config)] for view in next(loader).views]
+    names = [f"view {v}\n{name}" for v, name in enumerate(config.views.names)]
+    if not config.clips.frames:
+        return draw_rows(pictures, path, names=names)
+    rows = [list(row) for row in zip(*pictures, strict=True)]
+    rows[0] = [dataclasses.replace(tile, heading=n.replace("\n", ", ")) for tile, n in zip(rows[0], names, strict=True)]
+    return draw_rows(rows, path, side=STRIP_SIDE)
 
 
 def nearest_neighbours(run: Path, config: TrainConfig, path: Path) -> Path:
-    """Draw ten images, each followed by the images with the most similar features; return the path.
+    """Draw some samples, each followed by the samples with the most similar features; return the path.
 
-    If the config names labelled images, the ten are test images and their neighbours train images. Otherwise all are
-    images of the run, and an image is not its own neighbour.
+    If the config names labelled sets, the first ones are test samples and their neighbours train samples. Otherwise all
+    are samples of the run, and none is its own neighbour.
     """
-    device, threads, folders = choose_device(config.device), config.loader_threads, config.evaluation
-    network = open_backbone(run).network.to(device)
-    labelled = folders.train is not None and folders.test is not None
-    if folders.train is not None and folders.test is not None:
-        train, test = labelled_indices(folders.train, folders.test, threads=threads)
+    device, threads, sets = choose_device(config.device), config.loader_threads, config.evaluation
+    network, view = open_backbone(run).network.to(device), config.evaluation_view()
+    labelled = sets.train is not None and sets.test is not None
+    train: AnyIndex
+    test: AnyIndex
+    if sets.train is not None and sets.test is not None:
+        train, test = labelled_indices(sets.train, sets.test, view, threads=threads)
     else:
-        train = test = _pool(run, index_images(config.data, threads=threads))
-    numbers = _spread(len(test), QUERIES)
-    queries, view = test.subset(numbers), config.evaluation_view()
+        train = test = _pool(run, open_data(config))
+    numbers = _spread(len(test), QUERIES[test.kind])
+    queries = test.subset(numbers)
     features = extract_features(network, train, view, device=device, threads=threads)
     asked = extract_features(network, queries, view, device=device, threads=threads)
-    similarity, nearest = nearest_rows(asked, features, NEIGHBOURS + (not labelled))  # (queries, neighbours)
+    similarity, nearest = nearest_rows(asked, features, NEIGHBOURS[test.kind] + (not labelled))  # (queries, neighbours)
     if not labelled:
         similarity, nearest = _without(torch.from_numpy(numbers), similarity, nearest)
-    return draw_rows(_neighbour_rows(config, queries, train, similarity, nearest), path, first_apart=True)
+    rows = _neighbour_rows(config, queries, train, similarity, nearest)
+    return draw_rows(rows, path, first_apart=True, side=STRIP_SIDE if config.clips.frames else SIDE)
 
 
-def _pool(run: Path, index: ImageIndex) -> ImageIndex:
-    """Return up to POOL of the run's images, spread over the index, without the files that the run knows as bad."""
+def _pool(run: Path, index: AnyIndex) -> AnyIndex:
+    """Return up to POOL of the run's samples, spread over the index, without the files that the run knows as bad."""
     known: set[str] = set()
     for checkpoint in checkpoints(run / CHECKPOINTS)[-1:]:
         known = set(read_state(checkpoint)["bad_files"])
-    good = np.array([i for i, name in enumerate(index.listing.names) if i not in index.bad and name not in known])
+    entries = index.listing.entries()
+    good = np.array([i for i, entry in enumerate(entries) if i not in index.bad and entry not in known])
     pool = index.subset(good[_spread(len(good), POOL)])
     return dataclasses.replace(pool, listing=dataclasses.replace(pool.listing, unreadable={}))
 
@@ -132,7 +149,7 @@ def _without(own: Tensor, similarity: Tensor, nearest: Tensor) -> tuple[Tensor, 
 
 
 def _neighbour_rows(
-    config: TrainConfig, queries: ImageIndex, train: ImageIndex, similarity: Tensor, nearest: Tensor
+    config: TrainConfig, queries: Index, train: Index, similarity: Tensor, nearest: Tensor
 ) -> list[list[Tile]]:
     """Return a row for each query: the query with its class, and its neighbours with similarities and classes."""
     found = train.subset(nearest.flatten().numpy())
@@ -145,13 +162,14 @@ def _neighbour_rows(
             color = "black" if not name else SAME_CLASS if other == name else OTHER_CLASS
             row.append(Tile(pictures[k], text=f"{cosine:.2f} {other}".rstrip(), color=color))
         rows.append([Tile(picture, text=name), *row])
-    rows[0][0] = dataclasses.replace(rows[0][0], heading="image")
+    rows[0][0] = dataclasses.replace(rows[0][0], heading=queries.kind.removesuffix("s"))
     if len(rows[0]) > 1:
-        rows[0][1] = dataclasses.replace(rows[0][1], heading="nearest images, with their cosine similarity")
+        heading = f"nearest {queries.kind}, with their cosine similarity"
+        rows[0][1] = dataclasses.replace(rows[0][1], heading=heading)
     return rows
 
 
-def _class_of(index: ImageIndex, sample: int) -> str:
+def _class_of(index: Index, sample: int) -> str:
     """Return the name of a sample's class, cut to NAME_LENGTH; empty without classes."""
     if index.listing.labels is None:
         return ""
@@ -159,13 +177,21 @@ def _class_of(index: ImageIndex, sample: int) -> str:
     return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
 
 
-def _pictures(index: ImageIndex, config: TrainConfig) -> Tensor:
-    """Return the images of an index as the evaluation sees them, (n, H, W, 3) in [0, 1]."""
-    batches = evaluation_batches(index, config.evaluation_view(), threads=config.loader_threads)
-    return _visible(torch.cat(list(batches)), config) if len(index) else torch.empty(0)
+def _pictures(index: Index, config: TrainConfig) -> Tensor:
+    """Return the samples of an index as the evaluation sees them, (n, H, W, 3) in [0, 1]: images, or strips of clips.
+
+    Of a video, this is the clip in the middle of it.
+    """
+    if not len(index):
+        return torch.empty(0)
+    view = config.evaluation_view()
+    if isinstance(view, ClipEvaluationView):
+        view = dataclasses.replace(view, clips=1, crops=1)
+    inputs = evaluation_inputs(index, view, threads=config.loader_threads)
+    return torch.cat([_visible(views[:, 0], config) for views in inputs])
 
 
-def _visible(images: Tensor, config: TrainConfig) -> Tensor:
-    """Return normalised images (N, 3, H, W) as (N, H, W, 3) in [0, 1]."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (config.views.mean, config.views.std))
-    return (images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+def _visible(views: Tensor, config: TrainConfig) -> Tensor:
+    """Return normalised images (N, 3, H, W), or clips (N, 3, F, H, W) as strips, as (N, H, W', 3) in [0, 1]."""
+    mean, std = config.views.mean, config.views.std
+    return film_strips(views if views.dim() == 5 else views[:, :, None], mean, std)

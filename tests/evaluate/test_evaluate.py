@@ -129,7 +129,7 @@ def test_numbers_of_neighbours_above_that_of_the_images_are_left_out_or_refused(
         knn(None, train=train, test=train, device="cpu")
 
 
-def test_shared_images_are_told_before_and_in_the_table_and_file(tmp_path, capsys):
+def test_shared_samples_are_told_before_and_in_the_table_and_file(tmp_path, capsys):
     classes = ["ape", "bat"] * 6
     train = write_features(tmp_path / "train.safetensors", torch.randn(12, 4), classes)
     other = write_features(tmp_path / "other.safetensors", torch.randn(12, 4), classes)
@@ -138,7 +138,7 @@ def test_shared_images_are_told_before_and_in_the_table_and_file(tmp_path, capsy
         text = evaluate(None, train=train, test=train, out=out, device="cpu")
         assert "12 train and 12 test images (12 of them in train), 2 classes" in text
         assert json.loads(out.read_text())["test_images_in_train"] == 12
-        assert "Warning: 12 of 12 test images are train images too, so the accuracy is not " in capsys.readouterr().err
+        assert "Warning: 12 of 12 test samples are train samples too, so the accuracy " in capsys.readouterr().err
         text = evaluate(None, train=train, test=other, device="cpu")
         assert "12 train and 12 test images, 2 classes" in text
         assert capsys.readouterr().err == ""

@@ -6,7 +6,15 @@ from typing import Any
 
 import torch
 
-from sce_fast.config import EvaluationConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig
+from sce_fast.config import (
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    ViewsConfig,
+    replace,
+)
 from sce_fast.train.checkpoint import checkpoints, load_checkpoint
 from sce_fast.train.log import TIMING, read_log
 
@@ -33,6 +41,17 @@ def small_config(data: Path, out: Path, **changes: Any) -> TrainConfig:
         evaluation=EvaluationConfig(train=data, test=data, every=2, resize=40, crop=32, neighbours=3),
     )
     return dataclasses.replace(config, **changes)
+
+
+def small_video_config(data: Path, out: Path, **changes: Any) -> TrainConfig:
+    """Return the config of a run on video_folder's twelve videos, with these fields changed."""
+    config = small_config(data, out, batch_size=4, **changes)
+    return replace(
+        config,
+        clips={"frames": 4, "seconds": 0.4, "temporal_difference": 0.3},
+        model={"backbone": "r3d18"},
+        loss={"queue_size": 16},
+    )
 
 
 def final_tensors(run: Path) -> dict[str, torch.Tensor]:

@@ -24,6 +24,15 @@ CODECS = {
 }
 
 
+def write_video_folder(root: Path) -> Path:
+    """Write twelve short videos of two classes and several codecs, one with a variable rate; return the folder."""
+    times = np.cumsum(np.random.default_rng(0).integers(20, 60, 20)).tolist()
+    for i, codec in enumerate(("h264", "vp9", "mpeg4", "mjpeg") * 3):
+        path = root / ("even" if i % 2 == 0 else "odd") / f"{i:02d}"
+        write_video(path, codec, frames=20, size=(64, 80), seed=i, times=times if i == 5 else None)
+    return root
+
+
 def numbered_frame(number: int, height: int, width: int, *, seed: int = 0) -> NDArray[np.uint8]:
     """Return a frame (height, width, 3): a smooth coloured background, and the number as 2 rows of black/white cells.
 

@@ -14,7 +14,7 @@ from sce_fast.benchmarks import coefficient
 from sce_fast.config import TrainConfig
 from sce_fast.evaluate import logistic_top1, pixel_features
 from sce_fast.tools import demo
-from sce_fast.tools.demo import _make_room, demo_config, run_demo
+from sce_fast.tools.demo import demo_config, make_room, run_demo
 from sce_fast.tools.digits import write_digits
 from sce_fast.train import Trainer
 
@@ -81,7 +81,7 @@ def test_a_short_demo_writes_everything(digits, tmp_path, capsys, monkeypatch):
     run_demo(data=digits, out=run, epochs=1, pictures=False)
     assert json.loads((tmp_path / "run.1" / "summary.json").read_text())["steps"] == summary["steps"]
     (run / "config.json").write_text('{"of": "another version"}')
-    assert not _make_room(demo_config(digits, digits, run, seed=1, epochs=1, coefficient=0.5, device="cpu"))
+    assert not make_room(demo_config(digits, digits, run, seed=1, epochs=1, coefficient=0.5, device="cpu"))
     assert (tmp_path / "run.2" / "config.json").exists()
 
 

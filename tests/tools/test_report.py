@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from helpers.runs import small_config
-from sce_fast.config import EvaluationConfig
+from helpers.videos import number_of, write_video
+from sce_fast.config import ClipsConfig, EvaluationConfig, ModelConfig, ViewsConfig
 from sce_fast.data.index import index_images
 from sce_fast.tools import report
 from sce_fast.tools.report import _pool, loss_curve, write_report
@@ -25,7 +26,7 @@ def drawn(monkeypatch):
         return draw(rows, path, **settings)
 
     monkeypatch.setattr(report, "draw_rows", note)
-    monkeypatch.setattr(report, "QUERIES", 4)
+    monkeypatch.setitem(report.QUERIES, "images", 4)
     return rows_of
 
 
@@ -70,6 +71,37 @@ def test_neighbours_with_labels_have_their_classes(photo_folder, tmp_path, drawn
         for tile in row[1:]:
             same = tile.text.split()[1] == row[0].text
             assert tile.color == (report.SAME_CLASS if same else report.OTHER_CLASS)
+
+
+def test_videos_appear_as_film_strips(tmp_path, drawn):
+    """A strip of an evaluated video shows the frames of the clip in its middle, in order."""
+    for i in range(8):
+        codec = "h264" if i % 2 else "vp9"
+        write_video(tmp_path / "data" / "ab"[i // 4] / str(i), codec, frames=20, size=(64, 64), seed=i)
+    config = small_config(
+        tmp_path / "data",
+        tmp_path / "run",
+        epochs=1,
+        views=ViewsConfig(names=("alpha", "beta"), sizes=(32,)),
+        clips=ClipsConfig(frames=4, stride=3, temporal_difference=0.2),
+        model=ModelConfig(backbone="r3d18", width=8, projector_hidden=(16,), dim=8, predictor_hidden=16),
+        evaluation=EvaluationConfig(
+            train=tmp_path / "data", test=tmp_path / "data", resize=64, crop=64, clips=2, neighbours=3
+        ),
+    )
+    train(config)
+    assert [path.name for path in write_report(config.out)] == ["loss.png", "knn.png", "views.png", "neighbours.png"]
+    assert all(is_drawn(config.out / name) for name in ("views.png", "neighbours.png"))
+    pairs, rows = drawn["views.png"], drawn["neighbours.png"]
+    assert [[tile.image.shape for tile in row] for row in pairs] == [[(32, 4 * 34 - 2, 3)] * 2] * 6
+    assert [tile.heading for tile in pairs[0]] == ["view 0, alpha", "view 1, beta"]
+    assert [len(row) for row in rows] == [1 + 3] * 8
+    for row in rows:
+        for tile in row:
+            frames = [tile.image[:, start : start + 64].numpy() * 255 for start in range(0, 4 * 68 - 4, 68)]
+            assert [number_of(frame) for frame in frames] == [5, 8, 11, 14]
+        assert torch.equal(row[0].image, row[1].image)  # train and test are the same folder here
+        assert row[1].text == f"1.00 {row[0].text}"
 
 
 def test_a_pool_is_spread_over_the_images_and_leaves_out_bad_ones(photo_folder, tmp_path, monkeypatch):

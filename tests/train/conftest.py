@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from helpers import faults, ranks
+from helpers.videos import write_video_folder
 
 
 @pytest.fixture
@@ -37,3 +38,8 @@ def undisturbed(tmp_path_factory, photo_folder):
         return runs[count]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def video_folder(tmp_path_factory):
+    return write_video_folder(tmp_path_factory.mktemp("videos"))

@@ -12,7 +12,8 @@ from sce_fast.train.guard import Guard
 
 
 def message_of(folder, queue):
-    guard, index = Guard(), SimpleNamespace(listing=SimpleNamespace(names=["a.jpg"]))
+    guard = Guard()
+    index = SimpleNamespace(kind="images", listing=SimpleNamespace(entries=lambda: ["a.jpg"]))
     guard.guarded(torch.tensor(float("nan")))
     guard.check([torch.tensor([float("nan")])], step=4)
     with pytest.raises(RuntimeError) as error:

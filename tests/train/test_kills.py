@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from helpers import ranks
-from helpers.runs import assert_same_run, small_config
+from helpers.runs import assert_same_run, small_config, small_video_config
 from sce_fast.config import EvaluationConfig
 from sce_fast.distributed import process_group
 from sce_fast.train import train
 from sce_fast.train.checkpoint import checkpoints
 
-KILLS = 10  # of each precision and number of ranks
+KILLS = 10  # of each run
 
 
 def finished(config, count, timeout=120):
@@ -31,17 +31,26 @@ def finished(config, count, timeout=120):
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_killed_at_random_moments(photo_folder, tmp_path, precision, count):
-    """Killed while it starts, steps, saves or evaluates. Of two ranks one is killed; the other must not hang.
+    changes = dict(epochs=5, precision=precision, checkpoint_every=1, loader_threads=1)
+    kill_at_random_moments(small_config(photo_folder, tmp_path / "whole", **changes), tmp_path, count)
+
+
+@pytest.mark.slow
+def test_a_run_on_videos_killed_at_random_moments(video_folder, tmp_path):
+    whole = small_video_config(video_folder, tmp_path / "whole", epochs=4, checkpoint_every=1, loader_threads=2)
+    kill_at_random_moments(whole, tmp_path, count=1)
+
+
+def kill_at_random_moments(whole, tmp_path, count):
+    """Kill a run while it starts, steps, saves or evaluates. Of two ranks one is killed; the other must not hang.
 
     Every third kill waits for the next save. A run that ends before its kill is compared, and a new one begun. No rank
     is killed before it has joined the others, who would wait for it: under torchrun, torchrun ends them.
     """
-    changes = dict(epochs=5, precision=precision, checkpoint_every=1, loader_threads=1)
-    whole = small_config(photo_folder, tmp_path / "whole", **changes)
     started = time.monotonic()
     assert finished(whole, count)
     duration = time.monotonic() - started
-    moments, kills, runs, while_saving = random.Random(f"{precision} {count}"), 0, 0, 0
+    moments, kills, runs, while_saving = random.Random(f"{whole.precision} {count}"), 0, 0, 0
     config = dataclasses.replace(whole, out=tmp_path / "0", resume=True)
     while kills < KILLS:
         processes = ranks.start(train_once_joined, config, tmp_path, ranks=count)

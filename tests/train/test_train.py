@@ -18,6 +18,7 @@ from sce_fast.config import (
     from_json,
     to_json,
 )
+from sce_fast.data.image.augment import EvaluationView
 from sce_fast.evaluate import labelled_indices, load_features
 from sce_fast.export import open_backbone
 from sce_fast.recipes import RECIPES
@@ -185,7 +186,7 @@ def test_a_run_over_bad_headers_resumes_with_the_same_bits(photo_folder, tmp_pat
     part = dataclasses.replace(whole, out=tmp_path / "part")
     for config in (whole, part):
         with pytest.warns(UserWarning, match="1 of 24 files cannot be used"):
-            assert train(config).images == 24
+            assert train(config).samples == 24
         assert (config.out / "bad_files.txt").read_text().startswith(f"{tmp_path}/data/temple/010.jpg")
     shutil.rmtree(checkpoints(part.out / "checkpoints")[-1])
     with pytest.warns(UserWarning, match="1 of 24 files cannot be used"):
@@ -214,11 +215,11 @@ def test_evaluation_needs_labels(photo_folder, tmp_path):
 def test_classes_are_matched_by_name(photo_folder, tmp_path):
     """A test folder that lacks a class must not shift the numbers of the other classes."""
     shutil.copytree(photo_folder / "temple", tmp_path / "some" / "temple")
-    train_index, test_index = labelled_indices(photo_folder, tmp_path / "some", threads=2)
+    train_index, test_index = labelled_indices(photo_folder, tmp_path / "some", EvaluationView(), threads=2)
     assert train_index.listing.classes == test_index.listing.classes == ["flower", "temple"]
     assert set(test_index.labels.tolist()) == {1}
     with pytest.raises(ValueError, match=r"photos0 has classes that \S*some lacks: flower"):
-        labelled_indices(tmp_path / "some", photo_folder, threads=2)
+        labelled_indices(tmp_path / "some", photo_folder, EvaluationView(), threads=2)
 
 
 def test_clipping_bounds_the_norm_of_all_gradients(photo_folder, tmp_path):

@@ -26,7 +26,8 @@ def run_ahead(
 
     While the caller uses a batch, the pool works on the next ones: at most `batches_ahead`, and fewer if their results
     take more than `bytes_ahead` together. Closing the generator cancels tasks that have not begun, waits for those that
-    have, and ends the threads. An exception in a task is raised where its result would have been yielded.
+    have, and ends the threads. Otherwise the end of the program waits for all of them. An exception in a task is raised
+    where its result would have been yielded.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="clips")
     pending: deque[tuple[int, list[Future[T]]]] = deque()

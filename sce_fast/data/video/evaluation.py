@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ def evaluation_clips(
     samples = np.array([i for i in range(len(index)) if i not in index.bad], dtype=np.int64)
     clips = _UniformClips(index, view, batch_size=batch_size, threads=threads, device=device, skipped=skipped)
     while len(samples):
-        used: deque[list[ClipInput]] = deque()  # handed to DALI, not yet returned
+        used: deque[_Used] = deque()  # handed to DALI, not yet returned
         with closing(clips.feeds(samples, used)) as feeds:
             pipeline = clips.pipeline(feeds)
             while True:
@@ -64,12 +64,18 @@ def evaluation_clips(
                 except StopIteration:
                     return
                 except RuntimeError as error:
-                    if isinstance(error, BadFilesError) or not used or not clips.recover(used[0]):
+                    if isinstance(error, BadFilesError) or not used or not clips.recover(used[0].by_dali):
                         raise
                     break
-                part = used.popleft()
-                samples = samples[samples > part[-1].sample]
+                samples = samples[samples > used.popleft().last]
                 yield _side_by_side(outputs, view.clips)
+
+
+class _Used(NamedTuple):
+    """What is remembered of a batch; clips that are decoded ahead of time take much memory."""
+
+    last: int  # its last sample
+    by_dali: list[ClipInput]  # samples left to DALI
 
 
 class _UniformClips:
@@ -87,11 +93,11 @@ class _UniformClips:
     ) -> None:
         self._index, self._view, self._batch_size, self._skipped = index, view, batch_size, skipped
         self._by_dali = routes(index, device)
-        self._pool_threads, self._dali_threads = share_threads(self._by_dali, threads)
+        self._pool_threads, self._dali_threads = share_threads(self._by_dali, threads, device)
         self._device = device
 
-    def feeds(self, samples: NDArray[np.int64], used: deque[list[ClipInput]]) -> Generator[Feed, None, None]:
-        """Yield the pipeline's inputs, batch by batch, and append the samples of each batch to `used`.
+    def feeds(self, samples: NDArray[np.int64], used: deque[_Used]) -> Generator[Feed, None, None]:
+        """Yield the pipeline's inputs, batch by batch, and note each batch in `used`.
 
         Raises:
             BadFilesError: a file cannot be decoded, and bad files are not skipped.
@@ -102,11 +108,12 @@ class _UniformClips:
             for results in ready:
                 bad = {i.sample: reason for i, reason in results if reason is not None}
                 if bad and self._skipped is None:
-                    raise BadFilesError(evaluation_refusal(self._index.by_path(bad), len(self._index)))
+                    index = self._index
+                    raise BadFilesError(evaluation_refusal(index.by_path(bad), len(index), index.kind))
                 if self._skipped is not None:
                     self._skipped |= bad
                 if inputs := [i for i, reason in results if reason is None]:
-                    used.append(inputs)
+                    used.append(_Used(inputs[-1].sample, [i for i in inputs if i.clips is None]))
                     yield clip_feed(inputs, ways)
 
     def pipeline(self, feeds: Iterator[Feed]) -> Any:
@@ -114,9 +121,9 @@ class _UniformClips:
         return self._build(feeds, ways_of(self._by_dali), self._batch_size)
 
     def recover(self, inputs: list[ClipInput]) -> bool:
-        """Have the videos of a failed batch that DALI refuses decoded ahead of time; return whether there are any."""
+        """Have those of these videos that DALI refuses decoded ahead of time, and return whether there are any."""
         one_by_one = partial(self._build, ways=Ways.DALI, batch_size=1, prefetch=1)
-        refused = refused_by_dali([i for i in inputs if i.clips is None], one_by_one)
+        refused = refused_by_dali(inputs, one_by_one)
         self._by_dali[[i.sample for i in refused]] = False
         return bool(refused)
 

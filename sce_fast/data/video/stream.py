@@ -26,6 +26,7 @@ FRAMES_HELD_BACK = 4
 # Some containers seek by the time of decoding, and miss a key frame that is decoded before it is shown. Such seeks are
 # repeated this much earlier.
 SECONDS_EARLIER = (0, 1, 4, 16)
+_CHUNK_HEADER = 8  # bytes before the content of a packet in AVI
 _PROGRESSIVE, _INTRA = 1, 1  # FFmpeg's AV_FIELD_PROGRESSIVE and AV_PICTURE_TYPE_I
 
 
@@ -66,7 +67,7 @@ def planned_frames(index: VideoIndex, sample: int, numbers: NDArray[np.int64]) -
                 if seeks:
                     found = _after_seeks(container, stream, missing, _runs(index, sample, numbers))
                 else:
-                    packets = container.demux(stream)
+                    packets = _packets(container, stream)
                     if len(index.key_frames[sample]):  # the index has no frames before the first one
                         packets = dropwhile(lambda packet: not packet.is_keyframe, packets)
                     frames = _decode(stream, packets, missing if timed else None)
@@ -159,7 +160,7 @@ def _frames_from_key(
     """
     for seconds in SECONDS_EARLIER:
         container.seek(key - int(seconds / (stream.time_base or 1)), stream=stream)
-        packets = container.demux(stream)
+        packets = _packets(container, stream)
         start = next((packet for packet in packets if packet.is_keyframe), None)
         if start is not None and start.pts is not None and start.pts <= first:
             frames = _decode(stream, chain([start], packets), missing)
@@ -167,6 +168,21 @@ def _frames_from_key(
             if shown is not None and shown.pts == start.pts and shown.pict_type == _INTRA:
                 yield from chain([shown], frames)
             return
+
+
+def _packets(container: "InputContainer", stream: "VideoStream") -> Iterator["Packet"]:
+    """Yield the packets of a stream, up to damage that would make the times of later packets wrong.
+
+    AVI holds no times, only an index. FFmpeg passes over bytes that are no packets, and does not count what was there.
+    """
+    entries = stream.index_entries if container.format.name == "avi" else ()
+    for packet in container.demux(stream):
+        if entries and packet.size:
+            place = entries.search_timestamp(packet.dts, any_frame=True)
+            entry = entries[max(place, 0)]
+            if entry.timestamp == packet.dts and entry.size != packet.size and entry.pos + _CHUNK_HEADER != packet.pos:
+                return
+        yield packet
 
 
 def _decode(

@@ -59,7 +59,7 @@ class RandomClips:
         self._unreadable = np.zeros(len(index), dtype=np.bool_)
         self._unreadable[list(index.bad)] = True
         self._by_dali = routes(index, device)
-        self._pool_threads, self._dali_threads = share_threads(self._by_dali[~self._unreadable], threads)
+        self._pool_threads, self._dali_threads = share_threads(self._by_dali[~self._unreadable], threads, device)
         self._refused: set[tuple[int, int]] = set()  # (epoch, sample) that DALI does not decode after all
         self._bad = dict(index.bad)
         self._lock = threading.Lock()
@@ -101,9 +101,9 @@ class RandomClips:
             batches: the failed batch, then the batches that DALI prepared in advance.
         """
         for epoch, samples in batches:
-            used = np.unique([s for s in samples.tolist() if self._goes_to_dali(epoch, s)]).astype(np.int64)
+            used = [s for s in np.unique(samples).tolist() if self._goes_to_dali(epoch, s)]
             one_by_one = partial(self._build, ways=Ways.DALI, batch_size=1, prefetch=1)
-            refused = refused_by_dali(self._planned(epoch, used), one_by_one)
+            refused = refused_by_dali(self.planned(epoch, np.array(used, dtype=np.int64)), one_by_one)
             # If a GPU fails all videos, the GPU is at fault.
             if refused and (self.device == "cpu" or len(refused) < max(len(used), 2)):
                 self._refused |= {(epoch, i.sample) for i in refused}
@@ -111,6 +111,26 @@ class RandomClips:
                 warnings.warn(f"DALI does not decode all frames of {names}; FFmpeg tries instead", stacklevel=4)
                 return True
         return False
+
+    def planned(self, epoch: int, samples: NDArray[np.int64]) -> list[ClipInput]:
+        """Return these samples as planned, not yet decoded."""
+        index = self._index
+        plans = plan_clips(
+            self._sampling,
+            self._augmentations,
+            index.timelines,
+            index.sizes[samples],
+            seed=self.seed,
+            epoch=epoch,
+            samples=samples,
+        )
+        settings = [_settings(plan) for plan in plans]
+        return [
+            clip_input(
+                index, sample, [(_frames(p, n), p.view.boxes[n], s[n]) for p, s in zip(plans, settings, strict=True)]
+            )
+            for n, sample in enumerate(samples.tolist())
+        ]
 
     def _ways(self) -> Ways:
         ways = ways_of(self._by_dali[~self._unreadable])
@@ -133,29 +153,9 @@ class RandomClips:
 
     def _work(self, epoch: int, samples: NDArray[np.int64]) -> Work[ClipInput]:
         readable = replace_bad(samples, self._unreadable, seed=self.seed, epoch=epoch)
-        planned = self._planned(epoch, readable)
+        planned = self.planned(epoch, readable)
         tasks = [partial(self._decoded, epoch, slot, p) for slot, p in zip(samples.tolist(), planned, strict=True)]
         return Work(tasks, sum(p.size for p in planned if not self._goes_to_dali(epoch, p.sample)))
-
-    def _planned(self, epoch: int, samples: NDArray[np.int64]) -> list[ClipInput]:
-        """Return these samples as planned, not yet decoded."""
-        index = self._index
-        plans = plan_clips(
-            self._sampling,
-            self._augmentations,
-            index.timelines,
-            index.sizes[samples],
-            seed=self.seed,
-            epoch=epoch,
-            samples=samples,
-        )
-        settings = [_settings(plan) for plan in plans]
-        return [
-            clip_input(
-                index, sample, [(_frames(p, n), p.view.boxes[n], s[n]) for p, s in zip(plans, settings, strict=True)]
-            )
-            for n, sample in enumerate(samples.tolist())
-        ]
 
     def _decoded(self, epoch: int, slot: int, planned: ClipInput) -> ClipInput:
         """Return the planned sample, decoded unless DALI does it, or the sample that replaces it; runs in the pool.
@@ -172,7 +172,7 @@ class RandomClips:
             is_bad = is_bad.copy()
             is_bad[planned.sample] = True
             other = replace_bad(np.array([slot]), is_bad, seed=self.seed, epoch=epoch)
-            (planned,) = self._planned(epoch, other)
+            (planned,) = self.planned(epoch, other)
         return planned
 
     def _note_bad(self, sample: int, reason: str) -> None:

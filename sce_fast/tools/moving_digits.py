@@ -1,0 +1,214 @@
+"""The video demo's files: handwritten digits that move over a textured background, encoded as H.264 and VP9.
+
+Motion and digit are the labels; only they are worth learning. A video's first position and phase are random on a torus
+(what leaves the frame on one side enters on the other), so that no frame shows the motion. Backgrounds differ from
+video to video, but not in brightness, contrast or the spectrum of their texture, and they tell neither label.
+"""
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOTIONS = ("left", "right", "up", "down", "clockwise", "counter-clockwise")
+DIGITS = tuple("0123456789")
+LABELS = ("motion", "digit")
+PARTS = {"train": 16, "test": 4}  # videos of each motion and digit: 960 and 240
+SIDE = 64  # of a frame, in pixels
+SECONDS, RATE = 3, 15  # of a video; frames a second
+SIZES = (26, 34)  # of a digit's box, in pixels
+SPEEDS = (30.0, 42.0)  # of a digit, in pixels a second
+RADII = (11.0, 15.0)  # of a circle, in pixels
+TEXTURE = (3, 10)  # lowest and highest frequency of a background, in waves a frame
+DARK, LIGHT, INK = 0.12, 0.48, 0.95  # luminance of a background's darkest and lightest places, and of a digit
+LUMINANCE = np.array([0.299, 0.587, 0.114])
+VARIABLE = 4  # one video in VARIABLE has a variable rate
+ENCODERS = {  # ending → encoder, its options
+    "mp4": ("libx264", {"preset": "veryfast", "crf": "18", "g": "15"}),
+    "webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0", "g": "15"}),
+}
+SEED = 7
+
+
+@dataclass(frozen=True)
+class MovingDigits:
+    """The list files of a folder of moving digits. The lists of a part name the same videos in the same order."""
+
+    folder: Path
+
+    def videos(self, part: str, label: str) -> Path:
+        """Return the list of a part, "train" or "test", with the classes of a label, "motion" or "digit"."""
+        return self.folder / f"{part}_{label}.txt"
+
+    @property
+    def complete(self) -> bool:
+        """Whether the folder holds the whole data set."""
+        return all(self.videos(part, label).is_file() for part in PARTS for label in LABELS)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What one video shows, and how it is stored."""
+
+    digit: NDArray[np.float64]  # (8, 8) in [0, 1]
+    motion: str
+    ending: str
+    variable: bool
+    seed: tuple[int, int]
+
+
+def write_moving_digits(folder: Path, *, threads: int = 2) -> MovingDigits:
+    """Write 960 videos to train on, 240 to test, and a list of each part for each label, unless they exist.
+
+    The digits come with scikit-learn (UCI, 8 × 8 pixels, 43 writers). No two videos show the same handwritten digit.
+    Every motion and digit has 16 and 4 videos, half of them H.264 and half VP9; a quarter of all has a variable rate.
+
+    Args:
+        folder: of the data set. It appears when all videos are written.
+        threads: that draw and encode videos; the files do not depend on it.
+
+    Raises:
+        ImportError: PyAV, Pillow or scikit-learn is not installed.
+    """
+    written = MovingDigits(folder)
+    if written.complete:
+        return written
+    writing = MovingDigits(folder.with_name(folder.name + ".writing"))
+    shutil.rmtree(writing.folder, ignore_errors=True)
+    lines: dict[Path, list[str]] = {}
+    clips = {}
+    for number, (part, digit, clip) in enumerate(_clips()):
+        name = f"{part}/{number:04d}.{clip.ending}"
+        clips[writing.folder / name] = clip
+        lines.setdefault(writing.videos(part, "motion"), []).append(f"{name}\t{clip.motion}")
+        lines.setdefault(writing.videos(part, "digit"), []).append(f"{name}\t{digit}")
+    for part in PARTS:
+        (writing.folder / part).mkdir(parents=True)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(_write, clips, clips.values()))
+    for path, listed in lines.items():
+        path.write_text("\n".join(listed) + "\n")
+    writing.folder.rename(folder)
+    return written
+
+
+def _clips() -> Iterator[tuple[str, str, Clip]]:
+    """Yield part, digit and clip of all videos, in an order that mixes motions, digits and codecs."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    random = np.random.Generator(np.random.Philox(SEED))
+    samples = {digit: list(random.permutation(np.flatnonzero(digits.target == int(digit)))) for digit in DIGITS}
+    endings = tuple(ENCODERS)
+    for part, copies in PARTS.items():
+        kinds = list(product(range(len(MOTIONS)), DIGITS, range(copies)))
+        for i in random.permutation(len(kinds)):
+            motion, digit, copy = kinds[i]
+            sample = int(samples[digit].pop())
+            variable = (copy // len(endings) + motion + int(digit)) % VARIABLE == 0
+            clip = Clip(
+                digit=digits.images[sample] / 16,
+                motion=MOTIONS[motion],
+                ending=endings[copy % len(endings)],
+                variable=variable,
+                seed=(SEED, sample),
+            )
+            yield part, digit, clip
+
+
+def _write(path: Path, clip: Clip) -> None:
+    """Draw and encode a clip."""
+    random = np.random.default_rng(clip.seed)
+    milliseconds = _times(random, clip.variable)
+    encode(path, _frames(random, clip, milliseconds / 1000), milliseconds if clip.variable else None)
+
+
+def _times(random: np.random.Generator, variable: bool) -> NDArray[np.int64]:
+    """Return when each frame is shown, in milliseconds: evenly spaced, or at intervals of half to 1.5 times that."""
+    count = SECONDS * RATE
+    shares = random.uniform(0.5, 1.5, count) if variable else np.ones(count)
+    return np.rint(1000 * SECONDS * (np.cumsum(shares) - shares) / shares.sum()).astype(np.int64)
+
+
+def _frames(random: np.random.Generator, clip: Clip, times: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return the frames (F, SIDE, SIDE, 3) that a clip shows at times (F,) in seconds."""
+    from PIL import Image
+
+    size = int(random.integers(SIZES[0], SIZES[1] + 1))
+    small = Image.fromarray((clip.digit * 255).astype(np.uint8))
+    ink = np.zeros((SIDE, SIDE))
+    ink[:size, :size] = np.asarray(small.resize((size, size), Image.Resampling.BICUBIC)) / 255
+    background = _background(random)
+    opacity = _shifted(ink, *positions(random, clip.motion, times))[..., None]
+    return np.rint(255 * (background + (INK - background) * opacity)).astype(np.uint8)
+
+
+def positions(
+    random: np.random.Generator, motion: str, times: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return x and y (F,) of a digit in pixels at times (F,) in seconds. y points down."""
+    speed, radius = random.uniform(*SPEEDS), random.uniform(*RADII)
+    (x, y), phase = random.uniform(0, SIDE, 2), random.uniform(0, 2 * np.pi)
+    if motion in ("clockwise", "counter-clockwise"):
+        angle = phase + times * speed / radius * (1 if motion == "clockwise" else -1)
+        return x + radius * np.cos(angle), y + radius * np.sin(angle)
+    dx, dy = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}[motion]
+    return x + dx * speed * times, y + dy * speed * times
+
+
+def _background(random: np.random.Generator) -> NDArray[np.float64]:
+    """Return a texture (SIDE, SIDE, 3) in [0, 1]: noise of a fixed spectrum and luminance in a random hue."""
+    waves = np.fft.fftfreq(SIDE, 1 / SIDE)
+    frequency = np.hypot(waves[:, None], waves)
+    spectrum = np.fft.fft2(random.standard_normal((SIDE, SIDE)))
+    spectrum[(frequency < TEXTURE[0]) | (frequency > TEXTURE[1])] = 0
+    noise = np.fft.ifft2(spectrum).real
+    level = (noise / noise.std() / 4 + 0.5).clip(0, 1)
+    hue = 0.7 + 0.3 * np.cos(2 * np.pi * (random.uniform() + np.arange(3) / 3))
+    color: NDArray[np.float64] = (DARK + (LIGHT - DARK) * level[..., None]) * hue / (hue @ LUMINANCE)
+    return color.clip(0, 1)
+
+
+def _shifted(image: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return an image (SIDE, SIDE) moved right by x (F,) and down by y (F,), around the edges: (F, SIDE, SIDE)."""
+
+    def moved(rows: NDArray[np.float64], shift: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+        whole = np.floor(shift).astype(np.int64)
+        share = (shift - whole).reshape(-1, 1, 1)
+        places = np.expand_dims((np.arange(SIDE) - whole[:, None]) % SIDE, 3 - axis)
+        before = np.expand_dims((np.arange(SIDE) - whole[:, None] - 1) % SIDE, 3 - axis)
+        take = partial(np.take_along_axis, rows, axis=axis)
+        shifted: NDArray[np.float64] = (1 - share) * take(places) + share * take(before)
+        return shifted
+
+    return moved(moved(np.broadcast_to(image, (len(x), SIDE, SIDE)), y, 1), x, 2)
+
+
+def encode(path: Path, frames: NDArray[np.uint8], milliseconds: NDArray[np.int64] | None) -> None:
+    """Write frames (F, H, W, 3) with the encoder of the path's ending, at RATE or at these times (F,).
+
+    The same frames give the same bytes.
+    """
+    import av
+
+    encoder, options = ENCODERS[path.suffix[1:]]
+    clock = Fraction(1, RATE) if milliseconds is None else Fraction(1, 1000)
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
+        stream: Any = container.add_stream(encoder, rate=RATE, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.time_base = stream.codec_context.time_base = clock
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = (number if milliseconds is None else int(milliseconds[number])), clock
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
