@@ -51,7 +51,7 @@ def test_every_data_set_gets_a_valid_config(count, side, seconds, epochs, gpu, b
     config = config_for(FoundVideos(count, side, seconds), gpu=gpu, **given)  # checks every value
     keys = config.batch_size * (2 if config.model.symmetric else 1)
     assert config.loss.queue_size % keys == 0
-    assert config.loss.queue_size <= max(count // 4, keys)
+    assert config.loss.queue_size <= max(count // 4 if count < LARGE else 16384, keys)
     assert config.rank_batch(1) <= max(64, config.batch_size if count < LARGE else 0)
     assert config.optimizer.warmup_epochs <= 0.175 * epochs
     assert batch_size is not None or config.batch_size <= count
