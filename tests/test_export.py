@@ -85,7 +85,7 @@ def test_evaluation_of_images_names_bad_files(run, photo_folder, tmp_path):
         target = tmp_path / "data" / name
         target.parent.mkdir(parents=True)
         target.write_bytes((photo_folder / "temple" / "000.jpg").read_bytes() if content is None else content)
-    with pytest.raises(ValueError, match=r"(?s)b/2.jpg: empty.*never skip files: repair or remove these files"):
+    with pytest.raises(ValueError, match=r"(?s)b/2.jpg: empty.*never skip images: repair or remove these files"):
         knn(run, train=tmp_path / "data", test=tmp_path / "data")
     with pytest.raises(ValueError, match=r"b/2.jpg: empty"):
         embed(run, tmp_path / "data", out=tmp_path / "features.safetensors")
