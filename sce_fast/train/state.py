@@ -23,7 +23,7 @@ from sce_fast.train.interval import Interval, Totals, of_rank
 from sce_fast.train.step import TrainingStep
 from sce_fast.train.timeline import Timeline
 from sce_fast.util.files import printable
-from sce_fast.util.versions import versions
+from sce_fast.util.versions import installed_version, versions
 
 # Entries of Progress beside the step: a resumed run reports them as if it had never stopped.
 CARRIED_OVER = ("seconds", "data_seconds", "final_loss", "knn_top1")
@@ -138,8 +138,10 @@ class RunState:
     def circumstances(self) -> dict[str, Any]:
         """Return what the bits of a run depend on beside its config."""
         device = self._training_step.device
+        decoder = {"PyAV": installed_version("av")} if self._config.clips.frames else {}
         return {
             **versions(),
+            **decoder,
             "ranks": self._ranks.size,
             "device": device_name(device),
             "threads": torch.get_num_threads() if device.type == "cpu" else None,
