@@ -38,6 +38,7 @@ def test_trains_evaluates_and_leaves_a_backbone(video_folder, tmp_path, capsys):
     assert {picture.name for picture in write_report(config.out)} >= {"loss.png", "views.png", "neighbours.png"}
 
 
+@pytest.mark.slow
 def test_resumes_at_any_step_with_the_same_bits(video_folder, tmp_path):
     whole = small_video_config(video_folder, tmp_path / "whole", checkpoint_every=1, keep_checkpoints=99)
     train(whole)
@@ -54,6 +55,7 @@ def test_resumes_at_any_step_with_the_same_bits(video_folder, tmp_path):
         assert_same_run(part, whole.out)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one(video_folder, tmp_path):
     model = {"batch_norm": "sync"}
     tensors = []
@@ -65,6 +67,7 @@ def test_two_ranks_train_as_one(video_folder, tmp_path):
     torch.testing.assert_close(queues[1], queues[0], rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_bad_video_is_named_and_replaced(video_folder, tmp_path):
     data = tmp_path / "data"
     for i in range(12):
