@@ -2,7 +2,7 @@
 
 Motion and digit are the labels; only they are worth learning. A video's first position and phase are random on a torus
 (what leaves the frame on one side enters on the other), so that no frame shows the motion. Backgrounds differ from
-video to video, but not in brightness, contrast or the spectrum of their texture, and they tell neither label.
+video to video in colour, brightness and texture, and they tell neither label. Raw pixels compare mostly backgrounds.
 """
 
 import shutil
@@ -24,11 +24,12 @@ LABELS = ("motion", "digit")
 PARTS = {"train": 16, "test": 4}  # videos of each motion and digit: 960 and 240
 SIDE = 64  # of a frame, in pixels
 SECONDS, RATE = 3, 15  # of a video; frames a second
-SIZES = (26, 34)  # of a digit's box, in pixels
-SPEEDS = (30.0, 42.0)  # of a digit, in pixels a second
+SIZES = (28, 36)  # of a digit's box, in pixels
+SPEEDS = (24.0, 48.0)  # of a digit, in pixels a second
 RADII = (11.0, 15.0)  # of a circle, in pixels
 TEXTURE = (3, 10)  # lowest and highest frequency of a background, in waves a frame
-DARK, LIGHT, INK = 0.12, 0.48, 0.95  # luminance of a background's darkest and lightest places, and of a digit
+INK, BACKGROUND = 0.95, (0.2, 0.4)  # luminance of a digit, and mean luminance of a background
+CONTRAST, SATURATION = 0.35, 0.9  # of a background, relative to its mean
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 VARIABLE = 4  # one video in VARIABLE has a variable rate
 ENCODERS = {  # ending → encoder, its options
@@ -165,15 +166,15 @@ def positions(
 
 
 def _background(random: np.random.Generator) -> NDArray[np.float64]:
-    """Return a texture (SIDE, SIDE, 3) in [0, 1]: noise of a fixed spectrum and luminance in a random hue."""
+    """Return a texture (SIDE, SIDE, 3) in [0, 1]: noise of a fixed spectrum in a random hue and brightness."""
     waves = np.fft.fftfreq(SIDE, 1 / SIDE)
     frequency = np.hypot(waves[:, None], waves)
     spectrum = np.fft.fft2(random.standard_normal((SIDE, SIDE)))
     spectrum[(frequency < TEXTURE[0]) | (frequency > TEXTURE[1])] = 0
     noise = np.fft.ifft2(spectrum).real
-    level = (noise / noise.std() / 4 + 0.5).clip(0, 1)
-    hue = 0.7 + 0.3 * np.cos(2 * np.pi * (random.uniform() + np.arange(3) / 3))
-    color: NDArray[np.float64] = (DARK + (LIGHT - DARK) * level[..., None]) * hue / (hue @ LUMINANCE)
+    level = 1 + CONTRAST * (noise / noise.std() / 2).clip(-1, 1)[..., None]
+    hue = 1 + SATURATION * np.cos(2 * np.pi * (random.uniform() + np.arange(3) / 3))
+    color: NDArray[np.float64] = random.uniform(*BACKGROUND) * level * hue / (hue @ LUMINANCE)
     return color.clip(0, 1)
 
 

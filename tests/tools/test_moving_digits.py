@@ -11,7 +11,7 @@ import pytest
 from sce_fast.data.video.decode import ClipRequest, decode_clips
 from sce_fast.data.video.index import VideoIndex, index_videos
 from sce_fast.tools import moving_digits
-from sce_fast.tools.moving_digits import DIGITS, INK, LIGHT, MOTIONS, PARTS, RATE, SECONDS, SIDE, write_moving_digits
+from sce_fast.tools.moving_digits import BACKGROUND, DIGITS, MOTIONS, PARTS, RATE, SECONDS, SIDE, write_moving_digits
 
 FEW = {"train": 2, "test": 1}
 
@@ -36,7 +36,7 @@ def frames_of(index: VideoIndex, sample: int):
 
 def path_of(frames):
     """Return the digit's centre (F, 2) as x, y on the torus of the frame, unrolled, in pixels."""
-    ink = np.clip(frames.mean(axis=-1) / 255 - (LIGHT + INK) / 2, 0, None)
+    ink = np.clip(frames.min(axis=-1) / 255 - 0.6, 0, None)  # backgrounds are coloured, digits white
     turn = np.exp(2j * np.pi * np.arange(SIDE) / SIDE)
     angles = np.stack([np.angle(ink.sum(axis=axis) @ turn) for axis in (1, 2)], axis=1)
     return np.unwrap(angles, axis=0) * SIDE / (2 * np.pi)
@@ -122,13 +122,16 @@ def test_the_first_frame_tells_no_motion(motions):
         assert (starts[motions.labels == label].std(axis=0) > 0.2 * SIDE).all()
 
 
-def test_backgrounds_differ_but_not_in_brightness():
-    pictures = [moving_digits._background(np.random.default_rng(seed)) for seed in range(20)]
-    luminance = np.stack(pictures) @ moving_digits.LUMINANCE
-    assert luminance.mean(axis=(1, 2)).std() < 0.01
-    assert luminance.std(axis=(1, 2)).std() < 0.01
-    likeness = np.corrcoef(luminance.reshape(20, -1)) - np.eye(20)
+def test_backgrounds_differ_from_each_other_and_are_darker_than_digits():
+    pictures = np.stack([moving_digits._background(np.random.default_rng(seed)) for seed in range(50)])
+    luminance = pictures @ moving_digits.LUMINANCE
+    means = luminance.mean(axis=(1, 2))
+    assert BACKGROUND[0] - 0.05 < means.min() < 0.25
+    assert 0.3 < means.max() < BACKGROUND[1] + 0.01
+    assert luminance.max() < 0.6
+    likeness = np.corrcoef(luminance.reshape(50, -1)) - np.eye(50)
     assert np.abs(likeness).max() < 0.3
+    assert Counter(pictures.mean(axis=(1, 2)).argmax(axis=1).tolist()).keys() == {0, 1, 2}  # red, green, blue
 
 
 def test_an_interrupted_writing_leaves_nothing_that_passes_as_whole(tmp_path, monkeypatch):
