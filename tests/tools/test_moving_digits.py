@@ -2,7 +2,6 @@
 
 from collections import Counter
 from itertools import product
-from pathlib import Path
 
 import av
 import numpy as np
@@ -26,7 +25,7 @@ def videos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def motions(videos) -> VideoIndex:
-    return index_videos(videos.videos("train", "motion"), cache=Path())
+    return index_videos(videos.videos("train", "motion"), cache=videos.folder.with_name("cache"))
 
 
 def frames_of(index: VideoIndex, sample: int):
@@ -84,7 +83,7 @@ def test_all_videos_are_readable(videos, motions):
     assert (motions.timelines.frames == SECONDS * RATE).all()
     assert Counter(motions.codecs.tolist()) == {"h264": 60, "vp9": 60}
     np.testing.assert_allclose(motions.timelines.seconds(np.arange(120)), SECONDS, atol=0.15)
-    assert not index_videos(videos.videos("test", "digit"), cache=Path()).bad
+    assert not index_videos(videos.videos("test", "digit"), cache=videos.folder.with_name("cache")).bad
 
 
 def test_some_videos_of_each_codec_have_a_variable_rate(motions):
