@@ -85,6 +85,7 @@ def test_what_a_run_refuses_is_refused(photo_folder, tmp_path):
         dry_run(config)
 
 
+@pytest.mark.slow
 def test_a_resume_is_tried_without_touching_the_run(photo_folder, tmp_path, capsys):
     config = small_config(photo_folder, tmp_path / "run", epochs=1, evaluation=EvaluationConfig(resize=40, crop=32))
     train(config)
@@ -95,6 +96,7 @@ def test_a_resume_is_tried_without_touching_the_run(photo_folder, tmp_path, caps
     assert {path: path.stat().st_mtime_ns for path in config.out.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_an_error(photo_folder, tmp_path, monkeypatch, own_temporary_folder):
     monkeypatch.setattr(
         module, "reduced", lambda config, ranks: replace(config, optimizer={"base_learning_rate": 1e30})

@@ -77,6 +77,7 @@ def test_keys_of_groups_depend_on_their_own_group(tmp_path):
     assert not torch.allclose(model.encode_key(clips)[2:], model.encode_key(other)[2:], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_activations_of_clips_follow_from_a_few(tmp_path):
     step = TrainingStep(clip_config(tmp_path, batch_size=20), CPU)
     found = memory(step).activations
