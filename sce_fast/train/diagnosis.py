@@ -22,7 +22,7 @@ class Diagnosis:
     Args:
         run: run folder, where not_finite_step_*.txt goes.
         guard: of the training step.
-        queue: of the training step.
+        queue: of the training step; None if it has none.
         index: names the samples.
         ranks: that share the run.
 
@@ -31,7 +31,7 @@ class Diagnosis:
         >>> diagnosis.require_finite()
     """
 
-    def __init__(self, run: Path, guard: Guard, queue: KeyQueue, index: Index, ranks: Ranks) -> None:
+    def __init__(self, run: Path, guard: Guard, queue: KeyQueue | None, index: Index, ranks: Ranks) -> None:
         self._run, self._guard, self._queue, self._index, self._ranks = run, guard, queue, index, ranks
         self._unread: dict[int, Samples] = {}  # by step, since the flag was last read
 
@@ -75,6 +75,8 @@ class Diagnosis:
 
     def _bad_queue(self) -> str:
         """Return what is wrong with the queue, to follow a cause; it is the same queue on all ranks."""
+        if self._queue is None:
+            return ""
         rows = self._queue.keys
         norms = rows.to(torch.promote_types(rows.dtype, torch.float32)).norm(dim=1)
         if bad := int((~norms.isfinite()).sum()):
