@@ -67,8 +67,8 @@ class SCE(nn.Module):
 
         Args:
             views: V views, each (N, C, H, W) of any size.
-            shuffles: for each pass of the momentum encoder the order (W·N,) in which it sees the rows of all W ranks, or
-                (W·n·N,) for the rows of n views with mutual_pass; the same on all ranks.
+            shuffles: for each pass of the momentum encoder the order (W·N,) in which it sees the rows of all W ranks,
+                or (W·n·N,) for the rows of n views with mutual_pass; the same on all ranks.
         """
         needed = max(self.key_views, 2)
         if len(views) < needed:
