@@ -81,8 +81,8 @@ def _plan(config: TrainConfig, trainer: Trainer) -> str:
         f"Steps: {config.epochs:,} epochs of {steps:,} steps of {config.batch_size} {config.kind}{in_parts}: "
         f"{trainer.total_steps:,} steps, {round(optimizer.warmup_epochs * steps):,} of them warm-up; on {on}, "
         f"{config.precision}",
-        f"Peak learning rate: {config.learning_rate:.4g} = {optimizer.base_learning_rate:g} · {config.batch_size} / 256"
-        f" with {optimizer.name}, weight decay {optimizer.weight_decay:g}",
+        f"Peak learning rate: {config.learning_rate:.4g} = {optimizer.describe_scaling(config.batch_size)} with "
+        f"{optimizer.name}, weight decay {optimizer.weight_decay:g}",
         _loss_line(config),
     ]
     return "\n".join(lines)

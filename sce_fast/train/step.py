@@ -74,13 +74,7 @@ class TrainingStep:
             self.average = copy.deepcopy(self.model.backbone).requires_grad_(False).eval()
         self.dtype = torch.float64 if wide else torch.float32  # of weights and images
         self.autocast = None if wide or config.precision == "float32" else getattr(torch, config.precision)
-        self.optimizer = build_optimizer(
-            self.model,
-            config.optimizer.name,
-            lr=config.learning_rate,
-            momentum=config.optimizer.momentum,
-            weight_decay=config.optimizer.weight_decay,
-        )
+        self.optimizer = build_optimizer(self.model, config.optimizer, lr=config.learning_rate)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.backend = config.loss.backend  # after the first step, the name of the backend that ran
         self.stage: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()
