@@ -65,7 +65,7 @@ def trained(config: TrainConfig, group: Ranks | None = None, scale: float = 1.0)
     losses = []
     for number in range(STEPS):
         parts = [
-            [view.chunk(group.size)[group.rank].chunk(config.accumulation)[part] for view in batch(config, number)]
+            [view.chunk(config.accumulation)[part].chunk(group.size)[group.rank] for view in batch(config, number)]
             for part in range(config.accumulation)
         ]
         n = numbers(number)
