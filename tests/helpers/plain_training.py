@@ -71,7 +71,8 @@ class PlainTraining:
             student = [*self.backbone.parameters(), *self.projector.parameters()]
             for mine, theirs in zip(self.teacher.parameters(), student, strict=True):
                 mine.copy_(momentum * mine + (1 - momentum) * theirs)
-            for mine, theirs in zip(self.average.state_dict().values(), self.backbone.state_dict().values()):
+            for name, mine in self.average.state_dict().items():
+                theirs = self.backbone.state_dict()[name]
                 m = self.average_momentum if mine.is_floating_point() else 0
                 mine.copy_(m * mine + (1 - m) * theirs)
         if self.queue is not None:
