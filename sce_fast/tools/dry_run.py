@@ -85,6 +85,8 @@ def _plan(config: TrainConfig, trainer: Trainer) -> str:
         f"{optimizer.name}, weight decay {optimizer.weight_decay:g}",
         _loss_line(config),
     ]
+    if momentum := config.model.evaluation_momentum:
+        lines.append(f"Evaluated: the student's average over the steps with momentum {momentum:g}")
     return "\n".join(lines)
 
 

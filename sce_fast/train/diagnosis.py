@@ -57,12 +57,12 @@ class Diagnosis:
         cause = self._cause([rank for rank, report in enumerate(reports) if report["loss"]])
         lines = [f"rank {rank}\t{name}\n" for rank, report in enumerate(reports) for name in report["samples"]]
         path = self._run / f"not_finite_step_{failed + 1:08d}.txt"
+        kept = "weights and momentum encoder" if self._queue is None else "weights, momentum encoder and queue"
         self._ranks.first(lambda: write_atomically(path, "".join(lines)))
         raise RuntimeError(
-            f"step {failed + 1}: {cause}. This step and all later ones were masked: weights, momentum encoder and "
-            f"queue are those after step {failed}. The {len(lines)} {self._index.kind} of the step are listed in "
-            f"{printable(path)}. Try a smaller learning rate, a longer warm-up or --optimizer.clip-norm in another "
-            "--out"
+            f"step {failed + 1}: {cause}. This step and all later ones were masked: {kept} are those after "
+            f"step {failed}. The {len(lines)} {self._index.kind} of the step are listed in {printable(path)}. "
+            "Try a smaller learning rate, a longer warm-up or --optimizer.clip-norm in another --out"
         )
 
     def _cause(self, ranks: list[int]) -> str:

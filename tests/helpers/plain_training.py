@@ -23,7 +23,7 @@ class PlainTraining:
     symmetric: bool = True
     batch_keys: bool = False
     joint: bool = False  # views of equal size share batch statistics
-    parts: int = 1  # into which the batch of each rank is split
+    parts: int = 1  # into which the batch is split; each part is shared by all ranks
     ranks: int = 1  # with batch statistics of their own
     average_momentum: float = 0.0
     adamw: dict[str, float] | None = None
@@ -59,7 +59,7 @@ class PlainTraining:
         rows = len(views[0]) // (self.ranks * self.parts)
         for part in range(self.parts):
             own = [  # for each rank its views
-                [view[(rank * self.parts + part) * rows :][:rows] for view in views] for rank in range(self.ranks)
+                [view[(part * self.ranks + rank) * rows :][:rows] for view in views] for rank in range(self.ranks)
             ]
             query, key = (torch.cat(found, dim=1) for found in zip(*map(self.encode, own), strict=True))
             loss = self.loss(query, key, tau, tau_m, weight)
@@ -71,7 +71,8 @@ class PlainTraining:
             student = [*self.backbone.parameters(), *self.projector.parameters()]
             for mine, theirs in zip(self.teacher.parameters(), student, strict=True):
                 mine.copy_(momentum * mine + (1 - momentum) * theirs)
-            for mine, theirs in zip(self.average.state_dict().values(), self.backbone.state_dict().values()):
+            for name, mine in self.average.state_dict().items():
+                theirs = self.backbone.state_dict()[name]
                 m = self.average_momentum if mine.is_floating_point() else 0
                 mine.copy_(m * mine + (1 - m) * theirs)
         if self.queue is not None:

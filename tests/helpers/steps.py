@@ -65,7 +65,7 @@ def trained(config: TrainConfig, group: Ranks | None = None, scale: float = 1.0)
     losses = []
     for number in range(STEPS):
         parts = [
-            [view.chunk(group.size)[group.rank].chunk(config.accumulation)[part] for view in batch(config, number)]
+            [view.chunk(config.accumulation)[part].chunk(group.size)[group.rank] for view in batch(config, number)]
             for part in range(config.accumulation)
         ]
         n = numbers(number)
@@ -105,9 +105,7 @@ def plainly_trained(config: TrainConfig, scale: float = 1.0, ranks: int = 1) -> 
         "model.momentum_backbone": plain.teacher[0], "model.momentum_projector": plain.teacher[1],
         "average": plain.average if config.model.evaluation_momentum else None,
     }  # fmt: skip
-    tensors = {
-        f"{name}.{key}": t for name, m in modules.items() if m is not None for key, t in m.state_dict().items()
-    }
+    tensors = {f"{name}.{key}": t for name, m in modules.items() if m is not None for key, t in m.state_dict().items()}
     if plain.queue is not None:
         tensors |= {"queue.keys": plain.queue, "queue.cursor": torch.tensor(plain.cursor)}
     return {**tensors, "losses": torch.tensor(losses, dtype=torch.float64)}
