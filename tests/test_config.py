@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.runs import small_config
-from sce_fast.config import ClipsConfig, EvaluationConfig, TrainConfig, from_json, replace, to_json
+from sce_fast.config import ADDED, ClipsConfig, EvaluationConfig, TrainConfig, from_json, replace, to_json
 from sce_fast.config.views import STRENGTHS
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.video.augment import ClipEvaluationView
@@ -55,7 +55,9 @@ def test_a_run_of_an_earlier_version_is_read_and_resumed(photo_folder, tmp_path)
         del earlier["views"][name]
     for name in ("clips", "crops"):
         del earlier["evaluation"][name]
-    del earlier["loss"]["batch_keys"], earlier["model"]["mutual_pass"], earlier["model"]["evaluation_momentum"]
+    for section in ("model", "loss", "optimizer"):
+        for name in ADDED[section]:
+            del earlier[section][name]
     assert from_json(earlier) == config
     (config.out / "config.json").write_text(json.dumps(earlier))
     assert read_config(config.out) == config
@@ -120,7 +122,14 @@ NONSENSE: dict[str, tuple[object, ...]] = {
     "model.projector_hidden": ((0,), (16, -1)),
     "model.dim": TOO_FEW,
     "model.projector_norm": ("some",),
+    "model.projector_affine": (),
+    "model.projector_bias": (),
     "model.predictor_hidden": (-1,),
+    "model.predictor_layers": TOO_FEW,
+    "model.predictor_norm": ("some",),
+    "model.predictor_affine": (),
+    "model.predictor_bias": (),
+    "model.head_activation": ("tanh",),
     "model.symmetric": (),
     "model.key_views": (1, 0),
     "model.momentum": (-0.1, 1.5),
@@ -131,7 +140,15 @@ NONSENSE: dict[str, tuple[object, ...]] = {
     "model.evaluation_momentum": (-0.1, 1),
     "loss.temperature": TOO_FEW,
     "loss.target_temperature": TOO_FEW,
+    "loss.target_temperature_start": TOO_FEW,
+    "loss.target_temperature_warmup_epochs": (-1, 4),
+    "loss.target_temperature_warmup": ("square",),
     "loss.coefficient": (-0.1, 2.0),
+    "loss.coefficient_start": (-0.1, 2.0),
+    "loss.coefficient_warmup_epochs": (-1, 4),
+    "loss.coefficient_warmup": ("square",),
+    "loss.coefficient_end": (-0.1, 2.0),
+    "loss.coefficient_schedule": ("square",),
     "loss.positive_target": ("included",),
     "loss.queue_size": TOO_FEW,
     "loss.batch_keys": (),
@@ -139,8 +156,15 @@ NONSENSE: dict[str, tuple[object, ...]] = {
     "loss.backend": ("refrence",),
     "optimizer.name": ("adan",),
     "optimizer.base_learning_rate": (-1,),
+    "optimizer.learning_rate_scaling": ("cube",),
+    "optimizer.start_learning_rate": (-1, 0.4),  # the base rate is 0.3
+    "optimizer.end_learning_rate": (-1, 0.4),
     "optimizer.momentum": (-0.1, 1, 5),
+    "optimizer.nesterov": (True,),  # the optimizer is lars
+    "optimizer.beta2": (-0.1, 1),
     "optimizer.weight_decay": (-1,),
+    "optimizer.weight_decay_excludes": (("",), ("bias", "")),
+    "optimizer.layer_decay": (0, -0.1, 1.1),
     "optimizer.warmup_epochs": (-1, 4),
     "optimizer.clip_norm": (-1,),
     "evaluation.train": ("",),
@@ -174,7 +198,7 @@ def changed(config: TrainConfig, name: str, value: object) -> TrainConfig:
 
 def wrong_types(kind: type) -> tuple[object, ...]:
     """Return values that no setting of this type takes."""
-    kinds = {kind, *typing.get_args(kind)}
+    kinds = {kind, *typing.get_args(kind), *(part for union in typing.get_args(kind) for part in typing.get_args(union))}
     wrong = [object(), {}, *([] if NoneType in kinds else [None]), *([] if Path in kinds or str in kinds else ["3"])]
     return (*wrong, *([] if bool in kinds else [True]), *NOT_FINITE)
 

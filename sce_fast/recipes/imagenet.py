@@ -126,8 +126,9 @@ def imagenet_moco_v3(data: str | Path, out: str | Path = "runs/imagenet-moco-v3"
 def imagenet_vit_small(data: str | Path, out: str | Path = "runs/imagenet-vit-small", **changes: Any) -> TrainConfig:
     """Train timm's ViT-S/16 on two views of ImageNet with AdamW, and with heads without batch normalisation.
 
-    Unverified: there is no published run of SCE on images with a transformer. Optimizer, schedule and momentum are those
-    of MoCo v3's ViT-S, whose result is 73.2%; the loss is that of SCE's ImageNet runs; heads have GELU and biases.
+    Unverified: there is no published run of SCE on images with a transformer. Optimizer, schedule and momentum are
+    those of MoCo v3's ViT-S, whose result is 73.2%. The loss is that of SCE's ImageNet runs. The heads have GELU and
+    biases.
 
     Args:
         data, out, changes: See imagenet_100_epochs.
@@ -168,7 +169,7 @@ def _imagenet(
     loss: Mapping[str, Any] | None = None,
     optimizer: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
-    """Return the config of a recipe with other settings; recipes differ from the published two crops in the sections."""
+    """Return the config of a recipe with other settings; their sections differ from the published two crops."""
     two_crops = {
         "backbone": "resnet50", "projector_hidden": (4096, 4096), "dim": 256, "projector_norm": "all",
         "predictor_hidden": 4096, "symmetric": True, "key_views": 2, "momentum": 0.99, "momentum_schedule": "cosine",

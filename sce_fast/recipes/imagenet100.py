@@ -47,8 +47,8 @@ def imagenet100_infonce(data: str | Path, out: str | Path = "runs/imagenet100-in
 def imagenet100_ressl(data: str | Path, out: str | Path = "runs/imagenet100-ressl", **changes: Any) -> TrainConfig:
     """Train the ablation of imagenet100 with λ = 0, which is like ReSSL: similarities alone make the target.
 
-    The prediction has the own key among its candidates, which ReSSL leaves out. Unverified: all settings. Published, but
-    unverified here: 81.53% top-1 of the linear classifier.
+    The prediction has the own key among its candidates, which ReSSL leaves out. Unverified: all settings. Published,
+    but unverified here: 81.53% top-1 of the linear classifier.
 
     Args:
         data, out, changes: See imagenet100.

@@ -68,9 +68,9 @@ def stl10(data: str | Path, out: str | Path = "runs/stl10", **changes: Any) -> T
 def tiny_imagenet(data: str | Path, out: str | Path = "runs/tiny-imagenet", **changes: Any) -> TrainConfig:
     """Train a ResNet-18 on the 200 classes of Tiny-ImageNet.
 
-    Unverified: all settings. They are those of CIFAR-10, with a teacher momentum of 0.996, a queue of 16,384 keys, views
-    of 64 pixels, and the mean and standard deviation of ImageNet. Published, but unverified here: 51.90% top-1 of the
-    linear classifier.
+    Unverified: all settings. They are those of CIFAR-10, with a teacher momentum of 0.996, a queue of 16,384 keys,
+    views of 64 pixels, and the mean and standard deviation of ImageNet. Published, but unverified here: 51.90% top-1 of
+    the linear classifier.
 
     Args:
         data, out, changes: See cifar10.

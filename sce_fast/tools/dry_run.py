@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from sce_fast.config import TrainConfig, replace
+from sce_fast.config import LossConfig, TrainConfig, replace
 from sce_fast.data.image.augment import Augmentation
 from sce_fast.distributed import Ranks, process_group
 from sce_fast.tools.scan import KindScan
@@ -106,10 +106,21 @@ def _loss_line(config: TrainConfig) -> str:
     loss, model, views = config.loss, config.model, len(config.views.names)
     terms = model.key_views * (views - 1) if model.symmetric else views - 1
     each = "every other view" if model.symmetric else "the first view"
+    warmup = loss.target_temperature_warmup_epochs
+    tau_m = _warmed_up(loss.target_temperature_start, loss.target_temperature, warmup)
     return (
         f"Loss: the mean of {terms} term{'' if terms == 1 else 's'}, queries of each view against keys of {each}; "
-        f"τ {loss.temperature:g}, τ_m {loss.target_temperature:g}, λ {loss.coefficient:g}; {_candidates(config)}"
+        f"τ {loss.temperature:g}, τ_m {tau_m}, λ {_coefficient(loss)}; {_candidates(config)}"
     )
+
+
+def _coefficient(loss: LossConfig) -> str:
+    text = _warmed_up(loss.coefficient_start, loss.coefficient, loss.coefficient_warmup_epochs)
+    return text if loss.coefficient_end is None else f"{text}, then to {loss.coefficient_end:g}"
+
+
+def _warmed_up(start: float, value: float, epochs: float) -> str:
+    return f"{start:g} to {value:g} in {epochs:g} epochs" if epochs else f"{value:g}"
 
 
 def _candidates(config: TrainConfig) -> str:

@@ -156,8 +156,8 @@ class AdamW(MaskableOptimizer):
     """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019), whose step can be masked on the device.
 
     m ← β₁ m + (1 − β₁) g and v ← β₂ v + (1 − β₂) g². In step t, w ← w − lr · weight_decay · w, then
-    w ← w − lr · m / (1 − β₁ᵗ) / (√(v / (1 − β₂ᵗ)) + eps), which is torch.optim.AdamW. The number t of steps stays on the
-    device.
+    w ← w − lr · m / (1 − β₁ᵗ) / (√(v / (1 − β₂ᵗ)) + eps), which is torch.optim.AdamW. The number t of steps stays
+    on the device.
 
     Args:
         params: parameters or groups.

@@ -17,7 +17,7 @@ def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> list[dict[s
     """Return the trainable parameters as groups for an optimizer, each with its weight_decay and lr_scale.
 
     Args:
-        model: its attribute backbone, if there is one, is the network with layers.
+        model: with layer_decay, its attribute backbone is the network with layers.
         settings: weight_decay, weight_decay_excludes and layer_decay, and the name of the optimizer.
 
     Raises:
@@ -56,12 +56,13 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
         >>> layer_scales(model, 0.5)  # with a backbone of two blocks
         {'backbone.cls_token': 0.125, 'backbone.blocks.0.norm1.weight': 0.25, …, 'backbone.norm.weight': 1.0}
     """
-    names = [name for name, _ in model.backbone.named_parameters()]
+    backbone = model.get_submodule("backbone")
+    names = [name for name, _ in backbone.named_parameters()]
     found = [match[0] if (match := LAYER.match(name)) else None for name in names]
     numbers = {layer: number for number, layer in enumerate(dict.fromkeys(filter(None, found)), 1)}
     if not numbers:
         raise ValueError(
-            f"optimizer.layer_decay={decay}: expected 1 with a {type(model.backbone).__name__}, in which no "
+            f"optimizer.layer_decay={decay}: expected 1 with a {type(backbone).__name__}, in which no "
             "parameter's name begins with the layers of a transformer, such as blocks.0"
         )
     after, first = len(numbers) + 1, next(i for i, layer in enumerate(found) if layer)
