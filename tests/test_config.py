@@ -198,7 +198,11 @@ def changed(config: TrainConfig, name: str, value: object) -> TrainConfig:
 
 def wrong_types(kind: type) -> tuple[object, ...]:
     """Return values that no setting of this type takes."""
-    kinds = {kind, *typing.get_args(kind), *(part for union in typing.get_args(kind) for part in typing.get_args(union))}
+    kinds = {
+        kind,
+        *typing.get_args(kind),
+        *(part for union in typing.get_args(kind) for part in typing.get_args(union)),
+    }
     wrong = [object(), {}, *([] if NoneType in kinds else [None]), *([] if Path in kinds or str in kinds else ["3"])]
     return (*wrong, *([] if bool in kinds else [True]), *NOT_FINITE)
 

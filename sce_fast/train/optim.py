@@ -189,9 +189,7 @@ class AdamW(MaskableOptimizer):
                 update.masked_fill_(skip, -0.0)
         torch._foreach_add_(weights, updates)
 
-    def _updates(
-        self, weights: list[Tensor], group: dict[str, Any], rate: float, skip: Tensor | None
-    ) -> list[Tensor]:
+    def _updates(self, weights: list[Tensor], group: dict[str, Any], rate: float, skip: Tensor | None) -> list[Tensor]:
         """Advance the moments and the number of steps; return what to add to the weights, as new tensors."""
         means, squares = self._state("exp_avg", weights), self._state("exp_avg_sq", weights)
         # float64, because 1 − β₂ᵗ of the first steps would lose four digits in float32

@@ -1,5 +1,7 @@
 """A vision transformer of two blocks, with the parameter names of timm's."""
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
@@ -26,13 +28,12 @@ class TinyViT(nn.Module):
         super().__init__()
         self.cls_token = nn.Parameter(torch.randn(1, 1, width))
         self.pos_embed = nn.Parameter(torch.randn(1, 1, width))
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv2d(3, width, 8, stride=8)
+        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, width, 8, stride=8)))
         self.blocks = nn.Sequential(Block(width), Block(width))
         self.norm = nn.LayerNorm(width)
         self.num_features = width
 
     def forward(self, x: Tensor) -> Tensor:
-        patches = self.patch_embed.proj(x).flatten(2).transpose(1, 2) + self.pos_embed
+        patches = self.patch_embed(x).flatten(2).transpose(1, 2) + self.pos_embed
         tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], dim=1)
         return self.norm(self.blocks(tokens))[:, 0]

@@ -2,10 +2,12 @@
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sce_fast.cli import Recipe
 from sce_fast.config import OptimizerConfig, TrainConfig
 from sce_fast.data.image.augment import Augmentation
 from sce_fast.recipes import RECIPES
@@ -140,3 +142,28 @@ def test_docstrings_tell_what_the_table_tells(name):
 
 def test_the_table_has_every_recipe():
     assert PUBLISHED.keys() == RECIPES.keys()
+
+
+def test_the_page_has_every_recipe_with_its_figure():
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    for name, published in PUBLISHED.items():
+        rows = [line for line in page.splitlines() if f"`{name}`" in line]
+        assert rows, name
+        assert not published.figure or any(f"{published.figure}%" in row for row in rows), name
+    assert set(re.findall(r"sce(?:-|_)fast train ([\w-]+)", page)) <= RECIPES.keys()
+    (example,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert names["config"].learning_rate == pytest.approx(1.2)
+
+
+def test_the_pages_commands_are_understood():
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^sce-fast train (.*?)(?: +#.*)?$", page, flags=re.MULTILINE)
+    parsed = {}
+    for command in commands:
+        name, *arguments = command.split()
+        parsed[name], _ = Recipe(RECIPES[name]).parse("sce-fast", arguments)
+    assert len(commands) == 4
+    assert [view.solarize for view in parsed["imagenet-200-epochs"].views.augmentations()] == [0, 0.2, 0, 0]
+    assert some(parsed["cifar10"].loss, "coefficient_warmup_epochs", "coefficient_end") == (10, 0.2)

@@ -41,7 +41,9 @@ def test_excludes_are_kinds_and_parts_of_names():
     assert undecayed(model, weight_decay_excludes=("norm",)) == in_norms
     biases = {name for name in trainable if name.endswith(".bias")}
     assert undecayed(model, weight_decay_excludes=("bias", "pos_embed")) == biases | {"backbone.pos_embed"}
-    with pytest.raises(ValueError, match=r"optimizer.weight_decay_excludes='pos_embd': expected vectors, bias, norm, or"):
+    with pytest.raises(
+        ValueError, match=r"optimizer.weight_decay_excludes='pos_embd': expected vectors, bias, norm, or"
+    ):
         undecayed(model, weight_decay_excludes=("pos_embd",))
 
 

@@ -105,7 +105,9 @@ def test_numbers_of_the_loss_go_from_start_to_value_to_end(start, value, end, cu
         scheduled(t, value, start=start, warmup=curve, warmup_steps=warmup, total_steps=total, end=end, schedule=curve)
         for t in range(total)
     ]
-    quarters = [0, 0.25, 0.5, 0.75, 1] if curve == "linear" else [0, 0.5 - math.sqrt(0.125), 0.5, 0.5 + math.sqrt(0.125), 1]
+    quarters = (
+        [0, 0.25, 0.5, 0.75, 1] if curve == "linear" else [0, 0.5 - math.sqrt(0.125), 0.5, 0.5 + math.sqrt(0.125), 1]
+    )
     assert found[:5] == pytest.approx([start + (value - start) * q for q in quarters])
     last = value if end is None else end
     assert found[5::2] == pytest.approx([value + (last - value) * q for q in quarters])
