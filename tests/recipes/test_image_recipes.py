@@ -167,3 +167,15 @@ def test_the_pages_commands_are_understood():
     assert len(commands) == 4
     assert [view.solarize for view in parsed["imagenet-200-epochs"].views.augmentations()] == [0, 0.2, 0, 0]
     assert some(parsed["cifar10"].loss, "coefficient_warmup_epochs", "coefficient_end") == (10, 0.2)
+
+
+def test_lists_may_be_empty_on_the_command_line():
+    command = ["--data", "x", "--model.projector-hidden", "--optimizer.weight-decay-excludes"]
+    recipe = Recipe(RECIPES["imagenet-200-epochs"])
+    config, _ = recipe.parse("sce-fast", [*command, "--epochs", "50"])
+    assert (config.model.projector_hidden, config.optimizer.weight_decay_excludes) == ((), ())
+    config, _ = recipe.parse(
+        "sce-fast", [*command, "bias", "pos_embed", "--optimizer.nesterov", "--optimizer.name", "sgd"]
+    )
+    assert some(config.optimizer, "weight_decay_excludes", "nesterov") == (("bias", "pos_embed"), True)
+    assert recipe.parse("sce-fast", ["--data", "x"])[0].optimizer.weight_decay_excludes is None
