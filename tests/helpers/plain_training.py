@@ -1,7 +1,9 @@
 """Training steps of SCE in plain PyTorch on one process, written from the papers' formulas: no code of sce_fast."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +29,11 @@ class PlainTraining:
     ranks: int = 1  # with batch statistics of their own
     average_momentum: float = 0.0
     adamw: dict[str, float] | None = None
-    sgd: dict[str, float] = field(default_factory=dict)
+    sgd: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.backbone, self.projector, self.predictor = map(
-            copy.deepcopy, (self.backbone, self.projector, self.predictor)
-        )
+        self.backbone, self.projector = copy.deepcopy(self.backbone), copy.deepcopy(self.projector)
+        self.predictor = copy.deepcopy(self.predictor)
         student = nn.ModuleList(filter(None, [self.backbone, self.projector, self.predictor]))
         self.teacher = nn.Sequential(copy.deepcopy(self.backbone), copy.deepcopy(self.projector))
         self.average = copy.deepcopy(self.backbone)
@@ -92,16 +93,16 @@ class PlainTraining:
             key = self.by_view(self.teacher, views[: self.key_views if self.symmetric else 1])
         return self.by_view(student, views if self.symmetric else views[1:]), key
 
-    def by_view(self, network, views: list[Tensor]) -> Tensor:
+    def by_view(self, network: Callable[[Tensor], Tensor], views: list[Tensor]) -> Tensor:
         if not self.joint:
             return torch.stack([normalize(network(view), dim=1) for view in views])
-        found: list[Tensor | None] = [None] * len(views)
+        found: dict[int, Tensor] = {}
         for size in dict.fromkeys(view.shape[-1] for view in views):
             mine = [v for v, view in enumerate(views) if view.shape[-1] == size]
             rows = normalize(network(torch.cat([views[v] for v in mine])), dim=1)
             for number, v in enumerate(mine):
                 found[v] = rows[number * len(views[0]) : (number + 1) * len(views[0])]
-        return torch.stack(found)
+        return torch.stack([found[v] for v in range(len(views))])
 
     def loss(self, query: Tensor, key: Tensor, tau: float, tau_m: float, weight: float) -> Tensor:
         """Return the mean over terms and rows of the cross-entropy, from whole matrices of similarities."""

@@ -1,6 +1,7 @@
 """Training steps of a config in float64 on random views, and the same steps in plain PyTorch."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def assert_same_steps(found: dict[str, Tensor], plain: dict[str, Tensor], *, sta
     assert {name for name in found if not name.startswith("guard.")} == plain.keys()
     for name, tensor in plain.items():
         if statistics or not ("running" in name or "num_batches" in name):
-            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-9, msg=partial("{}: {}".format, name))
     assert len(set(plain["losses"].tolist())) == STEPS
 
 
