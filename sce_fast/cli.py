@@ -204,6 +204,10 @@ COMMANDS: dict[str, Command | Group] = {
     "train": Group(
         "recipe", "RECIPE --data DIR", "pretrain on images or videos; --dry-run checks, --resume continues", recipes
     ),
+    "recipes": Command(
+        "", "list the recipes with their data, lengths and published results", "sce_fast.tools.recipes:list_recipes",
+        show=str,
+    ),
     "resume": Command(
         "RUN", "go on with a run from its newest checkpoint, or extend it", "sce_fast.tools.train:resume_run",
         passed=lambda summary: True,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.runs import small_config
-from sce_fast.config import ClipsConfig, EvaluationConfig, TrainConfig, from_json, replace, to_json
+from sce_fast.config import ADDED, ClipsConfig, EvaluationConfig, TrainConfig, from_json, replace, to_json
 from sce_fast.config.views import STRENGTHS
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.video.augment import ClipEvaluationView
@@ -55,6 +55,9 @@ def test_a_run_of_an_earlier_version_is_read_and_resumed(photo_folder, tmp_path)
         del earlier["views"][name]
     for name in ("clips", "crops"):
         del earlier["evaluation"][name]
+    for section in ("model", "loss", "optimizer"):
+        for name in ADDED[section]:
+            del earlier[section][name]
     assert from_json(earlier) == config
     (config.out / "config.json").write_text(json.dumps(earlier))
     assert read_config(config.out) == config
@@ -119,24 +122,49 @@ NONSENSE: dict[str, tuple[object, ...]] = {
     "model.projector_hidden": ((0,), (16, -1)),
     "model.dim": TOO_FEW,
     "model.projector_norm": ("some",),
+    "model.projector_affine": (),
+    "model.projector_bias": (),
     "model.predictor_hidden": (-1,),
+    "model.predictor_layers": TOO_FEW,
+    "model.predictor_norm": ("some",),
+    "model.predictor_affine": (),
+    "model.predictor_bias": (),
+    "model.head_activation": ("tanh",),
     "model.symmetric": (),
     "model.key_views": (1, 0),
     "model.momentum": (-0.1, 1.5),
     "model.momentum_schedule": ("linear",),
     "model.batch_norm": ("global",),
     "model.batch_norm_groups": TOO_FEW,
+    "model.mutual_pass": (),
+    "model.evaluation_momentum": (-0.1, 1),
     "loss.temperature": TOO_FEW,
     "loss.target_temperature": TOO_FEW,
+    "loss.target_temperature_start": TOO_FEW,
+    "loss.target_temperature_warmup_epochs": (-1, 4),
+    "loss.target_temperature_warmup": ("square",),
     "loss.coefficient": (-0.1, 2.0),
+    "loss.coefficient_start": (-0.1, 2.0),
+    "loss.coefficient_warmup_epochs": (-1, 4),
+    "loss.coefficient_warmup": ("square",),
+    "loss.coefficient_end": (-0.1, 2.0),
+    "loss.coefficient_schedule": ("square",),
     "loss.positive_target": ("included",),
     "loss.queue_size": TOO_FEW,
+    "loss.batch_keys": (),
     "loss.queue_dtype": ("float64",),
     "loss.backend": ("refrence",),
     "optimizer.name": ("adan",),
     "optimizer.base_learning_rate": (-1,),
+    "optimizer.learning_rate_scaling": ("cube",),
+    "optimizer.start_learning_rate": (-1, 0.4),  # the base rate is 0.3
+    "optimizer.end_learning_rate": (-1, 0.4),
     "optimizer.momentum": (-0.1, 1, 5),
+    "optimizer.nesterov": (True,),  # the optimizer is lars
+    "optimizer.beta2": (-0.1, 1),
     "optimizer.weight_decay": (-1,),
+    "optimizer.weight_decay_excludes": (("",), ("bias", "")),
+    "optimizer.layer_decay": (0, -0.1, 1.1),
     "optimizer.warmup_epochs": (-1, 4),
     "optimizer.clip_norm": (-1,),
     "evaluation.train": ("",),
@@ -170,7 +198,11 @@ def changed(config: TrainConfig, name: str, value: object) -> TrainConfig:
 
 def wrong_types(kind: type) -> tuple[object, ...]:
     """Return values that no setting of this type takes."""
-    kinds = {kind, *typing.get_args(kind)}
+    kinds = {
+        kind,
+        *typing.get_args(kind),
+        *(part for union in typing.get_args(kind) for part in typing.get_args(union)),
+    }
     wrong = [object(), {}, *([] if NoneType in kinds else [None]), *([] if Path in kinds or str in kinds else ["3"])]
     return (*wrong, *([] if bool in kinds else [True]), *NOT_FINITE)
 
@@ -200,6 +232,17 @@ def test_a_network_for_other_data_is_refused_with_both_names(tmp_path, backbone,
     config = small_config(tmp_path, tmp_path / "run")
     with pytest.raises(ValueError, match=message):
         replace(config, clips={"frames": frames}, model={"backbone": backbone})
+
+
+def test_no_queue_needs_keys_of_the_batch(tmp_path):
+    config = small_config(tmp_path, tmp_path / "run")
+    assert replace(config, loss={"queue_size": 0, "batch_keys": True}).loss.queue_size == 0
+    with pytest.raises(ValueError, match=r"loss.queue_size=0: expected at least 1, or 0 with loss.batch_keys=True"):
+        replace(config, loss={"queue_size": 0})
+    with pytest.raises(ValueError, match=r"loss.queue_size=15: expected at least the 16 keys of one step"):
+        replace(config, loss={"queue_size": 15, "batch_keys": True})
+    with pytest.raises(ValueError, match=r"loss.queue_size=0: expected above 0 with one of the images at a time"):
+        replace(config, loss={"queue_size": 0, "batch_keys": True}, accumulation=8)
 
 
 def test_own_networks_and_unknown_names_take_either(tmp_path):

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 # name → module with a function of this name
-IMAGE_BACKBONES = dict.fromkeys(("resnet18", "resnet34", "resnet50"), "sce_fast.backbones.resnet")
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
+IMAGE_BACKBONES = dict.fromkeys(RESNETS, "sce_fast.backbones.resnet")
 CLIP_BACKBONES = dict.fromkeys(("r3d18", "r3d50"), "sce_fast.backbones.resnet3d")
 BACKBONES = IMAGE_BACKBONES | CLIP_BACKBONES
 TIMM = "timm:"

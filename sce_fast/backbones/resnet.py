@@ -1,4 +1,4 @@
-"""ResNet-18, 34 and 50 of any width, without a classifier and with torchvision's parameter names."""
+"""ResNets and wide ResNets of any width, without a classifier and with torchvision's parameter names."""
 
 from torch import Tensor, nn
 
@@ -12,8 +12,10 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, planes: int, stride: int) -> None:
+    def __init__(self, inputs: int, planes: int, stride: int, widening: int = 1) -> None:
         super().__init__()
+        if widening != 1:
+            raise ValueError(f"widening={widening}: expected 1 with blocks of two 3×3 convolutions")
         self.conv1 = conv(inputs, planes, 3, stride)
         self.bn1 = nn.BatchNorm2d(planes)
         self.relu = nn.ReLU(inplace=True)
@@ -28,17 +30,21 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Convolutions 1×1, 3×3 and 1×1, and a shortcut. As in torchvision, the 3×3 convolution has the stride."""
+    """Convolutions 1×1, 3×3 and 1×1, and a shortcut. As in torchvision, the 3×3 convolution has the stride.
+
+    widening multiplies the channels of the 3×3 convolution.
+    """
 
     expansion = 4
 
-    def __init__(self, inputs: int, planes: int, stride: int) -> None:
+    def __init__(self, inputs: int, planes: int, stride: int, widening: int = 1) -> None:
         super().__init__()
-        self.conv1 = conv(inputs, planes, 1)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = conv(planes, planes, 3, stride)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.conv3 = conv(planes, planes * self.expansion, 1)
+        inner = planes * widening
+        self.conv1 = conv(inputs, inner, 1)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = conv(inner, inner, 3, stride)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = conv(inner, planes * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(planes * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = shortcut(inputs, planes * self.expansion, stride)
@@ -64,9 +70,10 @@ class ResNet(nn.Module):
         depths: blocks in each of the four stages.
         width: channels of the first stage; 64 is the published network.
         small_input: use a 3×3 stem with stride 1 and without max-pooling, for images of about 32 pixels.
+        widening: factor of the channels inside the blocks, for Bottleneck.
 
     Raises:
-        ValueError: width is below 1.
+        ValueError: width is below 1, or widening is given with BasicBlock.
     """
 
     def __init__(
@@ -75,6 +82,7 @@ class ResNet(nn.Module):
         depths: tuple[int, int, int, int],
         width: int = 64,
         small_input: bool = False,
+        widening: int = 1,
     ) -> None:
         super().__init__()
         if width < 1:
@@ -88,7 +96,7 @@ class ResNet(nn.Module):
             planes = width * 2**stage
             blocks = []
             for i in range(depth):
-                blocks.append(block(inputs, planes, stride=2 if stage > 0 and i == 0 else 1))
+                blocks.append(block(inputs, planes, 2 if stage > 0 and i == 0 else 1, widening))
                 inputs = planes * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -117,3 +125,26 @@ def resnet34(width: int = 64, small_input: bool = False) -> ResNet:
 def resnet50(width: int = 64, small_input: bool = False) -> ResNet:
     """Build a ResNet-50: 23,508,032 parameters at width 64, dim = 32 · width."""
     return ResNet(Bottleneck, (3, 4, 6, 3), width, small_input)
+
+
+def resnet101(width: int = 64, small_input: bool = False) -> ResNet:
+    """Build a ResNet-101: 42,500,160 parameters at width 64, dim = 32 · width."""
+    return ResNet(Bottleneck, (3, 4, 23, 3), width, small_input)
+
+
+def resnet152(width: int = 64, small_input: bool = False) -> ResNet:
+    """Build a ResNet-152: 58,143,808 parameters at width 64, dim = 32 · width."""
+    return ResNet(Bottleneck, (3, 8, 36, 3), width, small_input)
+
+
+def wide_resnet50_2(width: int = 64, small_input: bool = False) -> ResNet:
+    """Build a ResNet-50 with blocks twice as wide inside (Zagoruyko & Komodakis, BMVC 2016).
+
+    It has 66,834,240 parameters at width 64, and dim = 32 · width. A width of 128 instead widens everything.
+    """
+    return ResNet(Bottleneck, (3, 4, 6, 3), width, small_input, widening=2)
+
+
+def wide_resnet101_2(width: int = 64, small_input: bool = False) -> ResNet:
+    """Build a ResNet-101 with blocks twice as wide inside: 124,837,696 parameters at width 64, dim = 32 · width."""
+    return ResNet(Bottleneck, (3, 4, 23, 3), width, small_input, widening=2)

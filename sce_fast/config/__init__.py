@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sce_fast.backbones import CLIP_BACKBONES, IMAGE_BACKBONES, takes_clips
+from sce_fast.config.optimizer import OptimizerConfig
 from sce_fast.config.views import STRENGTHS, ClipsConfig, ViewsConfig
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.image.background import NONE
@@ -36,6 +37,37 @@ ADDED: dict[str, Any] = {
         "temporal_difference": 0.0,
         "frame_rate": 30.0,
     },
+    "model": {
+        "mutual_pass": False,
+        "evaluation_momentum": 0.0,
+        "projector_affine": False,
+        "projector_bias": True,
+        "predictor_layers": 1,
+        "predictor_norm": "hidden",
+        "predictor_affine": False,
+        "predictor_bias": False,
+        "head_activation": "relu",
+    },
+    "loss": {
+        "batch_keys": False,
+        "target_temperature_start": 0.05,
+        "target_temperature_warmup_epochs": 0,
+        "target_temperature_warmup": "cosine",
+        "coefficient_start": 1.0,
+        "coefficient_warmup_epochs": 0,
+        "coefficient_warmup": "linear",
+        "coefficient_end": None,
+        "coefficient_schedule": "cosine",
+    },
+    "optimizer": {
+        "learning_rate_scaling": "linear",
+        "start_learning_rate": 0.0,
+        "end_learning_rate": 0.0,
+        "nesterov": False,
+        "beta2": 0.999,
+        "weight_decay_excludes": None,
+        "layer_decay": 1.0,
+    },
     "evaluation": {"clips": 1, "crops": 1},
 }
 
@@ -50,20 +82,35 @@ class ModelConfig:
     """Backbone, projector, predictor and momentum encoder."""
 
     backbone: str = "resnet50"
-    """Network: for images resnet18, resnet34, resnet50, or timm:NAME for a network of timm; for clips r3d18, r3d50.
-    Python's train() also takes a module of your own, which is called own."""
+    """Network: for images resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2, wide_resnet101_2, or
+    timm:NAME for a network of timm; for clips r3d18, r3d50. Python's train() also takes a module of your own, which is
+    called own."""
     width: int = 64
     """Channels of the first stage of a ResNet or R3D, a multiple of 8."""
     small_input: bool = False
     """Give a ResNet or R3D a 3×3 stem without pooling, for images of about 32 pixels."""
     projector_hidden: tuple[int, ...] = (4096, 4096)
-    """Widths of the projector's hidden layers."""
+    """Widths of the projector's hidden layers; () for a single layer."""
     dim: int = 256
     """Dimension D of queries and keys."""
     projector_norm: Literal["all", "hidden", "none"] = "all"
     """Layers of the projector that are followed by batch normalisation."""
+    projector_affine: bool = False
+    """Give the batch normalisation of the projector's last layer a scale γ and a shift β, as the hidden ones have."""
+    projector_bias: bool = True
+    """Give the projector's layers without batch normalisation a bias."""
     predictor_hidden: int = 4096
-    """Width of the predictor's hidden layer; 0 for no predictor."""
+    """Width of the predictor's hidden layers; 0 for no predictor."""
+    predictor_layers: int = 1
+    """Number of the predictor's hidden layers."""
+    predictor_norm: Literal["all", "hidden", "none"] = "hidden"
+    """Layers of the predictor that are followed by batch normalisation."""
+    predictor_affine: bool = False
+    """Give the batch normalisation of the predictor's last layer a scale γ and a shift β."""
+    predictor_bias: bool = False
+    """Give the predictor's layers without batch normalisation a bias."""
+    head_activation: Literal["relu", "gelu"] = "relu"
+    """Activation between the layers of projector and predictor."""
     symmetric: bool = True
     """Compare every key view with every other view. Without it, the first view gives the keys and nothing else."""
     key_views: int = 2
@@ -77,6 +124,12 @@ class ModelConfig:
     runs); shuffle, groups of shuffled rows for the momentum encoder's convolutions (the papers' CIFAR10 run)."""
     batch_norm_groups: int = 8
     """Number of groups that shuffle makes of the global batch; 8 in the published CIFAR10 run."""
+    mutual_pass: bool = False
+    """Pass all views of equal size through a network at once, with joint batch statistics. Without it, each view has a
+    pass of its own, as in the published image and video runs."""
+    evaluation_momentum: float = 0.0
+    """Momentum of a running average of the student's backbone over the steps, such as 0.999, which evaluations, embed
+    and export then use; 0 for the student itself."""
 
     def __post_init__(self) -> None:
         conform(self, "model")
@@ -86,10 +139,13 @@ class ModelConfig:
         # oneDNN's 1×1 convolutions for AVX2 hang in the backward pass over fewer channels in channels-last layout.
         require(self.width >= 8 and self.width % 8 == 0, "model.width", self.width, "a positive multiple of 8")
         require(self.predictor_hidden >= 0, "model.predictor_hidden", self.predictor_hidden, "at least 0")
+        require(self.predictor_layers >= 1, "model.predictor_layers", self.predictor_layers, "at least 1")
         require(0 <= self.momentum <= 1, "model.momentum", self.momentum, "a number in [0, 1]")
         fewest = 2 if self.symmetric else 1
         require(self.key_views >= fewest, "model.key_views", self.key_views, f"at least {fewest}")
         require(self.batch_norm_groups >= 1, "model.batch_norm_groups", self.batch_norm_groups, "at least 1")
+        average = self.evaluation_momentum
+        require(0 <= average < 1, "model.evaluation_momentum", average, "a number in [0, 1), 0 for no average")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +158,33 @@ class LossConfig:
     # for ImageNet with symmetric views.
     target_temperature: float = 0.05
     """Temperature τ_m of the momentum teacher: smaller values make sharper targets."""
+    target_temperature_start: float = 0.05
+    """Value of τ_m at the first step of its warm-up."""
+    target_temperature_warmup_epochs: float = 0
+    """Epochs of warm-up of τ_m; 0 for none, as in the published runs."""
+    target_temperature_warmup: Literal["linear", "cosine"] = "cosine"
+    """Curve of the warm-up of τ_m."""
     coefficient: float = 0.5
     """Weight λ of the own key in the target. 1 is InfoNCE; 0 spreads all weight by similarity."""
+    coefficient_start: float = 1.0
+    """Value of λ at the first step of its warm-up."""
+    coefficient_warmup_epochs: float = 0
+    """Epochs of warm-up of λ; 0 for none, as in the published runs."""
+    coefficient_warmup: Literal["linear", "cosine"] = "linear"
+    """Curve of the warm-up of λ."""
+    coefficient_end: float | None = None
+    """Value of λ at the last step, which it approaches after its warm-up. Default: λ stays."""
+    coefficient_schedule: Literal["linear", "cosine"] = "cosine"
+    """Curve of λ from the end of its warm-up to coefficient_end."""
     positive_target: Literal["excluded", "zero_logit"] = "excluded"
     """Target at the own key: excluded is the paper's definition, zero_logit is what the official code computes."""
     queue_size: int = 65536
-    """Number K of past keys in the queue."""
+    """Number K of past keys in the queue; 0 for no queue, which needs batch_keys."""
+    batch_keys: bool = False
+    """Take the keys of the same step as candidates, beside the queue or alone: for each key view its keys of all
+    ranks, or of one part of the batch with accumulation."""
     queue_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Dtype of the queue: 16 bits halve its memory and the memory traffic of the loss."""
+    """Dtype of the queue and of batch_keys: 16 bits halve their memory and the memory traffic of the loss."""
     backend: str = "auto"
     """Implementation of the loss. auto takes the fastest that serves the inputs; sce-fast doctor lists them."""
 
@@ -117,46 +192,28 @@ class LossConfig:
         conform(self, "loss")
         if self.backend != "auto":
             pick("backend", self.backend, dict.fromkeys(BACKEND_NAMES), also="auto")
-        require(self.temperature > 0, "loss.temperature", self.temperature, "a number > 0")
-        require(self.target_temperature > 0, "loss.target_temperature", self.target_temperature, "a number > 0")
-        require(0 <= self.coefficient <= 1, "loss.coefficient", self.coefficient, "a number in [0, 1]")
-        require(self.queue_size >= 1, "loss.queue_size", self.queue_size, "at least 1")
+        for name in ("temperature", "target_temperature", "target_temperature_start"):
+            require(getattr(self, name) > 0, f"loss.{name}", getattr(self, name), "a number > 0")
+        for name in ("target_temperature_warmup_epochs", "coefficient_warmup_epochs"):
+            require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "at least 0")
+        for name in ("coefficient", "coefficient_start", "coefficient_end"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value <= 1, f"loss.{name}", value, "a number in [0, 1]")
+        least, expected = (0, "at least 0") if self.batch_keys else (1, "at least 1, or 0 with loss.batch_keys=True")
+        require(self.queue_size >= least, "loss.queue_size", self.queue_size, expected)
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of sce_loss, without the tensors."""
         names = ("temperature", "target_temperature", "coefficient", "positive_target", "backend")
         return {name: getattr(self, name) for name in names}
 
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """Optimizer and learning rate."""
-
-    name: Literal["sgd", "lars", "adamw"] = "lars"
-    """Optimizer. lars and adamw apply no weight decay to biases and normalisation layers, and lars no layer-wise
-    scaling. Transformers need adamw."""
-    base_learning_rate: float = 0.3
-    """Learning rate for a batch of 256; the rate used is proportional to the batch. For adamw, about 0.0005."""
-    momentum: float = 0.9
-    """Momentum of sgd and lars; β₁ of adamw, whose β₂ is 0.999."""
-    weight_decay: float = 1e-6
-    """Weight decay: an L2 penalty for sgd and lars, decoupled from the gradient for adamw."""
-    warmup_epochs: float = 10
-    """Epochs of linear warm-up from 0. A cosine decay to 0 follows."""
-    clip_norm: float = 0
-    """Largest norm of the whole gradient, to which longer gradients are scaled; 0 for no clipping."""
-
-    def __post_init__(self) -> None:
-        conform(self, "optimizer")
-        for name in ("base_learning_rate", "weight_decay", "warmup_epochs", "clip_norm"):
-            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "at least 0")
-        require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "a number in [0, 1)")
-        # a rate meant for sgd or lars would wreck the networks in a few steps
-        expected = "at most 0.1 for adamw, such as 0.0005"
-        require(
-            self.name != "adamw" or self.base_learning_rate <= 0.1,
-            "optimizer.base_learning_rate", self.base_learning_rate, expected,
-        )  # fmt: skip
+    def scheduled(self) -> tuple[str, ...]:
+        """Return the arguments of sce_loss that change from step to step."""
+        changing = {
+            "target_temperature": self.target_temperature_warmup_epochs > 0,
+            "coefficient": self.coefficient_warmup_epochs > 0 or self.coefficient_end is not None,
+        }
+        return tuple(name for name, changes in changing.items() if changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,11 +306,19 @@ class TrainConfig:
         require(self.wandb != "", "wandb", repr(self.wandb), "the name of a project")
         require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
         keys, size = self.batch_size * (self.model.key_views if self.model.symmetric else 1), self.loss.queue_size
-        require(size >= keys, "loss.queue_size", size, f"at least the {keys} keys of one step")
+        require(size >= keys or size == 0, "loss.queue_size", size, f"at least the {keys} keys of one step")
+        alone = size == 0 and self.batch_size == self.accumulation
+        expected = f"above 0 with one of the {self.kind} at a time, whose own key is the only one"
+        require(not alone, "loss.queue_size", size, expected)
         needed = self.model.key_views if self.model.symmetric else 2
         require(len(self.views.names) >= needed, "views.names", self.views.names, f"at least {needed} views")
-        warmup = self.optimizer.warmup_epochs
-        require(warmup <= self.epochs, "optimizer.warmup_epochs", warmup, f"at most epochs={self.epochs}")
+        warmups = {
+            "optimizer.warmup_epochs": self.optimizer.warmup_epochs,
+            "loss.target_temperature_warmup_epochs": self.loss.target_temperature_warmup_epochs,
+            "loss.coefficient_warmup_epochs": self.loss.coefficient_warmup_epochs,
+        }
+        for name, warmup in warmups.items():
+            require(warmup <= self.epochs, name, warmup, f"at most epochs={self.epochs}")
         self._require_same_kind()
         self.evaluation_view()
 
@@ -264,8 +329,8 @@ class TrainConfig:
 
     @property
     def learning_rate(self) -> float:
-        """Return the peak learning rate: the base rate times batch / 256."""
-        return self.optimizer.base_learning_rate * self.batch_size / 256
+        """Return the peak learning rate: the base rate, scaled to the batch."""
+        return self.optimizer.scaled(self.optimizer.base_learning_rate, self.batch_size)
 
     def rank_batch(self, ranks: int) -> int:
         """Return the number of images that pass through the networks of one rank at a time.

@@ -40,10 +40,10 @@ def build_model(
     features = feature_dim(backbone, shapes[0] if shapes else (3, 224, 224))
     model = SCE(
         backbone,
-        projector(features, config.projector_hidden, config.dim, norm=config.projector_norm),
-        predictor(config.dim, config.predictor_hidden) if config.predictor_hidden else None,
+        *build_heads(config, features),
         symmetric=config.symmetric,
         key_views=config.key_views,
+        mutual_pass=config.mutual_pass,
     )
     if config.batch_norm == "sync" and ranks > 1:
         synchronized(model, device)
@@ -54,6 +54,30 @@ def build_model(
         if groups > ranks:
             grouped(model.momentum_backbone, groups // ranks)
     return model.train().to(device)
+
+
+def build_heads(config: ModelConfig, features: int) -> tuple[nn.Module, nn.Module | None]:
+    """Build the projector and the predictor, if there is one, for a backbone's features of this length."""
+    head = projector(
+        features,
+        config.projector_hidden,
+        config.dim,
+        norm=config.projector_norm,
+        affine=config.projector_affine,
+        bias=config.projector_bias,
+        activation=config.head_activation,
+    )
+    if not config.predictor_hidden:
+        return head, None
+    return head, predictor(
+        config.dim,
+        config.predictor_hidden,
+        layers=config.predictor_layers,
+        norm=config.predictor_norm,
+        affine=config.predictor_affine,
+        bias=config.predictor_bias,
+        activation=config.head_activation,
+    )
 
 
 def feature_dim(backbone: nn.Module, shape: tuple[int, ...]) -> int:

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sce_fast.backbones import RESNETS
 from sce_fast.recipes.choices import QUEUE, Choices, as_tuple, small_batch
 
 LARGE = 100_000  # images
-RESNETS = ("resnet18", "resnet34", "resnet50")
 CROP = 3 / 4  # mean side of a crop of 0.2 to 1.0 of an image's area, as a share of the image's side
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from sce_fast.config import ClipsConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig
 from sce_fast.recipes.changes import changed
-from sce_fast.recipes.device import has_gpu
+from sce_fast.recipes.device import published_precision
 
 MEAN, STD = (0.45,) * 3, (0.225,) * 3
 WARMUP = 35 / 200  # of the epochs
@@ -151,7 +151,7 @@ def _kinetics(
         out=cast(Path, out),
         epochs=200,
         batch_size=512,
-        precision="float16" if has_gpu(changes.get("device", "auto")) else "float32",  # slower than float32 on a CPU
+        precision=published_precision(changes),
         clips=ClipsConfig(frames=clips["frames"], seconds=clips["seconds"], temporal_difference=temporal_difference),
         views=ViewsConfig(
             names=("alpha", "beta"),

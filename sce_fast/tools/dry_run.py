@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from sce_fast.config import TrainConfig, replace
+from sce_fast.config import LossConfig, TrainConfig, replace
 from sce_fast.data.image.augment import Augmentation
 from sce_fast.distributed import Ranks, process_group
 from sce_fast.tools.scan import KindScan
@@ -81,10 +81,12 @@ def _plan(config: TrainConfig, trainer: Trainer) -> str:
         f"Steps: {config.epochs:,} epochs of {steps:,} steps of {config.batch_size} {config.kind}{in_parts}: "
         f"{trainer.total_steps:,} steps, {round(optimizer.warmup_epochs * steps):,} of them warm-up; on {on}, "
         f"{config.precision}",
-        f"Peak learning rate: {config.learning_rate:.4g} = {optimizer.base_learning_rate:g} · {config.batch_size} / 256"
-        f" with {optimizer.name}, weight decay {optimizer.weight_decay:g}",
+        f"Peak learning rate: {config.learning_rate:.4g} = {optimizer.describe_scaling(config.batch_size)} with "
+        f"{optimizer.name}, weight decay {optimizer.weight_decay:g}",
         _loss_line(config),
     ]
+    if momentum := config.model.evaluation_momentum:
+        lines.append(f"Evaluated: the student's average over the steps with momentum {momentum:g}")
     return "\n".join(lines)
 
 
@@ -104,11 +106,27 @@ def _loss_line(config: TrainConfig) -> str:
     loss, model, views = config.loss, config.model, len(config.views.names)
     terms = model.key_views * (views - 1) if model.symmetric else views - 1
     each = "every other view" if model.symmetric else "the first view"
+    warmup = loss.target_temperature_warmup_epochs
+    tau_m = _warmed_up(loss.target_temperature_start, loss.target_temperature, warmup)
     return (
         f"Loss: the mean of {terms} term{'' if terms == 1 else 's'}, queries of each view against keys of {each}; "
-        f"τ {loss.temperature:g}, τ_m {loss.target_temperature:g}, λ {loss.coefficient:g}; "
-        f"queue of {loss.queue_size:,} keys of {model.dim} numbers"
+        f"τ {loss.temperature:g}, τ_m {tau_m}, λ {_coefficient(loss)}; {_candidates(config)}"
     )
+
+
+def _coefficient(loss: LossConfig) -> str:
+    text = _warmed_up(loss.coefficient_start, loss.coefficient, loss.coefficient_warmup_epochs)
+    return text if loss.coefficient_end is None else f"{text}, then to {loss.coefficient_end:g}"
+
+
+def _warmed_up(start: float, value: float, epochs: float) -> str:
+    return f"{start:g} to {value:g} in {epochs:g} epochs" if epochs else f"{value:g}"
+
+
+def _candidates(config: TrainConfig) -> str:
+    loss, at_once = config.loss, config.batch_size // config.accumulation
+    queue = f"queue of {loss.queue_size:,} keys of {config.model.dim} numbers" if loss.queue_size else "no queue"
+    return queue + (f", and the other {at_once - 1:,} keys of the view in the batch" if loss.batch_keys else "")
 
 
 def _networks(model: nn.Module) -> str:
@@ -126,8 +144,9 @@ def _small_steps(config: TrainConfig, folder: Path, ranks: Ranks) -> Iterator[st
         trainer = Trainer(_elsewhere(small, folder), ranks)
     step = trainer.training_step
     yield (
-        f"{STEPS} steps of the same networks, reduced to a batch of {small.batch_size} and a queue of "
-        f"{small.loss.queue_size}, at the peak rate for this batch, {small.learning_rate:.3g}:"
+        f"{STEPS} steps of the same networks, reduced to a batch of {small.batch_size} and "
+        f"{f'a queue of {small.loss.queue_size}' if small.loss.queue_size else 'no queue'}, at the peak rate for this "
+        f"batch, {small.learning_rate:.3g}:"
     )
     for number in range(STEPS):
         started = time.perf_counter()

@@ -1,4 +1,7 @@
-"""SGD, LARS and AdamW with the weight decay of the published recipes, and steps that can be masked on the device."""
+"""SGD, LARS and AdamW with steps that can be masked on the device.
+
+A group may have lr_scale, a factor of its learning rate lr.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -6,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sce_fast.config import OptimizerConfig
+from sce_fast.train.parameter_groups import parameter_groups
 from sce_fast.util.masked import unless
 
 
@@ -38,12 +43,12 @@ class MaskableOptimizer(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
-            weights.sort(key=lambda w: w.dim() <= 1)  # LARS and AdamW treat matrices and vectors differently
+            weights.sort(key=lambda w: w.dim() <= 1)  # LARS treats matrices and vectors differently
             if weights:
-                self._update(weights, group, skip)
+                self._update(weights, group, group["lr"] * group.get("lr_scale", 1.0), skip)
         return loss
 
-    def _update(self, weights: list[Tensor], group: dict[str, Any], skip: Tensor | None) -> None:
+    def _update(self, weights: list[Tensor], group: dict[str, Any], rate: float, skip: Tensor | None) -> None:
         raise NotImplementedError
 
     def _state(self, entry: str, weights: list[Tensor], **like: Any) -> list[Tensor]:
@@ -57,42 +62,55 @@ class MaskableOptimizer(torch.optim.Optimizer):
 class SGD(MaskableOptimizer):
     """Momentum SGD whose step can be masked on the device.
 
-    g ← g + weight_decay · w, v ← momentum · v + g, w ← w − lr · v, which is torch.optim.SGD with dampening 0. The fused
-    kernel of torch.optim.SGD can be masked too, but on a CPU it assumes that weight and gradient have equal strides,
-    which channels-last tensors need not have.
+    g ← g + weight_decay · w, v ← momentum · v + g, w ← w − lr · v, or w ← w − lr · (g + momentum · v) with nesterov,
+    which is torch.optim.SGD with dampening 0. The fused kernel of torch.optim.SGD can be masked too, but on a CPU it
+    assumes that weight and gradient have equal strides, which channels-last tensors need not have.
 
     Args:
         params: parameters or groups.
         lr: learning rate; applied after the momentum.
-        momentum, weight_decay: as above.
+        momentum, weight_decay, nesterov: as above.
 
     Raises:
         ValueError: a negative value.
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, **more: float
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        **more: float,
     ) -> None:
-        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, **more)
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, **more)
 
     def _gradients(self, weights: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         """Return the gradients to add to the velocities, as new tensors."""
         gradients = [w.grad for w in weights if w.grad is not None]
         return list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
 
-    def _update(self, weights: list[Tensor], group: dict[str, Any], skip: Tensor | None) -> None:
+    def _update(self, weights: list[Tensor], group: dict[str, Any], rate: float, skip: Tensor | None) -> None:
         gradients, velocities = self._gradients(weights, group), self._state("momentum_buffer", weights)
         if skip is None:
             torch._foreach_mul_(velocities, group["momentum"])
             torch._foreach_add_(velocities, gradients)
-            torch._foreach_add_(weights, velocities, alpha=-group["lr"])
+            torch._foreach_add_(weights, self._directions(velocities, gradients, group), alpha=-rate)
             return
         for gradient in gradients:  # multiplying by 0 would keep a NaN
             gradient.masked_fill_(skip, 0)
         like = weights[0]
         torch._foreach_mul_(velocities, unless(skip, group["momentum"], 1.0, like))
         torch._foreach_add_(velocities, gradients)
-        torch._foreach_add_(weights, torch._foreach_mul(velocities, unless(skip, -group["lr"], 0.0, like)))
+        directions = self._directions(velocities, gradients, group)
+        torch._foreach_add_(weights, torch._foreach_mul(directions, unless(skip, -rate, 0.0, like)))
+
+    def _directions(self, velocities: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """Return what the learning rate multiplies."""
+        if not group["nesterov"]:
+            return velocities
+        return list(torch._foreach_add(gradients, velocities, alpha=group["momentum"]))
 
 
 class LARS(SGD):
@@ -138,8 +156,8 @@ class AdamW(MaskableOptimizer):
     """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019), whose step can be masked on the device.
 
     m ← β₁ m + (1 − β₁) g and v ← β₂ v + (1 − β₂) g². In step t, w ← w − lr · weight_decay · w, then
-    w ← w − lr · m / (1 − β₁ᵗ) / (√(v / (1 − β₂ᵗ)) + eps), which is torch.optim.AdamW. One-dimensional parameters
-    (biases, normalisation) get no weight decay. The number t of steps stays on the device.
+    w ← w − lr · m / (1 − β₁ᵗ) / (√(v / (1 − β₂ᵗ)) + eps), which is torch.optim.AdamW. The number t of steps stays
+    on the device.
 
     Args:
         params: parameters or groups.
@@ -161,18 +179,17 @@ class AdamW(MaskableOptimizer):
     ) -> None:
         super().__init__(params, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
 
-    def _update(self, weights: list[Tensor], group: dict[str, Any], skip: Tensor | None) -> None:
-        decayed, rate = [w for w in weights if w.dim() > 1], group["lr"]
-        updates = self._updates(weights, group, skip)
+    def _update(self, weights: list[Tensor], group: dict[str, Any], rate: float, skip: Tensor | None) -> None:
+        updates = self._updates(weights, group, rate, skip)
         factor = 1 - rate * group["weight_decay"]
-        if decayed:
-            torch._foreach_mul_(decayed, factor if skip is None else unless(skip, factor, 1.0, decayed[0]))
+        if factor != 1:
+            torch._foreach_mul_(weights, factor if skip is None else unless(skip, factor, 1.0, weights[0]))
         if skip is not None:
             for update in updates:
                 update.masked_fill_(skip, -0.0)
         torch._foreach_add_(weights, updates)
 
-    def _updates(self, weights: list[Tensor], group: dict[str, Any], skip: Tensor | None) -> list[Tensor]:
+    def _updates(self, weights: list[Tensor], group: dict[str, Any], rate: float, skip: Tensor | None) -> list[Tensor]:
         """Advance the moments and the number of steps; return what to add to the weights, as new tensors."""
         means, squares = self._state("exp_avg", weights), self._state("exp_avg_sq", weights)
         # float64, because 1 − β₂ᵗ of the first steps would lose four digits in float32
@@ -190,7 +207,7 @@ class AdamW(MaskableOptimizer):
         torch._foreach_mul_(squares, keep2)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
         count = torch.stack(steps)
-        rates = (-group["lr"] / (1 - beta1**count)).to(means[0].dtype)
+        rates = (-rate / (1 - beta1**count)).to(means[0].dtype)
         roots = (1 - beta2**count).sqrt().to(means[0].dtype)
         denominators = torch._foreach_div(torch._foreach_sqrt(squares), list(roots.unbind()))
         torch._foreach_add_(denominators, group["eps"])
@@ -199,23 +216,20 @@ class AdamW(MaskableOptimizer):
         return list(updates)
 
 
-def build_optimizer(
-    model: nn.Module, name: str, *, lr: float, momentum: float, weight_decay: float
-) -> MaskableOptimizer:
-    """Build the optimizer of the trainable parameters.
+def build_optimizer(model: nn.Module, settings: OptimizerConfig, *, lr: float) -> MaskableOptimizer:
+    """Build the optimizer of a model's trainable parameters.
 
     Args:
-        name: "sgd" (weight decay on every parameter, as in the official CIFAR recipe), "lars" or "adamw".
-        momentum: of sgd and lars; β₁ of adamw.
+        model: see parameter_groups.
+        settings: of the optimizer.
+        lr: learning rate to begin with.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: see parameter_groups.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if name == "sgd":
-        return SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    if name == "lars":
-        return LARS(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    if name == "adamw":
-        return AdamW(parameters, lr=lr, beta1=momentum, weight_decay=weight_decay)
-    raise ValueError(f"optimizer={name!r}: expected 'sgd', 'lars' or 'adamw'")
+    groups = parameter_groups(model, settings)
+    if settings.name == "adamw":
+        return AdamW(groups, lr=lr, beta1=settings.momentum, beta2=settings.beta2)
+    if settings.name == "lars":
+        return LARS(groups, lr=lr, momentum=settings.momentum)
+    return SGD(groups, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov)

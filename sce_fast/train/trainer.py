@@ -36,7 +36,7 @@ from sce_fast.train.interval import Interval, Totals, means, wait_share
 from sce_fast.train.log import RunLog
 from sce_fast.train.preflight import describe_long_queue, require_apart, require_runnable
 from sce_fast.train.resuming import data_changes, record_resume, schedule_changes
-from sce_fast.train.schedules import learning_rate, momentum
+from sce_fast.train.schedules import numbers_of_step
 from sce_fast.train.state import RunState
 from sce_fast.train.step import TrainingStep
 from sce_fast.train.stop import Stopped, StopRequest
@@ -185,11 +185,8 @@ class Trainer:
         """Take one step, then do what is due after it: log, save, stop, evaluate."""
         progress, started = self.state.progress, time.perf_counter()
         parts = self._batches(self.diagnosis.begin(progress.step))
-        self.state.interval.add(
-            self.training_step(
-                parts, number=progress.step, learning_rate=self._learning_rate(), momentum=self._momentum()
-            )
-        )
+        numbers = self._numbers()
+        self.state.interval.add(self.training_step(parts, number=progress.step, **numbers))
         progress.step += 1
         last, stops = progress.step == self.total_steps, vote(request.name is not None)
         logs = progress.step % self.config.log_every == 0 or last
@@ -197,7 +194,7 @@ class Trainer:
             self._require_sound()  # waits for the device, so that the time is that of finished steps
         counted = self._count_seconds(started)
         if logs:
-            bar.set_postfix(self._log(), refresh=False)
+            bar.set_postfix(self._log(numbers), refresh=False)
             self._count_seconds(counted)
         if progress.step % self.config.checkpoint_every == 0 or last or stops or self._evaluation_is_due():
             self._require_sound()
@@ -209,10 +206,10 @@ class Trainer:
         bar.update()
 
     def evaluate(self) -> None:
-        """Log the kNN accuracy of the student's backbone; warn, and log nothing, if evaluated files are bad."""
+        """Log the kNN accuracy of the evaluated backbone; warn, and log nothing, if evaluated files are bad."""
         progress = self.state.progress
         try:
-            progress.knn_top1 = self.evaluation.knn_top1(self.model.backbone)
+            progress.knn_top1 = self.evaluation.knn_top1(self.training_step.evaluated)
         except BadFilesError as error:
             self._warn(f"no evaluation after step {progress.step}: {error}")
             return
@@ -263,8 +260,12 @@ class Trainer:
         self.diagnosis.require_finite()
         self.bad_files.gather()
 
-    def _log(self) -> dict[str, str]:
-        """Log the interval that ends here and begin the next; return what the progress bar shows of it."""
+    def _log(self, numbers: dict[str, float]) -> dict[str, str]:
+        """Log the interval that ends here and begin the next; return what the progress bar shows of it.
+
+        Args:
+            numbers: of the last step.
+        """
         progress, interval = self.state.progress, self.state.interval
         ranks = [Totals(**totals) for totals in self.ranks.gather(asdict(interval.totals()))]
         values, waits = means(ranks), wait_share(ranks)
@@ -274,7 +275,8 @@ class Trainer:
             progress.step,
             epoch=self.state.timeline.place(progress.step - 1)[0],
             **values,
-            learning_rate=self.training_step.optimizer.param_groups[0]["lr"],
+            learning_rate=numbers["learning_rate"],
+            **{name: numbers[name] for name in self.config.loss.scheduled()},
             data_wait_share=round(waits, 4),
             seconds=round(progress.seconds, 3),
             **{f"{self.index.kind}_per_second": round(rate, 2)},
@@ -307,21 +309,13 @@ class Trainer:
                 self._say_stopped(request.name)
                 raise
 
-    def _learning_rate(self) -> float:
-        timeline, warmup = self.state.timeline, self.config.optimizer.warmup_epochs
-        return learning_rate(
+    def _numbers(self) -> dict[str, float]:
+        """Return the learning rate, the momentum and the loss's numbers of the next step."""
+        timeline = self.state.timeline
+        return numbers_of_step(
+            self.config,
             timeline.scheduled(self.state.progress.step),
-            base=self.config.learning_rate,
-            warmup_steps=round(warmup * timeline.planned),
-            total_steps=timeline.scheduled_total,
-        )
-
-    def _momentum(self) -> float:
-        timeline, model = self.state.timeline, self.config.model
-        return momentum(
-            timeline.scheduled(self.state.progress.step),
-            base=model.momentum,
-            schedule=model.momentum_schedule,
+            steps_per_epoch=timeline.planned,
             total_steps=timeline.scheduled_total,
         )
 

@@ -4,11 +4,20 @@ import pytest
 import torch
 
 from sce_fast.backbones import build_backbone
+from sce_fast.backbones.resnet import BasicBlock, ResNet
 
 
 @pytest.mark.parametrize(
     ("name", "parameters", "dim"),
-    [("resnet18", 11_176_512, 512), ("resnet34", 21_284_672, 512), ("resnet50", 23_508_032, 2048)],
+    [  # torchvision's numbers without the classifier
+        ("resnet18", 11_176_512, 512),
+        ("resnet34", 21_284_672, 512),
+        ("resnet50", 23_508_032, 2048),
+        pytest.param("resnet101", 44_549_160 - 2_049_000, 2048, marks=pytest.mark.slow),
+        pytest.param("resnet152", 60_192_808 - 2_049_000, 2048, marks=pytest.mark.slow),
+        ("wide_resnet50_2", 68_883_240 - 2_049_000, 2048),
+        pytest.param("wide_resnet101_2", 126_886_696 - 2_049_000, 2048, marks=pytest.mark.slow),
+    ],
 )
 def test_backbones_have_the_published_size(name, parameters, dim):
     with torch.device("meta"):
@@ -21,8 +30,9 @@ def test_backbones_have_the_published_size(name, parameters, dim):
     assert shapes["conv1.weight"] == (64, 3, 7, 7)
     assert shapes["layer2.0.downsample.0.weight"][2:] == (1, 1)
     assert "layer2.0.downsample.1.running_var" in shapes
-    assert shapes["layer4.1.conv2.weight"] == (512, 512, 3, 3)
-    assert ("layer1.0.downsample.0.weight" in shapes) == (name == "resnet50")
+    inner = 1024 if name.startswith("wide") else 512
+    assert shapes["layer4.1.conv2.weight"] == (inner, inner, 3, 3)
+    assert ("layer1.0.downsample.0.weight" in shapes) == (dim == 2048)
     assert not any(key.startswith("fc") for key in shapes)
 
 
@@ -43,6 +53,11 @@ def test_bottleneck_strides_in_its_3x3():
     backbone = build_backbone("resnet50", width=4)
     assert backbone.layer2[0].conv2.stride == (2, 2)
     assert backbone.layer2[0].conv1.stride == (1, 1)
+
+
+def test_basic_blocks_are_never_wide():
+    with pytest.raises(ValueError, match="widening=2: expected 1"):
+        ResNet(BasicBlock, (2, 2, 2, 2), widening=2)
 
 
 @pytest.mark.parametrize(

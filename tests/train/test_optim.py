@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from sce_fast.config import OptimizerConfig
 from sce_fast.train.optim import LARS, SGD, AdamW, build_optimizer
-from sce_fast.train.schedules import learning_rate, momentum
 
 
 def lars_by_hand(weights, gradients, velocities, lr, m, decay, trust):
@@ -45,7 +45,10 @@ def layered(memory_format):
     return [nn.Parameter(w) for w in weights], [torch.randn(w.shape) for w in weights]
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+FORMATS = pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+
+
+@FORMATS
 def test_sgd_is_that_of_torch(memory_format):
     parameters, gradients = layered(memory_format)
     others = [nn.Parameter(p.detach().clone()) for p in parameters]
@@ -59,37 +62,54 @@ def test_sgd_is_that_of_torch(memory_format):
     torch.testing.assert_close(parameters, others, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_adamw_is_that_of_torch(memory_format):
-    """In float64, with weight decay for the matrices only, over changes of the learning rate and masked steps."""
+def groups_of(parameters, **of_vectors):
+    """Return the matrices, and the vector with settings of its own."""
+    return [{"params": [parameters[0], parameters[2]]}, {"params": [parameters[1]], **of_vectors}]
+
+
+@FORMATS
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("kind", ["sgd", "nesterov", "adamw"])
+def test_groups_are_those_of_torch(kind, masks, memory_format):
+    """In float64, with a group of its own rate and decay, over changes of the learning rate and masked steps."""
     parameters, _ = layered(memory_format)
     parameters = [nn.Parameter(p.detach().double()) for p in parameters]
     others = [nn.Parameter(p.detach().clone()) for p in parameters]
-    ours = AdamW(parameters, lr=0.2, beta1=0.8, beta2=0.99, weight_decay=0.05)
-    groups = [{"params": [others[0], others[2]]}, {"params": [others[1]], "weight_decay": 0.0}]
-    theirs = torch.optim.AdamW(groups, lr=0.2, betas=(0.8, 0.99), weight_decay=0.05)
+    mine, own = groups_of(parameters, weight_decay=0.0, lr_scale=0.25), groups_of(others, weight_decay=0.0)
+    if kind == "adamw":
+        ours = AdamW(mine, lr=0.2, beta1=0.8, beta2=0.99, weight_decay=0.05)
+        theirs = torch.optim.AdamW(own, lr=0.2, betas=(0.8, 0.99), weight_decay=0.05)
+    else:
+        settings = dict(lr=0.2, momentum=0.8, weight_decay=0.05, nesterov=kind == "nesterov")
+        ours, theirs = SGD(mine, **settings), torch.optim.SGD(own, **settings)
     for step in range(12):
-        skip, rate = step % 4 == 1, 0.2 / (step + 1)
+        skip, rate = masks and step % 4 == 1, 0.2 / (step + 1)
         for p, other in zip(parameters, others, strict=True):
             p.grad = torch.randn_like(p)
             other.grad = p.grad.clone()
-        for optimizer in (ours, theirs):
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        ours.step(skip=torch.tensor(skip))
+        for group, other_group, scale in zip(ours.param_groups, theirs.param_groups, (1, 0.25), strict=True):
+            group["lr"], other_group["lr"] = rate, rate * scale
+        ours.step(skip=torch.tensor(skip) if masks else None)
         if not skip:
             theirs.step()
         torch.testing.assert_close(parameters, others, rtol=1e-13, atol=1e-13)
-    assert all(ours.state[p]["step"] == 9 for p in parameters)
+    if kind == "adamw":
+        assert all(ours.state[p]["step"] == (9 if masks else 12) for p in parameters)
+
+
+def optimizer_of(parameters, name, **settings):
+    base = {"nesterov": {"name": "sgd", "nesterov": True}, "adamw": {"name": "adamw", "base_learning_rate": 0.01}}
+    config = OptimizerConfig(**{"name": name, "weight_decay": 0.01, **base.get(name, {}), **settings})
+    return build_optimizer(nn.ParameterList(parameters), config, lr=0.2)
 
 
 @pytest.mark.parametrize("spoiled_first", [False, True])
-@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "lars", "adamw"])
 def test_a_masked_step_changes_no_bit(name, spoiled_first):
     parameters, gradients = layered(torch.channels_last)
     with torch.no_grad():
         parameters[0][0, 0] = -0.0 if name == "adamw" else 0.0
-    optimizer = build_optimizer(nn.ParameterList(parameters), name, lr=0.2, momentum=0.9, weight_decay=0.01)
+    optimizer = optimizer_of(parameters, name)
 
     def step(skip, spoil=None):
         for p, g in zip(parameters, gradients, strict=True):
@@ -119,13 +139,12 @@ def bits(tensor):
     return tensor.numpy().tobytes()
 
 
-@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "lars", "adamw"])
 def test_a_step_that_is_not_masked_is_the_plain_one(name):
     parameters, gradients = layered(torch.contiguous_format)
     parameters = [nn.Parameter(p.detach().double()) for p in parameters]
     others = [nn.Parameter(p.detach().clone()) for p in parameters]
-    settings = dict(lr=0.1, momentum=0.9, weight_decay=0.01)
-    optimizers = [build_optimizer(nn.ParameterList(ps), name, **settings) for ps in (parameters, others)]
+    optimizers = [optimizer_of(ps, name) for ps in (parameters, others)]
     for _ in range(3):
         for p, other, g in zip(parameters, others, gradients, strict=True):
             p.grad, other.grad = g.double(), g.double()
@@ -143,47 +162,13 @@ def test_lars_passes_over_parameters_without_gradient():
 def test_optimizer_takes_only_what_is_trainable():
     model = nn.ModuleDict({"student": nn.Linear(2, 2), "teacher": nn.Linear(2, 2).requires_grad_(False)})
     for name, kind in (("sgd", SGD), ("lars", LARS), ("adamw", AdamW)):
-        optimizer = build_optimizer(model, name, lr=0.1, momentum=0.9, weight_decay=0.0)
+        settings = OptimizerConfig(name=name, base_learning_rate=0.01, momentum=0.7, beta2=0.9, weight_decay=0.1)
+        optimizer = build_optimizer(model, settings, lr=0.1)
         assert isinstance(optimizer, kind)
-        assert len(optimizer.param_groups[0]["params"]) == 2
-    with pytest.raises(ValueError, match="optimizer='adam'"):
-        build_optimizer(model, "adam", lr=0.1, momentum=0.9, weight_decay=0.0)
+        groups = [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
+        assert groups == ([(1, 0.1), (1, 0.0)] if name == "adamw" else [(2, 0.1)])
+        assert {group["lr"] for group in optimizer.param_groups} == {0.1}
+        betas = [(group.get("beta1"), group.get("beta2"), group.get("momentum")) for group in optimizer.param_groups]
+        assert set(betas) == {(0.7, 0.9, None) if name == "adamw" else (None, None, 0.7)}
     with pytest.raises(ValueError, match="weight_decay=-1"):
-        build_optimizer(model, "lars", lr=0.1, momentum=0.9, weight_decay=-1)
-
-
-def test_learning_rate_warms_up_and_falls_to_zero():
-    rates = [learning_rate(t, base=2.0, warmup_steps=5, total_steps=25) for t in range(26)]
-    assert rates[:6] == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0]
-    assert rates[15] == pytest.approx(1.0)
-    assert rates[25] == pytest.approx(0.0, abs=1e-15)
-    assert rates[5:] == sorted(rates[5:], reverse=True)
-
-
-@pytest.mark.parametrize("warmup", [0, 1])
-def test_no_warm_up_starts_at_the_base_rate(warmup):
-    assert learning_rate(0, base=2.0, warmup_steps=warmup, total_steps=10) == 2.0
-    assert learning_rate(9, base=2.0, warmup_steps=warmup, total_steps=10) < 0.2
-    assert learning_rate(0, base=2.0, warmup_steps=warmup, total_steps=1) == 2.0
-
-
-def test_momentum_schedules():
-    assert momentum(7, base=0.99, schedule="constant", total_steps=10) == 0.99
-    values = [momentum(t, base=0.9, schedule="cosine", total_steps=11) for t in range(11)]
-    assert values[0] == pytest.approx(0.9)
-    assert values[5] == pytest.approx(0.95)
-    assert values[10] == 1.0
-    assert values[3] == pytest.approx(1 - 0.1 * (math.cos(0.3 * math.pi) + 1) / 2)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: learning_rate(11, base=1.0, warmup_steps=0, total_steps=10), "step=11"),
-        (lambda: learning_rate(0, base=1.0, warmup_steps=11, total_steps=10), "warmup_steps=11"),
-        (lambda: momentum(0, base=0.9, schedule="linear", total_steps=10), "schedule='linear'"),
-    ],
-)
-def test_bad_schedules_are_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+        LARS(model.parameters(), lr=0.1, weight_decay=-1)
