@@ -217,8 +217,8 @@ COMMANDS: dict[str, Command | Group] = {
         show=printable,
     ),
     "export": Command(
-        "RUN --out FILE", "write the backbone as safetensors with the parameter names of torchvision or pytorchvideo",
-        "sce_fast.export:export", show=printable,
+        "RUN --out FILE", "write the backbone for other programs: safetensors, torchvision, timm, detectron2, onnx, …",
+        "sce_fast.tools.export:export_backbone", show=printable,
     ),
     "report": Command(
         "RUN", "draw curves and pictures of a run", "sce_fast.tools.report:write_report",

@@ -13,7 +13,7 @@ from sce_fast.config import Device
 from sce_fast.evaluate import Accuracy, knn_accuracy, logistic_accuracy, majority_accuracy
 from sce_fast.evaluate.knn import check_votes
 from sce_fast.evaluate.logistic import REGULARIZATIONS, check_fit
-from sce_fast.tools.arguments import OptionalFile, OptionalImages, OptionalRun
+from sce_fast.tools.arguments import OptionalFile, OptionalImages, OptionalNetwork, OptionalRun
 from sce_fast.tools.labelled_sets import LabelledSets, labelled_sets
 from sce_fast.train.folder import choose_device
 from sce_fast.util.files import require_new, write_atomically
@@ -42,6 +42,7 @@ def knn(
     neighbours: tuple[int, ...] = (10, 20, 100, 200),
     temperature: float = 0.07,
     baselines: bool = False,
+    backbone: OptionalNetwork = None,
     batch_size: int | None = None,
     device: Device = "auto",
     out: OptionalFile = None,
@@ -49,13 +50,14 @@ def knn(
     """Classify frozen features by weighted kNN and return a table of the accuracy for each number of neighbours.
 
     Args:
-        run: Run folder, or a file written by sce-fast export. Leave it out if train and test are feature files.
+        run: Run folder, a file written by sce-fast export, or weights from elsewhere. Leave it out if train and test are feature files.
         train: Class folders, a list file with classes, or a feature file of sce-fast embed; by default the run's own.
         test: Images to classify, in the same forms; by default the run's own.
         neighbours: Numbers k of neighbours that vote, each of which is evaluated. A number above that of the train
             images is left out.
         temperature: Temperature T of the votes: a neighbour votes with weight exp(cosine / T).
         baselines: Also evaluate raw pixels and an untrained network of the same architecture.
+        backbone: Network of weights from elsewhere, such as resnet50; for its other settings, see sce-fast export.
         batch_size: Samples per batch. Default: 256 images, or 16 videos.
         device: Device of the backbone and of kNN. auto takes a GPU if there is one.
         out: New JSON file for the results.
@@ -68,7 +70,13 @@ def knn(
     require_new(out)
     check_votes(neighbours, temperature)
     sets = labelled_sets(
-        run, train, test, batch_size=batch_size, device=device, require=lambda images: _fitting(neighbours, images)
+        run,
+        train,
+        test,
+        network=backbone,
+        batch_size=batch_size,
+        device=device,
+        require=lambda images: _fitting(neighbours, images),
     )
     fitting = _fitting(neighbours, len(sets.train_features))
 
@@ -97,6 +105,7 @@ def linear(
     regularization: tuple[float, ...] = REGULARIZATIONS,
     max_iterations: int = 1000,
     baselines: bool = False,
+    backbone: OptionalNetwork = None,
     batch_size: int | None = None,
     device: Device = "auto",
     out: OptionalFile = None,
@@ -107,13 +116,14 @@ def linear(
     SGD on augmented images.
 
     Args:
-        run: Run folder, or a file written by sce-fast export. Leave it out if train and test are feature files.
+        run: Run folder, a file written by sce-fast export, or weights from elsewhere. Leave it out if train and test are feature files.
         train: Class folders, a list file with classes, or a feature file of sce-fast embed; by default the run's own.
         test: Images to classify, in the same forms; by default the run's own.
         regularization: Inverse strength C of the penalty. Of several values, the best on a held-out fifth of each
             class of train is chosen and fitted again to all of train.
         max_iterations: Largest number of L-BFGS iterations.
         baselines: Also evaluate raw pixels and an untrained network of the same architecture.
+        backbone: Network of weights from elsewhere, such as resnet50; for its other settings, see sce-fast export.
         batch_size: Samples per batch. Default: 256 images, or 16 videos.
         device: Device of the backbone. auto takes a GPU if there is one. The regression runs on the CPU.
         out: New JSON file for the results.
@@ -123,7 +133,7 @@ def linear(
     """
     require_new(out)
     check_fit(regularization, max_iterations)
-    sets = labelled_sets(run, train, test, batch_size=batch_size, device=device)
+    sets = labelled_sets(run, train, test, network=backbone, batch_size=batch_size, device=device)
 
     def classify(some: LabelledSets) -> list[Row]:
         found = logistic_accuracy(

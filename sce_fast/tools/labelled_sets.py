@@ -89,6 +89,7 @@ def labelled_sets(
     train: Path | None,
     test: Path | None,
     *,
+    network: str | None = None,
     batch_size: int | None,
     device: str,
     require: Callable[[int], object] = lambda train_images: None,
@@ -97,6 +98,9 @@ def labelled_sets(
 
     Before features are computed, a line warns of images that are in both sets, and require(number of train images) is
     called, which may raise an error.
+
+    Args:
+        network: name of the network if the source holds weights from elsewhere.
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError: see the command knn.
@@ -121,7 +125,7 @@ def labelled_sets(
     for path in (train, test):
         if path.is_file() and path.suffix == ".safetensors":
             raise ValueError(f"{printable(path)} holds features already: leave out {printable(source)}")
-    backbone = open_backbone(source)
+    backbone = open_backbone(source, backbone=network)
     indices = labelled_indices(train, test, backbone.description.view(), threads=default_loader_threads())
     require(len(indices[0]))
     shared = _warned(shared_samples(*indices), len(indices[1]), indices[1].kind)
