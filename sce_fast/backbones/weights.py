@@ -18,7 +18,7 @@ HOLDERS = ("state_dict", "model")  # entries under which training programs save 
 # Classifiers, which a backbone lacks: of torchvision and timm, of MoCo's encoders, and of pytorchvideo.
 CLASSIFIER = re.compile(r"(fc|heads?|head_dist|classifier|last_linear|blocks\.5\.proj)\.")
 # Parts of a prefix that mark a copy of the student, or the optimizer's state.
-NOT_THE_STUDENT = re.compile(r"momentum|teacher|target|(^|[._])ema([._]|$)|_k\.|optimizer")
+NOT_THE_STUDENT = re.compile(r"momentum|teacher|target|average|(^|[._])ema([._]|$)|_k\.|optimizer")
 COUNTER = ".num_batches_tracked"  # old files lack it, and no feature depends on it
 
 
@@ -62,7 +62,11 @@ def _matching(tensors: Mapping[str, Tensor], pattern: str, path: Path) -> dict[s
         matches = {name: re.match(pattern, name) for name in tensors}
     except re.error as error:
         raise ValueError(f"pattern={pattern!r}: expected a regular expression: {error}") from error
-    found = {name[match.end() :]: tensors[name] for name, match in matches.items() if match}
+    matching = {name: name[match.end() :] for name, match in matches.items() if match}
+    found = {end: tensors[name] for name, end in matching.items()}
+    if len(found) < len(matching):
+        first, *others = [name for name, end in matching.items() if end == list(matching.values())[-1]]
+        raise ValueError(f"pattern={pattern!r}: expected one part of {printable(path)}; {first} and {others[0]} match")
     if not found:
         raise ValueError(
             f"pattern={pattern!r}: no name in {printable(path)} begins so:\n  " + counted({"names": list(tensors)})[0]

@@ -85,8 +85,8 @@ class Foreign:
     small_input: bool = False
     """The network has the stem for images of about 32 pixels."""
     pattern: str | None = None
-    """Regular expression for the beginning of the names in the file, which is cut off, such as momentum_trunk\\. for the
-    teacher in a Lightning checkpoint of SCE. By default, the student is found by its names."""
+    """Regular expression for the beginning of the names in the file, which is cut off, such as momentum_trunk\\. for
+    the teacher in a Lightning checkpoint of SCE. By default, the student is found by its names."""
     resize: int | None = None
     """Shorter side of an image or frame after resizing. Default: 256 pixels, or 32 with small_input."""
     crop: int | None = None

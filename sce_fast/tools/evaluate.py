@@ -50,7 +50,8 @@ def knn(
     """Classify frozen features by weighted kNN and return a table of the accuracy for each number of neighbours.
 
     Args:
-        run: Run folder, a file written by sce-fast export, or weights from elsewhere. Leave it out if train and test are feature files.
+        run: Run folder, a file written by sce-fast export, or weights from elsewhere. Leave it out if train and test
+            are feature files.
         train: Class folders, a list file with classes, or a feature file of sce-fast embed; by default the run's own.
         test: Images to classify, in the same forms; by default the run's own.
         neighbours: Numbers k of neighbours that vote, each of which is evaluated. A number above that of the train
@@ -116,7 +117,8 @@ def linear(
     SGD on augmented images.
 
     Args:
-        run: Run folder, a file written by sce-fast export, or weights from elsewhere. Leave it out if train and test are feature files.
+        run: Run folder, a file written by sce-fast export, or weights from elsewhere. Leave it out if train and test
+            are feature files.
         train: Class folders, a list file with classes, or a feature file of sce-fast embed; by default the run's own.
         test: Images to classify, in the same forms; by default the run's own.
         regularization: Inverse strength C of the penalty. Of several values, the best on a held-out fifth of each

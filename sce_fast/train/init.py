@@ -37,7 +37,7 @@ def initial_backbone(config: TrainConfig, backbone: nn.Module | None = None) -> 
     try:
         tensors = read_weights(file, backbone, pattern=STUDENT if file.name == TENSORS else None)
     except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"init={printable(str(config.init))}: {error}") from error
+        raise type(error)(f"init={printable(config.init)}: {error}") from error
     backbone.load_state_dict(tensors)
     return backbone
 
