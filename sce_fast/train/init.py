@@ -37,7 +37,7 @@ def initial_backbone(config: TrainConfig, backbone: nn.Module | None = None) -> 
     try:
         tensors = read_weights(file, backbone, pattern=STUDENT if file.name == TENSORS else None)
     except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"init={printable(config.init)}: {error}") from error
+        raise type(error)(f"init: {error}") from error
     backbone.load_state_dict(tensors)
     return backbone
 
@@ -59,6 +59,6 @@ def _file(config: TrainConfig) -> Path:
     found = checkpoints(config.init / CHECKPOINTS)
     if not found:
         raise FileNotFoundError(
-            f"init={printable(config.init)}: expected a file of weights, or a run with a checkpoint"
+            f"init={printable(config.init)}: expected a file of weights, or a run folder with a checkpoint"
         )
     return found[-1] / TENSORS
