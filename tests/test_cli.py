@@ -179,7 +179,7 @@ def test_a_missing_extra_is_named(capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "module",
-    ["numpy", "tyro", "tqdm", "safetensors", "sklearn", "matplotlib", "PIL", "nvidia", "tensorboard", "triton"],
+    ["numpy", "tyro", "tqdm", "safetensors", "sklearn", "matplotlib", "PIL", "nvidia", "tensorboard", "triton", "onnx"],
 )
 def test_the_packages_metadata_knows_how_to_install_a_module(module):
     distribution = DISTRIBUTIONS.get(module, module)

@@ -174,7 +174,8 @@ def _read_state_dict(path: Path, backbone: Backbone) -> Features:
 
 def _write_timm(path: Path, backbone: Backbone) -> None:
     """Write a folder as timm keeps models on a hub: config.json and model.safetensors."""
-    description, dim = backbone.description, int(backbone.network.dim)
+    description: Description = backbone.description
+    dim: Any = backbone.network.dim
     config: dict[str, Any] = {
         "architecture": description.backbone.removeprefix(TIMM).partition(".")[0],
         "num_classes": 0,
