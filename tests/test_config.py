@@ -55,6 +55,7 @@ def test_a_run_of_an_earlier_version_is_read_and_resumed(photo_folder, tmp_path)
         del earlier["views"][name]
     for name in ("clips", "crops"):
         del earlier["evaluation"][name]
+    del earlier["loss"]["batch_keys"], earlier["model"]["mutual_pass"], earlier["model"]["evaluation_momentum"]
     assert from_json(earlier) == config
     (config.out / "config.json").write_text(json.dumps(earlier))
     assert read_config(config.out) == config
@@ -127,11 +128,14 @@ NONSENSE: dict[str, tuple[object, ...]] = {
     "model.momentum_schedule": ("linear",),
     "model.batch_norm": ("global",),
     "model.batch_norm_groups": TOO_FEW,
+    "model.mutual_pass": (),
+    "model.evaluation_momentum": (-0.1, 1),
     "loss.temperature": TOO_FEW,
     "loss.target_temperature": TOO_FEW,
     "loss.coefficient": (-0.1, 2.0),
     "loss.positive_target": ("included",),
     "loss.queue_size": TOO_FEW,
+    "loss.batch_keys": (),
     "loss.queue_dtype": ("float64",),
     "loss.backend": ("refrence",),
     "optimizer.name": ("adan",),
@@ -201,6 +205,17 @@ def test_a_network_for_other_data_is_refused_with_both_names(tmp_path, backbone,
     config = small_config(tmp_path, tmp_path / "run")
     with pytest.raises(ValueError, match=message):
         replace(config, clips={"frames": frames}, model={"backbone": backbone})
+
+
+def test_no_queue_needs_keys_of_the_batch(tmp_path):
+    config = small_config(tmp_path, tmp_path / "run")
+    assert replace(config, loss={"queue_size": 0, "batch_keys": True}).loss.queue_size == 0
+    with pytest.raises(ValueError, match=r"loss.queue_size=0: expected at least 1, or 0 with loss.batch_keys=True"):
+        replace(config, loss={"queue_size": 0})
+    with pytest.raises(ValueError, match=r"loss.queue_size=15: expected at least the 16 keys of one step"):
+        replace(config, loss={"queue_size": 15, "batch_keys": True})
+    with pytest.raises(ValueError, match=r"loss.queue_size=0: expected above 0 with one of the images at a time"):
+        replace(config, loss={"queue_size": 0, "batch_keys": True}, accumulation=8)
 
 
 def test_own_networks_and_unknown_names_take_either(tmp_path):

@@ -1,6 +1,7 @@
 """Two ranks train as one rank does, stop together, and resume together."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -181,19 +182,32 @@ def keys_of_one_step(group, config, result):
 
 
 def test_shuffled_batch_norm_makes_the_same_keys_on_any_ranks(photo_folder, tmp_path):
-    """Four groups on one process, or two on each of two ranks. The projector has no batch norm of its own."""
+    """Four groups on one process, or two on each of two ranks, of each view or of both views in a joint pass.
+
+    The projector has no batch norm of its own.
+    """
     model = dataclasses.replace(SYNC, batch_norm="shuffle", batch_norm_groups=4, projector_norm="none")
     queues = {}
-    for count, groups in ((1, 4), (2, 4), (1, 2), (2, 2)):
+    for count, groups, joint in (
+        (1, 4, False),
+        (2, 4, False),
+        (1, 2, False),
+        (2, 2, False),
+        (1, 4, True),
+        (2, 4, True),
+    ):
         config = small_config(
-            photo_folder, tmp_path / f"run{count}{groups}", precision="float64", loader_threads=1,
-            model=dataclasses.replace(model, batch_norm_groups=groups),
+            photo_folder, tmp_path / f"run{count}{groups}{joint}", precision="float64", loader_threads=1,
+            model=dataclasses.replace(model, batch_norm_groups=groups, mutual_pass=joint),
         )  # fmt: skip
         ranks.run_in_group(keys_of_one_step, config, tmp_path / "queue", ranks=count)
-        queues[count, groups] = torch.load(tmp_path / "queue")
-    torch.testing.assert_close(queues[1, 4], queues[2, 4], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(queues[1, 2], queues[2, 2], rtol=1e-12, atol=1e-12)
-    assert not torch.allclose(queues[1, 4], queues[1, 2], atol=1e-3)
+        queues[count, groups, joint] = torch.load(tmp_path / "queue")
+    different = [queues[1, 4, False], queues[1, 2, False], queues[1, 4, True]]
+    others = [queues[2, 4, False], queues[2, 2, False], queues[2, 4, True]]
+    for keys, of_two_ranks in zip(different, others, strict=True):
+        torch.testing.assert_close(keys, of_two_ranks, rtol=1e-12, atol=1e-12)
+    for one, other in itertools.combinations(different, 2):
+        assert not torch.allclose(one, other, atol=1e-3)
     with pytest.raises(ValueError, match=r"model.batch_norm_groups=4: expected a multiple of the 3 ranks"):
         TrainingStep(
             small_config(photo_folder, tmp_path / "x", batch_size=9, model=model), CPU,

@@ -37,6 +37,8 @@ ADDED: dict[str, Any] = {
         "temporal_difference": 0.0,
         "frame_rate": 30.0,
     },
+    "model": {"mutual_pass": False, "evaluation_momentum": 0.0},
+    "loss": {"batch_keys": False},
     "evaluation": {"clips": 1, "crops": 1},
 }
 
@@ -78,6 +80,12 @@ class ModelConfig:
     runs); shuffle, groups of shuffled rows for the momentum encoder's convolutions (the papers' CIFAR10 run)."""
     batch_norm_groups: int = 8
     """Number of groups that shuffle makes of the global batch; 8 in the published CIFAR10 run."""
+    mutual_pass: bool = False
+    """Pass all views of equal size through a network at once, with joint batch statistics. Without it, each view has a
+    pass of its own, as in the published image and video runs."""
+    evaluation_momentum: float = 0.0
+    """Momentum of a running average of the student's backbone over the steps, such as 0.999, which evaluations, embed
+    and export then use; 0 for the student itself."""
 
     def __post_init__(self) -> None:
         conform(self, "model")
@@ -91,6 +99,8 @@ class ModelConfig:
         fewest = 2 if self.symmetric else 1
         require(self.key_views >= fewest, "model.key_views", self.key_views, f"at least {fewest}")
         require(self.batch_norm_groups >= 1, "model.batch_norm_groups", self.batch_norm_groups, "at least 1")
+        average = self.evaluation_momentum
+        require(0 <= average < 1, "model.evaluation_momentum", average, "a number in [0, 1), 0 for no average")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +118,12 @@ class LossConfig:
     positive_target: Literal["excluded", "zero_logit"] = "excluded"
     """Target at the own key: excluded is the paper's definition, zero_logit is what the official code computes."""
     queue_size: int = 65536
-    """Number K of past keys in the queue."""
+    """Number K of past keys in the queue; 0 for no queue, which needs batch_keys."""
+    batch_keys: bool = False
+    """Take the keys of the same step as candidates, beside the queue or alone: for each key view its keys of all
+    ranks, or of one part of the batch with accumulation."""
     queue_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Dtype of the queue: 16 bits halve its memory and the memory traffic of the loss."""
+    """Dtype of the queue and of batch_keys: 16 bits halve their memory and the memory traffic of the loss."""
     backend: str = "auto"
     """Implementation of the loss. auto takes the fastest that serves the inputs; sce-fast doctor lists them."""
 
@@ -121,7 +134,8 @@ class LossConfig:
         require(self.temperature > 0, "loss.temperature", self.temperature, "a number > 0")
         require(self.target_temperature > 0, "loss.target_temperature", self.target_temperature, "a number > 0")
         require(0 <= self.coefficient <= 1, "loss.coefficient", self.coefficient, "a number in [0, 1]")
-        require(self.queue_size >= 1, "loss.queue_size", self.queue_size, "at least 1")
+        least, expected = (0, "at least 0") if self.batch_keys else (1, "at least 1, or 0 with loss.batch_keys=True")
+        require(self.queue_size >= least, "loss.queue_size", self.queue_size, expected)
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of sce_loss, without the tensors."""
@@ -253,7 +267,10 @@ class TrainConfig:
         require(self.wandb != "", "wandb", repr(self.wandb), "the name of a project")
         require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
         keys, size = self.batch_size * (self.model.key_views if self.model.symmetric else 1), self.loss.queue_size
-        require(size >= keys, "loss.queue_size", size, f"at least the {keys} keys of one step")
+        require(size >= keys or size == 0, "loss.queue_size", size, f"at least the {keys} keys of one step")
+        alone = size == 0 and self.batch_size == self.accumulation
+        expected = f"above 0 with one of the {self.kind} at a time, whose own key is the only one"
+        require(not alone, "loss.queue_size", size, expected)
         needed = self.model.key_views if self.model.symmetric else 2
         require(len(self.views.names) >= needed, "views.names", self.views.names, f"at least {needed} views")
         warmup = self.optimizer.warmup_epochs

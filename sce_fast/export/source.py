@@ -235,7 +235,8 @@ def _read_run(run: Path, momentum: bool) -> tuple[Description, dict[str, Tensor]
         sizes=config.image_sizes(),
         clips=_clips_of(view) if isinstance(view, ClipEvaluationView) else None,
     )
-    prefix = "model.momentum_backbone." if momentum else "model.backbone."
+    evaluated = "average." if config.model.evaluation_momentum else "model.backbone."
+    prefix = "model.momentum_backbone." if momentum else evaluated
     tensors = {name.removeprefix(prefix): t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
     return description, tensors
 

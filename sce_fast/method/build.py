@@ -44,6 +44,7 @@ def build_model(
         predictor(config.dim, config.predictor_hidden) if config.predictor_hidden else None,
         symmetric=config.symmetric,
         key_views=config.key_views,
+        mutual_pass=config.mutual_pass,
     )
     if config.batch_norm == "sync" and ranks > 1:
         synchronized(model, device)

@@ -1,12 +1,14 @@
 """SCE on one page: two networks, which view passes through which network, and the momentum update."""
 
 import copy
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sce_fast.distributed import gather_rows, own_rows
-from sce_fast.util.masked import unless
+from sce_fast.method.average import move_average
 from sce_fast.util.rows import unit_rows
 
 
@@ -20,6 +22,8 @@ class SCE(nn.Module):
         symmetric: compare every key view with every other view; otherwise view 0 is the only key view.
         key_views: number of leading views that the momentum encoder sees if symmetric; the student sees all views, also
             the later ones of multi-crop.
+        mutual_pass: pass all views of equal shape through a network at once, with joint batch statistics. Otherwise
+            each view has a pass and statistics of its own.
 
     Raises:
         ValueError: key_views is below 2 although symmetric, or forward gets fewer views than needed.
@@ -39,6 +43,7 @@ class SCE(nn.Module):
         *,
         symmetric: bool = True,
         key_views: int = 2,
+        mutual_pass: bool = False,
     ) -> None:
         super().__init__()
         if symmetric and key_views < 2:
@@ -52,6 +57,7 @@ class SCE(nn.Module):
         self.momentum_projector = copy.deepcopy(projector).requires_grad_(False)
         self.symmetric = symmetric
         self.key_views = key_views if symmetric else 1
+        self.mutual_pass = mutual_pass
 
     def forward(self, views: list[Tensor], shuffles: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Return query and key with unit rows in float32 or wider.
@@ -61,17 +67,27 @@ class SCE(nn.Module):
 
         Args:
             views: V views, each (N, C, H, W) of any size.
-            shuffles: for each key view the order (W·N,) in which the momentum encoder sees the rows of all W ranks;
-                the same on all ranks.
+            shuffles: for each pass of the momentum encoder the order (W·N,) in which it sees the rows of all W ranks,
+                or (W·n·N,) for the rows of n views with mutual_pass; the same on all ranks.
         """
         needed = max(self.key_views, 2)
         if len(views) < needed:
             raise ValueError(f"{len(views)} views, expected at least {needed}")
-        # One pass for each view, so that each view has its own batch statistics.
-        key_seen = views[: self.key_views]
-        key = torch.stack([self.encode_key(v, shuffles[u] if shuffles else None) for u, v in enumerate(key_seen)])
-        query = torch.stack([self.encode_query(view) for view in (views if self.symmetric else views[1:])])
+        key = self._encode_all(self.encode_key, views[: self.key_views], shuffles)
+        query = self._encode_all(self.encode_query, views if self.symmetric else views[1:])
         return query, key if self.symmetric else key[0]
+
+    def _encode_all(
+        self, encode: Callable[..., Tensor], views: list[Tensor], shuffles: list[Tensor] | None = None
+    ) -> Tensor:
+        """Return the rows (V, N, D) of all views."""
+        rows: dict[int, Tensor] = {}
+        for number, together in enumerate(passes([view.shape for view in views], mutual=self.mutual_pass)):
+            seen = [views[v] for v in together]
+            joint = seen[0] if len(seen) == 1 else torch.cat(seen)
+            encoded = encode(joint) if shuffles is None else encode(joint, shuffles[number])
+            rows.update(zip(together, encoded.chunk(len(seen)), strict=True))
+        return torch.stack([rows[v] for v in range(len(views))])
 
     def encode_query(self, view: Tensor) -> Tensor:
         """Return the student's rows (N, D) for a view (N, C, H, W). The predictor's input is not normalised."""
@@ -100,6 +116,19 @@ class SCE(nn.Module):
         """
         student: list[Tensor] = [*self.backbone.parameters(), *self.projector.parameters()]
         teacher: list[Tensor] = [*self.momentum_backbone.parameters(), *self.momentum_projector.parameters()]
-        skip = teacher[0].new_zeros((), dtype=torch.bool) if skip is None else skip
-        torch._foreach_mul_(teacher, unless(skip, momentum, 1.0, teacher[0]))
-        torch._foreach_add_(teacher, torch._foreach_mul(student, unless(skip, 1 - momentum, 0.0, teacher[0])))
+        move_average(teacher, student, momentum, skip=skip)
+
+
+def passes(shapes: Sequence[Any], *, mutual: bool) -> list[list[int]]:
+    """Return the numbers of the views that each pass through a network holds, given the shapes of all views.
+
+    Example:
+        >>> passes([224, 224, 96, 96], mutual=True)
+        [[0, 1], [2, 3]]
+    """
+    if not mutual:
+        return [[view] for view in range(len(shapes))]
+    together: dict[Any, list[int]] = {}
+    for view, shape in enumerate(shapes):
+        together.setdefault(shape, []).append(view)
+    return list(together.values())

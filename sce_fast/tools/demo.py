@@ -71,7 +71,7 @@ def run_demo(
         "_untrained": [trainer.evaluation.features(untrained, index) for index in indices],
     }
     summary = dataclasses.asdict(trainer.train())
-    stages[""] = [trainer.evaluation.features(trainer.model.backbone, index) for index in indices]
+    stages[""] = [trainer.evaluation.features(trainer.training_step.evaluated, index) for index in indices]
     for suffix, (train_features, test_features) in stages.items():
         sets = (train_features, labels[0], test_features, labels[1])
         summary[f"knn_top1{suffix}"] = knn_top1(*sets, neighbours=config.evaluation.neighbours)

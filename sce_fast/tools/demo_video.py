@@ -69,7 +69,7 @@ def run_demo_video(
         "_untrained": [trainer.evaluation.features(untrained, index) for index in indices],
     }
     summary = dataclasses.asdict(trainer.train())
-    stages[""] = [trainer.evaluation.features(trainer.model.backbone, index) for index in indices]
+    stages[""] = [trainer.evaluation.features(trainer.training_step.evaluated, index) for index in indices]
     for (suffix, (train, test)), label in product(stages.items(), LABELS):
         train_labels, test_labels = (labels_of(videos, part, label) for part in PARTS)
         sets = (train, train_labels, test, test_labels)

@@ -87,6 +87,8 @@ def _plan(config: TrainConfig, trainer: Trainer) -> str:
         f" with {optimizer.name}, weight decay {optimizer.weight_decay:g}",
         _loss_line(config),
     ]
+    if momentum := config.model.evaluation_momentum:
+        lines.append(f"Evaluated: the student's average over the steps with momentum {momentum:g}")
     return "\n".join(lines)
 
 
@@ -108,9 +110,14 @@ def _loss_line(config: TrainConfig) -> str:
     each = "every other view" if model.symmetric else "the first view"
     return (
         f"Loss: the mean of {terms} term{'' if terms == 1 else 's'}, queries of each view against keys of {each}; "
-        f"τ {loss.temperature:g}, τ_m {loss.target_temperature:g}, λ {loss.coefficient:g}; "
-        f"queue of {loss.queue_size:,} keys of {model.dim} numbers"
+        f"τ {loss.temperature:g}, τ_m {loss.target_temperature:g}, λ {loss.coefficient:g}; {_candidates(config)}"
     )
+
+
+def _candidates(config: TrainConfig) -> str:
+    loss, at_once = config.loss, config.batch_size // config.accumulation
+    queue = f"queue of {loss.queue_size:,} keys of {config.model.dim} numbers" if loss.queue_size else "no queue"
+    return queue + (f", and the other {at_once - 1:,} keys of the view in the batch" if loss.batch_keys else "")
 
 
 def _networks(model: nn.Module) -> str:
@@ -128,8 +135,9 @@ def _small_steps(config: TrainConfig, folder: Path, ranks: Ranks) -> Iterator[st
         trainer = Trainer(_elsewhere(small, folder), ranks)
     step = trainer.training_step
     yield (
-        f"{STEPS} steps of the same networks, reduced to a batch of {small.batch_size} and a queue of "
-        f"{small.loss.queue_size}, at the peak rate for this batch, {small.learning_rate:.3g}:"
+        f"{STEPS} steps of the same networks, reduced to a batch of {small.batch_size} and "
+        f"{f'a queue of {small.loss.queue_size}' if small.loss.queue_size else 'no queue'}, at the peak rate for this "
+        f"batch, {small.learning_rate:.3g}:"
     )
     for number in range(STEPS):
         started = time.perf_counter()

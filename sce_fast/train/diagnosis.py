@@ -22,7 +22,7 @@ class Diagnosis:
     Args:
         run: run folder, where not_finite_step_*.txt goes.
         guard: of the training step.
-        queue: of the training step.
+        queue: of the training step; None if it has none.
         index: names the samples.
         ranks: that share the run.
 
@@ -31,7 +31,7 @@ class Diagnosis:
         >>> diagnosis.require_finite()
     """
 
-    def __init__(self, run: Path, guard: Guard, queue: KeyQueue, index: Index, ranks: Ranks) -> None:
+    def __init__(self, run: Path, guard: Guard, queue: KeyQueue | None, index: Index, ranks: Ranks) -> None:
         self._run, self._guard, self._queue, self._index, self._ranks = run, guard, queue, index, ranks
         self._unread: dict[int, Samples] = {}  # by step, since the flag was last read
 
@@ -57,12 +57,12 @@ class Diagnosis:
         cause = self._cause([rank for rank, report in enumerate(reports) if report["loss"]])
         lines = [f"rank {rank}\t{name}\n" for rank, report in enumerate(reports) for name in report["samples"]]
         path = self._run / f"not_finite_step_{failed + 1:08d}.txt"
+        kept = "weights and momentum encoder" if self._queue is None else "weights, momentum encoder and queue"
         self._ranks.first(lambda: write_atomically(path, "".join(lines)))
         raise RuntimeError(
-            f"step {failed + 1}: {cause}. This step and all later ones were masked: weights, momentum encoder and "
-            f"queue are those after step {failed}. The {len(lines)} {self._index.kind} of the step are listed in "
-            f"{printable(path)}. Try a smaller learning rate, a longer warm-up or --optimizer.clip-norm in another "
-            "--out"
+            f"step {failed + 1}: {cause}. This step and all later ones were masked: {kept} are those after "
+            f"step {failed}. The {len(lines)} {self._index.kind} of the step are listed in {printable(path)}. "
+            "Try a smaller learning rate, a longer warm-up or --optimizer.clip-norm in another --out"
         )
 
     def _cause(self, ranks: list[int]) -> str:
@@ -75,6 +75,8 @@ class Diagnosis:
 
     def _bad_queue(self) -> str:
         """Return what is wrong with the queue, to follow a cause; it is the same queue on all ranks."""
+        if self._queue is None:
+            return ""
         rows = self._queue.keys
         norms = rows.to(torch.promote_types(rows.dtype, torch.float32)).norm(dim=1)
         if bad := int((~norms.isfinite()).sum()):

@@ -18,7 +18,7 @@ TIMED_STEPS, TIMED_SECONDS = 10, 10.0  # at most; of a short run, a tenth of the
 class Memory:
     """Memory of a run on one rank, in bytes, without the views that the loader prepares."""
 
-    state: int  # weights, gradients, optimizer's moments, momentum encoder
+    state: int  # weights, gradients, optimizer's moments, momentum encoder, average for evaluation
     activations: int  # that autograd keeps for the backward pass of one part of the batch
     queue: int
 
@@ -26,7 +26,7 @@ class Memory:
         """Return one line for the user."""
         total, on_each = self.state + self.activations + self.queue, " on each rank" if ranks > 1 else ""
         parts = {"activations": self.activations, "networks and optimizer": self.state, "queue": self.queue}
-        listed = ", ".join(f"{name} {_size(count)}" for name, count in parts.items())
+        listed = ", ".join(f"{name} {_size(count)}" for name, count in parts.items() if count)
         return f"Memory: about {_size(total)}{on_each} ({listed})"
 
 
@@ -47,7 +47,9 @@ def memory(step: TrainingStep) -> Memory:
             activations = first + (second - first) * (step.part_size - few) // few
     moments = 2 if step.config.optimizer.name == "adamw" else 1
     state = (2 + moments) * _bytes(step.parameters) + _bytes(p for p in step.model.parameters() if not p.requires_grad)
-    return Memory(state, activations, _bytes([step.queue.keys]))
+    if step.average is not None:
+        state += _bytes(step.average.parameters())
+    return Memory(state, activations, 0 if step.queue is None else _bytes([step.queue.keys]))
 
 
 class Pace:

@@ -83,11 +83,14 @@ def require_runnable(step: TrainingStep) -> None:
             torch.compile does not work.
     """
     config = step.config
-    key = step.queue.keys[:2].to(step.dtype)
-    query = key.detach().clone().requires_grad_()
+    key = torch.full((2, config.model.dim), config.model.dim**-0.5, dtype=step.dtype, device=step.device)
+    query = key.clone().requires_grad_()
     settings = config.loss.arguments()
     backend = settings.pop("backend")
-    problem = checked_problem(query, key, step.queue.keys, needs_statistics=True, **settings)
+    if config.loss.batch_keys:
+        settings["batch_keys"] = key.to(step.candidate_dtype)
+    queue = None if step.queue is None else step.queue.keys
+    problem = checked_problem(query, key, queue, needs_statistics=True, **settings)
     try:
         choose(backend, problem)
     except ValueError as error:

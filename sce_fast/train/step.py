@@ -1,10 +1,12 @@
 """One optimizer step: networks, loss, gradients, optimizer, momentum encoder, queue. The host waits for nothing."""
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -13,7 +15,9 @@ from sce_fast.config import TrainConfig
 from sce_fast.distributed import Ranks, gather_keys
 from sce_fast.loss.api import SCEStatistics, sce_loss
 from sce_fast.loss.queue import KeyQueue
+from sce_fast.method.average import update_average
 from sce_fast.method.build import build_model
+from sce_fast.method.sce import passes
 from sce_fast.train.guard import Guard
 from sce_fast.train.optim import build_optimizer
 from sce_fast.util.layout import channels_last, to_channels_last
@@ -23,7 +27,7 @@ STAGES = ("networks", "loss", "backward", "optimizer", "momentum", "queue")
 
 
 class TrainingStep:
-    """Holds the networks, queue, guard and optimizer of a run; a call takes one optimizer step.
+    """Holds the networks, queue (or None), guard and optimizer of a run; a call takes one optimizer step.
 
     `stage` is a context manager for each of STAGES, entered once a step (for each part of the batch, the first three):
     a benchmark sets it to time them.
@@ -58,12 +62,16 @@ class TrainingStep:
         )
         config.require_whole_groups(self.part_size * self.ranks.size)
         to_channels_last(self.model)
-        queue_dtype = torch.float64 if wide else getattr(torch, config.loss.queue_dtype)
-        # The model's keys are unit rows already.
-        self.queue = KeyQueue(config.loss.queue_size, config.model.dim, queue_dtype, normalize=False).to(device)
+        self.candidate_dtype = torch.float64 if wide else getattr(torch, config.loss.queue_dtype)
+        self.queue: KeyQueue | None = None
+        if size := config.loss.queue_size:  # the model's keys are unit rows already
+            self.queue = KeyQueue(size, config.model.dim, self.candidate_dtype, normalize=False).to(device)
         self.guard = Guard(scales=config.precision == "float16").to(device)
         if wide:
             self.model.double()
+        self.average: nn.Module | None = None
+        if config.model.evaluation_momentum:
+            self.average = copy.deepcopy(self.model.backbone).requires_grad_(False).eval()
         self.dtype = torch.float64 if wide else torch.float32  # of weights and images
         self.autocast = None if wide or config.precision == "float32" else getattr(torch, config.precision)
         self.optimizer = build_optimizer(
@@ -90,10 +98,22 @@ class TrainingStep:
     @property
     def modules(self) -> dict[str, nn.Module]:
         """The modules whose state is saved, beside the optimizer."""
-        return {"model": self.model, "queue": self.queue, "guard": self.guard}
+        found = {"model": self.model, "queue": self.queue, "guard": self.guard, "average": self.average}
+        return {name: module for name, module in found.items() if module is not None}
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The backbone that evaluations use: the average over the steps if the config has one, else the student's."""
+        return self.model.backbone if self.average is None else self.average
 
     def __call__(
-        self, parts: Iterable[list[Tensor]], *, number: int, learning_rate: float, momentum: float
+        self,
+        parts: Iterable[list[Tensor]],
+        *,
+        number: int,
+        learning_rate: float,
+        momentum: float,
+        **scheduled: float,
     ) -> dict[str, Tensor]:
         """Take one step; return what the log reads, as () tensors on the device.
 
@@ -105,6 +125,7 @@ class TrainingStep:
                 its turn comes.
             number: of the step, from 0.
             learning_rate, momentum: of this step.
+            scheduled: temperature, target_temperature or coefficient of this step in place of the config's.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -112,7 +133,7 @@ class TrainingStep:
         keys, measures = [], []
         for part, views in enumerate(parts):
             with self._gradients_averaged_over_ranks(part):
-                key, measured = self._differentiate(views, number, part)
+                key, measured = self._differentiate(views, number, part, scheduled)
             keys.append(key)
             measures.append(measured)
         with self.stage("optimizer"):
@@ -124,16 +145,21 @@ class TrainingStep:
             self.optimizer.step(skip=skip)
         with self.stage("momentum"):
             self.model.update_momentum(momentum, skip=skip)
+            if self.average is not None:
+                update_average(self.average, self.model.backbone, self.config.model.evaluation_momentum, skip=skip)
         with self.stage("queue"):  # once a step, so that all parts see the queue as it was before the step
-            gathered = torch.cat([gather_keys(key) for key in keys], dim=-2)
-            self.queue.enqueue(gathered, gather=False, skip=skip)
+            if self.queue is not None:
+                self.queue.enqueue(torch.cat(keys, dim=-2), gather=False, skip=skip)
         means = {name: torch.stack([m[name] for m in measures]).mean() for name in measures[0]}
         return {**means, "gradient_norm": torch.where(skip, torch.nan, norm)}
 
     def loss(
-        self, network: nn.Module, views: list[Tensor], shuffles: list[Tensor] | None = None
+        self, network: nn.Module, views: list[Tensor], shuffles: list[Tensor] | None = None, **scheduled: float
     ) -> tuple[Tensor, Tensor, SCEStatistics]:
-        """Return the loss of these views over the queue with the run's settings, their keys, and the statistics."""
+        """Return the loss of these views with the run's settings, the keys of all ranks, and the statistics.
+
+        Every rank has to call it.
+        """
         with self.stage("networks"):
             views = [
                 view.to(self.device, self.dtype, non_blocking=True, memory_format=channels_last(view.dim()))
@@ -142,17 +168,22 @@ class TrainingStep:
             with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
                 query, key = network(views, shuffles)
         with self.stage("loss"):
-            settings = self.config.loss.arguments()
-            loss, statistics = sce_loss(query, key, self.queue.keys, **settings, return_statistics=True)
-        return loss, key, statistics
+            keys, settings = gather_keys(key), {**self.config.loss.arguments(), **scheduled}
+            if self.config.loss.batch_keys:
+                settings |= {"batch_keys": keys.to(self.candidate_dtype), "row_offset": self.ranks.rank * key.shape[-2]}
+            queue = None if self.queue is None else self.queue.keys
+            loss, statistics = sce_loss(query, key, queue, **settings, return_statistics=True)
+        return loss, keys, statistics
 
-    def _differentiate(self, views: list[Tensor], number: int, part: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add this part's gradients; return its keys on this rank, and what the log reads."""
-        loss, key, statistics = self.loss(self.network, views, self._shuffles(number, part))
+    def _differentiate(
+        self, views: list[Tensor], number: int, part: int, scheduled: dict[str, float]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add this part's gradients; return its keys on all ranks, and what the log reads."""
+        loss, keys, statistics = self.loss(self.network, views, self._shuffles(number, part), **scheduled)
         self.backend = statistics.backend
         with self.stage("backward"):
             self.guard.guarded(loss / self.config.accumulation).backward()
-        return key, {
+        return keys, {
             "loss": loss.detach(),
             "target_entropy": statistics.target_entropy.mean(),
             "positive_probability": statistics.positive_probability.mean(),
@@ -161,9 +192,17 @@ class TrainingStep:
     def _shuffles(self, number: int, part: int) -> list[Tensor] | None:
         if self.config.model.batch_norm != "shuffle":
             return None
-        rows, views = self.part_size * self.ranks.size, self.model.key_views
-        orders = [permutation(self.config.seed, number, rows, Draw.SHUFFLE, part * views + v) for v in range(views)]
-        return [torch.from_numpy(order).to(self.device, non_blocking=True) for order in orders]
+        size, ranks, views = self.part_size, self.ranks.size, self.model.key_views
+        sizes = [augmentation.size for augmentation in self.config.views.augmentations()][:views]
+        orders = []
+        for together in passes(sizes, mutual=self.model.mutual_pass):
+            rows = ranks * len(together) * size
+            order = permutation(self.config.seed, number, rows, Draw.SHUFFLE, part * views + together[0])
+            # Drawn for rows in the order view, rank, row, so that the groups do not depend on the number of ranks. The
+            # ranks' rows are gathered in the order rank, view, row.
+            place = np.arange(rows).reshape(ranks, len(together), size).swapaxes(0, 1).ravel()
+            orders.append(torch.from_numpy(place[order]).to(self.device, non_blocking=True))
+        return orders
 
     def _gradients_averaged_over_ranks(self, part: int) -> AbstractContextManager:
         """Average gradients over the ranks with the last part only; earlier parts accumulate on their rank."""

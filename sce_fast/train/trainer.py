@@ -215,10 +215,10 @@ class Trainer:
         bar.update()
 
     def evaluate(self) -> None:
-        """Log the kNN accuracy of the student's backbone; warn, and log nothing, if evaluated files are bad."""
+        """Log the kNN accuracy of the evaluated backbone; warn, and log nothing, if evaluated files are bad."""
         progress = self.state.progress
         try:
-            progress.knn_top1 = self.evaluation.knn_top1(self.model.backbone)
+            progress.knn_top1 = self.evaluation.knn_top1(self.training_step.evaluated)
         except BadFilesError as error:
             self._warn(f"no evaluation after step {progress.step}: {error}")
             return

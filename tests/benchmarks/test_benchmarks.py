@@ -239,12 +239,24 @@ def test_a_benchmark_runs_as_a_module(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the CPU kernels are not built")
 def test_bench_loader_measures_and_records(tmp_path, capsys):
+    from PIL import Image
+
     from sce_fast.benchmarks import loader  # needs DALI
 
     ratios = loader.main(images=16, batch_size=4, batches=1, rounds=1, out=tmp_path / "loader.json")
     assert ratios["sce_fast"] == 1.0
-    assert "Pillow DataLoader" in capsys.readouterr().out
-    assert len(json.loads((tmp_path / "loader.json").read_text())["rates"]) == 4
+    text = capsys.readouterr().out
+    assert text.count("Pillow DataLoader") == 2
+    assert "The plan of 8 views takes 0." in text
+    record = json.loads((tmp_path / "loader.json").read_text())
+    assert len(record["rates"]) == 4
+    crops = record["multi_crop"]
+    assert list(crops["rates"]) == ["sce_fast", "Pillow DataLoader"]
+    assert [view["size"] for view in crops["augmentations"]] == [224] * 2 + [96] * 6
+    views = loader.PillowViews([], loader.MULTI_CROP)
+    assert [tuple(views.view(Image.new("RGB", (500, 375)), a).shape) for a in views.augmentations[1:3]] == [
+        (3, 224, 224), (3, 96, 96)
+    ]  # fmt: skip
 
 
 SMALL_STEP = dict(

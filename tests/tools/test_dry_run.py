@@ -60,6 +60,19 @@ def test_it_tells_what_was_found_and_what_would_be_done(photo_folder, tmp_path, 
     assert list(own_temporary_folder.glob("sce-fast*")) == []
 
 
+def test_it_names_the_candidates_of_a_run_without_a_queue(photo_folder, tmp_path, capsys):
+    config = small_config(photo_folder, tmp_path / "run", evaluation=EvaluationConfig())
+    config = replace(
+        config, batch_size=24, loss={"queue_size": 0, "batch_keys": True}, model={"evaluation_momentum": 0.999}
+    )
+    dry_run(config)
+    text = capsys.readouterr().out
+    assert "λ 0.5; no queue, and the other 23 keys of the view in the batch\n" in text
+    assert "Evaluated: the student's average over the steps with momentum 0.999\n" in text
+    assert "reduced to a batch of 4 and no queue, at the peak rate" in text
+    assert "  step 2: loss " in text
+
+
 def test_it_is_an_option_of_every_recipe(photo_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen: list[TrainConfig] = []

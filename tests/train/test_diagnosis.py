@@ -32,4 +32,10 @@ def test_a_queue_of_rows_that_are_too_long_is_named(tmp_path, dtype):
 
 
 def test_a_queue_of_unit_rows_is_not_blamed(tmp_path):
-    assert "the loss of rank 0 is not finite. This step and" in message_of(tmp_path, KeyQueue(64, 4, torch.bfloat16))
+    message = message_of(tmp_path, KeyQueue(64, 4, torch.bfloat16))
+    assert "the loss of rank 0 is not finite. This step and all later ones were masked: weights, momentum" in message
+    assert "weights, momentum encoder and queue are those after step 4" in message
+
+
+def test_without_a_queue_none_is_named(tmp_path):
+    assert "weights and momentum encoder are those after step 4" in message_of(tmp_path, None)

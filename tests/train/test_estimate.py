@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers.runs import small_config
-from sce_fast.config import EvaluationConfig, LossConfig
+from sce_fast.config import EvaluationConfig, LossConfig, replace
 from sce_fast.train import Trainer, train
 from sce_fast.train.estimate import Memory, Pace, _saved_bytes, duration, memory
 from sce_fast.train.step import TrainingStep
@@ -35,6 +35,18 @@ def test_activations_of_a_batch_follow_from_a_few_images(photo_folder, tmp_path,
     """With autocast, the weights' 16-bit copies do not grow with the batch."""
     step = TrainingStep(small_config(photo_folder, tmp_path, batch_size=20, precision=precision), CPU)
     assert memory(step).activations == pytest.approx(_saved_bytes(step, step.model, 20), rel=0.02)
+
+
+def test_an_average_counts_and_no_queue_does_not(photo_folder, tmp_path):
+    config = small_config(photo_folder, tmp_path)
+    plain = TrainingStep(config, CPU)
+    step = TrainingStep(
+        replace(config, loss={"queue_size": 0, "batch_keys": True}, model={"evaluation_momentum": 0.99}), CPU
+    )
+    found = memory(step)
+    average = sum(p.numel() for p in step.model.backbone.parameters())
+    assert (found.queue, found.state) == (0, memory(plain).state + 4 * average)
+    assert "queue" not in found.describe(1)
 
 
 def test_memory_names_its_parts():

@@ -2,7 +2,9 @@
 
 import enum
 import itertools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +13,19 @@ from sce_fast.data.image.augment import Augmentation, EvaluationView
 from sce_fast.util.philox import Draw, uniforms
 
 CROP_ATTEMPTS = 10
+FIRST_ATTEMPTS = 4  # drawn for all images; the others only where none of these fits, which is rare
 _DRAWS = {
-    **dict.fromkeys((Draw.CROP_AREA, Draw.CROP_RATIO), CROP_ATTEMPTS),
+    **dict.fromkeys((Draw.CROP_AREA, Draw.CROP_RATIO), FIRST_ATTEMPTS),
     **dict.fromkeys((Draw.CROP_TOP, Draw.CROP_LEFT, Draw.FLIP, Draw.JITTER, Draw.JITTER_ORDER), 1),
     **dict.fromkeys((Draw.BRIGHTNESS, Draw.CONTRAST, Draw.SATURATION, Draw.HUE), 1),
     **dict.fromkeys((Draw.GRAYSCALE, Draw.BLUR, Draw.BLUR_SIGMA, Draw.SOLARIZE), 1),
 }
+_ALL_ATTEMPTS = dict.fromkeys((Draw.CROP_AREA, Draw.CROP_RATIO), CROP_ATTEMPTS)
+_RANGES = np.dtype([
+    *((name, "f8") for name in ("scale_low", "scale_width", "ratio_low", "ratio_high", "log_ratio_low")),
+    *(("log_ratio_width", "f8"), ("lows", "f8", 4), ("widths", "f8", 4), ("acts", "?", 4)),  # by colour operation
+    *((name, "f8") for name in ("jitter", "flip", "grayscale", "blur", "sigma_low", "sigma_width", "solarize")),
+])  # fmt: skip
 
 
 class ColorOperation(enum.IntEnum):
@@ -64,67 +73,124 @@ def plan_view(
     Example:
         >>> plan_view(Augmentation(size=32), np.array([[375, 500]]), seed=0, epoch=0, samples=np.array([7]), view=0)
     """
-    a, random = augmentation, uniforms(seed, epoch, samples, _DRAWS, view)
-    operations = np.full((len(samples), 5), ColorOperation.NONE, dtype=np.int32)
-    factors = np.zeros((len(samples), 5), dtype=np.float32)
-    jittered = random[Draw.JITTER] < a.jitter
-    strengths = np.array([a.brightness, a.contrast, a.saturation, a.hue])
-    draws = [random[draw] for draw in (Draw.BRIGHTNESS, Draw.CONTRAST, Draw.SATURATION, Draw.HUE)]
-    centers = np.array([1.0, 1.0, 1.0, 0.0])  # the factors' range is around 1, the hue rotation's around 0
-    lows = np.array([*np.maximum(1 - strengths[:3], 0), -a.hue])
-    values = lows + (centers + strengths - lows) * np.stack(draws, axis=1)  # (N, 4) by operation
-    orders = JITTER_ORDERS[(random[Draw.JITTER_ORDER] * len(JITTER_ORDERS)).astype(np.int64)]  # (N, 4)
-    active = jittered[:, None] & (strengths[orders] > 0)
-    operations[:, :4] = np.where(active, orders, ColorOperation.NONE)
-    factors[:, :4] = np.where(active, np.take_along_axis(values, orders, axis=1), 0)
-    operations[:, 4] = np.where(random[Draw.GRAYSCALE] < a.grayscale, ColorOperation.GRAYSCALE, ColorOperation.NONE)
+    (plan,) = plan_views((augmentation,), sizes, seed=seed, epoch=epoch, samples=samples, first_view=view)
+    return plan
 
-    low, high = a.blur_sigma
-    blur_sigma = np.where(random[Draw.BLUR] < a.blur, low + (high - low) * random[Draw.BLUR_SIGMA], 0)
-    return ViewPlan(
-        boxes=_random_boxes(
-            a,
-            sizes,
-            areas=random[Draw.CROP_AREA],
-            ratios=random[Draw.CROP_RATIO],
-            tops=random[Draw.CROP_TOP],
-            lefts=random[Draw.CROP_LEFT],
-        ),
+
+def plan_views(
+    augmentations: tuple[Augmentation, ...],
+    sizes: NDArray[np.int32],
+    *,
+    seed: int,
+    epoch: int,
+    samples: NDArray[np.int64],
+    first_view: int = 0,
+) -> list[ViewPlan]:
+    """Draw the plans of several views of these samples, as plan_view does, in much less time.
+
+    Args:
+        augmentations: of views first_view, first_view + 1, …
+        sizes: (N, 2) height and width of each decoded image.
+        samples: (N,) numbers of the images in the index.
+    """
+    count, views = len(samples), len(augmentations)
+    # One row for each view and sample: NumPy takes as long for a call with few rows as for one with many.
+    a = _ranges(augmentations).repeat(count)
+    numbers = np.arange(first_view, first_view + views)
+    rows = _Rows(seed, epoch, samples[None].repeat(views, axis=0).ravel(), numbers.repeat(count))
+    random = rows.uniforms(_DRAWS)
+    operations = np.full((len(a), 5), ColorOperation.NONE, dtype=np.int32)
+    factors = np.zeros((len(a), 5), dtype=np.float32)
+    draws = [random[draw] for draw in (Draw.BRIGHTNESS, Draw.CONTRAST, Draw.SATURATION, Draw.HUE)]
+    values = a["lows"] + a["widths"] * np.stack(draws, axis=1)  # (R, 4) by operation
+    orders = JITTER_ORDERS[(random[Draw.JITTER_ORDER] * len(JITTER_ORDERS)).astype(np.int64)]  # (R, 4)
+    by_order = orders + 4 * np.arange(len(a))[:, None]  # positions among all values
+    active = (random[Draw.JITTER] < a["jitter"])[:, None] & a["acts"].ravel()[by_order]
+    operations[:, :4] = np.where(active, orders, ColorOperation.NONE)
+    factors[:, :4] = np.where(active, values.ravel()[by_order], 0)
+    operations[:, 4] = np.where(random[Draw.GRAYSCALE] < a["grayscale"], ColorOperation.GRAYSCALE, ColorOperation.NONE)
+    sigma = a["sigma_low"] + a["sigma_width"] * random[Draw.BLUR_SIGMA]
+    plan = ViewPlan(
+        boxes=_random_boxes(a, sizes[None].repeat(views, axis=0).reshape(-1, 2), rows, random),
         operations=operations,
         factors=factors,
-        blur_sigma=blur_sigma.astype(np.float32),
-        solarize=random[Draw.SOLARIZE] < a.solarize,
-        flip=random[Draw.FLIP] < a.flip,
+        blur_sigma=np.where(random[Draw.BLUR] < a["blur"], sigma, 0).astype(np.float32),
+        solarize=random[Draw.SOLARIZE] < a["solarize"],
+        flip=random[Draw.FLIP] < a["flip"],
     )
+    whole = [getattr(plan, field.name) for field in fields(ViewPlan)]
+    return [ViewPlan(*(values[view * count : (view + 1) * count] for values in whole)) for view in range(views)]
+
+
+@cache
+def _ranges(augmentations: tuple[Augmentation, ...]) -> NDArray[np.void]:
+    """Return what each augmentation draws from, as one record (V,) for each."""
+    records = []
+    for a in augmentations:
+        strengths = np.array([a.brightness, a.contrast, a.saturation, a.hue])
+        centers = np.array([1.0, 1.0, 1.0, 0.0])  # the factors' range is around 1, the hue rotation's around 0
+        lows = np.array([*np.maximum(1 - strengths[:3], 0), -a.hue])
+        (scale, scale_high), (low, high), (sigma, sigma_high) = a.scale, a.ratio, a.blur_sigma
+        crop = scale, scale_high - scale, low, high, np.log(low), np.log(high / low)
+        jitter = lows, centers + strengths - lows, strengths > 0, a.jitter
+        records.append((*crop, *jitter, a.flip, a.grayscale, a.blur, sigma, sigma_high - sigma, a.solarize))
+    return np.array(records, dtype=_RANGES)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The coordinates of R rows, one for each view of each sample."""
+
+    seed: int
+    epoch: int
+    samples: NDArray[np.int64]  # (R,)
+    views: NDArray[np.int64]  # (R,)
+
+    def uniforms(self, draws: Mapping[Draw, int]) -> dict[Draw, NDArray[np.float64]]:
+        return uniforms(self.seed, self.epoch, self.samples, draws, self.views)
+
+    def __getitem__(self, chosen: NDArray[np.int64]) -> "_Rows":
+        return replace(self, samples=self.samples[chosen], views=self.views[chosen])
 
 
 def _random_boxes(
-    augmentation: Augmentation,
-    sizes: NDArray[np.int32],
-    *,
-    areas: NDArray[np.float64],
-    ratios: NDArray[np.float64],
-    tops: NDArray[np.float64],
-    lefts: NDArray[np.float64],
+    a: NDArray[np.void], sizes: NDArray[np.int32], rows: _Rows, random: dict[Draw, NDArray[np.float64]]
 ) -> NDArray[np.int32]:
-    """Return crops (N, 4) as RandomResizedCrop of torchvision: ten attempts, else the largest allowed centre crop."""
-    height, width = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)  # (N, 1)
-    (scale_low, scale_high), (ratio_low, ratio_high) = augmentation.scale, augmentation.ratio
-    area = height * width * (scale_low + (scale_high - scale_low) * areas)  # (N, attempts)
-    ratio = np.exp(np.log(ratio_low) + np.log(ratio_high / ratio_low) * ratios)
+    """Return crops (R, 4) as RandomResizedCrop of torchvision: ten attempts, else the largest allowed centre crop.
+
+    Args:
+        a: (R,) records of _ranges.
+        sizes: (R, 2) height and width of each decoded image.
+        random: the numbers of _DRAWS.
+    """
+    height, width = np.ascontiguousarray(sizes.T, dtype=np.float64)  # (R,)
+    h, w, found = _first_that_fits(a, height, width, random)
+    if len(rest := np.flatnonzero(~found)):
+        numbers = rows[rest].uniforms(_ALL_ATTEMPTS)
+        h[rest], w[rest], found[rest] = _first_that_fits(a[rest], height[rest], width[rest], numbers)
+    fallback_width = np.minimum(width, np.maximum(np.rint(height * a["ratio_high"]), 1))
+    fallback_height = np.minimum(height, np.maximum(np.rint(width / a["ratio_low"]), 1))
+    h, w = np.where(found, h, fallback_height), np.where(found, w, fallback_width)
+    free_height, free_width = height - h, width - w
+    top = np.where(found, np.floor(random[Draw.CROP_TOP] * (free_height + 1)), free_height // 2)
+    left = np.where(found, np.floor(random[Draw.CROP_LEFT] * (free_width + 1)), free_width // 2)
+    return np.stack([top, left, top + h, left + w], axis=1).astype(np.int32)
+
+
+def _first_that_fits(
+    a: NDArray[np.void],
+    height: NDArray[np.float64],
+    width: NDArray[np.float64],
+    random: dict[Draw, NDArray[np.float64]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Return height and width (R,) of the first crop that fits into its image, and whether any does (R,)."""
+    areas, ratios = random[Draw.CROP_AREA].T, random[Draw.CROP_RATIO].T  # (attempts, R)
+    area = height * width * (a["scale_low"] + a["scale_width"] * areas)
+    ratio = np.exp(a["log_ratio_low"] + a["log_ratio_width"] * ratios)
     crop_width, crop_height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
     fits = (crop_width > 0) & (crop_width <= width) & (crop_height > 0) & (crop_height <= height)
-    first = fits.argmax(axis=1)[:, None]
-    found = fits.any(axis=1)
-
-    fallback_width = np.minimum(width, np.maximum(np.rint(height * ratio_high), 1))[:, 0]
-    fallback_height = np.minimum(height, np.maximum(np.rint(width / ratio_low), 1))[:, 0]
-    w = np.where(found, np.take_along_axis(crop_width, first, 1)[:, 0], fallback_width)
-    h = np.where(found, np.take_along_axis(crop_height, first, 1)[:, 0], fallback_height)
-    free_height, free_width = height[:, 0] - h, width[:, 0] - w
-    top = np.where(found, np.floor(tops * (free_height + 1)), free_height // 2)
-    left = np.where(found, np.floor(lefts * (free_width + 1)), free_width // 2)
-    return np.stack([top, left, top + h, left + w], axis=1).astype(np.int32)
+    first = fits.argmax(axis=0), np.arange(len(a))
+    return crop_height[first], crop_width[first], fits[first]
 
 
 def evaluation_boxes(view: EvaluationView, sizes: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

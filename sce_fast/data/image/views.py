@@ -10,7 +10,7 @@ from sce_fast.data.faults import CHANGED
 from sce_fast.data.image.augment import Augmentation
 from sce_fast.data.image.formats import decode_failure_reason
 from sce_fast.data.image.graph import file_feed, training_pipeline, view_vectors
-from sce_fast.data.image.plan import plan_view
+from sce_fast.data.image.plan import plan_views
 from sce_fast.data.image.sizes import decoded_sizes
 from sce_fast.data.index import ImageIndex
 from sce_fast.data.order import replace_bad
@@ -90,10 +90,7 @@ class RandomViews:
     def _feed(self, samples: NDArray[np.int64], epoch: int) -> Feed:
         """Return the pipeline's inputs for these samples: their paths and the plan of each view."""
         index = self._index
-        plans = [
-            plan_view(augmentation, index.sizes[samples], seed=self.seed, epoch=epoch, samples=samples, view=view)
-            for view, augmentation in enumerate(self._augmentations)
-        ]
+        plans = plan_views(self._augmentations, index.sizes[samples], seed=self.seed, epoch=epoch, samples=samples)
         files = file_feed([index.paths[i] for i in samples], index.alpha[samples], self._background)
         return *files, *(view_vectors(plan) for plan in plans)
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sce_fast.data.image.augment import Augmentation
-from sce_fast.data.image.plan import ViewPlan, plan_view
+from sce_fast.data.image.plan import ViewPlan, plan_views
 from sce_fast.data.video.clips import ClipSampling, Spans, random_spans
 from sce_fast.data.video.timeline import Timelines
 from sce_fast.util.philox import Draw, uniform
@@ -36,7 +36,7 @@ def plan_clips(
 
     Args:
         timelines: of all videos of the index.
-        sizes: (N, 2) height and width of the decoded frames of each of these samples, as plan_view takes them.
+        sizes: (N, 2) height and width of the decoded frames of each of these samples, as plan_views takes them.
         samples: (N,) numbers of the videos in the index.
 
     Raises:
@@ -53,9 +53,9 @@ def plan_clips(
         difference = chances < sampling.temporal_difference
     frames, neighbours = _with_neighbours(spans, sampling.frames, difference)
     plans = []
-    for view, augmentation in enumerate(augmentations):
+    planned_views = plan_views(augmentations, sizes, seed=seed, epoch=epoch, samples=samples)
+    for view, planned in enumerate(planned_views):
         own = slice(view * count, (view + 1) * count)
-        planned = plan_view(augmentation, sizes, seed=seed, epoch=epoch, samples=samples, view=view)
         plans.append(ClipPlan(frames[own], neighbours[own], difference[own], planned))
     return tuple(plans)
 

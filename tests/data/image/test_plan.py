@@ -13,6 +13,7 @@ from sce_fast.data.image.plan import (
     ColorOperation,
     evaluation_boxes,
     plan_view,
+    plan_views,
 )
 from sce_fast.data.order import epoch_order
 from sce_fast.util.philox import Draw, uniform
@@ -62,6 +63,39 @@ def test_a_sample_has_the_same_plan_in_any_batch():
     for name, values in full.items():
         assert np.array_equal(values[[40, 3]], part[name])
     assert not np.array_equal(as_arrays(plan(view=1))["boxes"], full["boxes"])
+
+
+def test_views_that_are_planned_together_are_those_of_one_call_each():
+    """Also where images need more than the attempts that are drawn for all."""
+    samples, sizes = np.arange(300), np.random.default_rng(0).integers(1, 500, (300, 2)).astype(np.int32)
+    augmentations = tuple(Augmentation(**AUGMENTATIONS[name]) for name in ("weak", "alpha", "beta"))
+    augmentations += (dataclasses.replace(EVERYTHING, scale=(0.05, 0.2), ratio=(0.5, 1.5), brightness=1.5),)
+    together = plan_views(augmentations, sizes, seed=3, epoch=2, samples=samples, first_view=1)
+    for view, augmentation in enumerate(augmentations, start=1):
+        for i in (0, 7, 299):
+            own = slice(i, i + 1)
+            alone = plan_view(augmentation, sizes[own], seed=3, epoch=2, samples=samples[own], view=view)
+            for name, values in as_arrays(alone).items():
+                assert np.array_equal(as_arrays(together[view - 1])[name][own], values), (view, name)
+
+
+def test_a_crop_is_the_first_of_ten_that_fits():
+    """By hand: the attempts one after the other, for wide images that many crops do not fit."""
+    a, seed, epoch, view = Augmentation(scale=(0.5, 1.0)), 5, 1, 2
+    samples = np.arange(200)
+    boxes = plan(a, samples=samples, seed=seed, epoch=epoch, view=view, size=(200, 330)).boxes
+    areas, ratios = (uniform(seed, epoch, samples, d, view, count=10) for d in (Draw.CROP_AREA, Draw.CROP_RATIO))
+    used = np.zeros(10, dtype=int)
+    for (top, left, bottom, right), area, ratio in zip(boxes, areas, ratios, strict=True):
+        for attempt in range(10):
+            pixels = 200 * 330 * (0.5 + 0.5 * area[attempt])
+            shape = (3 / 4) ** (1 - ratio[attempt]) * (4 / 3) ** ratio[attempt]
+            width, height = round((pixels * shape) ** 0.5), round((pixels / shape) ** 0.5)
+            if width <= 330 and height <= 200:
+                assert (bottom - top, right - left) == (height, width)
+                used[attempt] += 1
+                break
+    assert used[4:].sum() > 5
 
 
 @given(height=st.integers(1, 900), width=st.integers(1, 900), seed=st.integers(0, 2**32 - 1))
