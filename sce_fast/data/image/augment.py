@@ -79,9 +79,13 @@ class EvaluationView:
     """Standard deviation of each channel, by which the difference is divided."""
     background: str = "black"
     """Colour behind transparent images, as background_color takes it; none drops their alpha."""
+    interpolation: str = "bilinear"
+    """How images are resized, always with antialiasing: bilinear or bicubic."""
 
     def __post_init__(self) -> None:
         background_color(self.background)
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"interpolation={self.interpolation!r}: expected bilinear or bicubic")
         if not 1 <= self.crop <= self.resize:
             raise ValueError(f"crop={self.crop}, resize={self.resize}: expected 1 <= crop <= resize")
 

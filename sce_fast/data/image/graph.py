@@ -94,11 +94,12 @@ def evaluation_pipeline(
 ) -> Pipeline:
     """Build a pipeline that turns evaluation_feed into images (N, 3, crop, crop) float32."""
     decode = image_decoder(background, threads=threads, device=device)
+    interpolation = types.INTERP_CUBIC if view.interpolation == "bicubic" else types.INTERP_LINEAR
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
         *file, size, box = external_inputs(feeds, [*file_types(background), types.FLOAT, types.INT32])
-        image = fn.resize(decode(*file), size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        image = fn.resize(decode(*file), size=size, interp_type=interpolation, antialias=True)
         return normalized(cropped(image, box), view.mean, view.std)
 
     return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device)
