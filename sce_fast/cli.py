@@ -175,7 +175,9 @@ def _bench(name: str, help: str) -> Command:
 
 EVALUATIONS = {
     "knn": Command("[RUN]", "weighted vote of the nearest train images", "sce_fast.tools.evaluate:knn", show=str),
-    "linear": Command("[RUN]", "logistic regression on frozen features", "sce_fast.tools.evaluate:linear", show=str),
+    "logistic": Command(
+        "[RUN]", "logistic regression on frozen features", "sce_fast.tools.evaluate:logistic", show=str
+    ),
 }
 BENCHMARKS = {
     "loss": _bench("loss", "loss and gradient of every backend and peer: time, FLOP/s, share of the GEMM rate, memory"),
@@ -208,7 +210,7 @@ COMMANDS: dict[str, Command | Group] = {
         passed=lambda summary: True,
     ),
     "evaluate": Group(
-        "evaluation", "METHOD [RUN]", "accuracy of frozen features on labelled images: knn or linear",
+        "evaluation", "METHOD [RUN]", "accuracy of frozen features on labelled images: knn or logistic",
         lambda: EVALUATIONS,
         note="The papers' linear protocol (SGD on augmented images) and transfer are not implemented yet.",
     ),

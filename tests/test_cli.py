@@ -222,7 +222,7 @@ def test_train_and_embed_a_folder(capsys, tmp_path, photo_folder):
     assert re.search(rows, text)
     main(["evaluate", "knn", "--train", str(features), "--test", str(features), "--neighbours", "1", "3"])
     assert capsys.readouterr().out == text
-    main(["evaluate", "linear", "--train", str(features), "--test", str(features)])
+    main(["evaluate", "logistic", "--train", str(features), "--test", str(features)])
     assert "C chosen by top-1 on a held-out fifth of train: C 0.001: " in capsys.readouterr().out
 
     exported = tmp_path / "backbone.safetensors"
@@ -233,7 +233,7 @@ def test_train_and_embed_a_folder(capsys, tmp_path, photo_folder):
     assert capsys.readouterr().out == f"{tmp_path}/{features.name}\n"
     text = told(capsys, "evaluate", "knn", tmp_path / "run")
     assert "names no evaluation folders: give --train and --test" in text
-    assert "unknown evaluation 'knm': expected one of knn, linear; did you mean 'knn'?" in told(
+    assert "unknown evaluation 'knm': expected one of knn, logistic; did you mean 'knn'?" in told(
         capsys, "evaluate", "knm"
     )
 

@@ -1,4 +1,4 @@
-"""The evaluate commands: kNN and a linear probe on features of a run, an exported backbone, or feature files."""
+"""The evaluate commands: kNN and logistic regression on features of a run, an exported backbone, or feature files."""
 
 import dataclasses
 import json
@@ -88,7 +88,7 @@ def knn(
     return _report(f"kNN, temperature {temperature:g}", sets, rows, notes)
 
 
-def linear(
+def logistic(
     run: OptionalRun = None,
     /,
     *,
@@ -149,7 +149,7 @@ def linear(
         return [Row(chosen, found.accuracy, settings, tuple(notes))]
 
     rows = _all_rows(sets, classify, baselines)
-    _write(out, "linear", sets, rows)
+    _write(out, "logistic", sets, rows)
     return _report("logistic regression", sets, rows)
 
 

@@ -16,7 +16,7 @@ from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.sources import Listing
 from sce_fast.evaluate import save_features
 from sce_fast.tools.embed import embed
-from sce_fast.tools.evaluate import knn, linear
+from sce_fast.tools.evaluate import knn, logistic
 from sce_fast.tools.labelled_sets import labelled_sets
 from sce_fast.train import Trainer
 
@@ -96,10 +96,10 @@ def test_evaluation_names_what_is_wrong_with_feature_files(tmp_path):
         (knn, {"temperature": math.inf}, "temperature=inf: expected a finite number > 0"),
         (knn, {"temperature": math.nan}, "temperature=nan: expected a finite number > 0"),
         (knn, {"batch_size": 0}, "batch_size=0: expected at least 1"),
-        (linear, {"regularization": (1.0, math.inf)}, r"regularization=\(1.0, inf\): expected one or more finite"),
-        (linear, {"regularization": (math.nan,)}, r"regularization=\(nan,\): expected one or more finite"),
-        (linear, {"max_iterations": 0}, "max_iterations=0: expected at least 1"),
-        (linear, {"batch_size": -1}, "batch_size=-1: expected at least 1"),
+        (logistic, {"regularization": (1.0, math.inf)}, r"regularization=\(1.0, inf\): expected one or more finite"),
+        (logistic, {"regularization": (math.nan,)}, r"regularization=\(nan,\): expected one or more finite"),
+        (logistic, {"max_iterations": 0}, "max_iterations=0: expected at least 1"),
+        (logistic, {"batch_size": -1}, "batch_size=-1: expected at least 1"),
         (
             lambda run, **setting: embed(run, Path("data"), **setting),
             {"batch_size": 0},
@@ -116,7 +116,7 @@ def test_settings_are_checked_before_any_feature_is_computed(call, setting, mess
 def test_a_missing_library_is_named_before_any_feature_is_computed(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ImportError, match="logistic regression needs scikit-learn"):
-        linear(tmp_path / "nowhere")
+        logistic(tmp_path / "nowhere")
 
 
 def test_numbers_of_neighbours_above_that_of_the_images_are_left_out_or_refused(tmp_path):
@@ -133,7 +133,7 @@ def test_shared_samples_are_told_before_and_in_the_table_and_file(tmp_path, caps
     classes = ["ape", "bat"] * 6
     train = write_features(tmp_path / "train.safetensors", torch.randn(12, 4), classes)
     other = write_features(tmp_path / "other.safetensors", torch.randn(12, 4), classes)
-    for evaluate in (knn, linear):
+    for evaluate in (knn, logistic):
         out = tmp_path / f"{evaluate.__name__}.json"
         text = evaluate(None, train=train, test=train, out=out, device="cpu")
         assert "12 train and 12 test images (12 of them in train), 2 classes" in text
@@ -147,8 +147,8 @@ def test_shared_samples_are_told_before_and_in_the_table_and_file(tmp_path, caps
 def test_the_majority_class_is_a_row_and_feature_files_have_no_other_baselines(tmp_path, capsys):
     train = write_features(tmp_path / "train.safetensors", torch.randn(30, 4), ["ape"] * 20 + ["bat"] * 10)
     test = write_features(tmp_path / "test.safetensors", torch.randn(4, 4), ["ape", "bat", "bat", "bat"])
-    out = tmp_path / "linear.json"
-    text = linear(None, train=train, test=test, regularization=(1.0,), baselines=True, out=out, device="cpu")
+    out = tmp_path / "logistic.json"
+    text = logistic(None, train=train, test=test, regularization=(1.0,), baselines=True, out=out, device="cpu")
     assert text.endswith("\nmajority class          0.2500          0.5000")
     (majority,) = json.loads(out.read_text())["baselines"]
     assert majority == {"baseline": "majority class", "top1": 0.25, "top5": None, "mean_per_class": 0.5}
@@ -157,15 +157,15 @@ def test_the_majority_class_is_a_row_and_feature_files_have_no_other_baselines(t
 
 def test_an_edge_of_the_regularizations_is_told(tmp_path):
     train = write_features(tmp_path / "train.safetensors", torch.randn(60, 4), ["ape", "bat"] * 30)
-    out = tmp_path / "linear.json"
-    text = linear(None, train=train, test=train, regularization=(1e-9, 1e-8), out=out, device="cpu")
+    out = tmp_path / "logistic.json"
+    text = logistic(None, train=train, test=train, regularization=(1e-9, 1e-8), out=out, device="cpu")
     chosen = json.loads(out.read_text())["results"][0]
     assert chosen["regularization_at_edge"]
     edge, beyond = ("smallest", "smaller") if chosen["regularization"] == 1e-9 else ("largest", "larger")
     assert (
         f"\nWarning: C {chosen['regularization']:g} is the {edge} value tried; a {beyond} --regularization may" in text
     )
-    assert "Warning" not in linear(None, train=train, test=train, regularization=(1.0,), device="cpu")
+    assert "Warning" not in logistic(None, train=train, test=train, regularization=(1.0,), device="cpu")
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def untrained_run(config):
     return config.out
 
 
-@pytest.mark.parametrize("evaluate", [knn, linear])
+@pytest.mark.parametrize("evaluate", [knn, logistic])
 def test_baselines_are_raw_pixels_and_the_network_before_training(tmp_path, two_classes, evaluate):
     train, test = two_classes
     config = small_config(train, tmp_path / "run", evaluation=EvaluationConfig(resize=40, crop=40))
