@@ -178,7 +178,11 @@ EVALUATIONS = {
     "logistic": Command(
         "[RUN]", "logistic regression on frozen features", "sce_fast.tools.evaluate:logistic", show=str
     ),
-}
+    "linear": Command(
+        "[RUN]", "the papers' protocol: linear classifiers trained by SGD on augmented images",
+        "sce_fast.tools.linear:linear",
+    ),
+}  # fmt: skip
 BENCHMARKS = {
     "loss": _bench("loss", "loss and gradient of every backend and peer: time, FLOP/s, share of the GEMM rate, memory"),
     "step": _bench("step", "seconds per training step, images/s, and the share of loss, momentum update and queue"),
