@@ -7,6 +7,7 @@ eval_semisup.py and README), with batch statistics over all ranks as there.
 from sce_fast.evaluate.supervised.images import Preset
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
 
+SHARES = {"1%": 0.01, "10%": 0.1}  # of the images of each class
 _SWAV = {"epochs": 20, "batch_size": 256, "schedule": "steps", "milestones": (12, 16), "decay": 0.2}
 PRESETS: dict[str, Preset] = {
     "1%": Preset(

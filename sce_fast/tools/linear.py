@@ -77,8 +77,8 @@ def linear(
         momentum: Momentum of SGD.
         weight_decay: L2 penalty on the weights.
         crop: Train images: resized, a resized crop of 8 to 100 % of the area; padded, a crop of the image in a frame
-            of four black pixels; both flipped at random. none shows them as test images and computes their features
-            once.
+            of four black pixels; both flipped at random. centre shows them as test images, so that their features are
+            computed once.
         size: Side of the train crop and of the test image's centre crop, in pixels.
         resize: Shorter side of a test image before its centre crop, in pixels.
         precision: Precision of the backbone. bfloat16 uses autocast.
@@ -134,7 +134,7 @@ def _of_images(task: Task, crop: Crop, settings: SupervisedSettings, **places: A
     """Return the setup for images, or for their features if every epoch shows them alike."""
     network, dim, origin = task.network, int(task.network.dim), {**task.origin, "crop": crop}
     batches: LabelledBatches
-    if crop == "none":
+    if crop == "centre":
         sets = [
             (shared_features(network, index, task.view, **places), torch.as_tensor(index.labels))
             for index in (task.train, task.test)

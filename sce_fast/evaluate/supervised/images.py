@@ -15,7 +15,7 @@ from sce_fast.evaluate.features import extract_features
 from sce_fast.evaluate.supervised.batches import LoadedBatches, StoredBatches, share_of
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
 
-Crop = Literal["resized", "padded", "none"]
+Crop = Literal["resized", "padded", "centre"]
 SCALE = (0.08, 1.0)  # of the resized crop: its area as a share of the image's
 PADDING = 4  # pixels of the padded crop
 
