@@ -178,7 +178,14 @@ EVALUATIONS = {
     "logistic": Command(
         "[RUN]", "logistic regression on frozen features", "sce_fast.tools.evaluate:logistic", show=str
     ),
-}
+    "linear": Command(
+        "[RUN]", "the papers' protocol: linear classifiers trained by SGD on augmented images",
+        "sce_fast.tools.linear:linear",
+    ),
+    "semi-supervised": Command(
+        "RUN", "fine-tune the backbone on 1 % or 10 % of the labels", "sce_fast.tools.semi_supervised:semi_supervised"
+    ),
+}  # fmt: skip
 BENCHMARKS = {
     "loss": _bench("loss", "loss and gradient of every backend and peer: time, FLOP/s, share of the GEMM rate, memory"),
     "step": _bench("step", "seconds per training step, images/s, and the share of loss, momentum update and queue"),
@@ -210,9 +217,9 @@ COMMANDS: dict[str, Command | Group] = {
         passed=lambda summary: True,
     ),
     "evaluate": Group(
-        "evaluation", "METHOD [RUN]", "accuracy of frozen features on labelled images: knn or logistic",
+        "evaluation", "METHOD [RUN]", "accuracy on labelled images: " + ", ".join(EVALUATIONS),
         lambda: EVALUATIONS,
-        note="The papers' linear protocol (SGD on augmented images) and transfer are not implemented yet.",
+        note="The papers' transfer evaluations are not implemented yet.",
     ),
     "embed": Command(
         "RUN DIR", "write features of images, with file names, as safetensors", "sce_fast.tools.embed:embed",

@@ -53,6 +53,27 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], curves: Sequence[Curve], pat
     return _save(figure, path)
 
 
+def draw_lines(lines: Mapping[str, Sequence[tuple[float, float]]], path: Path, *, across: str, up: str) -> Path:
+    """Draw lines with their names into one picture and return the path.
+
+    Args:
+        lines: name → points.
+        path: of the picture.
+        across, up: names of the axes.
+    """
+    figure = _figure(6.4, 4.0)
+    axes = figure.subplots()
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) <= FEW_POINTS else "", label=name, linewidth=1.2)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
 def draw_rows(
     rows: Sequence[Sequence[Tile]],
     path: Path,

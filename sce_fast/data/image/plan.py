@@ -37,7 +37,8 @@ JITTER_ORDERS = np.array(list(itertools.permutations(range(4))), dtype=np.int32)
 class ViewPlan:
     """The operations on each of N images for one view."""
 
-    boxes: NDArray[np.int32]  # (N, 4) top, left, bottom, right of the crop in pixels of the decoded image
+    boxes: NDArray[np.int32]  # (N, 4) top, left, bottom, right of the crop in pixels of the decoded image, which a
+    # padded crop exceeds
     operations: NDArray[np.int32]  # (N, 5) ColorOperation, in order of application
     factors: NDArray[np.float32]  # (N, 5) one for each operation
     blur_sigma: NDArray[np.float32]  # (N,) pixels, 0 for no blur
@@ -81,15 +82,13 @@ def plan_view(
 
     low, high = a.blur_sigma
     blur_sigma = np.where(random[Draw.BLUR] < a.blur, low + (high - low) * random[Draw.BLUR_SIGMA], 0)
+    corners = {"tops": random[Draw.CROP_TOP], "lefts": random[Draw.CROP_LEFT]}
+    if a.padding is None:
+        boxes = _random_boxes(a, sizes, areas=random[Draw.CROP_AREA], ratios=random[Draw.CROP_RATIO], **corners)
+    else:
+        boxes = _padded_boxes(a.size, a.padding, sizes, **corners)
     return ViewPlan(
-        boxes=_random_boxes(
-            a,
-            sizes,
-            areas=random[Draw.CROP_AREA],
-            ratios=random[Draw.CROP_RATIO],
-            tops=random[Draw.CROP_TOP],
-            lefts=random[Draw.CROP_LEFT],
-        ),
+        boxes=boxes,
         operations=operations,
         factors=factors,
         blur_sigma=blur_sigma.astype(np.float32),
@@ -125,6 +124,16 @@ def _random_boxes(
     top = np.where(found, np.floor(tops * (free_height + 1)), free_height // 2)
     left = np.where(found, np.floor(lefts * (free_width + 1)), free_width // 2)
     return np.stack([top, left, top + h, left + w], axis=1).astype(np.int32)
+
+
+def _padded_boxes(
+    size: int, padding: int, sizes: NDArray[np.int32], *, tops: NDArray[np.float64], lefts: NDArray[np.float64]
+) -> NDArray[np.int32]:
+    """Return square crops (N, 4) as torchvision's RandomCrop with padding and pad_if_needed."""
+    far = sizes.astype(np.int64) + padding - size  # (N, 2), where the corner of the last crop is
+    low, high = np.minimum(-padding, far), np.maximum(-padding, far)
+    corner = low + np.floor(np.stack([tops, lefts], axis=1) * (high - low + 1)).astype(np.int64)
+    return np.concatenate([corner, corner + size], axis=1).astype(np.int32)
 
 
 def evaluation_boxes(view: EvaluationView, sizes: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
