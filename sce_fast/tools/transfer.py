@@ -182,12 +182,13 @@ def _scores(
         )
         features = frozen.store.features(index, view, job.name)
         if i == ranks.rank:
-            mine = _transfer_set(job.images, features, skip_difficult=skip_difficult, seed=seed)
+            mine = transfer_set(job.images, features, skip_difficult=skip_difficult, seed=seed)
     row = None if mine is None else _row(group[ranks.rank], mine, search, silent=not ranks.is_first)
     return [row for row in ranks.gather(row) if row is not None]
 
 
-def _transfer_set(images: ImageSet, features: torch.Tensor, *, skip_difficult: bool, seed: int) -> TransferSet:
+def transfer_set(images: ImageSet, features: torch.Tensor, *, skip_difficult: bool, seed: int) -> TransferSet:
+    """Return features with labels and parts; without validation images, a random fifth of the train images."""
     labels, train, validation = images.labels, images.rows("train"), images.rows("validation")
     if not len(validation):
         train, validation = random_validation(train, seed)
