@@ -67,7 +67,7 @@ def transfer(
         weight_decays: Weight decays to choose from. Default: 45 from 1e-6 to 1e5, in equal ratios.
         max_iterations: Largest number of L-BFGS iterations for each weight decay.
         skip_difficult: Leave out images of VOC that are marked as difficult for a class, as the challenge does. By
-            default they count as images without the class, as in the published code.
+            default they count as images without the class.
         seed: Seed of the random fifth, and of the train images of caltech101.
         crop: Side of the centre crop in pixels. Default: the backbone's own.
         resize: Shorter side in pixels before the crop. Default: as long as the crop, as published.

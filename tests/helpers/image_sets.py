@@ -1,7 +1,7 @@
 """Tiny copies of the transfer data sets, in the layouts in which they are downloaded."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ def lines_file(path: Path, lines: Iterable[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines))
 
 
-def structures(columns: dict[str, list[object]]) -> np.ndarray:
+def structures(columns: Mapping[str, Sequence[object]]) -> np.ndarray:
     """Return a row of MATLAB structures."""
     rows = np.zeros(len(next(iter(columns.values()))), dtype=[(name, object) for name in columns])
     for name, values in columns.items():
@@ -63,7 +63,7 @@ def cars(root: Path, write: Write = placeholder) -> Path:
 def cars_in_one_table(root: Path, write: Write = placeholder) -> Path:
     root.mkdir(parents=True)
     names = [f"car_ims/{i:06d}.jpg" for i in range(4)]
-    columns = {"relative_im_path": names, "class": [2, 1, 2, 1], "test": [0, 0, 1, 1]}
+    columns: dict[str, Sequence[object]] = {"relative_im_path": names, "class": [2, 1, 2, 1], "test": [0, 0, 1, 1]}
     savemat(root / "cars_annos.mat", {"annotations": structures(columns)})
     for name in names:
         write(root / name)
