@@ -50,8 +50,12 @@ class TransferResult:
 
     @property
     def at_edge(self) -> bool:
-        """Whether the chosen weight decay is the smallest or largest of several."""
-        return len(self.validation) > 1 and self.weight_decay in (min(self.validation), max(self.validation))
+        """Whether the chosen weight decay is the smallest or largest of several, and better than the one beside it."""
+        decays = sorted(self.validation)
+        beside = {} if len(decays) < 2 else {decays[0]: decays[1], decays[-1]: decays[-2]}
+        return self.weight_decay in beside and (
+            self.validation[self.weight_decay] > self.validation[beside[self.weight_decay]]
+        )
 
 
 def transfer_score(

@@ -109,8 +109,9 @@ def svm(
 
 def draw_svm(result: EvaluationResult, folder: Path) -> Path:
     """Draw the mAP for each number of images, with its standard deviation."""
-    values = {f"{row['images_per_class']} a class": row["mAP"] for row in result.rows}
-    errors = {f"{row['images_per_class']} a class": row["std"] for row in result.rows}
+    names = [f"{k} a class" if (k := row["images_per_class"]) != "all" else "all images" for row in result.rows]
+    values = {name: row["mAP"] for name, row in zip(names, result.rows, strict=True)}
+    errors = {name: row["std"] for name, row in zip(names, result.rows, strict=True)}
     return draw_bars(values, folder / "mAP.png", along="mAP", errors=errors)
 
 

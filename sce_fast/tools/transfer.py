@@ -105,7 +105,7 @@ def transfer(
             Job(name, folders[name], images, metric, digest)
             for name, (images, metric) in opened.items()
             for digest in [_digest(images)]
-            if not any(row["data"] == name and row["digest"] == digest for row in rows)
+            if not any(row["data"] == name and row["files"]["digest"] == digest for row in rows)
         ]
         search = {"decays": decays, "max_iterations": max_iterations, "device": target}
         for start in range(0, len(jobs), ranks.size):  # each rank fits a data set of its own
@@ -214,8 +214,7 @@ def _row(job: Job, data: TransferSet, search: dict[str, Any], *, silent: bool) -
         "test": len(data.test),
         "classes": job.images.classes,
         "validation_scores": [list(item) for item in found.validation.items()],
-        "folder": str(job.folder),
-        "digest": job.digest,
+        "files": {"folder": str(job.folder), "digest": job.digest},
     }
 
 
@@ -224,7 +223,7 @@ def _result(settings: dict[str, Any], rows: list[dict[str, Any]]) -> EvaluationR
     if len(rows) > 1:
         notes.append(f"mean score of {len(rows)} data sets: {np.mean([row['score'] for row in rows]):.4f}")
     if edges := [row["data"] for row in rows if row["at_edge"]]:
-        notes.append(f"Warning: the weight decay is the smallest or largest that was tried for {', '.join(edges)}")
+        notes.append(f"Warning: the best weight decay is the smallest or largest that was tried for {', '.join(edges)}")
     view = settings["view"]
     title = (
         f"logistic regression on frozen features; images resized to {view['resize']} pixels ({view['interpolation']}), "

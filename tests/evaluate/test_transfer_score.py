@@ -5,7 +5,14 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from sce_fast.evaluate.transfer import DECAYS, Regression, TransferSet, random_validation, transfer_score
+from sce_fast.evaluate.transfer import (
+    DECAYS,
+    Regression,
+    TransferResult,
+    TransferSet,
+    random_validation,
+    transfer_score,
+)
 
 
 def thirds(n):
@@ -24,8 +31,23 @@ def test_separable_classes_are_recovered_and_the_smallest_of_equal_decays_is_tak
     found = transfer_score(TransferSet(features, labels, *thirds(90)), metric, decays=(1e-3, 1e-2, 1e3))
     assert (found.score, found.top1, found.mean_per_class) == (1, 1, 1)
     assert found.weight_decay == 1e-3
-    assert found.at_edge
+    assert not found.at_edge  # a smaller one would be no better
     assert list(found.validation) == [1e-3, 1e-2, 1e3]
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen", "at_edge"),
+    [
+        ({1.0: 0.5}, 1.0, False),
+        ({1.0: 0.5, 2.0: 0.4, 3.0: 0.3}, 1.0, True),
+        ({1.0: 0.5, 2.0: 0.5, 3.0: 0.3}, 1.0, False),
+        ({1.0: 0.5, 2.0: 0.6, 3.0: 0.5}, 2.0, False),
+        ({3.0: 0.7, 2.0: 0.6, 1.0: 0.5}, 3.0, True),
+        ({1.0: 0.5, 2.0: 0.6}, 2.0, True),
+    ],
+)
+def test_a_best_decay_at_an_edge_is_told(scores, chosen, at_edge):
+    assert TransferResult(0.5, "accuracy", 0.5, 0.5, chosen, scores, converged=True).at_edge == at_edge
 
 
 def test_features_without_a_class_give_chance():
@@ -43,7 +65,6 @@ def test_metrics_worked_by_hand():
     found = transfer_score(TransferSet(features, labels, *rows), "accuracy", decays=(1.0,))
     assert found.score == found.top1 == 0.75
     assert found.mean_per_class == pytest.approx((2 / 3 + 1) / 2)
-    assert not found.at_edge
     found = transfer_score(TransferSet(features, labels, *rows), "mean per class", decays=(1.0,))
     assert found.score == found.mean_per_class
 
