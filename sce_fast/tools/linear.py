@@ -12,9 +12,10 @@ from sce_fast.config import Device, default_loader_threads
 from sce_fast.distributed import Ranks, process_group
 from sce_fast.evaluate.linear import PRESETS
 from sce_fast.evaluate.results import EvaluationResult
+from sce_fast.evaluate.store import shared_features, weights_digest
 from sce_fast.evaluate.supervised.batches import LabelledBatches
-from sce_fast.evaluate.supervised.images import Crop, feature_batches, image_batches, shared_features
-from sce_fast.evaluate.supervised.run import Setup, fingerprint, run_supervised
+from sce_fast.evaluate.supervised.images import Crop, feature_batches, image_batches
+from sce_fast.evaluate.supervised.run import Setup, run_supervised
 from sce_fast.evaluate.supervised.settings import Precision, Scaling, Schedule, SupervisedSettings
 from sce_fast.tools.arguments import OptionalFolder, OptionalImages, OptionalRun
 from sce_fast.tools.labelled_sets import labelled_sets
@@ -135,12 +136,15 @@ def _of_images(task: Task, crop: Crop, settings: SupervisedSettings, **places: A
     network, dim, origin = task.network, int(task.network.dim), {**task.origin, "crop": crop}
     batches: LabelledBatches
     if crop == "centre":
-        sets = [
-            (shared_features(network, index, task.view, **places), torch.as_tensor(index.labels))
+        origin["features_by"] = weights_digest(network)
+        network = network.to(places["device"])
+        train, test = (
+            shared_features(network, index, task.view, title=f"Features of {index.listing.title}", **places)
             for index in (task.train, task.test)
-        ]
-        batches, network = feature_batches(*sets, settings, places["ranks"]), nn.Identity()
-        origin["weights_of_features"] = fingerprint(task.network.state_dict())
+        )
+        labels = [torch.as_tensor(index.labels) for index in (task.train, task.test)]
+        batches = feature_batches((train, labels[0]), (test, labels[1]), settings, places["ranks"])
+        network = nn.Identity()
     else:
         batches = image_batches(task.train, task.test, task.view, settings, crop=crop, **places)
     return Setup("linear", network, dim, task.classes, batches, settings, origin)
@@ -152,7 +156,7 @@ def _of_features(train: Path | None, test: Path | None, settings: SupervisedSett
     own, other = (sets.train_features, sets.train_labels), (sets.test_features, sets.test_labels)
     with safe_open(str(train), framework="pt") as file:
         classes = json.loads(file.metadata()["classes"])
-    tensors = {"train": own[0], "train_labels": own[1], "test": other[0], "test_labels": other[1]}
-    origin = {**sets.origin, "features": fingerprint(tensors)}
+    held = nn.ParameterList([nn.Parameter(tensor, requires_grad=False) for tensor in (*own, *other)])
+    origin = {**sets.origin, "features": weights_digest(held)}
     batches = feature_batches(own, other, settings, ranks)
     return Setup("linear", nn.Identity(), own[0].shape[1], classes, batches, settings, origin)
