@@ -19,11 +19,12 @@ class EvaluationResult:
     settings: dict[str, Any]  # everything that determines the rows
     rows: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)  # below the table
+    title: str = ""  # above the table
 
     def table(self) -> str:
         """Return a table with a line for each row and a column for each name, in the order of their first row.
 
-        Lists and dicts appear only in the JSON file.
+        Lists, dicts and columns without any value appear only in the JSON file.
 
         Example:
             >>> print(EvaluationResult("knn", {}, [{"neighbours": 10, "top1": 0.75}]).table())
@@ -37,7 +38,8 @@ class EvaluationResult:
             "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(cells)).rstrip()
             for cells in (list(zip(line, widths, strict=True)) for line in lines)
         ]
-        return "\n".join([*text, *(["", *self.notes] if self.notes else [])])
+        above, below = [self.title, ""] if self.title else [], ["", *self.notes] if self.notes else []
+        return "\n".join([*above, *text, *below])
 
     def write(self, folder: Path) -> None:
         """Write results.json and table.txt into a folder, each atomically.
@@ -81,13 +83,10 @@ def finished_rows(
     Raises:
         ValueError: the folder is a file, it has a result and resume is off, or its result has other settings.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"out={printable(folder)} is a file; expected a folder, or a name for a new one")
+    require_room(folder, resume=resume)
     found = read_result(folder)
     if found is None:
         return []
-    if not resume:
-        raise ValueError(f"out={printable(folder)} holds results already; pass --resume to continue, or another --out")
     if found.evaluation != evaluation:
         raise ValueError(f"out={printable(folder)} holds results of evaluate {found.evaluation}; pass another --out")
     if found.settings != settings:
@@ -104,21 +103,38 @@ def finished_rows(
 def result_folder(run: Path, evaluation: str, settings: dict[str, Any], *, resume: bool = False) -> Path:
     """Return the folder of an evaluation for which the user has named none: RUN/evaluations/NAME, NAME-2, NAME-3, …
 
-    This is the first one without a result; to resume, the first one with these settings. An exported file has its
-    evaluations in the folder beside it.
+    This is the first one without a result; to resume, the first one with these settings.
     """
-    root = (run if run.is_dir() else run.with_name(f"{run.stem}_evaluations")) / (EVALUATIONS if run.is_dir() else "")
     number = 1
     while True:
-        folder = root / (evaluation if number == 1 else f"{evaluation}-{number}")
+        folder = evaluations_folder(run) / (evaluation if number == 1 else f"{evaluation}-{number}")
         found = read_result(folder)
         if found is None or (resume and found.settings == settings):
             return folder
         number += 1
 
 
+def evaluations_folder(run: Path) -> Path:
+    """Return the folder of all evaluations of a run, or of an exported file: FILE_evaluations beside it."""
+    return run / EVALUATIONS if run.is_dir() else run.with_name(f"{run.stem}_{EVALUATIONS}")
+
+
+def require_room(folder: Path | None, *, resume: bool) -> None:
+    """Raise an error before any work if a folder holds results that an evaluation must not replace.
+
+    Raises:
+        ValueError: the folder is a file, or it has a result and resume is off.
+    """
+    if folder is None:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out={printable(folder)} is a file; expected a folder, or a name for a new one")
+    if (folder / RESULTS).exists() and not resume:
+        raise ValueError(f"out={printable(folder)} holds results already; pass --resume to continue, or another --out")
+
+
 def _is_cell(value: Any) -> bool:
-    return not isinstance(value, list | dict)
+    return value is not None and not isinstance(value, list | dict)
 
 
 def _heading(name: str) -> str:
@@ -126,7 +142,7 @@ def _heading(name: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    if value is None or not _is_cell(value):
+    if not _is_cell(value):
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -6,12 +6,17 @@ import pytest
 
 from sce_fast.evaluate.results import EvaluationResult, finished_rows, read_result, result_folder
 
-ROWS = [{"data": "pets", "accuracy": 0.5, "decay": 1e-6, "curve": [1, 2]}, {"data": "all", "accuracy": None, "n": 12}]
+ROWS = [
+    {"data": "pets", "accuracy": 0.5, "decay": 1e-6, "curve": [1, 2]},
+    {"data": "all", "accuracy": None, "n": 12, "top5": None},
+]
 
 
 def test_a_table_has_a_column_for_each_value_and_leaves_lists_to_the_file(tmp_path):
-    result = EvaluationResult("transfer", {"seed": 0}, ROWS, ["A note."])
+    result = EvaluationResult("transfer", {"seed": 0}, ROWS, ["A note."], "Two data sets")
     assert result.table().splitlines() == [
+        "Two data sets",
+        "",
         "data  accuracy  decay   n",
         "pets    0.5000  1e-06   –",
         "all          –      –  12",

@@ -19,8 +19,9 @@ class BenchmarkSet:
 
     title: str
     metric: Metric
-    read: Callable[[Path], ImageSet]
+    read: Callable[..., ImageSet]
     folders: tuple[str, ...]  # its usual names below a folder of data sets
+    is_drawn: bool = False  # whether parts are random, so that read takes a seed
 
 
 # In the order of the papers' table. Metrics are those of the published code.
@@ -35,14 +36,23 @@ SETS = {
     "dtd": BenchmarkSet("DTD", "accuracy", dtd, ("dtd",)),
     "pets": BenchmarkSet("Oxford Pets", "mean per class", pets, ("pets", "oxford-iiit-pet")),
     "caltech101": BenchmarkSet(
-        "Caltech-101", "mean per class", caltech101, ("caltech101", "caltech-101", "101_ObjectCategories")
+        "Caltech-101",
+        "mean per class",
+        caltech101,
+        ("caltech101", "caltech-101", "101_ObjectCategories"),
+        is_drawn=True,
     ),
     "flowers": BenchmarkSet("Oxford Flowers", "mean per class", flowers, ("flowers", "flowers-102")),
 }
 
 
-def open_set(name: str, folder: Path) -> tuple[ImageSet, Metric]:
+def open_set(name: str, folder: Path, *, seed: int = 0) -> tuple[ImageSet, Metric]:
     """Return a data set and its metric; a name that is not in SETS stands for anyone's own class folders.
+
+    Args:
+        name: of the data set.
+        folder: where it was unpacked, or the one above.
+        seed: of parts that are drawn at random.
 
     Raises:
         FileNotFoundError: the folder, or a list in it, does not exist.
@@ -51,7 +61,8 @@ def open_set(name: str, folder: Path) -> tuple[ImageSet, Metric]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{name}={folder}: no such folder")
     benchmark = SETS.get(name)
-    images = class_folders(folder) if benchmark is None else benchmark.read(folder)
+    read: Callable[..., ImageSet] = class_folders if benchmark is None else benchmark.read
+    images = read(folder, seed=seed) if benchmark is not None and benchmark.is_drawn else read(folder)
     images.require_files()
     return images, "accuracy" if benchmark is None else benchmark.metric
 
