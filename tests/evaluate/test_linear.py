@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from sce_fast.evaluate.supervised.images import image_batches, train_view
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
 from sce_fast.evaluate.supervised.testing import count_right
 from sce_fast.export import open_backbone
+from sce_fast.tools.embed import embed
 from sce_fast.tools.linear import linear
 from sce_fast.tools.semi_supervised import semi_supervised
 
@@ -49,7 +51,7 @@ def sets(colours):
     return {"train": colours / "train", "test": colours / "test", "device": "cpu", "loader_threads": 1}
 
 
-@pytest.mark.parametrize("crop", ["resized", "padded", "centre"])
+@pytest.mark.parametrize("crop", ["resized", pytest.param("padded", marks=pytest.mark.slow), "centre"])
 def test_colours_are_told_apart(colours, tmp_path, crop, capsys):
     found = linear(
         colours / "backbone.safetensors",
@@ -69,7 +71,7 @@ def test_colours_are_told_apart(colours, tmp_path, crop, capsys):
     assert written["settings"]["view"]["resize"] == 36
     printed = capsys.readouterr().out
     assert (tmp_path / "out" / "table.txt").read_text() in printed
-    assert "accuracy.png, checkpoints, classifier.safetensors, log.jsonl, results.json" in printed
+    assert "accuracy.png, classifier.safetensors, log.jsonl, results.json, settings.json, table.txt" in printed
     head = load_file(tmp_path / "out" / "classifier.safetensors")["head1.weight"]
     assert head.shape == (3, open_backbone(colours / "backbone.safetensors").network.dim)
 
@@ -134,6 +136,7 @@ def test_presets_are_the_published_settings():
     assert train_view("padded", view) == Augmentation(**same, padding=4)
 
 
+@pytest.mark.slow
 def test_a_preset_sets_the_sizes_and_options_change_it(colours, tmp_path):
     found = linear(
         colours / "backbone.safetensors", **sets(colours), preset="cifar10", epochs=2, batch_size=60,
@@ -157,36 +160,69 @@ def test_a_bad_train_file_aborts_the_evaluation(colours, tmp_path):
         )  # fmt: skip
 
 
-def test_fine_tuning_on_a_part_trains_the_backbone(colours, tmp_path):
-    def tune(folder, **changes):
-        settings = {"epochs": 4, "milestones": (3,), "batch_size": 15, "backbone_learning_rate": 0.1, **changes}
-        return semi_supervised(colours / "backbone.safetensors", **sets(colours), out=tmp_path / folder, **settings)
+def tune(colours, out, **changes):
+    settings = {"epochs": 2, "milestones": (1,), "batch_size": 15, "backbone_learning_rate": 0.1, **changes}
+    return semi_supervised(colours / "backbone.safetensors", **sets(colours), out=out, **settings)
 
-    found = tune("share", share=0.25)
+
+def test_fine_tuning_on_a_share_trains_the_backbone(colours, tmp_path):
+    found = tune(colours, tmp_path, share=0.25)
     assert found.settings["part"]["images"] == 15
     assert found.rows[0]["backbone_learning_rate"] == 0.1
-    assert [at["epoch"] for at in found.rows[0]["history"]] == [1, 2, 3, 4]
-    saved = load_file(tmp_path / "share" / "classifier.safetensors")
+    assert [at["epoch"] for at in found.rows[0]["history"]] == [1, 2]
+    saved = load_file(tmp_path / "classifier.safetensors")
     before = open_backbone(colours / "backbone.safetensors").network.state_dict()
     trained = {name.removeprefix("backbone."): t for name, t in saved.items() if name.startswith("backbone.")}
     assert trained.keys() == before.keys()
     assert all(not torch.equal(trained[name], t) for name, t in before.items() if t.dim() > 1)
     assert not torch.equal(trained["bn1.running_mean"], before["bn1.running_mean"])
 
+
+@pytest.mark.slow
+def test_fine_tuning_on_a_list_learns_colours_and_resumes_with_the_same_bits(colours, tmp_path):
     names = tmp_path / "list.txt"
     names.write_text("".join(f"{colour}/train{i:02d}.png\n" for colour in COLOURS for i in range(5)))
-    listed = tune("listed", files=names, learning_rate=2.0)
-    assert listed.settings["part"] == {
-        "images": 15, "fingerprint": listed.settings["part"]["fingerprint"], "share": None, "per_class": None,
+    settings = {"files": names, "epochs": 12, "milestones": (8,), "learning_rate": 2.0, "evaluate_every": 6}
+    found = tune(colours, tmp_path / "whole", **settings)
+    assert found.settings["part"] == {
+        "images": 15, "fingerprint": found.settings["part"]["fingerprint"], "share": None, "per_class": None,
         "files": str(names), "seed": 0,
     }  # fmt: skip
-    assert listed.rows[0]["learning_rate"] == 2.0
-    assert listed.settings["part"]["fingerprint"] != found.settings["part"]["fingerprint"]
+    assert found.rows[0]["learning_rate"] == 2.0
+    assert found.rows[0]["top1"] > 0.9
+
+    step = Classifier.step
+
+    def stopping(self, parts, *, number, steps_per_epoch):
+        if number == 7:
+            raise KeyboardInterrupt
+        return step(self, parts, number=number, steps_per_epoch=steps_per_epoch)
+
+    with patch.object(Classifier, "step", stopping), pytest.raises(KeyboardInterrupt):
+        tune(colours, tmp_path / "broken", **settings)
+    assert tune(colours, tmp_path / "broken", **settings, resume=True) == found
+    for name in ("results.json", "classifier.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
+
+
+def test_feature_files_of_embed_are_trained_on(colours, tmp_path):
+    paths = {name: embed(colours / "backbone.safetensors", colours / name, out=tmp_path / f"{name}.safetensors")
+             for name in ("train", "test")}  # fmt: skip
+    settings = {"epochs": 8, "batch_size": 30, "learning_rates": (0.01, 1.0), "evaluate_every": 4, "device": "cpu"}
+    found = linear(**paths, **settings, out=tmp_path / "files")
+    same = linear(
+        colours / "backbone.safetensors", **{**sets(colours), **settings}, crop="centre", out=tmp_path / "images"
+    )
+    assert found.rows == same.rows
+    with pytest.raises(ValueError, match="feature files have no folder for results: give one with --out"):
+        linear(**paths, **settings)
+    with pytest.raises(ValueError, match=r"test.safetensors holds features already: leave out \S+backbone.safetensors"):
+        linear(colours / "backbone.safetensors", train=colours / "train", test=paths["test"], **settings)
 
 
 def test_what_is_missing_is_named(colours, tmp_path):
-    with pytest.raises(ValueError, match="backbone.safetensors names no evaluation folders: give --train and --test"):
+    with pytest.raises(ValueError, match=r"backbone.safetensors names no evaluation folders: give --train and --test"):
         linear(colours / "backbone.safetensors")
-    with pytest.raises(ValueError, match="batch_size=1024 on 1 rank.s. is larger than the data set of 60 images"):
+    with pytest.raises(ValueError, match=r"batch_size=1024 on 1 rank.s. is larger than the data set of 60 images"):
         linear(colours / "backbone.safetensors", **sets(colours), out=tmp_path)
     assert list(tmp_path.iterdir()) == []

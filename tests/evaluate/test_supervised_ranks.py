@@ -42,7 +42,9 @@ def words(shades, out, command, *more):
 )
 def test_one_and_two_ranks_agree(shades, tmp_path, command, more, tolerance):
     for count in (1, 2):
-        codes = ranks.command(words(shades, tmp_path / f"{count}", command, *more), tmp_path / f"told{count}", ranks=count)
+        codes = ranks.command(
+            words(shades, tmp_path / f"{count}", command, *more), tmp_path / f"told{count}", ranks=count
+        )
         assert codes == [0] * count, (tmp_path / f"told{count}.0").read_text()
     one, two = (load_file(tmp_path / name / "classifier.safetensors") for name in ("1", "2"))
     assert one.keys() == two.keys()

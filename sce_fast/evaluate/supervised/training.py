@@ -207,8 +207,8 @@ class SupervisedTraining:
         if self.ranks.is_first:
             for i in new:
                 warnings.warn(
-                    f"the head of learning rate {rates[i]:g} is not finite in step {found[i] + 1}; it keeps the weights "
-                    "that it had before, and the other heads go on",
+                    f"the head of learning rate {rates[i]:g} is not finite in step {found[i] + 1}; it keeps the "
+                    "weights that it had before, and the other heads go on",
                     stacklevel=2,
                 )
 
