@@ -134,7 +134,7 @@ def linear(
 
 def _of_images(task: Task, crop: Crop, settings: SupervisedSettings, **places: Any) -> Setup:
     """Return the setup for images, or for their features if every epoch shows them alike."""
-    network, dim, origin = task.network, int(task.network.dim), {**task.origin, "crop": crop}
+    network, origin = task.network, {**task.origin, "crop": crop}
     batches: LabelledBatches
     if crop == "centre":
         folder = evaluations_folder(task.source) / FEATURES
@@ -148,7 +148,7 @@ def _of_images(task: Task, crop: Crop, settings: SupervisedSettings, **places: A
         batches, network = feature_batches(train, test, settings, places["ranks"]), nn.Identity()
     else:
         batches = image_batches(task.train, task.test, task.view, settings, crop=crop, **places)
-    return Setup("linear", network, dim, task.classes, batches, settings, origin)
+    return Setup("linear", network, task.dim, task.classes, batches, settings, origin)
 
 
 def _of_features(train: Path | None, test: Path | None, settings: SupervisedSettings, ranks: Ranks) -> Setup:

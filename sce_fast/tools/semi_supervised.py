@@ -10,7 +10,7 @@ from sce_fast.data.subset import subset
 from sce_fast.distributed import process_group
 from sce_fast.evaluate.results import EvaluationResult, require_room
 from sce_fast.evaluate.semi_supervised import PRESETS, SHARES
-from sce_fast.evaluate.supervised.images import image_batches
+from sce_fast.evaluate.supervised.images import Crop, image_batches
 from sce_fast.evaluate.supervised.run import Setup, run_supervised
 from sce_fast.evaluate.supervised.settings import Precision, Scaling, Schedule
 from sce_fast.tools.arguments import OptionalFile, OptionalFolder, OptionalImages, Run
@@ -136,10 +136,10 @@ def semi_supervised(
         if share is None and per_class is None and files is None:
             share = SHARES[preset or "10%"]
         task = _part(task, share=share, per_class=per_class, files=files, seed=subset_seed)
-        crop = crop or chosen.crop
-        batches = image_batches(task.train, task.test, task.view, settings, crop=crop, device=target, **places)
-        dim, origin = int(task.network.dim), {**task.origin, "crop": crop}
-        setup = Setup("semi-supervised", task.network, dim, task.classes, batches, settings, origin)
+        shown: Crop = crop or chosen.crop
+        batches = image_batches(task.train, task.test, task.view, settings, crop=shown, device=target, **places)
+        origin = {**task.origin, "crop": shown}
+        setup = Setup("semi-supervised", task.network, task.dim, task.classes, batches, settings, origin)
         folder = folder_of(run, out, setup, ranks=ranks, resume=resume)
         result = run_supervised(setup, folder, device=target, ranks=ranks, resume=resume)
         return finish(result, folder, draw_accuracies, ranks)

@@ -42,6 +42,11 @@ class Task:
     origin: dict[str, Any]  # of the results, as JSON values
 
     @property
+    def dim(self) -> int:
+        """Width of the features."""
+        return int(self.network.dim)  # type: ignore[arg-type]
+
+    @property
     def classes(self) -> list[str]:
         """Names of the classes."""
         return self.train.listing.classes

@@ -277,10 +277,10 @@ def test_a_folder_with_other_results_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds results already; pass --resume to continue, or another --out"):
         train(tmp_path, features, labels, settings)
     other = SupervisedSettings(epochs=1, batch_size=60)
-    with pytest.raises(ValueError, match="holds results with other settings.*\n  batch_size: 40 then, 60 now"):
+    with pytest.raises(ValueError, match=r"holds results with other settings.*\n  batch_size: 40 then, 60 now"):
         train(tmp_path, features, labels, other, resume=True)
     (tmp_path / "results.json").unlink()
-    with pytest.raises(ValueError, match="holds an evaluation with other settings.*\n  batch_size: 40 then, 60 now"):
+    with pytest.raises(ValueError, match=r"holds an evaluation with other settings.*\n  batch_size: 40 then, 60 now"):
         train(tmp_path, features, labels, other, resume=True)
 
 
