@@ -212,12 +212,18 @@ def _evaluate(
         found: dict[str, Any] = {}
         if (source := run or out) is not None:
             folder, rows = results_place(source, out, evaluation, settings, ranks=ranks, resume=resume)
-            found = ranks.first(lambda: dataclasses.asdict(read_result(folder))) if rows else {}  # type: ignore
+            found = ranks.first(lambda: _finished(folder)) if rows else {}
         if not found:
             baselines = list(sets.baselines()) if settings["baselines"] else []
             found = ranks.first(lambda: _rows(sets, baselines, classify, wanted=settings["baselines"]))
         result = EvaluationResult(evaluation, settings, found["rows"], found["notes"], f"{title}: {_sizes(sets)}")
         return finish(result, folder, draw, ranks)
+
+
+def _finished(folder: Path | None) -> dict[str, Any]:
+    result = None if folder is None else read_result(folder)
+    assert result is not None
+    return asdict(result)
 
 
 def _rows(

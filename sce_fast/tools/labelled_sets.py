@@ -179,9 +179,8 @@ def _from_files(train: Path, test: Path, require: Callable[[int], object], ranks
     shared = ranks.first(lambda: _warned(shared_rows(first, second), len(second.names), "samples"))
     origin: dict[str, Any] = {"source": None, "train": str(train), "test": str(test)}
     for name, file in (("train", first), ("test", second)):
-        origin[f"{name}_features"] = hashlib.sha256(file.features.contiguous().view(torch.uint8).numpy()).hexdigest()[
-            :16
-        ]
+        content = file.features.contiguous().numpy().tobytes()
+        origin[f"{name}_features"] = hashlib.sha256(content).hexdigest()[:16]
     return LabelledSets(first.features.float(), first.labels, second.features.float(), labels, shared, origin)
 
 

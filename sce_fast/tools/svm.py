@@ -95,7 +95,7 @@ def svm(
             lists = frozen.features_folder / "lists" / f"{name}.txt"
             index = ranks.first_then_others(lambda: images.index(view, lists, threads=frozen.threads))
             rows_of = np.concatenate([images.rows("train"), images.rows("validation")]), images.rows("test")
-            labels = _labels(images, skip_difficult=skip_difficult)
+            labels = labels_of(images, skip_difficult=skip_difficult)
             inputs = frozen.store.features(index, view, name), labels, *rows_of
             evaluation = SVMEvaluation(*inputs, cost=cost, seed=seed, ranks=ranks)
             for k in missing:
@@ -114,7 +114,7 @@ def draw_svm(result: EvaluationResult, folder: Path) -> Path:
     return draw_bars(values, folder / "mAP.png", along="mAP", errors=errors)
 
 
-def _labels(images: ImageSet, *, skip_difficult: bool) -> Any:
+def labels_of(images: ImageSet, *, skip_difficult: bool) -> Any:
     """Return labels (n, C) of 1, -1 and, if difficult images are left out, 0."""
     labels = one_vs_all(images.labels) if images.labels.ndim == 1 else images.labels
     return labels if skip_difficult else np.where(labels == 0, -1, labels)

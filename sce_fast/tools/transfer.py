@@ -67,7 +67,7 @@ def transfer(
         weight_decays: Weight decays to choose from. Default: 45 from 1e-6 to 1e5, in equal ratios.
         max_iterations: Largest number of L-BFGS iterations for each weight decay.
         skip_difficult: Leave out images of VOC that are marked as difficult for a class, as the challenge does. By
-            default they count as images without the class, as in the published code.
+            default they count as images without the class.
         seed: Seed of the random fifth, and of the train images of caltech101.
         crop: Side of the centre crop in pixels. Default: the backbone's own.
         resize: Shorter side in pixels before the crop. Default: as long as the crop, as published.
@@ -182,12 +182,13 @@ def _scores(
         )
         features = frozen.store.features(index, view, job.name)
         if i == ranks.rank:
-            mine = _transfer_set(job.images, features, skip_difficult=skip_difficult, seed=seed)
+            mine = transfer_set(job.images, features, skip_difficult=skip_difficult, seed=seed)
     row = None if mine is None else _row(group[ranks.rank], mine, search, silent=not ranks.is_first)
     return [row for row in ranks.gather(row) if row is not None]
 
 
-def _transfer_set(images: ImageSet, features: torch.Tensor, *, skip_difficult: bool, seed: int) -> TransferSet:
+def transfer_set(images: ImageSet, features: torch.Tensor, *, skip_difficult: bool, seed: int) -> TransferSet:
+    """Return features with labels and parts; without validation images, a random fifth of the train images."""
     labels, train, validation = images.labels, images.rows("train"), images.rows("validation")
     if not len(validation):
         train, validation = random_validation(train, seed)

@@ -1,9 +1,11 @@
 """Tiny copies of the transfer data sets, in the layouts in which they are downloaded."""
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scipy.io import savemat
 
 Write = Callable[[Path], object]
@@ -20,7 +22,7 @@ def lines_file(path: Path, lines: Iterable[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines))
 
 
-def structures(columns: dict[str, list[object]]) -> np.ndarray:
+def structures(columns: Mapping[str, Sequence[object]]) -> np.ndarray:
     """Return a row of MATLAB structures."""
     rows = np.zeros(len(next(iter(columns.values()))), dtype=[(name, object) for name in columns])
     for name, values in columns.items():
@@ -61,7 +63,7 @@ def cars(root: Path, write: Write = placeholder) -> Path:
 def cars_in_one_table(root: Path, write: Write = placeholder) -> Path:
     root.mkdir(parents=True)
     names = [f"car_ims/{i:06d}.jpg" for i in range(4)]
-    columns = {"relative_im_path": names, "class": [2, 1, 2, 1], "test": [0, 0, 1, 1]}
+    columns: dict[str, Sequence[object]] = {"relative_im_path": names, "class": [2, 1, 2, 1], "test": [0, 0, 1, 1]}
     savemat(root / "cars_annos.mat", {"annotations": structures(columns)})
     for name in names:
         write(root / name)
@@ -133,3 +135,13 @@ def class_folders(root: Path, write: Write = placeholder, images: int = 3) -> Pa
             for i in range(images):
                 write(root / part / name / f"{part}{i}.png")
     return root
+
+
+def coloured(path: Path) -> None:
+    """Write an image of noise in the colour of its class: that of its folder, or of the last digit of its name."""
+    name = path.parent.name if path.parent.name not in ("images", "JPEGImages") else path.stem[-1]
+    random = np.random.default_rng(list(os.fsencode(path.name)))
+    pixels = random.integers(60, size=(40, 44, 3), dtype=np.uint8)
+    pixels[..., sum(name.encode()) % 3] += 150
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
