@@ -1,6 +1,7 @@
 """The commands evaluate linear and evaluate semi-supervised on images whose classes are colours."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from unittest.mock import patch
@@ -218,6 +219,18 @@ def test_feature_files_of_embed_are_trained_on(colours, tmp_path):
         linear(**paths, **settings)
     with pytest.raises(ValueError, match=r"test.safetensors holds features already: leave out \S+backbone.safetensors"):
         linear(colours / "backbone.safetensors", train=colours / "train", test=paths["test"], **settings)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_documentation(colours, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("A", "train"), ("B", "test"), ("backbone.safetensors", "backbone.safetensors")):
+        (tmp_path / name).symlink_to(colours / content)
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["best"] == 1.0
 
 
 def test_what_is_missing_is_named(colours, tmp_path):

@@ -47,9 +47,9 @@ def image_batches(
     settings: SupervisedSettings,
     *,
     crop: Crop,
-    ranks: Ranks,
-    threads: int,
     device: torch.device,
+    ranks: Ranks | None = None,
+    threads: int = 2,
 ) -> LoadedBatches:
     """Return batches of random views of train images, and the test images as `view` shows them.
 
@@ -58,13 +58,14 @@ def image_batches(
         view: of the test images.
         settings: batch size and seed.
         crop: of the train images, "resized" or "padded".
-        ranks: that share each batch.
-        threads: number of threads that decode.
         device: of the pixels.
+        ranks: that share each batch; by default one.
+        threads: number of threads that decode.
 
     Raises:
         ValueError: the batch is larger than the train set, or cannot be shared among the ranks.
     """
+    ranks = ranks or Ranks()
     where = "gpu" if device.type == "cuda" else "cpu"
     augmentation, background = train_view(crop, view), view.background
     views = RandomViews(
