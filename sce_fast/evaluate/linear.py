@@ -4,10 +4,18 @@ The settings are those of the official code (CEA-LIST/SCE, configs/run/evaluatio
 the papers report for ImageNet use its mocov3/resnet50).
 """
 
+from typing import Any
+
 from sce_fast.evaluate.supervised.images import Preset
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
 
-_MOCO = {"learning_rates": (30.0,), "scaling": "none", "schedule": "steps", "milestones": (60, 80), "decay": 0.1}
+_MOCO: dict[str, Any] = {
+    "learning_rates": (30.0,),
+    "scaling": "none",
+    "schedule": "steps",
+    "milestones": (60, 80),
+    "decay": 0.1,
+}
 PRESETS: dict[str, Preset] = {
     "imagenet": Preset(SupervisedSettings(epochs=90, batch_size=1024, learning_rates=(0.1,)), "resized", 224, 256),
     "imagenet-moco": Preset(SupervisedSettings(epochs=100, batch_size=512, **_MOCO), "resized", 224, 256),

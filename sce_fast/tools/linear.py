@@ -11,14 +11,16 @@ from torch import nn
 from sce_fast.config import Device, default_loader_threads
 from sce_fast.distributed import Ranks, process_group
 from sce_fast.evaluate.linear import PRESETS
-from sce_fast.evaluate.results import EvaluationResult
+from sce_fast.evaluate.results import EvaluationResult, evaluations_folder, require_room
+from sce_fast.evaluate.store import FeatureStore, weights_digest
 from sce_fast.evaluate.supervised.batches import LabelledBatches
-from sce_fast.evaluate.supervised.images import Crop, feature_batches, image_batches, shared_features
-from sce_fast.evaluate.supervised.run import Setup, fingerprint, run_supervised
+from sce_fast.evaluate.supervised.images import Crop, feature_batches, image_batches
+from sce_fast.evaluate.supervised.run import Setup, run_supervised
 from sce_fast.evaluate.supervised.settings import Precision, Scaling, Schedule, SupervisedSettings
 from sce_fast.tools.arguments import OptionalFolder, OptionalImages, OptionalRun
+from sce_fast.tools.frozen import FEATURES, architecture_of, finish
 from sce_fast.tools.labelled_sets import labelled_sets
-from sce_fast.tools.supervised import Task, finish, folder_of, open_task, preset_of
+from sce_fast.tools.supervised import Task, draw_accuracies, folder_of, open_task, preset_of
 from sce_fast.train.folder import choose_device
 
 Name = Literal["imagenet", "imagenet-moco", "cifar10"]
@@ -115,6 +117,7 @@ def linear(
         evaluate_every=evaluate_every,
         checkpoint_every=checkpoint_every,
     )
+    require_room(None if out is None else Path(out), resume=resume)
     threads, target = loader_threads or default_loader_threads(), choose_device(device)
     with process_group(target) as ranks:
         if run is None:
@@ -126,33 +129,35 @@ def linear(
             setup = _of_images(task, crop or chosen.crop, settings, ranks=ranks, threads=threads, device=target)
         folder = folder_of(run, out, setup, ranks=ranks, resume=resume)
         result = run_supervised(setup, folder, device=target, ranks=ranks, resume=resume)
-        finish(result, folder, ranks)
-    return result
+        return finish(result, folder, draw_accuracies, ranks)
 
 
 def _of_images(task: Task, crop: Crop, settings: SupervisedSettings, **places: Any) -> Setup:
     """Return the setup for images, or for their features if every epoch shows them alike."""
-    network, dim, origin = task.network, int(task.network.dim), {**task.origin, "crop": crop}
+    network, origin = task.network, {**task.origin, "crop": crop}
     batches: LabelledBatches
     if crop == "centre":
-        sets = [
-            (shared_features(network, index, task.view, **places), torch.as_tensor(index.labels))
-            for index in (task.train, task.test)
-        ]
-        batches, network = feature_batches(*sets, settings, places["ranks"]), nn.Identity()
-        origin["weights_of_features"] = fingerprint(task.network.state_dict())
+        folder = evaluations_folder(task.source) / FEATURES
+        network = network.to(places["device"])
+        store = FeatureStore(folder, network, architecture_of(task.description), **places)
+        origin["features_by"] = store.weights
+        train, test = (
+            (store.features(index, task.view, name), torch.as_tensor(index.labels))
+            for name, index in (("train", task.train), ("test", task.test))
+        )
+        batches, network = feature_batches(train, test, settings, places["ranks"]), nn.Identity()
     else:
         batches = image_batches(task.train, task.test, task.view, settings, crop=crop, **places)
-    return Setup("linear", network, dim, task.classes, batches, settings, origin)
+    return Setup("linear", network, task.dim, task.classes, batches, settings, origin)
 
 
 def _of_features(train: Path | None, test: Path | None, settings: SupervisedSettings, ranks: Ranks) -> Setup:
     """Return the setup for two feature files."""
-    sets = labelled_sets(None, train, test, batch_size=None, device="cpu")
+    sets = labelled_sets(None, train, test, batch_size=None, device="cpu", ranks=ranks)
     own, other = (sets.train_features, sets.train_labels), (sets.test_features, sets.test_labels)
     with safe_open(str(train), framework="pt") as file:
         classes = json.loads(file.metadata()["classes"])
-    tensors = {"train": own[0], "train_labels": own[1], "test": other[0], "test_labels": other[1]}
-    origin = {**sets.origin, "features": fingerprint(tensors)}
+    held = nn.ParameterList([nn.Parameter(tensor, requires_grad=False) for tensor in (*own, *other)])
+    origin = {**sets.origin, "features": weights_digest(held)}
     batches = feature_batches(own, other, settings, ranks)
     return Setup("linear", nn.Identity(), own[0].shape[1], classes, batches, settings, origin)

@@ -8,13 +8,14 @@ from sce_fast.config import Device, default_loader_threads
 from sce_fast.data.index import ImageIndex
 from sce_fast.data.subset import subset
 from sce_fast.distributed import process_group
-from sce_fast.evaluate.results import EvaluationResult
+from sce_fast.evaluate.results import EvaluationResult, require_room
 from sce_fast.evaluate.semi_supervised import PRESETS, SHARES
-from sce_fast.evaluate.supervised.images import image_batches
+from sce_fast.evaluate.supervised.images import Crop, image_batches
 from sce_fast.evaluate.supervised.run import Setup, run_supervised
 from sce_fast.evaluate.supervised.settings import Precision, Scaling, Schedule
 from sce_fast.tools.arguments import OptionalFile, OptionalFolder, OptionalImages, Run
-from sce_fast.tools.supervised import Task, finish, folder_of, open_task, preset_of
+from sce_fast.tools.frozen import finish
+from sce_fast.tools.supervised import Task, draw_accuracies, folder_of, open_task, preset_of
 from sce_fast.train.folder import choose_device
 
 Name = Literal["1%", "10%"]
@@ -125,6 +126,7 @@ def semi_supervised(
         evaluate_every=evaluate_every,
         checkpoint_every=checkpoint_every,
     )
+    require_room(None if out is None else Path(out), resume=resume)
     threads, target = loader_threads or default_loader_threads(), choose_device(device)
     with process_group(target) as ranks:
         places: dict[str, Any] = {"threads": threads, "ranks": ranks}
@@ -134,14 +136,13 @@ def semi_supervised(
         if share is None and per_class is None and files is None:
             share = SHARES[preset or "10%"]
         task = _part(task, share=share, per_class=per_class, files=files, seed=subset_seed)
-        crop = crop or chosen.crop
-        batches = image_batches(task.train, task.test, task.view, settings, crop=crop, device=target, **places)
-        dim, origin = int(task.network.dim), {**task.origin, "crop": crop}
-        setup = Setup("semi-supervised", task.network, dim, task.classes, batches, settings, origin)
+        shown: Crop = crop or chosen.crop
+        batches = image_batches(task.train, task.test, task.view, settings, crop=shown, device=target, **places)
+        origin = {**task.origin, "crop": shown}
+        setup = Setup("semi-supervised", task.network, task.dim, task.classes, batches, settings, origin)
         folder = folder_of(run, out, setup, ranks=ranks, resume=resume)
         result = run_supervised(setup, folder, device=target, ranks=ranks, resume=resume)
-        finish(result, folder, ranks)
-    return result
+        return finish(result, folder, draw_accuracies, ranks)
 
 
 def _part(task: Task, **choice: Any) -> Task:

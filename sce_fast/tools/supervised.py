@@ -1,7 +1,6 @@
 """What the commands that train a classifier share: the network and the two labelled sets, and the picture."""
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from sce_fast.evaluate.results import EvaluationResult, result_folder
 from sce_fast.evaluate.supervised.images import Preset
 from sce_fast.evaluate.supervised.run import Setup
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
-from sce_fast.export import open_backbone
+from sce_fast.export import Description, open_backbone
 from sce_fast.tools.pictures import draw_lines
 from sce_fast.train.folder import read_config
 from sce_fast.util.files import printable
@@ -34,11 +33,18 @@ PICTURE = "accuracy.png"
 class Task:
     """A backbone and the images to train and test a classifier on."""
 
+    source: Path  # run folder or exported file
+    description: Description
     network: nn.Module
     train: ImageIndex
     test: ImageIndex
     view: EvaluationView  # of the test images
     origin: dict[str, Any]  # of the results, as JSON values
+
+    @property
+    def dim(self) -> int:
+        """Width of the features."""
+        return int(self.network.dim)  # type: ignore[arg-type]
 
     @property
     def classes(self) -> list[str]:
@@ -93,7 +99,7 @@ def open_task(
         "classes": len(trains.listing.classes),
         "view": to_json(view),
     }
-    return Task(backbone.network, trains, tests, view, origin)
+    return Task(run, backbone.description, backbone.network, trains, tests, view, origin)
 
 
 def folder_of(run: Path | None, out: Path | None, setup: Setup, *, ranks: Ranks, resume: bool) -> Path:
@@ -114,13 +120,17 @@ def sets_of(run: Path, train: Path | None, test: Path | None) -> tuple[Path, Pat
     """Return the paths of both sets, those that the run itself evaluates by default.
 
     Raises:
-        ValueError: one of both is given, or the run names none.
+        ValueError: one of both is given, the run names none, or one is a feature file.
     """
+    train, test = (None if path is None else Path(path) for path in (train, test))
     if (train is None) != (test is None):
         raise ValueError(f"train={train}, test={test}: expected both or neither")
     own = read_config(run).evaluation if train is None and run.is_dir() else EvaluationConfig(train=train, test=test)
     if own.train is None or own.test is None:
         raise ValueError(f"{printable(run)} names no evaluation folders: give --train and --test")
+    for path in (own.train, own.test):
+        if path.is_file() and path.suffix == ".safetensors":
+            raise ValueError(f"{printable(path)} holds features already: leave out {printable(run)}")
     return own.train, own.test
 
 
@@ -137,21 +147,10 @@ def preset_of(presets: dict[str, Preset], name: str, **given: Any) -> tuple[Pres
     return preset, replaced(preset.settings, changes)
 
 
-def finish(result: EvaluationResult, out: Path, ranks: Ranks) -> None:
-    """On the first rank, draw the picture and print the table with the names of the files."""
-    if not ranks.is_first:
-        return
-    try:
-        draw_accuracies(result, out / PICTURE)
-    except ImportError as error:
-        say(f"Warning: no picture: {error}")
-    print(f"{result.table()}\n\nIn {printable(out)}: {', '.join(sorted(os.listdir(out)))}")
-
-
-def draw_accuracies(result: EvaluationResult, path: Path) -> Path:
-    """Draw the top-1 accuracy of each head over the epochs and return the path."""
+def draw_accuracies(result: EvaluationResult, folder: Path) -> Path:
+    """Draw the top-1 accuracy of each head over the epochs, as accuracy.png in a folder; return its path."""
     lines = {
         f"learning rate {row['learning_rate']:g}": [(at["epoch"], at["top1"]) for at in row["history"]]
         for row in result.rows
     }
-    return draw_lines(lines, path, across="epoch", up="top-1")
+    return draw_lines(lines, folder / PICTURE, across="epoch", up="top-1")

@@ -143,7 +143,9 @@ def test_several_views_are_scored_by_their_mean_probability():
     classifier = Classifier(nn.Identity(), 2, 2, settings, CPU)
     with torch.no_grad():
         classifier.learners[0].head.weight.copy_(torch.eye(2))
-    views = torch.tensor([[[4.0, 0.0], [0.0, 1.0], [0.0, 1.0]]])  # one sample; by the mean logit class 0 would win clearly
+    views = torch.tensor(
+        [[[4.0, 0.0], [0.0, 1.0], [0.0, 1.0]]]
+    )  # one sample; by the mean logit class 0 would win clearly
     first, second = 1 / (1 + math.exp(-4)), 1 / (1 + math.exp(1))
     assert classifier.scores(views)[0, 0, 0].item() == pytest.approx((first + 2 * second) / 3)
     assert classifier.scores(views[:, :1])[0].tolist() == [[4.0, 0.0]]
@@ -192,7 +194,10 @@ def test_learning_rates_of_the_schedules():
     [
         ({"learning_rates": ()}, r"learning_rates=\(\): expected one or more numbers > 0"),
         ({"learning_rates": (1.0, 1.0)}, r"learning_rates=\(1.0, 1.0\): expected no rate twice"),
-        ({"learning_rates": (1.0, 2.0), "backbone_learning_rate": 0.1}, "expected one rate, since the backbone is trai"),
+        (
+            {"learning_rates": (1.0, 2.0), "backbone_learning_rate": 0.1},
+            "expected one rate, since the backbone is trai",
+        ),
         ({"milestones": (3,)}, r"milestones=\(3,\): expected none, unless schedule='steps'"),
         ({"schedule": "steps", "milestones": (5, 3)}, r"milestones=\(5, 3\): expected rising epochs from 1 on"),
         ({"schedule": "steps", "milestones": (90,)}, r"milestones=\(90,\): expected epochs before epochs=90"),
@@ -272,10 +277,10 @@ def test_a_folder_with_other_results_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds results already; pass --resume to continue, or another --out"):
         train(tmp_path, features, labels, settings)
     other = SupervisedSettings(epochs=1, batch_size=60)
-    with pytest.raises(ValueError, match="holds results with other settings.*\n  batch_size: 40 then, 60 now"):
+    with pytest.raises(ValueError, match=r"holds results with other settings.*\n  batch_size: 40 then, 60 now"):
         train(tmp_path, features, labels, other, resume=True)
     (tmp_path / "results.json").unlink()
-    with pytest.raises(ValueError, match="holds an evaluation with other settings.*\n  batch_size: 40 then, 60 now"):
+    with pytest.raises(ValueError, match=r"holds an evaluation with other settings.*\n  batch_size: 40 then, 60 now"):
         train(tmp_path, features, labels, other, resume=True)
 
 

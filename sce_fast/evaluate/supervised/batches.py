@@ -92,7 +92,7 @@ class LoadedBatches:
 
     def __next__(self) -> tuple[Tensor, Tensor]:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*\nOther .* replace them", UserWarning)  # here, none replaces them
+            warnings.filterwarnings("ignore", "(?s).*\nOther .* replace them", UserWarning)  # here, none replaces them
             batch = next(self._loader)
         if bad := self._loader.bad_files:
             raise BadFilesError(evaluation_refusal(bad, len(self._train), self._train.kind))

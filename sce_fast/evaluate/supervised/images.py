@@ -4,15 +4,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch import Tensor
 
 from sce_fast.data.image.augment import Augmentation, EvaluationView
 from sce_fast.data.image.views import RandomViews
-from sce_fast.data.index import ImageIndex, Index
+from sce_fast.data.index import ImageIndex
 from sce_fast.distributed import Ranks
-from sce_fast.evaluate.features import extract_features
-from sce_fast.evaluate.supervised.batches import LoadedBatches, StoredBatches, share_of
+from sce_fast.evaluate.supervised.batches import LoadedBatches, StoredBatches
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
 
 Crop = Literal["resized", "padded", "centre"]
@@ -49,9 +47,9 @@ def image_batches(
     settings: SupervisedSettings,
     *,
     crop: Crop,
-    ranks: Ranks,
-    threads: int,
     device: torch.device,
+    ranks: Ranks | None = None,
+    threads: int = 2,
 ) -> LoadedBatches:
     """Return batches of random views of train images, and the test images as `view` shows them.
 
@@ -60,13 +58,14 @@ def image_batches(
         view: of the test images.
         settings: batch size and seed.
         crop: of the train images, "resized" or "padded".
-        ranks: that share each batch.
-        threads: number of threads that decode.
         device: of the pixels.
+        ranks: that share each batch; by default one.
+        threads: number of threads that decode.
 
     Raises:
         ValueError: the batch is larger than the train set, or cannot be shared among the ranks.
     """
+    ranks = ranks or Ranks()
     where = "gpu" if device.type == "cuda" else "cpu"
     augmentation, background = train_view(crop, view), view.background
     views = RandomViews(
@@ -100,21 +99,3 @@ def feature_batches(
         seed=settings.seed,
         ranks=ranks,
     )
-
-
-def shared_features(
-    network: nn.Module, index: Index, view: EvaluationView, *, ranks: Ranks, threads: int, device: torch.device
-) -> Tensor:
-    """Return the features (n, F) of all samples on every rank; each rank computes its share.
-
-    Raises:
-        ValueError, BadFilesError: as extract_features.
-    """
-    network = network.to(device)
-    share = index.subset(share_of(len(index), ranks))
-    own = extract_features(network, share, view, threads=threads, device=device)
-    longest = len(share_of(len(index), Ranks(0, ranks.size)))
-    own = own.reshape(len(own), int(network.dim))  # also if this rank has no sample
-    every = ranks.gather_tensors(pad(own, (0, 0, 0, longest - len(own))))
-    lengths = [len(share_of(len(index), Ranks(rank, ranks.size))) for rank in range(ranks.size)]
-    return torch.cat([rows[:length] for rows, length in zip(every, lengths, strict=True)])

@@ -1,6 +1,5 @@
 """A supervised evaluation from its batches to its results."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -8,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate.results import EvaluationResult
+from sce_fast.evaluate.store import weights_digest
 from sce_fast.evaluate.supervised.batches import LabelledBatches
 from sce_fast.evaluate.supervised.classifier import Classifier
 from sce_fast.evaluate.supervised.folder import open_folder
@@ -39,7 +39,7 @@ class Setup:
         """Return everything that determines the result, as JSON values, with a hash of the untrained weights."""
         settings = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.settings).items()}
         lasting = {name: value for name, value in settings.items() if name not in FREE_TO_CHANGE}
-        return {**self.origin, "weights": fingerprint(self.network.state_dict()), **lasting}
+        return {**self.origin, "weights": weights_digest(self.network), **lasting}
 
 
 def run_supervised(
@@ -112,15 +112,6 @@ def notes(tested: list[Tested]) -> list[str]:
         return []
     is_are = f"{' and '.join(chosen)} {'is' if len(chosen) == 1 else 'are'}"
     return [f"{is_are[0].upper()}{is_are[1:]} chosen on the test samples, as in the published protocol."]
-
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Return a hash of the names, shapes and bits of tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _text(path: Path | None) -> str | None:

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sce_fast.data.faults import BadFilesError
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate.accuracy import Accuracy, ranks_of_truth
 from sce_fast.evaluate.supervised.classifier import Classifier
@@ -42,18 +43,27 @@ def count_right(
         tests: views (N, views, …) and labels (N,) of this rank's samples.
         ranks: that share the test samples.
         tell: called after each batch with its number of samples.
+
+    Raises:
+        BadFilesError: a rank cannot decode a file; all ranks raise it.
     """
     heads, classes = len(classifier.learners), classifier.classes
     right, among_five = (torch.zeros(heads, classes, dtype=torch.int64) for _ in range(2))
-    samples = torch.zeros(classes, dtype=torch.int64)
-    for views, labels in tests:
-        scores = classifier.scores(views)
-        own = labels.to(scores.device)
-        places = torch.stack([ranks_of_truth(head, own) for head in scores]).cpu()  # (heads, N)
-        samples.index_add_(0, labels, torch.ones_like(labels))
-        for within, found in ((1, right), (5, among_five)):
-            found.index_add_(1, labels, (places < within).long())
-        tell(len(labels))
+    samples, failure = torch.zeros(classes, dtype=torch.int64), None
+    try:
+        for views, labels in tests:
+            scores = classifier.scores(views)
+            own = labels.to(scores.device)
+            places = torch.stack([ranks_of_truth(head, own) for head in scores]).cpu()  # (heads, N)
+            samples.index_add_(0, labels, torch.ones_like(labels))
+            for within, found in ((1, right), (5, among_five)):
+                found.index_add_(1, labels, (places < within).long())
+            tell(len(labels))
+    except BadFilesError as error:  # the other ranks wait for the counts
+        failure = str(error)
+    failures = [found for found in ranks.gather(failure) if found is not None]
+    if failures:
+        raise BadFilesError(failures[0])
     if ranks.size > 1:
         for tensor in (right, among_five, samples):
             dist.all_reduce(tensor, group=ranks.hosts)

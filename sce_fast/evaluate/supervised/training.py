@@ -207,8 +207,8 @@ class SupervisedTraining:
         if self.ranks.is_first:
             for i in new:
                 warnings.warn(
-                    f"the head of learning rate {rates[i]:g} is not finite in step {found[i] + 1}; it keeps the weights "
-                    "that it had before, and the other heads go on",
+                    f"the head of learning rate {rates[i]:g} is not finite in step {found[i] + 1}; it keeps the "
+                    "weights that it had before, and the other heads go on",
                     stacklevel=2,
                 )
 
@@ -255,8 +255,7 @@ class SupervisedTraining:
             restore_random_state(random, self.classifier.device)
         self.batches.load_state_dict(state["batches"])
         self._failed = state["failed"]
-        tested = [Tested(**{k: tuple(v) if isinstance(v, list) else v for k, v in t.items()}) for t in state["tested"]]
-        self.progress = Progress(state["step"], state["seconds"], tested)
+        self.progress = Progress(state["step"], state["seconds"], [_tested(values) for values in state["tested"]])
         self._interval = Interval(of_rank([Totals(**t) for t in state["interval"]], self.ranks.rank, self.ranks.size))
         before, now = state["circumstances"], self._circumstances()
         changed = [f"{name} {before.get(name)} then, {now[name]} now" for name in now if before.get(name) != now[name]]
@@ -274,3 +273,9 @@ class SupervisedTraining:
             where = f"after step {self.progress.step} of {self.total_steps}"
             by = signal_name or "a signal to another rank"
             say(f"Stopped by {by} {where}; saved in {printable(self.out)}. The same command with --resume goes on.")
+
+
+def _tested(values: dict[str, Any]) -> Tested:
+    """Return a test from its JSON values."""
+    lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Tested(**{**values, **lists})
