@@ -1,6 +1,8 @@
 """evaluate transfer and evaluate svm on small data sets, as the commands run them."""
 
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from helpers.backbones import write_backbone
 from sce_fast.evaluate import load_features, store
 from sce_fast.evaluate.results import read_result
 from sce_fast.evaluate.sets import open_set
+from sce_fast.export import open_backbone
 from sce_fast.tools import svm as svm_command
 from sce_fast.tools import transfer as command
 from sce_fast.tools.svm import svm
@@ -201,3 +204,15 @@ def test_wrong_options_are_named(data, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         transfer(network, sets=(f"pets={tmp_path / 'nowhere'}",))
     assert named_folders(None, ("pets=a=b",))["pets"].name == "a=b"
+
+
+def test_the_example_of_the_documentation(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data / "mine", "mine")
+    shutil.copytree(data / "mine" / "test", "mine/val")
+    backbone = open_backbone(data / "network.safetensors")
+    names = {"network": backbone.network, "view": backbone.description.view(), "device": torch.device("cpu")}
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    *_, code = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    exec(code, {**names, "torch": torch, "Path": Path})
+    assert capsys.readouterr().out == "1.0 0.01\n"
