@@ -66,7 +66,7 @@ class FeatureStore:
             title: of the data set, for the progress bar and the name of the file.
 
         Raises:
-            ValueError, BadFilesError: see shared_features.
+            ValueError, BadFilesError: see shared_features, or a feature is not finite.
             OSError: the file cannot be written.
         """
         path = None if self._folder is None else self._folder / f"{title}_{self._key(index, view)}.safetensors"
@@ -77,6 +77,8 @@ class FeatureStore:
         features = shared_features(
             self._backbone, index, view, ranks=self._ranks, title=f"Features of {title}", **self._settings
         )
+        if bad := int((~features.isfinite().all(1)).sum()):
+            raise ValueError(f"{title}: {bad} of {len(features)} feature rows are not finite")
         if path is not None:
             self._ranks.first(lambda: save_features(path, features, index))
         return features

@@ -144,8 +144,6 @@ def labelled_sets(
     shared = ranks.first(lambda: _warned(shared_samples(*indices), len(indices[1]), indices[1].kind))
     images = ImageSets(indices, frozen, read_config(source).seed if source.is_dir() else SEED)
     found = images.features(frozen.store)
-    for path, rows in zip((train, test), found, strict=True):
-        _require_finite(rows, path)
     labels = [torch.as_tensor(index.labels) for index in indices]
     origin = {**frozen.origin(), "train": str(train), "test": str(test)}
     for name, index in zip(("train", "test"), indices, strict=True):

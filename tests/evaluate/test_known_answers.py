@@ -25,7 +25,7 @@ def test_features_without_a_class_give_chance(top1):
 def test_votes_worked_by_hand():
     """A row at 0°; neighbours at 10° (class 0), 20° and 20° (class 1), with votes exp(cosine / 0.07).
 
-    Two votes exp((cos 20° − cos 10°) / 0.07) = 0.53 outweigh one of 1 together; at temperature 0.05 they do not.
+    Two votes exp((cos 20° − cos 10°) / 0.07) = 0.525 outweigh one of 1 together; at temperature 0.05 they do not.
     """
 
     def at(*degrees):
@@ -33,7 +33,7 @@ def test_votes_worked_by_hand():
 
     train, labels = at(10, 20, -20), torch.tensor([0, 1, 1])
     votes = math.exp((math.cos(math.radians(20)) - math.cos(math.radians(10))) / 0.07)
-    assert votes == pytest.approx(0.526, abs=1e-3)
+    assert votes == pytest.approx(0.525, abs=1e-3)
     test, truth = at(0), torch.tensor([1])
     found = knn_accuracy(train, labels, test, truth, neighbours=(1, 2, 3), temperature=0.07)
     assert [accuracy.top1 for accuracy in found] == [0, 0, 1]
@@ -41,7 +41,7 @@ def test_votes_worked_by_hand():
 
 
 def test_a_threshold_worked_by_hand():
-    """Train rows at -1 and 1 put the border at 0: of test rows -2, -1 and 1 of class 0 and 3 of class 1, one is wrong."""
+    """Train rows at -1 and 1 put the border at 0, so of test rows -2, -1, 1 (class 0) and 3 (class 1) one is wrong."""
     train, labels = torch.tensor([[-1.0], [1.0]] * 5), torch.tensor([0, 1] * 5)
     test, truth = torch.tensor([[-2.0], [-1.0], [1.0], [3.0]]), torch.tensor([0, 0, 0, 1])
     found = logistic_accuracy(train, labels, test, truth, regularization=(1.0,)).accuracy

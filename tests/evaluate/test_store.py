@@ -121,6 +121,14 @@ def test_bad_files_stop_before_and_while_features_are_computed(index, monkeypatc
         shared_features(nn.Linear(2, 2), index, VIEW, ranks=Ranks(), device=CPU)
 
 
+def test_features_that_are_not_finite_are_refused_and_not_kept(tmp_path, index, computed):
+    network = nn.Linear(2, 2)
+    nn.init.constant_(network.weight, torch.nan)
+    with pytest.raises(ValueError, match="pets: 4 of 4 feature rows are not finite"):
+        features_of(tmp_path / "features", index, network, title="pets")
+    assert not (tmp_path / "features").exists()
+
+
 def test_the_digest_follows_every_parameter_and_buffer():
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     digests = {weights_digest(network)}
