@@ -33,11 +33,12 @@ def test_features_are_those_of_the_exported_file(places, tmp_path, capsys):
     assert features[0].shape == (4, 512)
     assert torch.equal(*features)
     capsys.readouterr()
-    out = ["--out", str(tmp_path / "knn.json")]
+    out = ["--out", str(tmp_path / "knn")]
     sets = ["--train", data, "--test", data, "--neighbours", "1", "--device", "cpu"]
     main(["evaluate", "knn", weights, "--backbone", "resnet18", *sets, *out])
-    assert "1 neighbour             1.0000" in capsys.readouterr().out
-    assert json.loads((tmp_path / "knn.json").read_text())["backbone"]["weights"] == "resnet18.pth"
+    found = json.loads((tmp_path / "knn" / "results.json").read_text())
+    assert found["rows"][0]["top1"] == 1.0  # each image finds itself
+    assert found["settings"]["backbone"]["weights"] == "resnet18.pth"
 
 
 def test_without_a_name_the_option_is_named(places, capsys):
