@@ -174,9 +174,24 @@ def _bench(name: str, help: str) -> Command:
 
 
 EVALUATIONS = {
-    "knn": Command("[RUN]", "weighted vote of the nearest train images", "sce_fast.tools.evaluate:knn", show=str),
-    "linear": Command("[RUN]", "logistic regression on frozen features", "sce_fast.tools.evaluate:linear", show=str),
-}
+    "knn": Command("[RUN]", "weighted vote of the nearest train images", "sce_fast.tools.evaluate:knn"),
+    "logistic": Command("[RUN]", "logistic regression on frozen features", "sce_fast.tools.evaluate:logistic"),
+    "linear": Command(
+        "[RUN]", "the papers' protocol: linear classifiers trained by SGD on augmented images",
+        "sce_fast.tools.linear:linear",
+    ),
+    "semi-supervised": Command(
+        "RUN", "fine-tune the backbone on 1 % or 10 % of the labels", "sce_fast.tools.semi_supervised:semi_supervised"
+    ),
+    "transfer": Command(
+        "RUN", "logistic regression on frozen features of up to eleven data sets, or your own",
+        "sce_fast.tools.transfer:transfer",
+    ),
+    "svm": Command(
+        "RUN VOCDEVKIT", "mAP of one-vs-all SVMs on frozen features, from few and from all images of VOC2007",
+        "sce_fast.tools.svm:svm",
+    ),
+}  # fmt: skip
 BENCHMARKS = {
     "loss": _bench("loss", "loss and gradient of every backend and peer: time, FLOP/s, share of the GEMM rate, memory"),
     "step": _bench("step", "seconds per training step, images/s, and the share of loss, momentum update and queue"),
@@ -213,17 +228,16 @@ COMMANDS: dict[str, Command | Group] = {
         passed=lambda summary: True,
     ),
     "evaluate": Group(
-        "evaluation", "METHOD [RUN]", "accuracy of frozen features on labelled images: knn or linear",
+        "evaluation", "METHOD [RUN]", "accuracy on labelled images: " + ", ".join(EVALUATIONS),
         lambda: EVALUATIONS,
-        note="The papers' linear protocol (SGD on augmented images) and transfer are not implemented yet.",
     ),
     "embed": Command(
         "RUN DIR", "write features of images, with file names, as safetensors", "sce_fast.tools.embed:embed",
         show=printable,
     ),
     "export": Command(
-        "RUN --out FILE", "write the backbone as safetensors with the parameter names of torchvision or pytorchvideo",
-        "sce_fast.export:export", show=printable,
+        "RUN --out FILE", "write the backbone for other programs: safetensors, torchvision, timm, detectron2, onnx, …",
+        "sce_fast.tools.export:export_backbone", show=printable,
     ),
     "report": Command(
         "RUN", "draw curves and pictures of a run", "sce_fast.tools.report:write_report",

@@ -179,7 +179,7 @@ def test_a_missing_extra_is_named(capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "module",
-    ["numpy", "tyro", "tqdm", "safetensors", "sklearn", "matplotlib", "PIL", "nvidia", "tensorboard", "triton"],
+    ["numpy", "tyro", "tqdm", "safetensors", "sklearn", "matplotlib", "PIL", "nvidia", "tensorboard", "triton", "onnx"],
 )
 def test_the_packages_metadata_knows_how_to_install_a_module(module):
     distribution = DISTRIBUTIONS.get(module, module)
@@ -215,14 +215,15 @@ def test_train_and_embed_a_folder(capsys, tmp_path, photo_folder):
 
     folders = ["--train", str(photo_folder), "--test", str(photo_folder)]
     main(["evaluate", "knn", str(tmp_path / "run"), *folders, "--neighbours", "1", "3", "--device", "cpu"])
-    text = capsys.readouterr().out
-    assert text.startswith("24 train and 24 test images (24 of them in train), 2 classes, features of 64 numbers\n")
+    table, files = capsys.readouterr().out.split("\n\nIn ")
+    assert files == f"{tmp_path}/run/evaluations/knn: knn.png, results.json, table.txt\n"
+    assert ": 24 train and 24 test images (24 of them in train), 2 classes, features of 64 numbers\n" in table
     share = r"[01]\.\d{4}"  # each image finds itself
-    rows = rf"\n1 neighbour +1\.0000 +1\.0000\n3 neighbours +{share} +{share}\nmajority class +0\.5000 +0\.5000\n$"
-    assert re.search(rows, text)
+    rows = rf"\nbackbone +1 +1\.0000 +1\.0000\nbackbone +3 +{share} +{share}\nmajority class +– +0\.5000 +0\.5000$"
+    assert re.search(rows, table)
     main(["evaluate", "knn", "--train", str(features), "--test", str(features), "--neighbours", "1", "3"])
-    assert capsys.readouterr().out == text
-    main(["evaluate", "linear", "--train", str(features), "--test", str(features)])
+    assert capsys.readouterr().out == f"{table}\n"
+    main(["evaluate", "logistic", "--train", str(features), "--test", str(features)])
     assert "C chosen by top-1 on a held-out fifth of train: C 0.001: " in capsys.readouterr().out
 
     exported = tmp_path / "backbone.safetensors"
@@ -233,9 +234,8 @@ def test_train_and_embed_a_folder(capsys, tmp_path, photo_folder):
     assert capsys.readouterr().out == f"{tmp_path}/{features.name}\n"
     text = told(capsys, "evaluate", "knn", tmp_path / "run")
     assert "names no evaluation folders: give --train and --test" in text
-    assert "unknown evaluation 'knm': expected one of knn, linear; did you mean 'knn'?" in told(
-        capsys, "evaluate", "knm"
-    )
+    expected = "expected one of knn, logistic, linear, semi-supervised, transfer, svm; did you mean 'knn'?"
+    assert f"unknown evaluation 'knm': {expected}" in told(capsys, "evaluate", "knm")
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["evaluate", "--help"]])
@@ -289,4 +289,4 @@ main(["evaluate", "knn", "--train", {str(file)!r}, "--test", {str(file)!r}])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("20 train and 20 test images")
+    assert result.stdout.startswith("kNN, temperature 0.07: 20 train and 20 test images")

@@ -49,7 +49,7 @@ def test_a_run_of_an_earlier_version_is_read_and_resumed(photo_folder, tmp_path)
     train(config)
     earlier = to_json(config)
     earlier["loss"]["queue"] = earlier["loss"].pop("queue_size")
-    for name in ("wandb", "clips"):
+    for name in ("init", "wandb", "clips"):
         del earlier[name]
     for name in STRENGTHS:
         del earlier["views"][name]
@@ -74,6 +74,7 @@ NOT_FINITE, TOO_FEW = (math.nan, math.inf, -math.inf), (0, -1)
 NONSENSE: dict[str, tuple[object, ...]] = {
     "data": ("",),
     "out": ("",),
+    "init": ("",),
     "epochs": TOO_FEW,
     "batch_size": TOO_FEW,
     "accumulation": TOO_FEW,

@@ -1,10 +1,12 @@
-"""The Python examples of README and docs/training.md run."""
+"""The Python examples of README, docs/training.md and docs/use_elsewhere.md run."""
 
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from sce_fast.tools.embed import embed
 
@@ -43,3 +45,48 @@ def test_training_from_python(photo_folder, tmp_path, monkeypatch):
     for code in on_files:
         exec(code, names)
     assert len(names["names"]) == 24
+
+
+LIGHTNING = "pytorch_lightning"
+
+
+def test_use_elsewhere(photo_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photo_folder, "photos")
+    names: dict[str, object] = {}
+    filled = []
+    for code in examples("docs/use_elsewhere.md"):
+        if LIGHTNING not in code:
+            exec(code, names)
+            filled.append(int(names["queue"].cursor) if "queue" in names else None)
+    assert names["features"].shape == (2, 64)
+    assert (tmp_path / "elsewhere.pkl").exists()
+    assert filled[1] == 3 * 32
+    assert names["loss"].isfinite()
+    assert not torch.equal(names["teacher"][0].weight, names["student"][0].weight)
+    assert names["position"] == {"epoch": 1, "step": 0}
+    assert names["projections"].grad.abs().sum() > 0
+    bank = names["criterion"].memory_bank
+    assert int(bank.cursor) == 64
+    torch.testing.assert_close(bank.keys[:64].norm(dim=1), torch.ones(64))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Lightning's own
+def test_use_in_lightning(photo_folder, tmp_path, monkeypatch):
+    """Three epochs with a break after the second are three epochs without one."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photo_folder, "photos")
+    (code,) = (code for code in examples("docs/use_elsewhere.md") if LIGHTNING in code)
+    names: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(code, names)
+    assert names["module"].position == {"epoch": 2, "step": 0}
+    assert int(names["module"].queue.cursor) == 2 * 3 * 2 * 8 % 64
+    resumed = names["resumed"]
+    assert resumed.position == {"epoch": 3, "step": 0}
+    torch.manual_seed(0)
+    whole = names["pretraining"]()
+    names["lightning"].Trainer(max_epochs=3, **names["settings"]).fit(whole)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name

@@ -63,15 +63,15 @@ def test_an_exported_backbone_embeds_and_evaluates_as_its_run(run, photo_folder,
                 for i, source in enumerate((run, path))]  # fmt: skip
     assert torch.equal(features[0].features, features[1].features)
     settings = {"train": photo_folder, "test": photo_folder, "neighbours": (1, 3), "device": "cpu"}
-    text = knn(path, **settings, out=tmp_path / "a.json")
-    assert text == knn(run, **settings) == knn(run, neighbours=(1, 3))  # the run's own folders
+    rows = knn(path, **settings, out=tmp_path / "a").rows
+    assert rows == knn(run, **settings).rows == knn(run, neighbours=(1, 3)).rows  # the run's own folders
     files = {"train": tmp_path / "0.safetensors", "test": tmp_path / "1.safetensors"}
-    assert text == knn(None, **files, neighbours=(1, 3))
-    written = json.loads((tmp_path / "a.json").read_text())
-    assert written["source"] == str(path)
-    assert written["backbone"]["step"] == 3
+    assert rows == knn(None, **files, neighbours=(1, 3)).rows
+    written = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert written["settings"]["source"] == str(path)
+    assert written["settings"]["backbone"]["step"] == 3
     summary = json.loads((run / "summary.json").read_text())
-    assert written["results"][0]["top1"] == summary["knn_top1"]
+    assert written["rows"][0]["top1"] == summary["knn_top1"]
     with pytest.raises(ValueError, match=r"0.safetensors holds features already: leave out \S*backbone.safetensors"):
         knn(path, **files)
     with pytest.raises(ValueError, match=r"backbone.safetensors is not a feature file of sce-fast embed"):

@@ -24,6 +24,7 @@ RENAMED = {("loss", "queue"): "queue_size"}
 ADDED: dict[str, Any] = {
     "accept_changed_data": False,
     "stretch_schedule": False,
+    "init": None,
     "wandb": None,
     "views": {"background": NONE, **dict.fromkeys(STRENGTHS, ())},
     "clips": {
@@ -256,6 +257,9 @@ class TrainConfig:
     """Folder of images or videos, or a list file that names them."""
     out: Path
     """Run folder, for the config, log, checkpoints, summary and pictures."""
+    init: Path | None = None
+    """Weights that the backbone of a new run starts with: another run folder, a file of sce-fast export, or weights of
+    the same network from torchvision, timm or the SCE releases. Projector and predictor start at random."""
     epochs: int = 100
     """Passes over the images or videos."""
     batch_size: int = 256

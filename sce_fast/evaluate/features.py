@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def extract_features(
     batch_size: int | None = None,
     threads: int = 2,
     skipped: dict[int, str] | None = None,
+    progress: Callable[[int], object] = lambda samples: None,
 ) -> Tensor:
     """Return features (n, F) float32 on the CPU in the order of the index. The backbone runs in eval mode.
 
@@ -37,6 +39,7 @@ def extract_features(
     Args:
         batch_size: images or videos at a time; by default BATCH of their kind.
         skipped: if given, bad files are left out, and added here as sample → reason.
+        progress: called with the number of samples of each batch.
 
     Raises:
         ValueError, BadFilesError: as evaluation_batches.
@@ -60,6 +63,7 @@ def extract_features(
                 features = torch.empty(len(index), batch.shape[1])
             features[done : done + len(batch)] = batch
             done += len(batch)
+            progress(len(batch))
     finally:  # after a bad file or a signal, a network that trains on must not stay in eval mode
         backbone.train(was_training)
     return features[:done]

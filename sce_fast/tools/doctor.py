@@ -17,7 +17,7 @@ PACKAGES = {
     "av": "videos (extra video)",
     "tyro": "the command line",
     "safetensors": "checkpoints and feature files",
-    "scikit-learn": "the demo and evaluate linear",
+    "scikit-learn": "the demo and most evaluations",
     "matplotlib": "pictures",
     "triton": "kernels on a GPU",
 }

@@ -48,6 +48,8 @@ def dry_run(config: TrainConfig) -> None:
 
 def _report(config: TrainConfig, folder: Path, ranks: Ranks) -> Iterator[str]:
     newest = ranks.first(lambda: None if (path := require_resumable(config)) is None else path.name)
+    if newest is not None:  # which has the weights that the run began with, and more
+        config = dataclasses.replace(config, init=None)
     trainer = Trainer(_elsewhere(config, folder / "run"), ranks)
     evaluated = dict(zip(("evaluation.train", "evaluation.test"), trainer.evaluation.indices, strict=False))
     require_apart(config, {"data": trainer.index, **evaluated})

@@ -9,7 +9,7 @@ from sce_fast.data.faults import BadFilesError, bad_files_tsv, describe_bad_file
 from sce_fast.data.kinds import open_index
 from sce_fast.evaluate import extract_features, save_features
 from sce_fast.export import open_backbone
-from sce_fast.tools.arguments import Images, OptionalFile, Run
+from sce_fast.tools.arguments import Images, OptionalFile, OptionalNetwork, Run
 from sce_fast.train.folder import choose_device
 from sce_fast.util.files import printable, require_new, write_atomically
 from sce_fast.util.terminal import say
@@ -21,6 +21,7 @@ def embed(
     /,
     *,
     out: OptionalFile = None,
+    backbone: OptionalNetwork = None,
     device: Device = "auto",
     batch_size: int | None = None,
     skip_bad: bool = False,
@@ -30,9 +31,10 @@ def embed(
     The features of a video are the mean over its clips and crops, as the run evaluates them.
 
     Args:
-        run: Run folder with a checkpoint, or a file written by sce-fast export.
+        run: Run folder with a checkpoint, a file written by sce-fast export, or weights from elsewhere.
         data: Folder or list file of what the backbone was trained on: images, or videos.
         out: New file. Default: features_DIR.safetensors, in the run folder or beside the exported file.
+        backbone: Network of weights from elsewhere, such as resnet50; for its other settings, see sce-fast export.
         device: Device of the backbone. auto takes a GPU if there is one.
         batch_size: Samples per batch. Default: 256 images, or 16 videos.
         skip_bad: Leave bad files out instead of stopping. They are named, and listed with their reasons beside out, in
@@ -52,13 +54,13 @@ def embed(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
     target = choose_device(device)
-    backbone, threads = open_backbone(run), default_loader_threads()
-    view = backbone.description.view()
+    opened, threads = open_backbone(run, backbone=backbone), default_loader_threads()
+    view = opened.description.view()
     index = open_index(data, view, threads=threads)
     skipped: dict[int, str] | None = {} if skip_bad else None
     try:
         features = extract_features(
-            backbone.network.to(target),
+            opened.network.to(target),
             index,
             view,
             device=target,

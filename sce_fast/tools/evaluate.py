@@ -1,7 +1,6 @@
-"""The evaluate commands: kNN and a linear probe on features of a run, an exported backbone, or feature files."""
+"""The evaluate commands knn and logistic: classifiers of frozen features of a run, an exported backbone, or files."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,27 +9,33 @@ from typing import Any
 import torch
 
 from sce_fast.config import Device
+from sce_fast.distributed import process_group
 from sce_fast.evaluate import Accuracy, knn_accuracy, logistic_accuracy, majority_accuracy
 from sce_fast.evaluate.knn import check_votes
 from sce_fast.evaluate.logistic import REGULARIZATIONS, check_fit
-from sce_fast.tools.arguments import OptionalFile, OptionalImages, OptionalRun
+from sce_fast.evaluate.results import EvaluationResult, read_result, require_room
+from sce_fast.tools.arguments import OptionalFolder, OptionalImages, OptionalNetwork, OptionalRun
+from sce_fast.tools.frozen import finish, results_place
 from sce_fast.tools.labelled_sets import LabelledSets, labelled_sets
+from sce_fast.tools.pictures import draw_bars, draw_lines
 from sce_fast.train.folder import choose_device
-from sce_fast.util.files import require_new, write_atomically
 from sce_fast.util.terminal import say
 
 NO_BASELINES = "no --baselines: raw pixels and an untrained network need the images; feature files hold only features"
+BACKBONE, MAJORITY = "backbone", "majority class"  # names of rows
 
 
 @dataclass(frozen=True)
 class Row:
-    """One accuracy: a row of the table, and an entry of the JSON file."""
+    """One accuracy: a row of the table and of the JSON file."""
 
-    name: str
-    accuracy: Accuracy
     settings: dict[str, Any]
+    accuracy: Accuracy
     notes: tuple[str, ...] = ()  # below the table
-    baseline: str = ""
+    features: str = BACKBONE
+
+    def values(self) -> dict[str, Any]:
+        return {"features": self.features, **self.settings, **asdict(self.accuracy)}
 
 
 def knn(
@@ -42,53 +47,65 @@ def knn(
     neighbours: tuple[int, ...] = (10, 20, 100, 200),
     temperature: float = 0.07,
     baselines: bool = False,
+    backbone: OptionalNetwork = None,
+    features: OptionalFolder = None,
     batch_size: int | None = None,
     device: Device = "auto",
-    out: OptionalFile = None,
-) -> str:
-    """Classify frozen features by weighted kNN and return a table of the accuracy for each number of neighbours.
+    out: OptionalFolder = None,
+    resume: bool = False,
+) -> EvaluationResult:
+    """Classify frozen features by weighted kNN and print a table of the accuracy for each number of neighbours.
+
+    Runs under torchrun, where the ranks share the images.
 
     Args:
-        run: Run folder, or a file written by sce-fast export. Leave it out if train and test are feature files.
+        run: Run folder, a file written by sce-fast export, or weights from elsewhere. Leave it out if train and test
+            are feature files.
         train: Class folders, a list file with classes, or a feature file of sce-fast embed; by default the run's own.
         test: Images to classify, in the same forms; by default the run's own.
         neighbours: Numbers k of neighbours that vote, each of which is evaluated. A number above that of the train
             images is left out.
         temperature: Temperature T of the votes: a neighbour votes with weight exp(cosine / T).
         baselines: Also evaluate raw pixels and an untrained network of the same architecture.
+        backbone: Network of weights from elsewhere, such as resnet50; for its other settings, see sce-fast export.
+        features: Folder in which features are kept and looked for. Default: RUN/evaluations/features.
         batch_size: Samples per batch. Default: 256 images, or 16 videos.
         device: Device of the backbone and of kNN. auto takes a GPU if there is one.
-        out: New JSON file for the results.
+        out: Folder for the results. Default: RUN/evaluations/knn; with feature files, nothing is written.
+        resume: Accept a folder that holds these results already, and print them.
 
     Raises:
         FileNotFoundError: a file, folder or checkpoint does not exist.
         ValueError: an option is wrong, labels are missing, or train and test do not fit together.
         RuntimeError: an image cannot be decoded. The message names it.
     """
-    require_new(out)
     check_votes(neighbours, temperature)
-    sets = labelled_sets(
-        run, train, test, batch_size=batch_size, device=device, require=lambda images: _fitting(neighbours, images)
-    )
-    fitting = _fitting(neighbours, len(sets.train_features))
 
     def classify(some: LabelledSets) -> list[Row]:
-        found = knn_accuracy(*some.to(choose_device(device)), neighbours=fitting, temperature=temperature)
-        return [
-            Row(f"{k} neighbour{'' if k == 1 else 's'}", accuracy, {"neighbours": k, "temperature": temperature})
-            for k, accuracy in zip(fitting, found, strict=True)
-        ]
+        fitting = _fitting(neighbours, len(some.train_features))
+        sets = some.to(choose_device(device))
+        found = knn_accuracy(*sets, neighbours=fitting, temperature=temperature)
+        rows = [Row({"neighbours": k}, accuracy) for k, accuracy in zip(fitting, found, strict=True)]
+        if left_out := [str(k) for k in neighbours if k not in fitting]:
+            note = f"{', '.join(left_out)} neighbours are left out: there are only {len(sets[0])} train images"
+            rows[-1] = dataclasses.replace(rows[-1], notes=(note,))
+        return rows
 
-    notes = []
-    if left_out := [str(k) for k in neighbours if k not in fitting]:
-        images = len(sets.train_features)
-        notes.append(f"{', '.join(left_out)} neighbours are left out: there are only {images} train images")
-    rows = _all_rows(sets, classify, baselines)
-    _write(out, "knn", sets, rows)
-    return _report(f"kNN, temperature {temperature:g}", sets, rows, notes)
+    return _evaluate(
+        "knn",
+        f"kNN, temperature {temperature:g}",
+        classify,
+        {"neighbours": list(neighbours), "temperature": temperature, "baselines": baselines},
+        (run, train, test),
+        {"network": backbone, "features": features, "batch_size": batch_size, "device": device},
+        require=lambda images: _fitting(neighbours, images),
+        draw=draw_knn,
+        out=out,
+        resume=resume,
+    )
 
 
-def linear(
+def logistic(
     run: OptionalRun = None,
     /,
     *,
@@ -97,33 +114,38 @@ def linear(
     regularization: tuple[float, ...] = REGULARIZATIONS,
     max_iterations: int = 1000,
     baselines: bool = False,
+    backbone: OptionalNetwork = None,
+    features: OptionalFolder = None,
     batch_size: int | None = None,
     device: Device = "auto",
-    out: OptionalFile = None,
-) -> str:
-    """Classify frozen, standardised features of centre crops by logistic regression and return a table of the accuracy.
+    out: OptionalFolder = None,
+    resume: bool = False,
+) -> EvaluationResult:
+    """Classify frozen, standardised features of centre crops by logistic regression and print a table of the accuracy.
 
     The regression is fitted by L-BFGS with an L2 penalty. This is not the papers' linear evaluation, which trains by
-    SGD on augmented images.
+    SGD on augmented images. Runs under torchrun, where the ranks share the images.
 
     Args:
-        run: Run folder, or a file written by sce-fast export. Leave it out if train and test are feature files.
+        run: Run folder, a file written by sce-fast export, or weights from elsewhere. Leave it out if train and test
+            are feature files.
         train: Class folders, a list file with classes, or a feature file of sce-fast embed; by default the run's own.
         test: Images to classify, in the same forms; by default the run's own.
         regularization: Inverse strength C of the penalty. Of several values, the best on a held-out fifth of each
             class of train is chosen and fitted again to all of train.
         max_iterations: Largest number of L-BFGS iterations.
         baselines: Also evaluate raw pixels and an untrained network of the same architecture.
+        backbone: Network of weights from elsewhere, such as resnet50; for its other settings, see sce-fast export.
+        features: Folder in which features are kept and looked for. Default: RUN/evaluations/features.
         batch_size: Samples per batch. Default: 256 images, or 16 videos.
         device: Device of the backbone. auto takes a GPU if there is one. The regression runs on the CPU.
-        out: New JSON file for the results.
+        out: Folder for the results. Default: RUN/evaluations/logistic; with feature files, nothing is written.
+        resume: Accept a folder that holds these results already, and print them.
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError: see knn.
     """
-    require_new(out)
     check_fit(regularization, max_iterations)
-    sets = labelled_sets(run, train, test, batch_size=batch_size, device=device)
 
     def classify(some: LabelledSets) -> list[Row]:
         found = logistic_accuracy(
@@ -143,14 +165,89 @@ def linear(
         settings = {
             "regularization": found.regularization,
             "regularization_at_edge": bool(found.edge),
-            "held_out_top1": {f"{c:g}": top1 for c, top1 in found.held_out.items()},
             "converged": found.converged,
+            "held_out_top1": {f"{c:g}": top1 for c, top1 in found.held_out.items()},
         }
-        return [Row(chosen, found.accuracy, settings, tuple(notes))]
+        return [Row(settings, found.accuracy, tuple(notes))]
 
-    rows = _all_rows(sets, classify, baselines)
-    _write(out, "linear", sets, rows)
-    return _report("logistic regression", sets, rows)
+    return _evaluate(
+        "logistic",
+        "logistic regression",
+        classify,
+        {"regularization": list(regularization), "max_iterations": max_iterations, "baselines": baselines},
+        (run, train, test),
+        {"network": backbone, "features": features, "batch_size": batch_size, "device": device},
+        draw=draw_logistic,
+        out=out,
+        resume=resume,
+    )
+
+
+def draw_knn(result: EvaluationResult, folder: Path) -> Path:
+    """Draw the top-1 accuracy over the number of neighbours, a line for each kind of features."""
+    rows = [row for row in result.rows if row["features"] != MAJORITY]
+    names = dict.fromkeys(row["features"] for row in rows)
+    points = {name: [(row["neighbours"], row["top1"]) for row in rows if row["features"] == name] for name in names}
+    return draw_lines(points, folder / "knn.png", across="neighbours", up="top-1")
+
+
+def draw_logistic(result: EvaluationResult, folder: Path) -> Path:
+    """Draw the top-1 accuracy of each kind of features."""
+    return draw_bars({row["features"]: row["top1"] for row in result.rows}, folder / "logistic.png", along="top-1")
+
+
+def _evaluate(
+    evaluation: str,
+    title: str,
+    classify: Callable[[LabelledSets], list[Row]],
+    settings: dict[str, Any],
+    paths: tuple[Path | None, Path | None, Path | None],
+    places: dict[str, Any],
+    *,
+    require: Callable[[int], object] = lambda train_images: None,
+    draw: Callable[[EvaluationResult, Path], object],
+    out: Path | None,
+    resume: bool,
+) -> EvaluationResult:
+    """Compute features on all ranks, classify them on the first one, and write and print the result."""
+    run, out = None if paths[0] is None else Path(paths[0]), None if out is None else Path(out)
+    require_room(out, resume=resume)
+    with process_group(choose_device(places["device"])) as ranks:
+        sets = labelled_sets(*paths, require=require, ranks=ranks, **places)
+        settings, folder = {**sets.origin, **_counts(sets), **settings}, out
+        found: dict[str, Any] = {}
+        if (source := run or out) is not None:
+            folder, rows = results_place(source, out, evaluation, settings, ranks=ranks, resume=resume)
+            found = ranks.first(lambda: _finished(folder)) if rows else {}
+        if not found:
+            baselines = list(sets.baselines()) if settings["baselines"] else []
+            found = ranks.first(lambda: _rows(sets, baselines, classify, wanted=settings["baselines"]))
+        result = EvaluationResult(evaluation, settings, found["rows"], found["notes"], f"{title}: {_sizes(sets)}")
+        return finish(result, folder, draw, ranks)
+
+
+def _finished(folder: Path | None) -> dict[str, Any]:
+    result = None if folder is None else read_result(folder)
+    assert result is not None
+    return asdict(result)
+
+
+def _rows(
+    sets: LabelledSets,
+    baselines: Sequence[tuple[str, LabelledSets]],
+    classify: Callable[[LabelledSets], list[Row]],
+    *,
+    wanted: bool,
+) -> dict[str, Any]:
+    """Return the rows of the features, of the majority class and of the other baselines, and notes, as JSON values."""
+    rows = classify(sets)
+    rows.append(Row({}, majority_accuracy(sets.train_labels, sets.test_labels), features=MAJORITY))
+    if wanted and sets.images is None:
+        say(f"Warning: {NO_BASELINES}")
+    for name, some in baselines:
+        rows += [dataclasses.replace(row, features=name) for row in classify(some)]
+    notes = [note if row.features == BACKBONE else f"{row.features}: {note}" for row in rows for note in row.notes]
+    return {"rows": [row.values() for row in rows], "notes": list(dict.fromkeys(notes))}
 
 
 def _fitting(neighbours: Sequence[int], train_images: int) -> list[int]:
@@ -167,19 +264,7 @@ def _fitting(neighbours: Sequence[int], train_images: int) -> list[int]:
     return fitting
 
 
-def _all_rows(sets: LabelledSets, classify: Callable[[LabelledSets], list[Row]], baselines: bool) -> list[Row]:
-    """Return the rows of the features, of the majority class and, if asked for, of the other baselines."""
-    rows = classify(sets)
-    majority = majority_accuracy(sets.train_labels, sets.test_labels)
-    rows.append(Row("", majority, {}, baseline="majority class"))
-    if baselines and sets.images is None:
-        say(f"Warning: {NO_BASELINES}")
-    for name, some in sets.baselines() if baselines else ():
-        rows += [dataclasses.replace(row, baseline=name) for row in classify(some)]
-    return rows
-
-
-def _sizes(sets: LabelledSets) -> dict[str, int]:
+def _counts(sets: LabelledSets) -> dict[str, int]:
     return {
         "train_images": len(sets.train_features),
         "test_images": len(sets.test_features),
@@ -189,34 +274,9 @@ def _sizes(sets: LabelledSets) -> dict[str, int]:
     }
 
 
-def _write(out: Path | None, kind: str, sets: LabelledSets, rows: Sequence[Row]) -> None:
-    if out is None:
-        return
-    results = [{**row.settings, **asdict(row.accuracy)} for row in rows if not row.baseline]
-    others = [{"baseline": row.baseline, **row.settings, **asdict(row.accuracy)} for row in rows if row.baseline]
-    values = {"evaluation": kind, **sets.origin, **_sizes(sets), "results": results, "baselines": others}
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, json.dumps(values, indent=1) + "\n")
-
-
-def _report(title: str, sets: LabelledSets, rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
-    """Return the table of the accuracies, with the notes below it."""
-    sizes, shared = _sizes(sets), f" ({sets.shared} of them in train)" if sets.shared else ""
-    names = [", ".join(filter(None, [row.baseline, row.name])) for row in rows]
-    width = max(24, *(len(name) + 2 for name in names))
-    columns = ["top-1", *(["top-5"] if rows[0].accuracy.top5 is not None else []), "mean per class"]
-    lines = [
-        f"{sizes['train_images']} train and {sizes['test_images']} test images{shared}, {sizes['classes']} classes, "
-        f"features of {sizes['dim']} numbers\n",
-        f"{title:<{width}}" + "  ".join(f"{column:>6}" for column in columns),
-    ]
-    for name, row in zip(names, rows, strict=True):
-        shares = [row.accuracy.top1, row.accuracy.top5, row.accuracy.mean_per_class]
-        cells = [f"{share:.4f}" for share in shares if share is not None]
-        lines.append(
-            f"{name:<{width}}" + "  ".join(f"{c:>{max(6, len(t))}}" for c, t in zip(cells, columns, strict=True))
-        )
-    own_notes = [f"{row.baseline}: {note}" if row.baseline else note for row in rows for note in row.notes]
-    below = [*own_notes, *notes]
-    return "\n".join([*lines, *(["", *below] if below else [])])
+def _sizes(sets: LabelledSets) -> str:
+    counts, shared = _counts(sets), f" ({sets.shared} of them in train)" if sets.shared else ""
+    return (
+        f"{counts['train_images']} train and {counts['test_images']} test images{shared}, {counts['classes']} classes, "
+        f"features of {counts['dim']} numbers"
+    )

@@ -1,20 +1,24 @@
 """The two sets of an evaluation, from images or feature files, and the sets of its baselines."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sce_fast.config import EvaluationConfig, default_loader_threads
 from sce_fast.data.index import Index
-from sce_fast.evaluate import extract_features, labelled_indices, load_features, pixel_features
+from sce_fast.distributed import Ranks
+from sce_fast.evaluate import labelled_indices, load_features, pixel_features
 from sce_fast.evaluate.class_labels import labels_among
 from sce_fast.evaluate.overlap import shared_rows, shared_samples, warning
-from sce_fast.export import Description, open_backbone
+from sce_fast.evaluate.store import FeatureStore
+from sce_fast.export import Description
+from sce_fast.tools.frozen import Frozen, open_frozen
 from sce_fast.train.folder import choose_device, read_config
 from sce_fast.util.files import printable
 from sce_fast.util.terminal import say
@@ -25,27 +29,27 @@ SEED = 42  # of an untrained network; a run folder has its own
 
 @dataclass(frozen=True)
 class ImageSets:
-    """The images of both sets, and how their features are computed."""
+    """The images of both sets, and the backbone that computes their features."""
 
     indices: tuple[Index, Index]  # train, test; of images or videos
-    description: Description
+    frozen: Frozen
     seed: int
-    device: torch.device
-    batch_size: int | None
 
-    def features(self, network: nn.Module) -> list[Tensor]:
-        """Return the features (n, F) and (m, F) of a network."""
-        settings: dict[str, Any] = {"device": self.device, "batch_size": self.batch_size}
-        view, network = self.description.view(), network.to(self.device)
-        threads = default_loader_threads()
-        return [extract_features(network, index, view, threads=threads, **settings) for index in self.indices]
+    @property
+    def description(self) -> Description:
+        return self.frozen.description
+
+    def features(self, store: FeatureStore) -> list[Tensor]:
+        """Return the features (n, F) and (m, F) of a store's network."""
+        view, names = self.description.view(), ("train", "test")
+        return [store.features(index, view, name) for index, name in zip(self.indices, names, strict=True)]
 
     def untrained(self) -> list[Tensor]:
         """Return the features of the same architecture with fresh weights; a run began with these."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             network = self.description.build()
-        return self.features(network)
+        return self.features(self.frozen.store_of(network))
 
     def pixels(self) -> tuple[int, list[Tensor]]:
         """Return a side, at most PIXELS, and the pixels of both sets at this size."""
@@ -89,20 +93,33 @@ def labelled_sets(
     train: Path | None,
     test: Path | None,
     *,
+    network: str | None = None,
     batch_size: int | None,
     device: str,
     require: Callable[[int], object] = lambda train_images: None,
+    features: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> LabelledSets:
     """Return features and labels of both sets, computed from images or read from feature files.
 
     Before features are computed, a line warns of images that are in both sets, and require(number of train images) is
     called, which may raise an error.
 
+    Args:
+        source: run folder or file; None if train and test are feature files.
+        network: name of the network if the source holds weights from elsewhere.
+        train, test: the sets; by default the run's own.
+        batch_size: images or videos at a time; by default that of extract_features.
+        device: name of the backbone's device.
+        require: see above.
+        features: folder of kept features; by default one beside the run's evaluations.
+        ranks: that share the images; every one has to make the call.
+
     Raises:
         FileNotFoundError, ValueError, RuntimeError: see the command knn.
     """
     source, train, test = (None if path is None else Path(path) for path in (source, train, test))
-    target = choose_device(device)
+    target, ranks = choose_device(device), ranks or Ranks()
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
     if (train is None) != (test is None):
@@ -112,7 +129,7 @@ def labelled_sets(
             raise ValueError(
                 "nothing to evaluate: give a run or an exported backbone, or two feature files as --train and --test"
             )
-        return _from_files(train, test, require)
+        return _from_files(train, test, require, ranks)
     if train is None or test is None:
         own = read_config(source).evaluation if source.is_dir() else EvaluationConfig()
         train, test = own.train, own.test
@@ -121,22 +138,22 @@ def labelled_sets(
     for path in (train, test):
         if path.is_file() and path.suffix == ".safetensors":
             raise ValueError(f"{printable(path)} holds features already: leave out {printable(source)}")
-    backbone = open_backbone(source)
-    indices = labelled_indices(train, test, backbone.description.view(), threads=default_loader_threads())
+    first, second, threads = train, test, default_loader_threads()
+    frozen = open_frozen(source, network=network, features=features, batch_size=batch_size, device=target, ranks=ranks)
+    view = frozen.description.view()
+    indices = ranks.first_then_others(lambda: labelled_indices(first, second, view, threads=threads))
     require(len(indices[0]))
-    shared = _warned(shared_samples(*indices), len(indices[1]), indices[1].kind)
-    seed = read_config(source).seed if source.is_dir() else SEED
-    images = ImageSets(indices, backbone.description, seed, target, batch_size)
-    features = images.features(backbone.network)
-    for path, rows in zip((train, test), features, strict=True):
-        _require_finite(rows, path)
+    shared = ranks.first(lambda: _warned(shared_samples(*indices), len(indices[1]), indices[1].kind))
+    images = ImageSets(indices, frozen, read_config(source).seed if source.is_dir() else SEED)
+    found = images.features(frozen.store)
     labels = [torch.as_tensor(index.labels) for index in indices]
-    description = dataclasses.asdict(backbone.description)
-    origin = {"source": str(source), "backbone": description, "train": str(train), "test": str(test)}
-    return LabelledSets(features[0], labels[0], features[1], labels[1], shared, origin, images)
+    origin = {**frozen.origin(), "train": str(train), "test": str(test)}
+    for name, index in zip(("train", "test"), indices, strict=True):
+        origin[f"{name}_files"] = index.fingerprint
+    return LabelledSets(found[0], labels[0], found[1], labels[1], shared, origin, images)
 
 
-def _from_files(train: Path, test: Path, require: Callable[[int], object]) -> LabelledSets:
+def _from_files(train: Path, test: Path, require: Callable[[int], object], ranks: Ranks) -> LabelledSets:
     for path in (train, test):
         if path.is_dir():
             raise ValueError(
@@ -159,8 +176,11 @@ def _from_files(train: Path, test: Path, require: Callable[[int], object]) -> La
         first.classes, second.labels, second.classes, train_name=printable(train), test_name=printable(test)
     )
     require(len(first.names))
-    shared = _warned(shared_rows(first, second), len(second.names), "samples")
-    origin = {"source": None, "train": str(train), "test": str(test)}
+    shared = ranks.first(lambda: _warned(shared_rows(first, second), len(second.names), "samples"))
+    origin: dict[str, Any] = {"source": None, "train": str(train), "test": str(test)}
+    for name, file in (("train", first), ("test", second)):
+        content = file.features.contiguous().numpy().tobytes()
+        origin[f"{name}_features"] = hashlib.sha256(content).hexdigest()[:16]
     return LabelledSets(first.features.float(), first.labels, second.features.float(), labels, shared, origin)
 
 

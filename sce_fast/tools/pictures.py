@@ -53,6 +53,53 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], curves: Sequence[Curve], pat
     return _save(figure, path)
 
 
+def draw_lines(lines: Mapping[str, Sequence[tuple[float, float]]], path: Path, *, across: str, up: str) -> Path:
+    """Draw lines with their names into one picture and return the path.
+
+    Args:
+        lines: name → points.
+        path: of the picture.
+        across, up: names of the axes.
+    """
+    figure = _figure(6.4, 4.0)
+    axes = figure.subplots()
+    for name, points in lines.items():
+        axes.plot(
+            *zip(*points, strict=True), marker="." if len(points) <= FEW_POINTS else "", label=name, linewidth=1.2
+        )
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+def draw_bars(
+    values: Mapping[str, float], path: Path, *, along: str, errors: Mapping[str, float] | None = None
+) -> Path:
+    """Draw a horizontal bar with its value for each name, the first on top, and return the path.
+
+    Args:
+        values: name → value.
+        path: of the picture.
+        along: name of the axis.
+        errors: name → half length of a whisker.
+    """
+    figure = _figure(6.4, 0.9 + 0.3 * len(values))
+    axes = figure.subplots()
+    names, widths = list(values), list(values.values())
+    whiskers = None if errors is None else [errors[name] for name in names]
+    bars = axes.barh(names, widths, height=0.6, xerr=whiskers, error_kw={"linewidth": 1})
+    axes.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel(along)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
 def draw_rows(
     rows: Sequence[Sequence[Tile]],
     path: Path,

@@ -2,20 +2,17 @@
 
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from sce_fast.config import TrainConfig
-from sce_fast.data.faults import BadFilesError
 from sce_fast.data.index import ImageIndex, Index
 from sce_fast.data.video.index import VideoIndex
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate.class_labels import labelled_indices
-from sce_fast.evaluate.features import extract_features
 from sce_fast.evaluate.knn import knn_top1
 from sce_fast.evaluate.overlap import shared_samples, warning
+from sce_fast.evaluate.store import shared_features
 from sce_fast.util.terminal import say
 
 
@@ -69,21 +66,7 @@ class PeriodicEvaluation:
         """Return the features (n, F) of all samples, on the CPU of every rank.
 
         Raises:
-            BadFilesError: a rank cannot decode some files; all ranks raise it.
+            BadFilesError: see shared_features.
         """
-        samples, size = np.arange(len(index)), self._ranks.size
-        if size > 1:
-            for buffer in backbone.buffers():  # the first rank's running statistics, which are the saved ones
-                dist.broadcast(buffer, 0)
-            share = -(-len(index) // size)
-            samples = (np.arange(share) + self._ranks.rank * share) % len(index)
         settings: dict[str, Any] = {"device": self._device, "threads": self._config.loader_threads}
-        features, failure = torch.empty(0), None
-        try:
-            features = extract_features(backbone, index.subset(samples), self.view, **settings)
-        except BadFilesError as error:
-            failure = str(error)
-        failures = [found for found in self._ranks.gather(failure) if found is not None]
-        if failures:
-            raise BadFilesError(failures[0])
-        return torch.cat(self._ranks.gather_tensors(features))[: len(index)]
+        return shared_features(backbone, index, self.view, ranks=self._ranks, **settings)

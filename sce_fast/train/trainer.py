@@ -32,6 +32,7 @@ from sce_fast.train.folder import (
     require_resumable,
 )
 from sce_fast.train.image_list import images_to_train_on, write_image_list
+from sce_fast.train.init import initial_backbone, write_init
 from sce_fast.train.interval import Interval, Totals, means, wait_share
 from sce_fast.train.log import RunLog
 from sce_fast.train.preflight import describe_long_queue, require_apart, require_runnable
@@ -103,6 +104,9 @@ class Trainer:
         )
         self.evaluation = self._build_evaluation()
         torch.manual_seed(config.seed)
+        starts_from_weights = newest is None and config.init is not None
+        if starts_from_weights:
+            backbone = initial_backbone(config, backbone)
         self.training_step = TrainingStep(config, self.device, self.ranks, backbone)
         self.model = self.training_step.model
         if newest is None:
@@ -118,6 +122,8 @@ class Trainer:
         newest = self.ranks.first(lambda: _text(open_run(config)))
         if newest is not None:
             self._restore(Path(newest))
+        elif starts_from_weights:
+            self.ranks.first(lambda: write_init(config))
         self.ranks.first(lambda: write_image_list(config.out, self.images))
         resumed_at = None if newest is None else self.state.progress.step
         silent = not self.ranks.is_first
@@ -327,10 +333,12 @@ class Trainer:
         """Return one line about the run, for its first line on the terminal."""
         config, ranks = self.config, f", {self.ranks.size} ranks" if self.ranks.size > 1 else ""
         epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
+        begins = config.init is not None and self.state.progress.step == 0
+        weights = f", from the weights of {printable(str(config.init))}" if begins else ""
         return (
             f"{len(self.index):,} {self.index.kind}, {epochs} of {self.steps_per_epoch:,} steps of "
             f"{config.batch_size} {self.index.kind}; "
-            f"{config.model.backbone} on {device_name(self.device)}{ranks}"
+            f"{config.model.backbone} on {device_name(self.device)}{ranks}{weights}"
         )
 
     def _say_stopped(self, signal_name: str | None) -> None:

@@ -1,6 +1,7 @@
 """Atomic writes, and file names that print on any terminal."""
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: the file cannot be written; the old file remains.
     """
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -27,7 +28,7 @@ def save_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, s
         OSError: the file cannot be written; the old file remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         write_safetensors(temporary, tensors, metadata)
 
 
@@ -50,18 +51,28 @@ def write_safetensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[s
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside the path; the file written there replaces the path once it is on the disk."""
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside the path; the file written there replaces the path once it is on the disk.
+
+    A new folder may be written there, too. If the block raises an error, what it has written is removed.
+
+    Raises:
+        OSError: the file cannot be written; the old file remains.
+    """
     temporary = path.with_name(f".{path.name}.writing")
     try:
+        shutil.rmtree(temporary, ignore_errors=True)  # a folder that a killed process has left
         yield temporary
         flush(temporary)
         os.replace(temporary, path)
         flush(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):  # a partial file would only take up space, which may be what is lacking
             temporary.unlink()
-        raise OSError(f"{printable(path)} could not be written: {error}") from error
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OSError(f"{printable(path)} could not be written: {error}") from error
+        raise
 
 
 def require_new(path: str | Path | None) -> None:

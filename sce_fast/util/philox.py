@@ -38,6 +38,7 @@ class Draw(enum.IntEnum):
     CLIP_DISTANCE = 21
     CLIP_ORDER = 22
     TEMPORAL_DIFFERENCE = 23
+    SUBSET = 24
 
 
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)

@@ -1,6 +1,5 @@
 """Evaluations as `sce-fast evaluate` runs them."""
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -15,8 +14,9 @@ from sce_fast.config import EvaluationConfig
 from sce_fast.data.index import ImageIndex, index_images
 from sce_fast.data.sources import Listing
 from sce_fast.evaluate import save_features
+from sce_fast.evaluate.results import read_result
 from sce_fast.tools.embed import embed
-from sce_fast.tools.evaluate import knn, linear
+from sce_fast.tools.evaluate import knn, logistic
 from sce_fast.tools.labelled_sets import labelled_sets
 from sce_fast.train import Trainer
 
@@ -33,32 +33,34 @@ def write_features(path, features, classes):
     return path
 
 
-def test_feature_files_are_matched_by_class_names(tmp_path):
+def test_feature_files_are_matched_by_class_names(tmp_path, capsys):
     train = write_features(tmp_path / "a.safetensors", torch.eye(4), ["ape", "bat", "cat", "dog"])
     test = write_features(tmp_path / "b.safetensors", torch.eye(4)[[3, 1]] + 0.1, ["dog", "bat"])
     sets = labelled_sets(None, train, test, batch_size=1, device="cpu")
     assert sets.test_labels.tolist() == [3, 1]
-    out = tmp_path / "result.json"
+    out = tmp_path / "result"
     paths = {"train": str(train), "test": str(test), "out": str(out)}  # strings are paths, too
-    assert "\n1 neighbour  " in knn(None, **paths, neighbours=(1, 2), device="cpu")
-    written = json.loads(out.read_text())
-    assert written["evaluation"] == "knn"
-    assert (written["train_images"], written["test_images"], written["classes"], written["dim"]) == (4, 2, 4, 4)
-    assert written["results"][0] == {
-        "neighbours": 1,
-        "temperature": 0.07,
-        "top1": 1.0,
-        "top5": None,
-        "mean_per_class": 1.0,
-    }
-    with pytest.raises(ValueError, match=r"out=\S*result.json exists already"):
+    found = knn(None, **paths, neighbours=(1, 2), device="cpu")
+    assert found == read_result(out)
+    assert (out / "table.txt").read_text() == found.table() + "\n"
+    assert (out / "knn.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == f"{found.table()}\n\nIn {out}: knn.png, results.json, table.txt\n"
+    assert found.evaluation == "knn"
+    names = ("train_images", "test_images", "classes", "dim", "neighbours", "temperature")
+    assert [found.settings[name] for name in names] == [4, 2, 4, 4, [1, 2], 0.07]
+    right = {"top1": 1.0, "top5": None, "mean_per_class": 1.0}
+    assert found.rows[0] == {"features": "backbone", "neighbours": 1, **right}
+    with pytest.raises(ValueError, match=r"out=\S*result holds results already; pass --resume"):
         knn(None, train=train, test=test, out=out)
+    assert knn(None, **paths, neighbours=(1, 2), device="cpu", resume=True) == found
+    with pytest.raises(ValueError, match=r"other settings(.|\n)*neighbours: \[1, 2\] then, \[1\] now"):
+        knn(None, **paths, neighbours=(1,), device="cpu", resume=True)
 
 
 def test_top5_is_told_from_six_classes_on(tmp_path):
     for classes in ("abcde", "abcdef"):
         rows = write_features(tmp_path / f"{classes}.safetensors", torch.eye(6)[: len(classes)], list(classes))
-        text = knn(None, train=rows, test=rows, neighbours=(1,), device="cpu")
+        text = knn(None, train=rows, test=rows, neighbours=(1,), device="cpu").table()
         assert ("top-5" in text) == (len(classes) == 6)
 
 
@@ -96,10 +98,10 @@ def test_evaluation_names_what_is_wrong_with_feature_files(tmp_path):
         (knn, {"temperature": math.inf}, "temperature=inf: expected a finite number > 0"),
         (knn, {"temperature": math.nan}, "temperature=nan: expected a finite number > 0"),
         (knn, {"batch_size": 0}, "batch_size=0: expected at least 1"),
-        (linear, {"regularization": (1.0, math.inf)}, r"regularization=\(1.0, inf\): expected one or more finite"),
-        (linear, {"regularization": (math.nan,)}, r"regularization=\(nan,\): expected one or more finite"),
-        (linear, {"max_iterations": 0}, "max_iterations=0: expected at least 1"),
-        (linear, {"batch_size": -1}, "batch_size=-1: expected at least 1"),
+        (logistic, {"regularization": (1.0, math.inf)}, r"regularization=\(1.0, inf\): expected one or more finite"),
+        (logistic, {"regularization": (math.nan,)}, r"regularization=\(nan,\): expected one or more finite"),
+        (logistic, {"max_iterations": 0}, "max_iterations=0: expected at least 1"),
+        (logistic, {"batch_size": -1}, "batch_size=-1: expected at least 1"),
         (
             lambda run, **setting: embed(run, Path("data"), **setting),
             {"batch_size": 0},
@@ -116,15 +118,14 @@ def test_settings_are_checked_before_any_feature_is_computed(call, setting, mess
 def test_a_missing_library_is_named_before_any_feature_is_computed(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ImportError, match="logistic regression needs scikit-learn"):
-        linear(tmp_path / "nowhere")
+        logistic(tmp_path / "nowhere")
 
 
 def test_numbers_of_neighbours_above_that_of_the_images_are_left_out_or_refused(tmp_path):
     train = write_features(tmp_path / "train.safetensors", torch.eye(4), ["ape", "bat", "cat", "dog"])
-    out = tmp_path / "knn.json"
-    text = knn(None, train=train, test=train, neighbours=(5, 2, 4, 200), out=out, device="cpu")
-    assert "\n5, 200 neighbours are left out: there are only 4 train images" in text
-    assert [result["neighbours"] for result in json.loads(out.read_text())["results"]] == [2, 4]
+    found = knn(None, train=train, test=train, neighbours=(5, 2, 4, 200), device="cpu")
+    assert found.notes == ["5, 200 neighbours are left out: there are only 4 train images"]
+    assert [row.get("neighbours") for row in found.rows] == [2, 4, None]
     with pytest.raises(ValueError, match=r"neighbours=\(10, 20, 100, 200\): expected numbers up to 4, the number of"):
         knn(None, train=train, test=train, device="cpu")
 
@@ -133,39 +134,37 @@ def test_shared_samples_are_told_before_and_in_the_table_and_file(tmp_path, caps
     classes = ["ape", "bat"] * 6
     train = write_features(tmp_path / "train.safetensors", torch.randn(12, 4), classes)
     other = write_features(tmp_path / "other.safetensors", torch.randn(12, 4), classes)
-    for evaluate in (knn, linear):
-        out = tmp_path / f"{evaluate.__name__}.json"
-        text = evaluate(None, train=train, test=train, out=out, device="cpu")
-        assert "12 train and 12 test images (12 of them in train), 2 classes" in text
-        assert json.loads(out.read_text())["test_images_in_train"] == 12
+    for evaluate in (knn, logistic):
+        found = evaluate(None, train=train, test=train, device="cpu")
+        assert "12 train and 12 test images (12 of them in train), 2 classes" in found.title
+        assert found.settings["test_images_in_train"] == 12
         assert "Warning: 12 of 12 test samples are train samples too, so the accuracy " in capsys.readouterr().err
-        text = evaluate(None, train=train, test=other, device="cpu")
-        assert "12 train and 12 test images, 2 classes" in text
+        found = evaluate(None, train=train, test=other, device="cpu")
+        assert "12 train and 12 test images, 2 classes" in found.title
         assert capsys.readouterr().err == ""
 
 
 def test_the_majority_class_is_a_row_and_feature_files_have_no_other_baselines(tmp_path, capsys):
     train = write_features(tmp_path / "train.safetensors", torch.randn(30, 4), ["ape"] * 20 + ["bat"] * 10)
     test = write_features(tmp_path / "test.safetensors", torch.randn(4, 4), ["ape", "bat", "bat", "bat"])
-    out = tmp_path / "linear.json"
-    text = linear(None, train=train, test=test, regularization=(1.0,), baselines=True, out=out, device="cpu")
-    assert text.endswith("\nmajority class          0.2500          0.5000")
-    (majority,) = json.loads(out.read_text())["baselines"]
-    assert majority == {"baseline": "majority class", "top1": 0.25, "top5": None, "mean_per_class": 0.5}
+    found = logistic(None, train=train, test=test, regularization=(1.0,), baselines=True, device="cpu")
+    _, majority = found.rows
+    assert majority == {"features": "majority class", "top1": 0.25, "top5": None, "mean_per_class": 0.5}
     assert "no --baselines: raw pixels and an untrained network need the images" in capsys.readouterr().err
 
 
 def test_an_edge_of_the_regularizations_is_told(tmp_path):
     train = write_features(tmp_path / "train.safetensors", torch.randn(60, 4), ["ape", "bat"] * 30)
-    out = tmp_path / "linear.json"
-    text = linear(None, train=train, test=train, regularization=(1e-9, 1e-8), out=out, device="cpu")
-    chosen = json.loads(out.read_text())["results"][0]
+    out = tmp_path / "logistic"
+    found = logistic(None, train=train, test=train, regularization=(1e-9, 1e-8), out=out, device="cpu")
+    assert (out / "logistic.png").exists()
+    chosen, text = found.rows[0], found.table()
     assert chosen["regularization_at_edge"]
     edge, beyond = ("smallest", "smaller") if chosen["regularization"] == 1e-9 else ("largest", "larger")
     assert (
         f"\nWarning: C {chosen['regularization']:g} is the {edge} value tried; a {beyond} --regularization may" in text
     )
-    assert "Warning" not in linear(None, train=train, test=train, regularization=(1.0,), device="cpu")
+    assert logistic(None, train=train, test=train, regularization=(1.0,), device="cpu").notes == []
 
 
 @pytest.fixture
@@ -189,18 +188,16 @@ def untrained_run(config):
     return config.out
 
 
-@pytest.mark.parametrize("evaluate", [knn, linear])
+@pytest.mark.parametrize("evaluate", [knn, logistic])
 def test_baselines_are_raw_pixels_and_the_network_before_training(tmp_path, two_classes, evaluate):
     train, test = two_classes
     config = small_config(train, tmp_path / "run", evaluation=EvaluationConfig(resize=40, crop=40))
-    run, out = untrained_run(config), tmp_path / "result.json"
+    run = untrained_run(config)
     settings = {"neighbours": (3, 5)} if evaluate is knn else {"regularization": (1.0,)}
-    text = evaluate(run, train=train, test=test, baselines=True, out=out, device="cpu", **settings)
-    assert "\nraw pixels (32 × 32), " in text
-    found = json.loads(out.read_text())
-    by_name = {row["baseline"]: row for row in found["baselines"]}
-    assert list(by_name) == ["majority class", "raw pixels (32 × 32)", "untrained network"]
-    assert len(found["baselines"]) == 1 + 2 * len(found["results"])
+    found = evaluate(run, train=train, test=test, baselines=True, device="cpu", **settings)
+    by_name = {row["features"]: row for row in found.rows}
+    assert list(by_name) == ["backbone", "majority class", "raw pixels (32 × 32)", "untrained network"]
+    assert len(found.rows) == 1 + 3 * (len(settings["neighbours"]) if evaluate is knn else 1)
     assert by_name["majority class"]["top1"] == 0.5
     assert by_name["raw pixels (32 × 32)"]["top1"] == 1.0
 

@@ -20,6 +20,9 @@ class Augmentation:
     """Range of the crop's area as a share of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of the crop's width / height, drawn log-uniformly."""
+    padding: int | None = None
+    """If given, the crop is `size` pixels of the image itself, wherever they fit into the image with so many black
+    pixels on each side (the papers' CIFAR augmentation). `scale` and `ratio` are not used then."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     jitter: float = 0.0
@@ -48,6 +51,8 @@ class Augmentation:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"size={self.size}: expected at least 1 pixel")
+        if self.padding is not None and self.padding < 0:
+            raise ValueError(f"padding={self.padding}: expected at least 0 pixels, or None")
         for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a probability in [0, 1]")
@@ -79,9 +84,13 @@ class EvaluationView:
     """Standard deviation of each channel, by which the difference is divided."""
     background: str = "black"
     """Colour behind transparent images, as background_color takes it; none drops their alpha."""
+    interpolation: str = "bilinear"
+    """How images are resized, always with antialiasing: bilinear or bicubic."""
 
     def __post_init__(self) -> None:
         background_color(self.background)
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"interpolation={self.interpolation!r}: expected bilinear or bicubic")
         if not 1 <= self.crop <= self.resize:
             raise ValueError(f"crop={self.crop}, resize={self.resize}: expected 1 <= crop <= resize")
 

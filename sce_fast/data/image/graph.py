@@ -94,11 +94,12 @@ def evaluation_pipeline(
 ) -> Pipeline:
     """Build a pipeline that turns evaluation_feed into images (N, 3, crop, crop) float32."""
     decode = image_decoder(background, threads=threads, device=device)
+    interpolation = types.INTERP_CUBIC if view.interpolation == "bicubic" else types.INTERP_LINEAR
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
         *file, size, box = external_inputs(feeds, [*file_types(background), types.FLOAT, types.INT32])
-        image = fn.resize(decode(*file), size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        image = fn.resize(decode(*file), size=size, interp_type=interpolation, antialias=True)
         return normalized(cropped(image, box), view.mean, view.std)
 
     return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device)
@@ -162,8 +163,8 @@ def file_content(path: Any) -> Any:
     return fn.io.file.read(path, dont_use_mmap=True)
 
 
-def cropped(image: Any, box: Any) -> Any:
-    return fn.slice(image, start=box[0:2], end=box[2:4], axes=[0, 1])
+def cropped(image: Any, box: Any, outside: str = "error") -> Any:
+    return fn.slice(image, start=box[0:2], end=box[2:4], axes=[0, 1], out_of_bounds_policy=outside)
 
 
 def normalized(image: Any, mean: tuple[float, ...], std: tuple[float, ...], mirror: Any = 0) -> Any:
@@ -181,7 +182,8 @@ def random_view(image: Any, parameters: Any, augmentation: Augmentation, photome
     """Return one view from a vector of view_vectors. The graph leaves out what the augmentation never does."""
     box = fn.cast(parameters[0:4], dtype=types.INT32)
     # Crop first, then resize: a resize with a region of interest would mix in pixels from outside the box.
-    view = fn.resize(cropped(image, box), size=[augmentation.size] * 2, interp_type=types.INTERP_LINEAR, antialias=True)
+    crop = cropped(image, box, "error" if augmentation.padding is None else "pad")
+    view = fn.resize(crop, size=[augmentation.size] * 2, interp_type=types.INTERP_LINEAR, antialias=True)
     if augmentation.changes_values:
         view = photometric(
             view,

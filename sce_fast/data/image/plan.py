@@ -46,7 +46,8 @@ JITTER_ORDERS = np.array(list(itertools.permutations(range(4))), dtype=np.int32)
 class ViewPlan:
     """The operations on each of N images for one view."""
 
-    boxes: NDArray[np.int32]  # (N, 4) top, left, bottom, right of the crop in pixels of the decoded image
+    boxes: NDArray[np.int32]  # (N, 4) top, left, bottom, right of the crop in pixels of the decoded image, which a
+    # padded crop exceeds
     operations: NDArray[np.int32]  # (N, 5) ColorOperation, in order of application
     factors: NDArray[np.float32]  # (N, 5) one for each operation
     blur_sigma: NDArray[np.float32]  # (N,) pixels, 0 for no blur
@@ -110,8 +111,14 @@ def plan_views(
     factors[:, :4] = np.where(active, values.ravel()[by_order], 0)
     operations[:, 4] = np.where(random[Draw.GRAYSCALE] < a["grayscale"], ColorOperation.GRAYSCALE, ColorOperation.NONE)
     sigma = a["sigma_low"] + a["sigma_width"] * random[Draw.BLUR_SIGMA]
+    boxes = _random_boxes(a, sizes[None].repeat(views, axis=0).reshape(-1, 2), rows, random)
+    for view, augmentation in enumerate(augmentations):
+        if augmentation.padding is not None:
+            own = slice(view * count, (view + 1) * count)
+            corners = {"tops": random[Draw.CROP_TOP][own], "lefts": random[Draw.CROP_LEFT][own]}
+            boxes[own] = _padded_boxes(augmentation.size, augmentation.padding, sizes, **corners)
     plan = ViewPlan(
-        boxes=_random_boxes(a, sizes[None].repeat(views, axis=0).reshape(-1, 2), rows, random),
+        boxes=boxes,
         operations=operations,
         factors=factors,
         blur_sigma=np.where(random[Draw.BLUR] < a["blur"], sigma, 0).astype(np.float32),
@@ -191,6 +198,16 @@ def _first_that_fits(
     fits = (crop_width > 0) & (crop_width <= width) & (crop_height > 0) & (crop_height <= height)
     first = fits.argmax(axis=0), np.arange(len(a))
     return crop_height[first], crop_width[first], fits[first]
+
+
+def _padded_boxes(
+    size: int, padding: int, sizes: NDArray[np.int32], *, tops: NDArray[np.float64], lefts: NDArray[np.float64]
+) -> NDArray[np.int32]:
+    """Return square crops (N, 4) as torchvision's RandomCrop with padding and pad_if_needed."""
+    far = sizes.astype(np.int64) + padding - size  # (N, 2), where the corner of the last crop is
+    low, high = np.minimum(-padding, far), np.maximum(-padding, far)
+    corner = low + np.floor(np.stack([tops, lefts], axis=1) * (high - low + 1)).astype(np.int64)
+    return np.concatenate([corner, corner + size], axis=1).astype(np.int32)
 
 
 def evaluation_boxes(view: EvaluationView, sizes: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

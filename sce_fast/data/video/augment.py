@@ -25,6 +25,8 @@ class ClipEvaluationView(EvaluationView):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.interpolation != "bilinear":
+            raise ValueError(f"interpolation={self.interpolation!r}: expected bilinear, as all frames are resized")
         if self.clips < 1:
             raise ValueError(f"clips={self.clips}: expected at least 1 clip")
         if self.crops not in (1, 3):

@@ -309,15 +309,21 @@ def test_kernel_gives_the_same_bits_on_any_number_of_threads(crops):
             assert np.array_equal(image, other)
 
 
-def test_evaluation_view(photographs, tmp_path):
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_evaluation_view(photographs, tmp_path, interpolation):
     path = tmp_path / "photograph.png"
     Image.fromarray(photographs[0]).save(path)
-    view = EvaluationView(resize=96, crop=80)
+    view = EvaluationView(resize=96, crop=80, interpolation=interpolation)
     feeds = iter([evaluation_feed(view, [str(path).encode()], np.int32([[427, 640]]), np.zeros(1, np.bool_), None)])
     pipeline = evaluation_pipeline(feeds, view, background=None, batch_size=1, threads=1, device="cpu")
     (images,) = pipeline.run()
     image = torch.from_dlpack(images.as_tensor())[0]
-    resized = Image.fromarray(photographs[0]).resize((96 * 640 // 427, 96), Image.Resampling.BILINEAR)
+    resized = Image.fromarray(photographs[0]).resize((96 * 640 // 427, 96), Image.Resampling[interpolation.upper()])
     expected = np.array(resized)[8:88, 32:112]  # centre crop of 96 × 143
     expected = (expected / 255 - view.mean) / view.std
     assert np.abs(image.permute(1, 2, 0).numpy() - expected).mean() * 255 * 0.225 < 0.6
+
+
+def test_an_unknown_interpolation_is_refused():
+    with pytest.raises(ValueError, match="interpolation='nearest': expected bilinear or bicubic"):
+        EvaluationView(interpolation="nearest")

@@ -1,0 +1,192 @@
+"""Labelled batches to train a classifier on, and the samples to test it on: read by a loader, or features in memory."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sce_fast.data.faults import BadFilesError, evaluation_refusal
+from sce_fast.data.image.augment import EvaluationView
+from sce_fast.data.index import Index
+from sce_fast.data.kinds import evaluation_inputs
+from sce_fast.data.loader import TrainingLoader, Views
+from sce_fast.data.order import batch_of_rank, epoch_order
+from sce_fast.distributed import Ranks
+
+
+class LabelledBatches(Protocol):
+    """Training batches without end, and one pass over the test samples. Each rank has its own share of both."""
+
+    kind: str  # of the samples: "images" or "videos"
+    test_samples: int  # of this rank
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches in an epoch."""
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        """Return the next inputs (N, …) and their labels (N,)."""
+
+    def tests(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the views (N, views, …) of this rank's test samples, and their labels (N,)."""
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position of the next batch."""
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue with the batch that would have come next."""
+
+    def close(self) -> None:
+        """Stop to read ahead."""
+
+
+class LoadedBatches:
+    """Random views of a train set's samples, and the deterministic views of a test set's.
+
+    Images and videos are the same here: their views decide what a sample looks like.
+
+    Args:
+        train: labelled samples to train on.
+        views: one random view of them; RandomViews for images, RandomClips for videos.
+        test: labelled samples to test on, with the train set's class numbers.
+        view: of a test sample.
+        batch_size: N of this rank.
+        batches_per_step: batches of one optimizer step.
+        test_batch_size: samples at a time when testing.
+        threads: number of threads that decode.
+        ranks: that share each batch, and the test samples.
+
+    Raises:
+        ValueError: the train set is smaller than a global batch.
+        BadFilesError: from a batch on, a file cannot be decoded; the message names it.
+    """
+
+    def __init__(
+        self,
+        train: Index,
+        views: Views,
+        test: Index,
+        view: EvaluationView,
+        *,
+        batch_size: int,
+        batches_per_step: int = 1,
+        test_batch_size: int = 256,
+        threads: int = 2,
+        ranks: Ranks | None = None,
+    ) -> None:
+        ranks = ranks or Ranks()
+        share: dict[str, int] = {"rank": ranks.rank, "ranks": ranks.size}
+        self._loader = TrainingLoader(train, views, batch_size=batch_size, batches_per_step=batches_per_step, **share)
+        self.kind = train.kind
+        self._train, self._test, self._view = train, test.subset(share_of(len(test), ranks)), view
+        self.test_samples = len(self._test)
+        self._settings: dict[str, Any] = {"batch_size": test_batch_size, "threads": threads, "device": views.device}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._loader.steps_per_epoch
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*\nOther .* replace them", UserWarning)  # here, none replaces them
+            batch = next(self._loader)
+        if bad := self._loader.bad_files:
+            raise BadFilesError(evaluation_refusal(bad, len(self._train), self._train.kind))
+        assert self._train.labels is not None
+        return batch.views[0], torch.from_numpy(self._train.labels[batch.samples])
+
+    def tests(self) -> Iterator[tuple[Tensor, Tensor]]:
+        assert self._test.labels is not None
+        labels, done = torch.from_numpy(self._test.labels), 0
+        for inputs in evaluation_inputs(self._test, self._view, **self._settings):
+            yield inputs, labels[done : done + len(inputs)]
+            done += len(inputs)
+
+    def state_dict(self) -> dict[str, int]:
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._loader.load_state_dict(state)
+
+    def close(self) -> None:
+        self._loader.close()
+
+
+class StoredBatches:
+    """Features of images that are the same in every epoch, as those of samples without augmentation are.
+
+    The order of the rows is that of a TrainingLoader with the same seed.
+
+    Args:
+        train, train_labels: (n, F) and (n,).
+        test, test_labels: (m, F) and (m,).
+        batch_size: N of this rank.
+        batches_per_step: batches of one optimizer step.
+        test_batch_size: rows at a time when testing.
+        seed: of the order, in [0, 2³²).
+        ranks: that share each batch, and the test rows.
+
+    Raises:
+        ValueError: there are fewer train rows than in a global batch.
+    """
+
+    kind = "images"
+
+    def __init__(
+        self,
+        train: Tensor,
+        train_labels: Tensor,
+        test: Tensor,
+        test_labels: Tensor,
+        *,
+        batch_size: int,
+        batches_per_step: int = 1,
+        test_batch_size: int = 4096,
+        seed: int = 0,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self._ranks = ranks or Ranks()
+        whole = batch_size * batches_per_step * self._ranks.size
+        if whole > len(train):
+            raise ValueError(f"batch_size={whole} is larger than the {len(train)} train features")
+        self.steps_per_epoch = len(train) // whole * batches_per_step
+        rows = torch.from_numpy(share_of(len(test), self._ranks))
+        self._train, self._test = (train, train_labels), (test[rows], test_labels[rows])
+        self.test_samples = len(rows)
+        self._batch_size, self._test_batch_size, self._seed = batch_size, test_batch_size, seed
+        self._epoch, self._step = 0, 0
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))  # epoch, its order
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        features, labels = self._train
+        if self._order[0] != self._epoch:
+            self._order = self._epoch, epoch_order(self._seed, self._epoch, len(features))
+        share = (self._batch_size, self._ranks.rank, self._ranks.size)
+        rows = torch.from_numpy(batch_of_rank(self._order[1], self._step, *share))
+        self._step = (self._step + 1) % self.steps_per_epoch
+        self._epoch += self._step == 0
+        return features[rows], labels[rows]
+
+    def tests(self) -> Iterator[tuple[Tensor, Tensor]]:
+        features, labels = (tensor.split(self._test_batch_size) for tensor in self._test)
+        for some, own in zip(features, labels, strict=True):
+            if len(some):
+                yield some[:, None], own
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self._epoch, "step": self._step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._epoch, self._step = state["epoch"], state["step"]
+
+    def close(self) -> None:
+        """Nothing is read ahead."""
+
+
+def share_of(samples: int, ranks: Ranks) -> NDArray[np.int64]:
+    """Return the numbers of the samples that this rank tests: a contiguous part of range(samples)."""
+    return np.array_split(np.arange(samples, dtype=np.int64), ranks.size)[ranks.rank]

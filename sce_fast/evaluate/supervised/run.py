@@ -1,0 +1,118 @@
+"""A supervised evaluation from its batches to its results."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sce_fast.distributed import Ranks
+from sce_fast.evaluate.results import EvaluationResult
+from sce_fast.evaluate.store import weights_digest
+from sce_fast.evaluate.supervised.batches import LabelledBatches
+from sce_fast.evaluate.supervised.classifier import Classifier
+from sce_fast.evaluate.supervised.folder import open_folder
+from sce_fast.evaluate.supervised.settings import SupervisedSettings
+from sce_fast.evaluate.supervised.training import SupervisedTraining, Tested
+from sce_fast.util.files import printable, save_tensors
+
+CLASSIFIER = "classifier.safetensors"
+FREE_TO_CHANGE = ("checkpoint_every", "log_every")  # no result depends on them
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a supervised evaluation trains, and on what."""
+
+    evaluation: str  # name of the command
+    network: nn.Module  # inputs (N, …) → features (N, dim); nn.Identity() for features
+    dim: int
+    classes: list[str]
+    batches: LabelledBatches  # of this rank, labelled with numbers of these classes
+    settings: SupervisedSettings
+    origin: Mapping[str, Any]  # further settings on which the result depends, as JSON values
+
+    def described(self) -> dict[str, Any]:
+        """Return everything that determines the result, as JSON values, with a hash of the untrained weights."""
+        settings = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.settings).items()}
+        lasting = {name: value for name, value in settings.items() if name not in FREE_TO_CHANGE}
+        return {**self.origin, "weights": weights_digest(self.network), **lasting}
+
+
+def run_supervised(
+    setup: Setup, out: Path, *, device: torch.device, ranks: Ranks | None = None, resume: bool = False
+) -> EvaluationResult:
+    """Train linear heads, and the network if the settings say so; write and return the accuracies.
+
+    The folder gets settings.json, log.jsonl, checkpoints, results.json, table.txt, and the last weights as
+    classifier.safetensors.
+
+    Args:
+        setup: networks, batches and settings.
+        out: folder.
+        device: of the network.
+        ranks: that share each batch; every one has to make the call.
+        resume: go on with an evaluation that has begun in `out`.
+
+    Raises:
+        ValueError: the folder holds another evaluation, or the batch cannot be shared among the ranks.
+        Stopped, BadFilesError, RuntimeError, OSError: see SupervisedTraining.train.
+
+    Example:
+        >>> batches = StoredBatches(train, train_labels, test, test_labels, batch_size=256)
+        >>> settings = SupervisedSettings(batch_size=256, learning_rates=(0.1, 1.0))
+        >>> setup = Setup("linear", nn.Identity(), train.shape[1], classes, batches, settings, origin={})
+        >>> print(run_supervised(setup, Path("results"), device=torch.device("cpu")).table())
+    """
+    ranks, settings = ranks or Ranks(), setup.settings
+    described = setup.described()
+    newest = ranks.first(lambda: _text(open_folder(out, setup.evaluation, described, resume=resume)))
+    classifier = Classifier(setup.network, setup.dim, len(setup.classes), settings, device, ranks)
+    training = SupervisedTraining(classifier, setup.batches, out, ranks, newest=newest and Path(newest))
+    tested = training.train()
+    found = rows(settings, tested, classifier.failed_steps())
+    result = EvaluationResult(setup.evaluation, described, found, notes(tested))
+    if ranks.is_first:
+        tensors = {name: t.cpu().contiguous() for name, t in classifier.weights().items()}
+        save_tensors(out / CLASSIFIER, tensors, {"classes": json.dumps([printable(name) for name in setup.classes])})
+        result.write(out)
+    return result
+
+
+def rows(settings: SupervisedSettings, tested: list[Tested], failed: list[int]) -> list[dict[str, Any]]:
+    """Return a row for each head: its accuracy after the best and the last epoch, and its history."""
+    found: list[dict[str, Any]] = []
+    for head, rate in enumerate(settings.learning_rates):
+        best, last = max(tested, key=lambda test: test.top1[head]), tested[-1]
+        row: dict[str, Any] = {"learning_rate": rate}
+        if settings.backbone_learning_rate is not None:
+            row["backbone_learning_rate"] = settings.backbone_learning_rate
+        row |= {
+            "best_top1": best.top1[head],
+            "best_epoch": best.epoch,
+            "top1": last.top1[head],
+            "top5": last.top5[head],
+            "mean_per_class": last.mean_per_class[head],
+            "history": [{"epoch": t.epoch, "top1": t.top1[head], "top5": t.top5[head]} for t in tested],
+        }
+        if max(failed) >= 0:
+            row["not_finite_in_step"] = None if failed[head] < 0 else failed[head] + 1
+        found.append(row)
+    return found
+
+
+def notes(tested: list[Tested]) -> list[str]:
+    """Return the lines below the table: which choices were made on the test samples."""
+    heads, epochs = len(tested[-1].top1), len(tested)
+    chosen = ["the best epoch"] * (epochs > 1) + ["the best learning rate"] * (heads > 1)
+    if not chosen:
+        return []
+    is_are = f"{' and '.join(chosen)} {'is' if len(chosen) == 1 else 'are'}"
+    return [f"{is_are[0].upper()}{is_are[1:]} chosen on the test samples, as in the published protocol."]
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

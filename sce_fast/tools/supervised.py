@@ -1,0 +1,158 @@
+"""What the commands that train a classifier share: the network and the two labelled sets, and the picture."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sce_fast.config import EvaluationConfig, to_json
+from sce_fast.data.image.augment import EvaluationView
+from sce_fast.data.index import ImageIndex
+from sce_fast.data.video.augment import ClipEvaluationView
+from sce_fast.distributed import Ranks
+from sce_fast.evaluate import labelled_indices
+from sce_fast.evaluate.overlap import shared_samples, warning
+from sce_fast.evaluate.results import EvaluationResult, result_folder
+from sce_fast.evaluate.supervised.images import Preset
+from sce_fast.evaluate.supervised.run import Setup
+from sce_fast.evaluate.supervised.settings import SupervisedSettings
+from sce_fast.export import Description, open_backbone
+from sce_fast.tools.pictures import draw_lines
+from sce_fast.train.folder import read_config
+from sce_fast.util.files import printable
+from sce_fast.util.names import pick
+from sce_fast.util.settings import replaced
+from sce_fast.util.terminal import say
+
+PICTURE = "accuracy.png"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A backbone and the images to train and test a classifier on."""
+
+    source: Path  # run folder or exported file
+    description: Description
+    network: nn.Module
+    train: ImageIndex
+    test: ImageIndex
+    view: EvaluationView  # of the test images
+    origin: dict[str, Any]  # of the results, as JSON values
+
+    @property
+    def dim(self) -> int:
+        """Width of the features."""
+        return int(self.network.dim)  # type: ignore[arg-type]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes."""
+        return self.train.listing.classes
+
+
+def open_task(
+    run: Path,
+    train: Path | None,
+    test: Path | None,
+    *,
+    network: str | None,
+    size: int | None,
+    resize: int | None,
+    threads: int,
+    ranks: Ranks,
+) -> Task:
+    """Return the backbone of a run or an exported file, and both sets of images; warn of images that are in both.
+
+    Args:
+        run: run folder, exported file or weights from elsewhere.
+        network: name of the network of weights from elsewhere.
+        train, test: labelled images; by default the run's own evaluation folders.
+        size: side of a test image's centre crop; by default the backbone's own.
+        resize: shorter side of a test image; by default the backbone's own, or 8/7 of a size that is given.
+        threads: number of threads that read files.
+        ranks: every one has to make the call.
+
+    Raises:
+        FileNotFoundError, ValueError: as open_backbone and labelled_indices; or the backbone is one of clips.
+    """
+    run = Path(run)
+    backbone = open_backbone(run, backbone=network)
+    own = backbone.description.view()
+    if isinstance(own, ClipEvaluationView):
+        raise ValueError(f"{printable(run)} is a backbone of clips; expected one of images")
+    crop = own.crop if size is None else size
+    if resize is None:
+        resize = own.resize if size is None else round(size * 8 / 7)
+    view = dataclasses.replace(own, crop=crop, resize=resize)
+    train, test = sets_of(run, train, test)
+    indices = ranks.first_then_others(lambda: labelled_indices(train, test, view, threads=threads))
+    trains, tests = indices
+    assert isinstance(trains, ImageIndex)
+    assert isinstance(tests, ImageIndex)
+    if ranks.is_first and (shared := shared_samples(trains, tests)):
+        say(f"Warning: {warning(shared, len(tests), tests.kind)}")
+    origin = {
+        "source": str(run),
+        "backbone": to_json(backbone.description),
+        "train": {"path": str(train), "images": len(trains), "fingerprint": trains.fingerprint},
+        "test": {"path": str(test), "images": len(tests), "fingerprint": tests.fingerprint},
+        "classes": len(trains.listing.classes),
+        "view": to_json(view),
+    }
+    return Task(run, backbone.description, backbone.network, trains, tests, view, origin)
+
+
+def folder_of(run: Path | None, out: Path | None, setup: Setup, *, ranks: Ranks, resume: bool) -> Path:
+    """Return the folder for the results: `out`, or one beside the run.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    if out is not None:
+        return Path(out)
+    if run is None:
+        raise ValueError("feature files have no folder for results: give one with --out")
+    described = setup.described()
+    return Path(ranks.first(lambda: str(result_folder(Path(run), setup.evaluation, described, resume=resume))))
+
+
+def sets_of(run: Path, train: Path | None, test: Path | None) -> tuple[Path, Path]:
+    """Return the paths of both sets, those that the run itself evaluates by default.
+
+    Raises:
+        ValueError: one of both is given, the run names none, or one is a feature file.
+    """
+    train, test = (None if path is None else Path(path) for path in (train, test))
+    if (train is None) != (test is None):
+        raise ValueError(f"train={train}, test={test}: expected both or neither")
+    own = read_config(run).evaluation if train is None and run.is_dir() else EvaluationConfig(train=train, test=test)
+    if own.train is None or own.test is None:
+        raise ValueError(f"{printable(run)} names no evaluation folders: give --train and --test")
+    for path in (own.train, own.test):
+        if path.is_file() and path.suffix == ".safetensors":
+            raise ValueError(f"{printable(path)} holds features already: leave out {printable(run)}")
+    return own.train, own.test
+
+
+def preset_of(presets: dict[str, Preset], name: str, **given: Any) -> tuple[Preset, SupervisedSettings]:
+    """Return a preset, and its settings with those that are given; None stands for a setting that is not given.
+
+    Raises:
+        ValueError, TypeError: the name is unknown, or a setting is out of range.
+    """
+    preset = pick("preset", name, presets)
+    changes = {name: value for name, value in given.items() if value is not None}
+    if changes.get("schedule") == "cosine":
+        changes.setdefault("milestones", ())  # those of the preset mean nothing here
+    return preset, replaced(preset.settings, changes)
+
+
+def draw_accuracies(result: EvaluationResult, folder: Path) -> Path:
+    """Draw the top-1 accuracy of each head over the epochs, as accuracy.png in a folder; return its path."""
+    lines = {
+        f"learning rate {row['learning_rate']:g}": [(at["epoch"], at["top1"]) for at in row["history"]]
+        for row in result.rows
+    }
+    return draw_lines(lines, folder / PICTURE, across="epoch", up="top-1")
