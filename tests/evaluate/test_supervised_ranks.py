@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from helpers import ranks
 from helpers.backbones import write_backbone
 from helpers.images import write_png
+from sce_fast.evaluate.supervised.classifier import Classifier
+from sce_fast.evaluate.supervised.settings import SupervisedSettings
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,32 @@ def test_one_and_two_ranks_agree(shades, tmp_path, command, more, tolerance):
     assert results[0] == results[1]
     assert 0.5 < results[0]["rows"][-1]["top1"] <= 1
     assert (tmp_path / "told2.1").read_text() == ""  # the first rank alone prints
+
+
+def on_each_rank(group, folder):
+    """Train two steps with batch statistics of each rank's rows; write what is tested and the gradients' effect."""
+    settings = SupervisedSettings(
+        epochs=1, batch_size=8, learning_rates=(0.1,), backbone_learning_rate=0.1, batch_norm="local"
+    )
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    classifier = Classifier(backbone, 4, 2, settings, torch.device("cpu"), group)
+    for number in range(2):
+        inputs, labels = (1 + group.rank) * torch.randn(4, 3) + group.rank, torch.tensor([0, 1, 0, 1])
+        classifier.step([(inputs, labels)], number=number, steps_per_epoch=2)
+    torch.save(classifier.weights(), folder / f"before{group.rank}")
+    classifier.share_statistics()
+    torch.save(classifier.weights(), folder / f"after{group.rank}")
+
+
+@pytest.mark.slow
+def test_ranks_test_with_the_statistics_of_the_first(tmp_path):
+    ranks.run_in_group(on_each_rank, tmp_path, ranks=2)
+    read = {name: torch.load(tmp_path / name, weights_only=True) for name in ("before0", "before1", "after0", "after1")}
+    for name, tensor in read["after0"].items():
+        assert torch.equal(tensor, read["after1"][name]), name
+        assert torch.equal(tensor, read["before0"][name]), name
+        assert torch.equal(tensor, read["before1"][name]) == ("running" not in name), name
 
 
 @pytest.mark.slow

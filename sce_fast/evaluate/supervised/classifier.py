@@ -117,6 +117,12 @@ class Classifier:
         logits = logits.unflatten(1, views.shape[:2])  # (heads, N, views, C)
         return logits[:, :, 0] if views.shape[1] == 1 else logits.softmax(-1).mean(2)
 
+    def share_statistics(self) -> None:
+        """Give a trained backbone of every rank the first rank's running statistics, which are the saved ones."""
+        if self.trains_backbone and world_size() > 1:
+            for buffer in self.backbone.buffers():
+                dist.broadcast(buffer, 0)
+
     def failed_steps(self) -> list[int]:
         """Return for each head the number of its first step that was not finite, or −1; the host waits."""
         return torch.stack([learner.guard.failed_step for learner in self.learners]).tolist()

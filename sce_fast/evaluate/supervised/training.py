@@ -174,6 +174,7 @@ class SupervisedTraining:
             raise
 
     def _test(self) -> None:
+        self.classifier.share_statistics()
         total = self.batches.test_samples
         silent = not self.ranks.is_first or total <= FEW
         with progress_bar(total, "Testing", unit=self.batches.kind.removesuffix("s"), silent=silent) as bar:
