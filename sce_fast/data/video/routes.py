@@ -13,7 +13,9 @@ CPU_CODECS = ("mjpeg", "vp8", "vp9")  # that fn.decoders.video of DALI 2.4 decod
 _SAME_AS_BT601 = (BT601, 6)
 # On a GPU DALI decodes a file from its beginning, FFmpeg from the key frame before a clip.
 MOST_FRAMES = 1024
-_SMALLEST_TIME = 2**31  # ticks that DALI's decoder for GPUs holds in 32 bits
+# DALI holds whole frames on a GPU: those of all clips of a batch, and 8 more of each video. PyAV sends only the crops.
+MOST_PIXELS = 1920 * 1088
+_TIMES = 2**31  # DALI's decoder for GPUs holds times in 32 bits
 _FULL_BY_NVDEC = ("h264", "hevc")  # codecs whose declared full range NVDEC's parser reports
 _CODING_UNITS = (8, 16)  # pixels to a multiple of which codecs round sizes up
 
@@ -42,7 +44,8 @@ def routes(index: VideoIndex, device: str, limits: Mapping[str, Limits] | None =
     taken &= _within(nvdec_limits() if limits is None else limits, index) & index.one_picture
     taken &= ~full | np.isin(index.codecs, _FULL_BY_NVDEC)
     lines = index.timelines
-    taken &= (lines.offset + lines.frames <= MOST_FRAMES) & (lines.first + lines.duration < _SMALLEST_TIME)
+    taken &= (lines.offset + lines.frames <= MOST_FRAMES) & (lines.first + lines.duration < _TIMES)
+    taken &= index.sizes.astype(np.int64).prod(axis=1) <= MOST_PIXELS
     return taken & ~_misleads(index, taken)
 
 

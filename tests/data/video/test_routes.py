@@ -194,6 +194,12 @@ def test_long_videos_and_late_times(h264):
     assert not any(on_a_gpu(replace(h264, timelines=replace(lines, first=np.full(count, 2**31)))).values())
 
 
+def test_large_frames_stay_off_the_gpu(h264):
+    for size, taken in (((1080, 1920), True), ((1920, 1088), True), ((1440, 2560), False)):
+        sizes = np.tile(np.array(size, dtype=np.int32), (len(h264), 1))
+        assert on_a_gpu(replace(h264, sizes=sizes))["plain"] == taken
+
+
 def test_bad_videos_have_a_route(tmp_path, mixed):
     (tmp_path / "list.txt").write_text(f"{tmp_path / 'missing.mp4'}\n{os.fsdecode(mixed.paths[0])}\n")
     index = index_videos(tmp_path / "list.txt", cache=tmp_path / "cache")
