@@ -58,13 +58,14 @@ def table(results: dict[float, list[dict[str, Any]]]) -> str:
     first = next(iter(results.values()))
     lines = ["| features | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
     for title, suffix in (("raw pixels", "_raw_pixels"), ("untrained network", "_untrained")):
-        lines.append(_row(title, [[s.get(name + suffix) for s in first] for name in COLUMNS]))
+        lines.append(row(title, [[s.get(name + suffix) for s in first] for name in COLUMNS]))
     for coefficient, summaries in results.items():
-        lines.append(_row(f"λ = {coefficient:g}", [[s[name] for s in summaries] for name in COLUMNS]))
+        lines.append(row(f"λ = {coefficient:g}", [[s[name] for s in summaries] for name in COLUMNS]))
     return "\n".join(lines)
 
 
-def _row(title: str, columns: list[list[Any]]) -> str:
+def row(title: str, columns: list[list[Any]]) -> str:
+    """Return a line of a Markdown table: mean (lowest to highest) of each column."""
     cells = [
         "–" if None in values else f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
         for values in columns

@@ -185,6 +185,7 @@ BENCHMARKS = {
     "queue": _bench("queue", "errors of loss and gradient with a 16-bit queue against a float32 queue, in float64"),
     "loader": _bench("loader", "images/s of the loader and of its peers"),
     "small": _bench("small", "what the recipe folder learns from small data sets; about half an hour"),
+    "motions": _bench("motions", "the video demo's accuracy for several seeds; about twenty minutes"),
     "coefficient": _bench("coefficient", "the demo's accuracy for several λ and seeds; about half an hour"),
     "acceptance": _bench("acceptance.run", "build, tests, parity and benchmarks on a GPU; exit status 1 on failure"),
 }

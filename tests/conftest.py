@@ -1,5 +1,6 @@
 """Fixtures of many tests: photographs that scikit-learn ships, seeds, caches, and the GPU."""
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,20 @@ def cuda() -> torch.device:
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests of modules that start processes with helpers.ranks."""
+    """Mark the tests that start processes with helpers.ranks, in their own code or in that of their fixtures."""
     for item in items:
-        if "ranks" in vars(item.module):
+        fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
+        if any({"ranks", "Broken"} & _names(function) for function in (item.function, *fixtures)):
             item.add_marker("processes")
+
+
+def _names(function) -> set[str]:
+    """Return the names that a function uses, and those that functions of its module use which it calls."""
+    found, todo = set(), [inspect.unwrap(function)]
+    while todo:
+        code = todo.pop().__code__
+        names = {name for part in (code, *filter(inspect.iscode, code.co_consts)) for name in part.co_names} - found
+        found |= names
+        called = (function.__globals__.get(name) for name in names)
+        todo += [f for f in called if inspect.isfunction(f) and f.__module__ == function.__module__]
+    return found

@@ -227,7 +227,7 @@ def spoil_and_train(group, config, bad_rank, bad_step, result):
         torch.save((str(error), state), f"{result}.{rank}")
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_a_loss_that_is_not_finite_stops_all_ranks_before_damage(photo_folder, tmp_path, precision):
     """The flag is read at step 9 and names step 6: on every rank nothing has changed since step 5."""
     config = small_config(
@@ -281,6 +281,7 @@ def test_a_rank_whose_torchrun_dies_while_it_starts_ends():
     assert "RuntimeError: torchrun ended while this rank was starting" in told
 
 
+@pytest.mark.slow
 def test_what_the_first_rank_refuses_all_refuse(photo_folder, tmp_path):
     config = small_config(photo_folder, tmp_path / "run", loader_threads=1)
     ranks.run(train, config, ranks=2)

@@ -131,6 +131,7 @@ def test_peers_that_cannot_run_say_why():
     assert measured.seconds > 0
 
 
+@pytest.mark.slow
 def test_bench_loss_measures_and_records(tmp_path, capsys):
     results = loss.main(
         n=4, k=(64, 256), d=16, views=3, key_views=2, rounds=2, threads=1, leave_out=COMPILED,

@@ -41,6 +41,7 @@ def test_emoji_are_drawn_once_and_tones_stay_together(emoji):
     assert train.stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_measured_once(photo_folder, tmp_path):
     config = small_config(photo_folder, tmp_path / "run", epochs=1)
     values = small.finished_run(config)

@@ -202,7 +202,7 @@ def bear_all(monkeypatch):
     monkeypatch.setattr("sce_fast.data.faults.MAX_BAD_SHARE", 0.9)
 
 
-@pytest.mark.parametrize("damage", [truncate, empty])
+@pytest.mark.parametrize("damage", [pytest.param(truncate, marks=pytest.mark.slow), empty])
 def test_a_whole_batch_of_bad_files_with_bad_replacements_is_replaced(copied, photos, bear_all, damage):
     first = next(loader(photos)).samples
     others = [i for i in range(24) if i not in first]
@@ -240,6 +240,7 @@ def test_a_file_that_breaks_between_batches_spoils_none(copied, photos):
     assert bad not in np.concatenate([batch.samples for batch in batches[4:]])
 
 
+@pytest.mark.slow
 def test_a_file_that_shrinks_while_it_is_read_ends_no_process(tmp_path):
     """If the file were mapped, missing pages would end the process with SIGBUS; hence a process of its own."""
     code = f"""

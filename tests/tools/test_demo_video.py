@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 
+from sce_fast.benchmarks import motions
 from sce_fast.data.video.index import index_videos
 from sce_fast.tools import demo_video, moving_digits
+from sce_fast.tools.demo import STAGES
 from sce_fast.tools.demo_video import labels_of, run_demo_video, table
-from sce_fast.tools.moving_digits import DIGITS, MOTIONS, write_moving_digits
+from sce_fast.tools.moving_digits import DIGITS, MOTIONS, MovingDigits, write_moving_digits
 
 
 @pytest.fixture
@@ -36,6 +38,20 @@ def test_the_table_has_a_row_for_each_stage_and_columns_for_each_label():
     ]
     assert len({len(line) for line in lines[1:6]}) == 1
     assert lines[6] == "600 steps in 300 s, 64 videos/s, 10% of the time waiting for data; final loss 2.500"
+
+
+def test_table_of_seeds(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(motions, "is_run_of", lambda config: True)
+    monkeypatch.setattr(motions, "write_moving_digits", MovingDigits)
+    for seed in (1, 2):
+        run = tmp_path / f"seed_{seed}"
+        run.mkdir()
+        values = {name + suffix: 0.5 + seed / 10 for name in motions.COLUMNS for suffix in STAGES}
+        (run / "summary.json").write_text(json.dumps(values))
+    motions.main(seeds=(1, 2), runs=tmp_path, out=tmp_path / "record.json")
+    row = "| after SCE pretraining |" + " 0.650 (0.600 to 0.700) |" * len(motions.COLUMNS)
+    assert row in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "record.json").read_text())["results"]) == 2
 
 
 @pytest.mark.slow

@@ -237,6 +237,7 @@ def fill_the_disk_before_a_save():
     before_step(5, lambda: limit_file_size(20_000))
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_saving(tell, tmp_path, data, undisturbed):
     """A limit on the size of files makes a write fail half-way, as a full disk does."""
     broken = Broken(tmp_path, data, fault=fill_the_disk_before_a_save)

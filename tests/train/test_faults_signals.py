@@ -68,6 +68,7 @@ def send_sigterm_to_one_rank():
         send(signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_ranks(tell, tmp_path, data, undisturbed):
     """The ranks agree on the step to stop at without waiting for one another, so they stop one step later."""
     broken = Broken(tmp_path, data, fault=send_sigterm_to_one_rank, ranks_=2)

@@ -156,6 +156,7 @@ def test_the_gradient_norm_is_free_of_the_loss_scale(photo_folder, tmp_path, mon
     assert scaled == pytest.approx(plain, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_step_that_float16_skips_does_not_count_for_the_gradient_norm(photo_folder, tmp_path, monkeypatch):
     original, differentiate, measured = TrainingStep.__call__, TrainingStep._differentiate, []
 

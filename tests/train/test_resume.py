@@ -54,6 +54,7 @@ def victim_of(data, seed):
     return Path(index.listing.paths()[(set(first.tolist()) & set(later.tolist())).pop()])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*files cannot be used")
 def test_a_file_replaced_during_the_run_does_not_block_its_resume(data, tmp_path, monkeypatch):
     """The run sets the file aside; resumed, it ends with the bits of a run that was not stopped."""
@@ -75,6 +76,7 @@ def test_a_file_replaced_during_the_run_does_not_block_its_resume(data, tmp_path
     assert_same_run(part.out, whole.out)
 
 
+@pytest.mark.slow
 def test_accepted_changes_begin_the_epoch_anew_and_keep_the_schedules(data, tmp_path, monkeypatch):
     """From step 4 of 9, in epoch 1, on: 16 of 24 images are left, so epochs have two steps instead of three."""
     config = small_config(data, tmp_path / "run", evaluation=EvaluationConfig())

@@ -85,6 +85,7 @@ def test_a_bad_video_is_named_and_replaced(video_folder, tmp_path):
     assert summary.steps > before["steps"]
 
 
+@pytest.mark.slow
 def test_a_changed_video_is_refused(video_folder, tmp_path):
     data = tmp_path / "data"
     for i in range(8):

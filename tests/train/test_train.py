@@ -69,7 +69,16 @@ def test_a_run_repeats_itself(undisturbed, photo_folder, tmp_path):
     assert_same_run(tmp_path / "again", undisturbed)
 
 
-@pytest.mark.parametrize("stopped_after", [1, 2, 4, 5, 7])
+@pytest.mark.parametrize(
+    "stopped_after",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        2,
+        pytest.param(4, marks=pytest.mark.slow),
+        5,
+        pytest.param(7, marks=pytest.mark.slow),
+    ],
+)
 def test_resume_gives_the_same_bits(undisturbed, photo_folder, tmp_path, monkeypatch, stopped_after):
     """Stopped within an epoch and at its end; at, between and before checkpoints."""
     config = small_config(photo_folder, tmp_path / "run")
@@ -88,7 +97,7 @@ def test_resume_gives_the_same_bits(undisturbed, photo_folder, tmp_path, monkeyp
     assert_same_run(config.out, undisturbed)
 
 
-@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.3), ("adamw", 0.01)])
+@pytest.mark.parametrize(("optimizer", "rate"), [pytest.param("sgd", 0.3, marks=pytest.mark.slow), ("adamw", 0.01)])
 def test_other_optimizers_and_asymmetric_views_resume_too(photo_folder, tmp_path, optimizer, rate):
     changes = dict(
         optimizer=OptimizerConfig(name=optimizer, base_learning_rate=rate, warmup_epochs=0, weight_decay=5e-4),
@@ -143,6 +152,7 @@ def test_training_moves_student_teacher_and_queue(photo_folder, tmp_path):
     assert torch.equal(queue.keys[16:], keys[16:])
 
 
+@pytest.mark.slow
 def test_labels_never_reach_training(photo_folder, tmp_path):
     """The same images as a flat folder, without labels, give the same weights."""
     flat = tmp_path / "flat"
@@ -179,6 +189,7 @@ def test_backbone_of_a_run_loads_alone(undisturbed):
         open_backbone(undisturbed / "checkpoints")
 
 
+@pytest.mark.slow
 def test_a_run_over_bad_headers_resumes_with_the_same_bits(photo_folder, tmp_path):
     shutil.copytree(photo_folder, tmp_path / "data")
     (tmp_path / "data" / "temple" / "010.jpg").write_bytes(b"")

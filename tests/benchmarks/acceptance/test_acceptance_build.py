@@ -17,6 +17,7 @@ def test_the_build_takes_the_machine_code_that_the_gpu_runs():
         assert build.architectures(wanted, *capability) == expected
 
 
+@pytest.mark.slow
 def test_without_nvcc_the_build_is_not_run_and_the_rest_can_be(tmp_path, monkeypatch):
     """Without nvcc, missing CUDA kernels are not a failure; with nvcc they are."""
     code = "CUDA.module = None"

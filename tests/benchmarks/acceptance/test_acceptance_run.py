@@ -289,6 +289,7 @@ def test_of_a_cpu(): assert False
 """
 
 
+@pytest.mark.slow
 def test_tests_are_items_of_their_own(tmp_path, parts, monkeypatch):
     """The part's own command runs a folder of tests that fail in every way."""
     folder = tmp_path / "checkout"

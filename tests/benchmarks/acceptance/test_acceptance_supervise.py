@@ -121,7 +121,9 @@ def test_time_that_is_over_ends_what_runs_and_names_what_did_not(run):
     assert outcomes["pass.2"].reason == "no time left for it"
 
 
-@pytest.mark.parametrize(("item", "place"), [("hang", ""), ("far", ", at the second row")])
+@pytest.mark.parametrize(
+    ("item", "place"), [("hang", ""), pytest.param("far", ", at the second row", marks=pytest.mark.slow)]
+)
 def test_what_has_been_silent_when_time_is_over_has_failed(run, monkeypatch, item, place):
     monkeypatch.setattr(s, "SILENT_SECONDS", 1.0)
     outcomes, kept = run("pass", item, "pass.2", seconds=3.5)
@@ -131,6 +133,7 @@ def test_what_has_been_silent_when_time_is_over_has_failed(run, monkeypatch, ite
     assert len(kept) == 1  # there was no time for a restart
 
 
+@pytest.mark.slow
 def test_what_shows_signs_of_life_when_time_is_over_was_not_run(run, monkeypatch):
     monkeypatch.setattr(s, "SILENT_SECONDS", 1.0)
     outcomes, _ = run("lively", patience=1.5, seconds=3.5)
