@@ -14,7 +14,7 @@ KR_KB = {
 }
 
 
-def to_rgb(y, u, v, matrix: int, full: bool, bits: int = 8) -> NDArray[np.float64]:
+def to_rgb(y: NDArray, u: NDArray, v: NDArray, matrix: int, full: bool, bits: int = 8) -> NDArray[np.float64]:
     """Return RGB in 0 to 255, not rounded, as ITU-R BT.601, BT.709 and BT.2020 define it; u and v as large as y."""
     kr, kb = KR_KB[matrix]
     black, middle, luma, chroma = _levels(full, bits)
@@ -37,7 +37,7 @@ def planes_of(rgb: NDArray[np.uint8], matrix: int, full: bool) -> list[NDArray[n
     return [np.clip(np.rint(plane), 0, 255).astype(np.uint8) for plane in scaled]
 
 
-def enlarged(plane, shifts: tuple[int, int], size: tuple[int, ...]) -> NDArray[np.float64]:
+def enlarged(plane: NDArray, shifts: tuple[int, int], size: tuple[int, ...]) -> NDArray[np.float64]:
     """Return U or V for every pixel: linear between the centres of the pixels that each sample serves."""
     plane = plane.astype(float)
     for axis, shift in enumerate(shifts):

@@ -7,6 +7,7 @@ import torch
 
 from sce_fast.data.video import nvdec
 from sce_fast.data.video.nvdec import Limits, nvdec_limits
+from sce_fast.tools import doctor
 
 
 class Driver:
@@ -60,3 +61,13 @@ def test_the_structure_is_that_of_the_header():
         "min_height": 42,
     }
     assert {name: offsets[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(("driver", "said"), [(True, "NVDEC decodes h264, vp8, vp9"), (False, "PyAV decodes all")])
+def test_doctor_says_what_nvdec_decodes(gpu, monkeypatch, driver, said):
+    monkeypatch.setattr(nvdec, "LIBRARY", "libnvcuvid_of_nobody.so.1")
+    if driver:
+        monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
+    text = "\n".join(doctor._videos())
+    assert f"  on a GPU: {said}" in text
+    assert ("NVIDIA_DRIVER_CAPABILITIES" in text) != driver
