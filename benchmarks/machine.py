@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "flash-attn", "numpy", "pytest", "tyro")
+PACKAGES = (
+    "torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "av", "flash-attn", "numpy", "pytest", "tyro",
+)  # fmt: skip
 
 
 def machine() -> dict[str, Any]:

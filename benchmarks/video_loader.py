@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -164,27 +165,35 @@ def has_torchcodec(path: str) -> bool:
     return True
 
 
-def write_videos(folder: Path, count: int) -> VideoIndex:
+def write_videos(folder: Path, count: int, *, seconds: int = SECONDS, threads: int = 1) -> VideoIndex:
     """Write videos as those of Kinetics in H.264: windows that move over scikit-learn's photographs."""
-    import av
     from sklearn.datasets import load_sample_images
 
     photographs: list[NDArray[np.uint8]] = load_sample_images().images
     generator = np.random.Generator(np.random.Philox(0))
     folder.mkdir(parents=True)
-    options = {"preset": "veryfast", "g": "250", "threads": "1"}
-    height, width = SIZE
-    for i in range(count):
-        photograph = photographs[i % len(photographs)]
-        start, way = generator.uniform(0, 1, 2), generator.uniform(0.2, 1, 2)
-        room = np.array([photograph.shape[0] - height, photograph.shape[1] - width])
-        with av.open(str(folder / f"{i:05d}.mp4"), "w") as container:
-            stream = container.add_stream("libx264", rate=RATE, options=options)
-            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-            for t in range(RATE * SECONDS):
-                phase = (start + way * t / RATE) % 2
-                top, left = (np.minimum(phase, 2 - phase) * room).astype(int)
-                window = np.ascontiguousarray(photograph[top : top + height, left : left + width])
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(window, format="rgb24")))
-            container.mux(stream.encode())
+    ways = [(generator.uniform(0, 1, 2), generator.uniform(0.2, 1, 2)) for _ in range(count)]
+
+    def write(i: int) -> None:
+        _write_video(folder / f"{i:05d}.mp4", photographs[i % len(photographs)], *ways[i], RATE * seconds)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(write, range(count)))
     return index_videos(folder, cache=folder.parent / "cache")
+
+
+def _write_video(path: Path, photograph: NDArray[np.uint8], start: NDArray, way: NDArray, frames: int) -> None:
+    import av
+
+    height, width = SIZE
+    room = np.array([photograph.shape[0] - height, photograph.shape[1] - width])
+    options = {"preset": "veryfast", "g": "250", "threads": "1"}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options=options)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for t in range(frames):
+            phase = (start + way * t / RATE) % 2
+            top, left = (np.minimum(phase, 2 - phase) * room).astype(int)
+            window = np.ascontiguousarray(photograph[top : top + height, left : left + width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(window, format="rgb24")))
+        container.mux(stream.encode())

@@ -1,4 +1,4 @@
-"""The items of the parts that measure: parity, loss, step and loader.
+"""The items of the parts that measure: parity, loss, step, loader and video.
 
     python -m benchmarks.acceptance.items loss --device cuda --events FILE
 
@@ -20,6 +20,7 @@ from sce_fast.benchmarks import loss, step
 from sce_fast.benchmarks.acceptance.gpu_kernels import KERNELS, launched_functions
 from sce_fast.benchmarks.acceptance.loader import loader_items, photographs
 from sce_fast.benchmarks.acceptance.supervise import Events, Failure, NotRun, read_lines
+from sce_fast.benchmarks.acceptance.videos import video_items
 from sce_fast.benchmarks.measure import copy_rate, gpu_is_lost
 from sce_fast.benchmarks.peers import peers
 from sce_fast.config import LossConfig, ModelConfig
@@ -96,7 +97,7 @@ NO_SOFT_TARGETS = ("inf-cl", "liger")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("parity", "loss", "step", "loader"))
+    parser.add_argument("part", choices=("parity", "loss", "step", "loader", "video"))
     parser.add_argument("--events", type=Path, required=True)
     parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
     parser.add_argument("--kernel", default="", help="a kernel of gpu_kernels.py, or a backend on a CPU")
@@ -109,6 +110,8 @@ def main() -> None:
             items = loss_items(options.device, events)
         elif options.part == "step":
             items = step_items(options.device, Path(folder))
+        elif options.part == "video":
+            items = video_items(options.device, Path(folder), events)
         else:
             items = loader_items(options.device, Path(folder), events)
         events.run(items, gpu_is_lost)

@@ -27,12 +27,7 @@ def loader_items(device: str, folder: Path, events: Events) -> dict[str, Callabl
         "pixels from PNG files": lambda: pixels(folder, "png", min(count, 64), where),
         "pixels from JPEG files": lambda: pixels(folder, "jpg", min(count, 64), where),
         "images/s": lambda: rates(photographs(folder, count), batch, batches, where, on_progress),
-        "clips/s by NVDEC": no_video,
     }
-
-
-def no_video() -> None:
-    raise NotRun("the package has no video path yet")
 
 
 def photographs(folder: Path, count: int, kind: str = "jpg") -> Path:

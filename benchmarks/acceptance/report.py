@@ -85,7 +85,8 @@ def _title(result: Record | None) -> str:
 def page(record: Record) -> str:
     """Return the one-page report; acceptance.json and output.log hold the details."""
     parts = [heading(record), targets_table(record), parts_table(record), tests_table(record), parity_table(record)]
-    parts += [loss_table(record), step_lines(record), other_lines(record), failures(record), not_run(record)]
+    parts += [loss_table(record), step_lines(record), other_lines(record)]
+    parts += [frames_table(record), clip_lines(record), failures(record), not_run(record)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -232,6 +233,45 @@ def other_lines(record: Record) -> str:
         if "images_per_second" in data:
             each = ", ".join(f"{place} {rate:.0f}" for place, rate in data["images_per_second"].items())
             lines.append(f"- DALI, two strong views, images/s: {each}")
+    return "\n".join(lines)
+
+
+def frames_table(record: Record) -> str:
+    """Return the difference between NVDEC's frames and PyAV's for each kind of video."""
+    lines = ["| frames of DALI against those of PyAV | mean of 255 | at most | numbers |", "|---|--:|--:|---|"]
+    for outcome in outcomes_of(record, "video"):
+        data, kind = outcome["data"] or {}, outcome["item"].removeprefix("frames of ")
+        if "mean" in data:
+            exact = (
+                "exact" if outcome["state"] == "passed" or "returns the frames" not in outcome["reason"] else "wrong"
+            )
+            lines.append(f"| {kind} | {data['mean']:.2f} | {data['largest']} | {exact} |")
+        elif "exact" in data:
+            lines.append(f"| {kind} | – | – | {'exact' if data['exact'] else 'wrong, as expected on a GPU'} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def clip_lines(record: Record) -> str:
+    """Return clips per second of the loader and of training, and which layout of R3D is faster."""
+    lines = []
+    rates: dict[str, float] = {}
+    for outcome in outcomes_of(record, "video"):
+        data = outcome["data"] or {}
+        if "clips_per_second" in data:
+            each = ", ".join(f"{way} {rate:.0f}" for way, rate in data["clips_per_second"].items())
+            lines.append(f"- Loader of clips, 8 frames of 224 pixels, {data['threads']} threads, clips/s: {each}")
+        if "images_per_second" in data:
+            s, rate = data["settings"], 2 * data["images_per_second"]
+            rates[outcome["item"]] = rate
+            memory = "" if data["peak_bytes"] is None else f", {data['peak_bytes'] / 2**30:.1f} GiB"
+            lines.append(
+                f"- Training on clips, {outcome['item']}, batch {s['batch_size']}, {s['frames']} × {s['size']} pixels, "
+                f"{s['precision']}: {1e3 * data['seconds']:.0f} ms, {rate:.0f} clips/s{memory}"
+            )
+    for item, rate in rates.items():
+        if (first := rates.get(f"{item}, channels first")) is not None:
+            better = "as the trainer has it" if rate >= first else "the trainer should have channels first"
+            lines.append(f"- {item}: channels last is {rate / first:.2f} times as fast as channels first; {better}")
     return "\n".join(lines)
 
 

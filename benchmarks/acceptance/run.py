@@ -144,14 +144,19 @@ def loader_workers(context: Context) -> list[Worker] | str:
     return [module_worker("items", "loader", "--device", context.device, patience=25, title="loader")]
 
 
+def video_workers(context: Context) -> list[Worker] | str:
+    return [module_worker("items", "video", "--device", context.device, patience=45, title="video")]
+
+
 PARTS = {
-    "build": Part("Extension built for this GPU", 110, build_workers),
-    "tests": Part("Tests marked gpu", 130, test_workers, lambda context: context.processes),
-    "parity": Part("Parity at real sizes", 70, parity_workers, lambda context: context.processes),
-    "loss": Part("The loss against its peers", 130, loss_workers),
+    "build": Part("Extension built for this GPU", 130, build_workers),
+    "tests": Part("Tests marked gpu", 120, test_workers, lambda context: context.processes),
+    "parity": Part("Parity at real sizes", 60, parity_workers, lambda context: context.processes),
+    "loss": Part("The loss against its peers", 120, loss_workers),
     "step": Part("Training step", 50, step_workers),
     "sanitizer": Part("compute-sanitizer", 60, sanitizer_workers, lambda context: context.processes),
     "loader": Part("DALI on the GPU", 30, loader_workers),
+    "video": Part("Videos by NVDEC, R3D", 90, video_workers),
 }
 
 

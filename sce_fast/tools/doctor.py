@@ -62,14 +62,20 @@ def _videos() -> list[str]:
     try:
         import av  # noqa: F401
 
-        from sce_fast.data.video.routes import CODECS
+        from sce_fast.data.video.nvdec import CODECS, nvdec_limits
+        from sce_fast.data.video.routes import CPU_CODECS
     except ImportError as error:
         return [f"  none can be read: {error.name} is missing; the extras video and train have it"]
-    on_cpu, on_gpu = (", ".join(CODECS[device]) for device in ("cpu", "gpu"))
-    rest = ", ".join(sorted({*CODECS["gpu"]} - {*CODECS["cpu"]}))
-    lines = [f"  on a CPU: DALI decodes {on_cpu}; PyAV {rest}, other codecs, and colours that DALI gets wrong"]
+    rest = ", ".join([*sorted({*CODECS} - {*CPU_CODECS}), "mpeg4"])
+    lines = [
+        f"  on a CPU: DALI decodes {', '.join(CPU_CODECS)}; PyAV {rest}, other codecs, and colours that DALI gets wrong"
+    ]
     if torch.cuda.is_available():
-        lines.append(f"  on a GPU: DALI decodes {on_gpu} with 8 bits in 4:2:0 (not yet run); PyAV as on a CPU")
+        if on_gpu := ", ".join(nvdec_limits()):
+            lines.append(f"  on a GPU: NVDEC decodes {on_gpu} with 8 bits in 4:2:0 (not yet run); PyAV the rest")
+        else:
+            lines.append("  on a GPU: PyAV decodes all: the driver offers no NVDEC. In a container, add video to")
+            lines.append("            NVIDIA_DRIVER_CAPABILITIES")
     return lines
 
 

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+# dimensions → format of channels_last; a benchmark replaces them
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def channels_last(dimensions: int) -> torch.memory_format:
@@ -11,7 +12,7 @@ def channels_last(dimensions: int) -> torch.memory_format:
 
     Tensors of other dimensions keep their format.
     """
-    return _CHANNELS_LAST.get(dimensions, torch.preserve_format)
+    return FORMATS.get(dimensions, torch.preserve_format)
 
 
 def to_channels_last(module: nn.Module) -> nn.Module:

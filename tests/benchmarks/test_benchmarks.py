@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from sce_fast.config import LossConfig, ModelConfig
 from sce_fast.loss import reference
 from sce_fast.loss.backends import BACKENDS
 from sce_fast.loss.problem import checked_problem
+from sce_fast.util.layout import channels_last
 from sce_fast.util.rows import unit_rows
 
 QUICK = ("reference", "official", "chunked", "attention", "attention-math")
@@ -279,6 +281,41 @@ def test_bench_step_measures_every_stage(tmp_path, capsys):
     record = json.loads((tmp_path / "step.json").read_text())
     assert record["settings"]["model"]["backbone"] == "resnet18"
     assert record["machine"]["commit"]
+
+
+SMALL_CLIPS = {**SMALL_STEP, "model": replace(SMALL_STEP["model"], backbone="r3d18"), "batch_size": 2, "frames": 2}
+
+
+def test_bench_step_on_clips(capsys):
+    """A layout holds for the weights and inputs of one benchmark."""
+    speed = step.main(**SMALL_CLIPS, device="cpu", layout="channels-first")
+    assert speed.images_per_second == pytest.approx(2 / speed.seconds)
+    text = capsys.readouterr().out
+    assert "r3d18, batch 2, 2 × 32 pixels, float32, channels-first, synthetic clips" in text
+    assert f"{4 / speed.seconds:.0f} clips/s" in text
+    assert list(step.with_defaults("cuda clips", dict.fromkeys(step.DEFAULTS["cuda"])).values())[:3] == [
+        "r3d50",
+        32,
+        224,
+    ]
+    with pytest.raises(ValueError, match=r"images=x: expected no frames and no videos with it"):
+        step.main(images=Path("x"), frames=8)
+
+
+@pytest.mark.parametrize("layout", ["channels-first", "channels-last"])
+def test_layouts_of_clips(layout):
+    with step.weights_and_inputs(layout):
+        settings = {"precision": "float32", "optimizer": "sgd", "device": "cpu", "frames": 2}
+        made = step.training_step(SMALL_CLIPS["model"], SMALL_CLIPS["loss"], 2, 32, **settings)
+        clip = next(step.synthetic(2, 32, "cpu", frames=2))[0]
+    (weight,) = [p for name, p in made.model.backbone.named_parameters() if name.endswith("0.branch2.conv_b.weight")][
+        :1
+    ]
+    expected = torch.channels_last_3d if layout == "channels-last" else torch.contiguous_format
+    for tensor in (weight, clip):
+        formats = (torch.contiguous_format, torch.channels_last_3d)
+        assert [f for f in formats if tensor.is_contiguous(memory_format=f)] == [expected]
+    assert channels_last(5) is torch.channels_last_3d
 
 
 def test_bench_step_chooses_what_is_not_given_by_the_device(capsys):

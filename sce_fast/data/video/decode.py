@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sce_fast.data.faults import CHANGED, DAMAGED, FRAMES_MISSING, MISSING, UNREADABLE, status_or_reason
 from sce_fast.data.sources.frames import frame_files
-from sce_fast.data.video.colour import Colour, Converter, encoded_lines, full_ranges, matrices
+from sce_fast.data.video.colour import Converter
 from sce_fast.data.video.index import VideoIndex
 from sce_fast.data.video.probe import FRAMES
 from sce_fast.data.video.stream import VideoError, planned_frames
@@ -131,16 +131,10 @@ def _cut(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
 
 def _decoded_frames(index: VideoIndex, sample: int, numbers: NDArray[np.int64]) -> Iterator[tuple[int, Cut]]:
     """Yield planned frames of an encoded video."""
-    convert = Converter(_colour(index, sample))
+    convert = Converter(index.colours[sample])
     for number, frame in planned_frames(index, sample, numbers):
         _require_size(index, sample, index.paths[sample], frame.height, frame.width)
         yield number, partial(convert, frame)
-
-
-def _colour(index: VideoIndex, sample: int) -> Colour:
-    one = slice(sample, sample + 1)
-    matrix = matrices(index.matrices[one], index.codecs[one], encoded_lines(index.sizes[one], index.rotations[one]))
-    return Colour(int(matrix[0]), bool(full_ranges(index.ranges[one], index.pixel_formats[one])[0]))
 
 
 def _require_size(index: VideoIndex, sample: int, path: bytes, height: int, width: int) -> None:

@@ -21,7 +21,7 @@ from sce_fast.data.video.decode import VideoError
 from sce_fast.data.video.graph import evaluation_clip_pipeline, refused_by_dali
 from sce_fast.data.video.index import VideoIndex
 from sce_fast.data.video.inputs import ClipInput, Ways, clip_feed, clip_input, share_threads, ways_of
-from sce_fast.data.video.routes import routes
+from sce_fast.data.video.routes import recoloured, routes
 
 BYTES_AT_ONCE = 2**28  # of a batch's frames before and after resizing
 
@@ -92,7 +92,7 @@ class _UniformClips:
         skipped: dict[int, str] | None,
     ) -> None:
         self._index, self._view, self._batch_size, self._skipped = index, view, batch_size, skipped
-        self._by_dali = routes(index, device)
+        self._by_dali, self._recoloured = routes(index, device), recoloured(index)
         self._pool_threads, self._dali_threads = share_threads(self._by_dali, threads, device)
         self._device = device
 
@@ -102,7 +102,7 @@ class _UniformClips:
         Raises:
             BadFilesError: a file cannot be decoded, and bad files are not skipped.
         """
-        ways = ways_of(self._by_dali)
+        ways = ways_of(self._by_dali, self._recoloured)
         work = (Work([partial(self._decoded, i) for i in part], self._bytes(part)) for part in self._parts(samples))
         with closing(run_ahead(work, threads=self._pool_threads)) as ready:
             for results in ready:
@@ -118,7 +118,7 @@ class _UniformClips:
 
     def pipeline(self, feeds: Iterator[Feed]) -> Any:
         """Build the pipeline that turns feeds into crops."""
-        return self._build(feeds, ways_of(self._by_dali), self._batch_size)
+        return self._build(feeds, ways_of(self._by_dali, self._recoloured), self._batch_size)
 
     def recover(self, inputs: list[ClipInput]) -> bool:
         """Have those of these videos that DALI refuses decoded ahead of time, and return whether there are any."""

@@ -16,7 +16,7 @@ from sce_fast.util.terminal import progress_bar
 
 T = TypeVar("T")
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 FILES_PER_CACHE_WRITE = 16384
 FEW_FILES = 256  # probed at once, without a progress bar
 
@@ -69,6 +69,7 @@ class FileTable:
     ranges: NDArray[np.int8]
     timed: NDArray[np.bool_]
     plain: NDArray[np.bool_]
+    one_picture: NDArray[np.bool_]
     frames: NDArray[np.int64]  # and the following columns as in Timelines
     tick: NDArray[np.float64]
     first: NDArray[np.int64]
@@ -94,6 +95,7 @@ class FileTable:
             ranges=np.array([facts.range for facts in good], dtype=np.int8),
             timed=np.array([facts.timed for facts in good], dtype=np.bool_),
             plain=np.array([facts.plain for facts in good], dtype=np.bool_),
+            one_picture=np.array([facts.one_picture for facts in good], dtype=np.bool_),
             frames=np.array([len(facts.times) for facts in good], dtype=np.int64),
             tick=np.array([float(facts.tick) for facts in good], dtype=np.float64),
             first=np.array([facts.times[0] for facts in good], dtype=np.int64),

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -43,14 +44,14 @@ def training_clip_pipeline(
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
-        sources, vectors = clip_sources(feeds, ways, requests=len(augmentations))
-        clips = decode(sources, vectors)
+        sources = clip_sources(feeds, ways, requests=len(augmentations))
+        clips = decode(sources)
         views = []
         for v, augmentation in enumerate(augmentations):
-            clip = clips[v]
+            clip, vector = clips[v], sources.vectors[v]
             if differences:
-                clip = difference_if(vectors[v][19] > 0.0, clip, difference)
-            views.append(random_clip(clip, vectors[v], augmentation, photometric))
+                clip = difference_if(vector[19] > 0.0, clip, difference)
+            views.append(random_clip(clip, vector, augmentation, photometric))
         return tuple(views)
 
     return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device, prefetch=prefetch)
@@ -79,8 +80,8 @@ def evaluation_clip_pipeline(
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
-        sources, vectors = clip_sources(feeds, ways, requests=1)
-        (frames,), (vector,) = decode(sources, vectors), vectors
+        sources = clip_sources(feeds, ways, requests=1)
+        (frames,), (vector,) = decode(sources), sources.vectors
         resized = fn.resize(frames, size=vector[6:8], interp_type=types.INTERP_LINEAR, antialias=True)
         crops = []
         for c in range(view.crops):
@@ -92,30 +93,50 @@ def evaluation_clip_pipeline(
     return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device, prefetch=prefetch)
 
 
-def clip_sources(feeds: Iterator[Feed], ways: Ways, *, requests: int) -> tuple[list[Any], list[Any]]:
-    """Return the inputs of clip_feed: first what is decoded or to be decoded, then one vector for each request."""
+@dataclass(frozen=True)
+class ClipSources:
+    """What a graph gets of each sample, as clip_feed makes it; inputs of ways that no sample takes are left out."""
+
+    path: Any
+    frames: Any  # numbers of the frames to decode
+    orders: list[Any]  # of each clip's frames among those decoded
+    correction: Any  # (3, 3) for RGB
+    is_decoded: Any
+    clips: list[Any]  # decoded ahead of time
+    vectors: list[Any]
+
+
+def clip_sources(feeds: Iterator[Feed], ways: Ways, *, requests: int) -> ClipSources:
+    """Return the inputs of clip_feed."""
     dtypes: list[Any] = []
     if Ways.DALI in ways:
-        dtypes += [types.UINT8, types.INT32]
-    if ways is Ways.BOTH:
+        dtypes += [types.UINT8, types.INT32, *[types.INT32] * requests]
+    if Ways.RECOLOURED in ways:
+        dtypes.append(types.FLOAT)
+    if Ways.BOTH in ways:
         dtypes.append(types.BOOL)
     if Ways.AHEAD in ways:
         dtypes += [types.UINT8] * requests
-    inputs = external_inputs(feeds, dtypes + [types.FLOAT] * requests)
-    return list(inputs[: len(dtypes)]), list(inputs[len(dtypes) :])
+    inputs = iter(external_inputs(feeds, dtypes + [types.FLOAT] * requests))
+
+    def take(count: int, way: Ways) -> list[Any]:
+        return [next(inputs) if way in ways else None for _ in range(count)]
+
+    path, frames, *orders = take(2 + requests, Ways.DALI)
+    (correction,), (is_decoded,) = take(1, Ways.RECOLOURED), take(1, Ways.BOTH)
+    return ClipSources(path, frames, orders, correction, is_decoded, take(requests, Ways.AHEAD), list(inputs))
 
 
-def decoded_clips(sources: list[Any], vectors: list[Any], *, ways: Ways, device: str) -> list[Any]:
+def decoded_clips(sources: ClipSources, *, ways: Ways, device: str) -> list[Any]:
     """Return the cropped frames (F or 2F, h, w, 3) uint8 of each request."""
-    if ways is Ways.AHEAD:
-        return on_device(sources, device)
-    if ways is Ways.DALI:
-        return clips_of_video(sources[0], sources[1], vectors, device)
-    path, frames, is_decoded, *arrays = sources
-    if is_decoded:  # noqa: SIM108  (DALI knows no conditional expressions)
-        clips = on_device(arrays, device)
+    if Ways.DALI not in ways:
+        return on_device(sources.clips, device)
+    if Ways.AHEAD not in ways:
+        return clips_of_video(sources, device)
+    if sources.is_decoded:  # noqa: SIM108  (DALI knows no conditional expressions)
+        clips = on_device(sources.clips, device)
     else:
-        clips = clips_of_video(path, frames, vectors, device)
+        clips = clips_of_video(sources, device)
     return clips
 
 
@@ -124,17 +145,21 @@ def on_device(arrays: list[Any], device: str) -> list[Any]:
     return [clip.gpu() for clip in clips] if device == "gpu" else clips
 
 
-def clips_of_video(path: Any, frames: Any, vectors: list[Any], device: str) -> list[Any]:
+def clips_of_video(sources: ClipSources, device: str) -> list[Any]:
     """Decode the frames of all requests in one pass, then cut out the clip of each.
 
     If a damaged file lacks a frame, DALI fails. By default it would show black frames.
     """
-    where = "cpu" if device == "cpu" else "mixed"
-    video = fn.decoders.video(file_content(path), frames=frames, pad_mode="none", device=where)
+    where, content = "cpu" if device == "cpu" else "mixed", file_content(sources.path)
+    video = fn.decoders.video(content, frames=sources.frames, pad_mode="none", device=where)
     clips = []
-    for vector in vectors:
+    for r, vector in enumerate(sources.vectors):
         corners = fn.cast(vector[0:6], dtype=types.INT32)
-        clips.append(fn.slice(video, start=corners[0:3], end=corners[3:6], axes=[0, 1, 2]))
+        part = fn.slice(video, start=corners[0:3], end=corners[3:6], axes=[0, 1, 2])
+        clip = fn.sequence_rearrange(part, new_order=sources.orders[r])
+        if sources.correction is not None:
+            clip = fn.coord_transform(clip, M=sources.correction, dtype=types.UINT8)
+        clips.append(clip)
     return clips
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from sce_fast.data.faults import EMPTY_PART
 from sce_fast.data.index import Index, cache_file_of, file_stamps, take_rows
 from sce_fast.data.sources import Listing, list_videos
+from sce_fast.data.video.colour import Colour, encoded_lines, full_ranges, matrices
 from sce_fast.data.video.files import Ragged, probed_files
 from sce_fast.data.video.probe import FRAMES
 from sce_fast.data.video.timeline import Timelines
@@ -40,6 +42,14 @@ class VideoIndex(Index):
     key_frames: Ragged
     timed: NDArray[np.bool_]  # (n,) whether each frame has a time of its own; otherwise decoders must count frames
     plain: NDArray[np.bool_]  # (n,) whether DALI numbers the frames of the file alike
+    one_picture: NDArray[np.bool_]  # (n,) whether every packet holds one progressive picture that is shown
+
+    @cached_property
+    def colours(self) -> list[Colour]:
+        """How each video's numbers stand for colours."""
+        matrix = matrices(self.matrices, self.codecs, encoded_lines(self.sizes, self.rotations))
+        full = full_ranges(self.ranges, self.pixel_formats)
+        return [Colour(*values) for values in zip(matrix.tolist(), full.tolist(), strict=True)]
 
     def facts(self) -> list[list[int]]:
         return np.column_stack([self.sizes, self.timelines.frames]).tolist()
@@ -59,6 +69,7 @@ class VideoIndex(Index):
             key_frames=self.key_frames.take(rows),
             timed=take_rows(self.timed, rows),
             plain=take_rows(self.plain, rows),
+            one_picture=take_rows(self.one_picture, rows),
         )
 
 
@@ -120,6 +131,7 @@ def index_videos(
         key_frames=samples.key_frames,
         timed=samples.timed,
         plain=samples.plain,
+        one_picture=samples.one_picture,
     )
 
 

@@ -24,6 +24,7 @@ from sce_fast.data.faults import (
 )
 from sce_fast.data.sources import frame_files
 from sce_fast.data.video.containers import container_facts, is_plausible
+from sce_fast.data.video.pictures import is_one_picture
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -36,6 +37,7 @@ _DEMUXERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg"
 _USUAL_RATE = Fraction(30)  # frames per second, where a file names none
 FRAMES_TICK = Fraction(1, 30)  # seconds; an index replaces it by its own frame rate
 _VP8_SHOWN = 0x10  # bit of a frame's first byte
+_INTERLACED = (2, 3, 4, 5)  # FFmpeg's AVFieldOrder
 _GENERATE_TIMES = 0x0001  # AVFMT_FLAG_GENPTS, which PyAV sets: times that the container lacks would look like its own
 
 
@@ -56,6 +58,7 @@ class VideoFacts:
     range: int = 0  # FFmpeg's AVColorRange; 0 if undeclared
     timed: bool = True  # every frame has a time of its own, by which a decoder can seek
     plain: bool = False  # DALI numbers the frames of this file alike
+    one_picture: bool = False  # every packet holds one progressive picture that is shown, as DALI expects on a GPU
 
 
 @contextmanager
@@ -201,16 +204,19 @@ class _Packet(NamedTuple):
     duration: int
     is_key: bool
     is_shown: bool
+    is_one_picture: bool
 
 
 def _packets(container: "InputContainer", stream: "VideoStream") -> Iterator[_Packet]:
     """Yield what the demuxer says about each packet of a stream; every packet holds one frame."""
-    is_vp8 = stream.codec_context.codec.canonical_name == "vp8"
+    codec = stream.codec_context.codec.canonical_name
     for packet in container.demux(stream):
         if packet.size:  # PyAV ends with an empty packet, and AVI repeats a frame by one
             # The mov demuxer discards what an edit list leaves out. VP8 has frames that are only referred to.
-            is_shown = not packet.is_discard and not (is_vp8 and not memoryview(packet)[0] & _VP8_SHOWN)
-            yield _Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, is_shown)
+            content = memoryview(packet)
+            is_shown = not packet.is_discard and not (codec == "vp8" and not content[0] & _VP8_SHOWN)
+            one = is_one_picture(codec, content)
+            yield _Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, is_shown, one)
 
 
 def _facts(container: "InputContainer", stream: "VideoStream", rotation: int) -> VideoFacts | str:
@@ -245,6 +251,7 @@ def _facts(container: "InputContainer", stream: "VideoStream", rotation: int) ->
         and len(shown) == len(packets)
         and rotation == 0
         and int(ordered[0]) >= 0,
+        one_picture=context.field_order not in _INTERLACED and all(packet.is_one_picture for packet in packets),
     )
 
 

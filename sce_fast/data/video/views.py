@@ -23,7 +23,7 @@ from sce_fast.data.video.graph import refused_by_dali, training_clip_pipeline
 from sce_fast.data.video.index import VideoIndex
 from sce_fast.data.video.inputs import ClipInput, Ways, clip_feed, clip_input, share_threads, ways_of
 from sce_fast.data.video.plan import ClipPlan, plan_clips
-from sce_fast.data.video.routes import routes
+from sce_fast.data.video.routes import recoloured, routes
 from sce_fast.util.files import printable
 
 
@@ -58,7 +58,7 @@ class RandomClips:
         self._index, self._sampling, self._augmentations = index, sampling, augmentations
         self._unreadable = np.zeros(len(index), dtype=np.bool_)
         self._unreadable[list(index.bad)] = True
-        self._by_dali = routes(index, device)
+        self._by_dali, self._recoloured = routes(index, device), recoloured(index)
         self._pool_threads, self._dali_threads = share_threads(self._by_dali[~self._unreadable], threads, device)
         self._refused: set[tuple[int, int]] = set()  # (epoch, sample) that DALI does not decode after all
         self._bad = dict(index.bad)
@@ -133,8 +133,9 @@ class RandomClips:
         ]
 
     def _ways(self) -> Ways:
-        ways = ways_of(self._by_dali[~self._unreadable])
-        return Ways.BOTH if ways is Ways.DALI and self._refused else ways
+        readable = ~self._unreadable
+        ways = ways_of(self._by_dali[readable], self._recoloured[readable])
+        return ways | Ways.AHEAD if self._refused else ways
 
     def _build(self, feeds: Iterator[Feed], ways: Ways, batch_size: int, prefetch: int = 2) -> Any:
         return training_clip_pipeline(

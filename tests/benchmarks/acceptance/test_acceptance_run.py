@@ -40,7 +40,7 @@ def test_without_a_gpu_every_part_says_why_it_was_not_run(tmp_path):
         assert (part["state"], part["reason"]) == ("not run", "torch sees no CUDA device")
     assert record["machine"]["packages"]["torch"] == torch.__version__
     assert "# Acceptance run on a machine without a GPU" in text
-    assert "- torch sees no CUDA device: build; tests; parity and 4 more" in text
+    assert "- torch sees no CUDA device: build; tests; parity and 5 more" in text
     assert all(target["reached"] is None for target in record["targets"])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "acceptance.json", "acceptance.md", "output.log"
@@ -54,7 +54,7 @@ def test_the_parts_that_measure_run_on_a_cpu(tmp_path):
     states = {name: part["state"] for name, part in record["parts"].items()}
     assert states == {
         "build": "not run", "tests": "not run", "parity": "passed", "loss": "passed", "step": "passed",
-        "sanitizer": "not run", "loader": "passed",
+        "sanitizer": "not run", "loader": "passed", "video": "passed",
     }  # fmt: skip
     parity = record["parts"]["parity"]["outcomes"]
     assert {outcome["item"].split(":")[0] for outcome in parity} == set(gpu_kernels.cpu_backends())
@@ -63,7 +63,10 @@ def test_the_parts_that_measure_run_on_a_cpu(tmp_path):
     measured = {result["peer"] for result in loss["results"] if result["seconds"]}
     assert {"cpu", "official", "attention", "attention-math", "chunked"} <= measured
     assert loss["left_out"] == sorted(SLOW)
-    assert record["parts"]["loader"]["outcomes"][-1]["reason"] == "the package has no video path yet"
+    videos = {outcome["item"]: outcome for outcome in record["parts"]["video"]["outcomes"]}
+    assert videos["frames of H.264, BT.601"]["reason"] == "DALI decodes no h264 on a CPU"
+    assert videos["frames of VP9, BT.709"]["data"]["mean"] < 1
+    assert videos["R3D-50, video files through the loader"]["state"] == "passed"
     assert re.search(r"8, 256, 32 bfloat16 \| cpu \|", text)
     assert "Training step, synthetic images, resnet18, batch 4" in text
     assert "DALI, pixels from PNG files: views differ by 0.00 of 255" in text

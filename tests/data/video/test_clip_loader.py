@@ -120,7 +120,7 @@ def test_a_graph_of_one_way_gives_the_pixels_of_the_graph_of_both(mixed, monkeyp
     part = mixed.subset(np.flatnonzero(views_module.routes(mixed, "cpu") == by_dali))
     assert len(part) == 4
     batches = take(loader(part, batch_size=2), 4)
-    monkeypatch.setattr(views_module, "ways_of", lambda by_dali: Ways.BOTH)
+    monkeypatch.setattr(views_module, "ways_of", lambda by_dali, recoloured: Ways.BOTH)
     assert_same(take(loader(part, batch_size=2), 4), batches)
 
 

@@ -4,53 +4,12 @@ import av
 import numpy as np
 import pytest
 
+from helpers.colours import KR_KB, enlarged, frame_of, to_rgb
 from sce_fast.data.video.colour import LAYOUTS, Colour, Converter, encoded_lines, full_ranges, matrices
 from sce_fast.native import CPU
 
-KR_KB = {
-    1: (0.2126, 0.0722),
-    4: (0.30, 0.11),
-    5: (0.299, 0.114),
-    6: (0.299, 0.114),
-    7: (0.212, 0.087),
-    9: (0.2627, 0.0593),
-}
 EIGHT_BITS = [name for name, layout in LAYOUTS.items() if layout.bits == 8]
 needs_kernel = pytest.mark.skipif(CPU.module is None, reason="needs the CPU kernels")
-
-
-def formula(y, u, v, matrix, full, bits):
-    """Return RGB in 0 to 255, not rounded, as ITU-R BT.601, BT.709 and BT.2020 define it; u and v as large as y."""
-    kr, kb = KR_KB[matrix]
-    unit = 2.0 ** (bits - 8)
-    black, luma, chroma = (0, 2**bits - 1, 2**bits - 1) if full else (16 * unit, 219 * unit, 224 * unit)
-    y, u, v = (y - black) / luma, (u - 128 * unit) / chroma, (v - 128 * unit) / chroma
-    red, blue = y + 2 * (1 - kr) * v, y + 2 * (1 - kb) * u
-    green = (y - kr * red - kb * blue) / (1 - kr - kb)
-    return 255 * np.clip(np.stack([red, green, blue], axis=-1), 0, 1)
-
-
-def enlarged(plane, shifts, size):
-    """Return U or V for every pixel: linear between the centres of the pixels that each sample serves."""
-    plane = plane.astype(float)
-    for axis, shift in enumerate(shifts):
-        count = plane.shape[axis]
-        at = (np.arange(size[axis]) + 0.5) / (1 << shift) - 0.5
-        low = np.floor(at).astype(int)
-        weight = (at - low).reshape((-1, 1) if axis == 0 else (1, -1))
-        first, second = (plane.take(np.clip(low + step, 0, count - 1), axis) for step in (0, 1))
-        plane = first * (1 - weight) + second * weight
-    return plane
-
-
-def frame_of(name, planes):
-    """Return a frame of a pixel format from the samples of its planes."""
-    frame = av.VideoFrame(planes[0].shape[1], planes[0].shape[0], name)
-    for plane, samples in zip(frame.planes, planes, strict=True):
-        content = np.zeros((plane.height, plane.line_size), dtype=np.uint8)
-        content[:, : samples.shape[1] * samples.itemsize] = np.ascontiguousarray(samples).view(np.uint8)
-        plane.update(content.tobytes())
-    return frame
 
 
 def random_planes(name, size, rng, *, flat=False):
@@ -69,7 +28,7 @@ def expected(name, planes, colour):
     size = planes[0].shape
     grey = np.full(size, 128.0 * 2 ** (bits - 8))
     chroma = [enlarged(plane, shifts, size) for plane in planes[1:]] or [grey, grey]
-    return formula(planes[0].astype(float), *chroma, colour.matrix, colour.full, bits)
+    return to_rgb(planes[0].astype(float), *chroma, colour.matrix, colour.full, bits)
 
 
 @needs_kernel

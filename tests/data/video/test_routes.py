@@ -9,7 +9,9 @@ import pytest
 from helpers.videos import copy_packets, number_of, set_edit_start, with_content, write_video
 from sce_fast.data.video.decode import ClipRequest, decode_clips
 from sce_fast.data.video.index import index_videos
-from sce_fast.data.video.routes import CODECS, routes
+from sce_fast.data.video.nvdec import CODECS as NVDEC_CODECS
+from sce_fast.data.video.nvdec import Limits
+from sce_fast.data.video.routes import MOST_FRAMES, routes
 
 FRAMES = 14
 TIMES = np.cumsum(np.random.default_rng(0).integers(15, 90, FRAMES)).tolist()
@@ -131,14 +133,71 @@ def test_ten_bits_and_files_that_dali_numbers_otherwise_are_decoded_ahead(mixed)
     assert by_dali.any()
 
 
+LIMITS = {codec: Limits((16, 48), (4096, 4096), 65536) for codec in NVDEC_CODECS}
+
+
+def on_a_gpu(index, limits=LIMITS):
+    names = [kind_of(name) for name in index.listing.names]
+    return dict(zip(names, routes(index, "gpu", limits).tolist(), strict=True))
+
+
 def test_routes_on_a_gpu(mixed):
     """Not run on a GPU: only that the rules are those of the docstring."""
-    found = {kind_of(name): way for name, way in zip(mixed.listing.names, routes(mixed, "gpu").tolist(), strict=True)}
-    for kind in ("h264", "hevc", "av1", "vp9", "vp8", "vp9 full"):
-        assert found[kind]
-    for kind in ("mpeg4", "mjpeg", "vp9 422", "vp9 444", "vp9 709", "vp9 turned", "vp9 edited", "vp9 odd"):
-        assert not found[kind]  # MPEG-4 in AVI has no times of its own
-    assert {"h264", "hevc", "vp8", "vp9", "av1", "mpeg4"} == {*CODECS["gpu"]}
+    found = on_a_gpu(mixed)
+    by_dali = {"h264", "vp8", "vp8 variable", "vp8 hd", "hevc"}
+    assert {kind for kind, taken in found.items() if taken} >= by_dali
+    for kind in ("mpeg4", "mjpeg", "vp9 422", "vp9 444", "vp9 full", "vp9 turned", "vp9 edited", "vp9 odd", "vp8 full"):
+        assert not found[kind]
+    assert not found["av1"], "its packets hide pictures"
+    shown = on_a_gpu(replace(mixed, one_picture=np.ones(len(mixed), dtype=bool)))
+    assert all(shown[kind] for kind in ("vp9", "vp9 variable", "vp9 mp4", "vp9 709", "vp9 2020", "vp9 hd", "av1"))
+    assert not any(on_a_gpu(mixed, {}).values())
+
+
+def test_sizes_that_nvdec_does_not_take(mixed):
+    small = {**LIMITS, "h264": Limits((144, 144), (4096, 4096), 65536), "hevc": Limits((16, 16), (112, 112), 65536)}
+    found = on_a_gpu(mixed, {**small, "vp8": Limits((16, 48), (4096, 4096), 47)})
+    assert not found["h264"]  # 96 × 128 pixels
+    assert not found["hevc"]
+    assert not found["vp8"]  # 48 macroblocks
+    assert on_a_gpu(mixed, {"vp8": Limits((96, 128), (96, 128), 48)})["vp8"]
+
+
+@pytest.fixture(scope="module")
+def h264(tmp_path_factory):
+    """Return the index of H.264 files for a GPU: of several sizes, ranges and matrices, and in parts."""
+    folder = tmp_path_factory.mktemp("h264")
+    write_video(folder / "plain", frames=4, size=(90, 128))
+    write_video(folder / "709", frames=4, size=(90, 128), colorspace=1)
+    write_video(folder / "full", frames=4, size=(90, 128), pix_fmt="yuvj420p")
+    write_video(folder / "height of the coded", frames=4, size=(96, 128))
+    write_video(folder / "other width", frames=4, size=(96, 144))
+    write_video(folder / "odd", frames=4, size=(90, 127), pix_fmt="yuv444p")
+    return index_videos(folder, cache=folder.with_name("cache"))
+
+
+def test_h264_on_a_gpu(h264):
+    found = on_a_gpu(h264)
+    assert found == {
+        "plain": True, "709": True, "full": True, "height of the coded": False, "other width": True, "odd": False,
+    }  # fmt: skip
+    alone = h264.subset(np.flatnonzero(h264.sizes[:, 0] == 96))
+    assert on_a_gpu(alone) == {"height of the coded": True, "other width": True}
+
+
+def test_long_videos_and_late_times(h264):
+    """DALI decodes a file from its beginning, also for a part at its end, and keeps times in 32 bits."""
+    lines, count = h264.timelines, len(h264)
+    late = replace(lines, offset=np.full(count, MOST_FRAMES - 3))
+    assert not any(on_a_gpu(replace(h264, timelines=late)).values())
+    assert on_a_gpu(replace(h264, timelines=replace(late, offset=late.offset - 1)))["plain"]
+    assert not any(on_a_gpu(replace(h264, timelines=replace(lines, first=np.full(count, 2**31)))).values())
+
+
+def test_large_frames_stay_off_the_gpu(h264):
+    for size, taken in (((1080, 1920), True), ((1920, 1088), True), ((1440, 2560), False)):
+        sizes = np.tile(np.array(size, dtype=np.int32), (len(h264), 1))
+        assert on_a_gpu(replace(h264, sizes=sizes))["plain"] == taken
 
 
 def test_bad_videos_have_a_route(tmp_path, mixed):
