@@ -11,7 +11,7 @@ from sce_fast.data.video.nvdec import Limits, nvdec_limits
 
 CPU_CODECS = ("mjpeg", "vp8", "vp9")  # that fn.decoders.video of DALI 2.4 decodes on a CPU
 _SAME_AS_BT601 = (BT601, 6)
-# On a GPU DALI decodes a file from its beginning, FFmpeg from the key frame before a clip.
+# DALI decodes a file from its beginning, FFmpeg from the key frame before a clip.
 MOST_FRAMES = 1024
 # DALI holds whole frames on a GPU: those of all clips of a batch, and 8 more of each video. PyAV sends only the crops.
 MOST_PIXELS = 1920 * 1088
@@ -27,7 +27,7 @@ def routes(index: VideoIndex, device: str, limits: Mapping[str, Limits] | None =
     colours of another matrix (see colour.correction), but not on a CPU, where PyAV decodes such videos. FFmpeg's
     conversion in DALI's CPU decoder stretches U and V over frames with an odd number of rows or columns.
 
-    On a GPU, DALI's decoder has no index of the frames: it decodes from the beginning, counts one picture for each
+    DALI's decoder has no index of the frames: it decodes from the beginning. On a GPU it also counts one picture for each
     packet, and takes a video whose size NVDEC lacks for an error of the whole batch. These rules follow from the
     sources of DALI 2.4 and have not run on a GPU.
 
@@ -38,13 +38,14 @@ def routes(index: VideoIndex, device: str, limits: Mapping[str, Limits] | None =
     full = np.array([colour.full for colour in index.colours], dtype=np.bool_)
     even = (index.sizes % 2 == 0).all(axis=1)
     shifts = None if device == "cpu" else (1, 1)
+    lines = index.timelines
     taken = index.plain & even & _has_planes(index, shifts) & ~(full & (index.codecs == "vp8"))
+    taken &= lines.offset + lines.frames <= MOST_FRAMES
     if device == "cpu":
         return taken & np.isin(index.codecs, CPU_CODECS) & ~recoloured(index)
     taken &= _within(nvdec_limits() if limits is None else limits, index) & index.one_picture
     taken &= ~full | np.isin(index.codecs, _FULL_BY_NVDEC)
-    lines = index.timelines
-    taken &= (lines.offset + lines.frames <= MOST_FRAMES) & (lines.first + lines.duration < _TIMES)
+    taken &= lines.first + lines.duration < _TIMES
     taken &= index.sizes.astype(np.int64).prod(axis=1) <= MOST_PIXELS
     return taken & ~_misleads(index, taken)
 

@@ -185,8 +185,11 @@ def test_h264_on_a_gpu(h264):
     assert on_a_gpu(alone) == {"height of the coded": True, "other width": True}
 
 
-def test_long_videos_and_late_times(h264):
+def test_long_videos_and_late_times(h264, mixed):
     """DALI decodes a file from its beginning, also for a part at its end, and keeps times in 32 bits."""
+    offsets = np.full(len(mixed), MOST_FRAMES - FRAMES + 1)
+    assert not routes(replace(mixed, timelines=replace(mixed.timelines, offset=offsets)), "cpu").any()
+    assert routes(replace(mixed, timelines=replace(mixed.timelines, offset=offsets - 1)), "cpu").any()
     lines, count = h264.timelines, len(h264)
     late = replace(lines, offset=np.full(count, MOST_FRAMES - 3))
     assert not any(on_a_gpu(replace(h264, timelines=late)).values())
