@@ -7,8 +7,8 @@ from typing import Any, cast
 import numpy as np
 
 from sce_fast.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig
-from sce_fast.data.index import read_headers
-from sce_fast.data.sources import list_images
+from sce_fast.data.index import index_images, read_headers
+from sce_fast.data.sources import find_shards, list_images
 from sce_fast.recipes.adapt import LARGE, Found, adapted
 from sce_fast.recipes.changes import changed
 from sce_fast.recipes.choices import description
@@ -27,7 +27,7 @@ def folder(data: str | Path, out: str | Path = "runs/folder", **changes: Any) ->
     the choice, and the others follow them. Without images, the settings are those of the papers.
 
     Args:
-        data: Folder of images, or a list file that names images.
+        data: Folder of images, a list file that names them, or tar shards, Parquet tables, CIFAR or STL-10.
         out: Run folder.
         changes: Other settings, by name; a dict changes some settings of a section.
 
@@ -63,10 +63,15 @@ def survey(data: Path) -> Found | None:
     Training names what is wrong with the data.
     """
     try:
-        paths = [os.fsencode(path) for path in list_images(data).paths()]
-        samples = np.unique(np.linspace(0, len(paths) - 1, min(SAMPLED, len(paths))).astype(int))
-        sides = read_headers([paths[i] for i in samples])[0].min(axis=1)
+        if find_shards(Path(data)) is not None:
+            sides = index_images(data).sizes.min(axis=1)
+            count = len(sides)
+        else:
+            paths = [os.fsencode(path) for path in list_images(data).paths()]
+            count = len(paths)
+            samples = np.unique(np.linspace(0, count - 1, min(SAMPLED, count)).astype(int))
+            sides = read_headers([paths[i] for i in samples])[0].min(axis=1)
     except (OSError, ValueError, ImportError):
         return None
     sides = sides[sides > 0]
-    return Found(len(paths), int(np.median(sides))) if len(sides) else None
+    return Found(count, int(np.median(sides))) if len(sides) else None

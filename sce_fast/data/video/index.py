@@ -9,8 +9,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sce_fast.data.cache import cache_file_of, take_rows
 from sce_fast.data.faults import EMPTY_PART
-from sce_fast.data.index import Index, cache_file_of, file_stamps, take_rows
+from sce_fast.data.index import Index, file_stamps
 from sce_fast.data.sources import Listing, list_videos
 from sce_fast.data.video.files import Ragged, probed_files
 from sce_fast.data.video.probe import FRAMES
@@ -41,8 +42,8 @@ class VideoIndex(Index):
     timed: NDArray[np.bool_]  # (n,) whether each frame has a time of its own; otherwise decoders must count frames
     plain: NDArray[np.bool_]  # (n,) whether DALI numbers the frames of the file alike
 
-    def facts(self) -> list[list[int]]:
-        return np.column_stack([self.sizes, self.timelines.frames]).tolist()
+    def facts(self, part: slice = slice(None)) -> list[list[int]]:
+        return np.column_stack([self.sizes[part], self.timelines.frames[part]]).tolist()
 
     def rows(self, rows: NDArray[np.int64], listing: Listing, bad: dict[int, str]) -> "VideoIndex":
         return VideoIndex(
