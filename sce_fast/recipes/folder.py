@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from sce_fast.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig
+from sce_fast.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig, replace
+from sce_fast.config.subset import SubsetConfig
 from sce_fast.data.index import index_images, read_headers
 from sce_fast.data.sources import find_shards, list_images
 from sce_fast.recipes.adapt import LARGE, Found, adapted
@@ -47,7 +48,8 @@ def folder(data: str | Path, out: str | Path = "runs/folder", **changes: Any) ->
         loss=LossConfig(temperature=0.1, target_temperature=0.07, coefficient=0.5, queue_size=16384),
         optimizer=OptimizerConfig(name="lars", base_learning_rate=0.6, weight_decay=1e-6, warmup_epochs=10),
     )
-    found = survey(config.data)
+    part = replace(config, subset=changes["subset"]).subset if "subset" in changes else config.subset
+    found = survey(config.data, part)
     gpu = has_gpu(changes.get("device", config.device))
     config = changed(config, adapted(found or Found(LARGE, 224), changes, gpu=gpu))
     if found is not None and int(os.environ.get("RANK", 0)) == 0:
@@ -57,14 +59,18 @@ def folder(data: str | Path, out: str | Path = "runs/folder", **changes: Any) ->
     return config
 
 
-def survey(data: Path) -> Found | None:
+def survey(data: Path, subset: SubsetConfig) -> Found | None:
     """Return the number of images and the median of the shorter sides of some; None if there are no readable images.
 
     Training names what is wrong with the data.
+
+    Args:
+        data: of the run.
+        subset: part of the data that the run trains on.
     """
     try:
-        if find_shards(Path(data)) is not None:
-            sides = index_images(data).sizes.min(axis=1)
+        if subset != SubsetConfig() or find_shards(data) is not None:
+            sides = subset.of(index_images(data)).sizes.min(axis=1)
             count = len(sides)
         else:
             paths = [os.fsencode(path) for path in list_images(data).paths()]

@@ -121,8 +121,8 @@ class _Headers:
         sizes, alpha = np.zeros((len(packed), 2), dtype=np.int32), np.zeros(len(packed), dtype=np.bool_)
         for form, side in PIXELS.items():
             sizes[packed.form == form] = side
-        is_whole = [span_fault(packed, sample) is None for sample in range(len(packed))]
-        sizes[~np.array(is_whole, dtype=np.bool_)] = 0
+        is_whole = np.array([span_fault(packed, sample) is None for sample in range(len(packed))], dtype=np.bool_)
+        sizes[~is_whole] = 0
         reader = PackedReader(self._root, packed)
         unknown = np.flatnonzero(~np.isin(packed.form, list(PIXELS)) & is_whole)
         for start in range(0, len(unknown), HEADERS_PER_BATCH):

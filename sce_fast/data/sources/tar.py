@@ -47,17 +47,12 @@ def scan_tar(path: Path, name: str, stamp: tuple[int, int]) -> Scanned:
     images: list[_Member] = []
     class_names: list[str | None] = []
     ignored: Counter[str] = Counter()
-    fault = None
+    faults: list[str] = []
     with open(path, "rb") as file:
-        try:
-            for group in _groups(_members(file, ignored), ignored):
-                class_name = _class_of(file.fileno(), group)
-                images += group.images
-                class_names += [class_name] * len(group.images)
-        except _CutError:
-            fault = CUT_SHARD
-        except (tarfile.TarError, OSError, ValueError):
-            fault = CUT_SHARD if images else DAMAGED
+        for group in _groups(_members(file, ignored, faults), ignored):
+            class_name = _class_of(file.fileno(), group)
+            images += group.images
+            class_names += [class_name] * len(group.images)
     if not any(class_names):
         folders = [os.path.basename(os.path.dirname(image.name)) for image in images]
         class_names = [folder or None for folder in folders]
@@ -73,22 +68,21 @@ def scan_tar(path: Path, name: str, stamp: tuple[int, int]) -> Scanned:
         text=np.frombuffer(b"".join(names), dtype=np.uint8),
         ends=np.cumsum([len(encoded) for encoded in names], dtype=np.int64),
     )
-    return Scanned(packed, labels, classes, {} if fault is None else {name: fault}, {name: ignored} if ignored else {})
+    return Scanned(packed, labels, classes, {name: faults[0]} if faults else {}, {name: ignored} if ignored else {})
 
 
-class _CutError(Exception):
-    """Raised at the end of a tar file that lacks its end mark."""
-
-
-def _members(file: Any, ignored: Counter[str]) -> Iterator[_Member]:
+def _members(file: Any, ignored: Counter[str], faults: list[str]) -> Iterator[_Member]:
     """Yield the members that are images or may hold a class; count the others by their endings.
 
-    Raises:
-        _CutError: the file ends too early.
-        tarfile.TarError, OSError: it is damaged.
+    If the file ends too early, or is no tar file, the reason is added to the faults.
     """
-    with tarfile.open(fileobj=file, mode="r:", errorlevel=0, encoding="utf-8") as tar:
-        while (member := tar.next()) is not None:
+    try:
+        tar = tarfile.open(fileobj=file, mode="r:", errorlevel=0, encoding="utf-8")  # noqa: SIM115 (closed below)
+    except (tarfile.TarError, OSError):
+        faults.append(DAMAGED)
+        return
+    with tar:
+        while (member := _next(tar, faults)) is not None:
             tar.members.clear()  # otherwise each member stays in memory
             base = os.path.basename(member.name)
             if not member.isreg() or base.startswith(".") or member.size >= 2**32:
@@ -97,10 +91,19 @@ def _members(file: Any, ignored: Counter[str]) -> Iterator[_Member]:
                 yield _Member(member.name, member.offset_data, member.size)
             else:
                 ignored[ending_of(base)] += 1
-        file.seek(tar.offset)
-        end = file.read(tarfile.BLOCKSIZE)
-    if len(end) < tarfile.BLOCKSIZE or any(end):
-        raise _CutError
+        if not faults:
+            file.seek(tar.offset)
+            end = file.read(tarfile.BLOCKSIZE)
+            if len(end) < tarfile.BLOCKSIZE or any(end):  # without the block of zeros that ends a tar file
+                faults.append(CUT_SHARD)
+
+
+def _next(tar: tarfile.TarFile, faults: list[str]) -> tarfile.TarInfo | None:
+    try:
+        return tar.next()
+    except (tarfile.TarError, OSError, ValueError):
+        faults.append(CUT_SHARD)
+        return None
 
 
 def _groups(members: Iterator[_Member], ignored: Counter[str]) -> Iterator[_Group]:
