@@ -69,7 +69,7 @@ def main(
         rates: dict[str, list[float]] = {name: [] for name in peers}
         with progress_bar(rounds * len(peers), "Measuring", unit="turn") as bar:
             for name, batches_of_peer in list(peers.items()) * rounds:
-                rates[name].append(_rate(batches_of_peer, batches, batch_size))
+                rates[name].append(rate_of(batches_of_peer, batches, batch_size))
                 bar.update()
     medians = {name: statistics.median(values) for name, values in rates.items()}
     ratios = {
@@ -84,7 +84,8 @@ def main(
     return ratios
 
 
-def _rate(batches: Iterator[Any], count: int, batch_size: int) -> float:
+def rate_of(batches: Iterator[Any], count: int, batch_size: int) -> float:
+    """Return the images per second of some batches, after DISCARDED ones."""
     for _ in range(DISCARDED):
         next(batches)
     start = time.perf_counter()

@@ -62,8 +62,7 @@ def _samples(index: Index) -> Iterator[_Sample]:
 def _are_equal(index: Index, sample: int, other: Index, its_sample: int) -> bool:
     if index.listing.packed is None and other.listing.packed is None:
         return filecmp.cmp(index.paths[sample], other.paths[its_sample], shallow=False)
-    contents = [ImageFiles(i.listing).content(s) for i, s in ((index, sample), (other, its_sample))]
-    return np.array_equal(*contents)
+    return np.array_equal(ImageFiles(index.listing).content(sample), ImageFiles(other.listing).content(its_sample))
 
 
 def _parts(index: Index) -> list[Part]:

@@ -142,8 +142,8 @@ class _Headers:
         from sce_fast.data.image.sizes import SizeReader
 
         if self._reader is None:
-            settings = {"batch_size": HEADERS_PER_BATCH, "threads": self._threads}
-            self._reader = SizeReader(decode=False, contents=True, **settings)
+            size, threads = HEADERS_PER_BATCH, self._threads
+            self._reader = SizeReader(decode=False, contents=True, batch_size=size, threads=threads)
         return self._reader.sizes(contents)
 
 

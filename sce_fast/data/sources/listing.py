@@ -62,18 +62,18 @@ class Listing:
         pairs = zip(self.names, self.parts, strict=True)
         return [name if part is None else f"{name}\t{part[0]!r}\t{part[1]!r}" for name, part in pairs]
 
-    def subset(self, samples: NDArray[np.int64]) -> "Listing":
+    def subset(self, samples: Sequence[int] | NDArray[np.int64]) -> "Listing":
         """Return the listing of these samples, in this order."""
-        numbers = samples.tolist() if self.packed is None or not isinstance(self.labels, np.ndarray) else []
+        rows = np.asarray(samples, dtype=np.int64)
         if isinstance(self.labels, np.ndarray):
-            labels: Sequence[int] | NDArray[np.int32] | None = self.labels[samples]
+            labels: Sequence[int] | NDArray[np.int32] | None = self.labels[rows]
         else:
-            labels = None if self.labels is None else [self.labels[i] for i in numbers]
+            labels = None if self.labels is None else [self.labels[i] for i in rows.tolist()]
         if self.packed is not None:
-            packed = self.packed.take(samples)
+            packed = self.packed.take(rows)
             return replace(self, names=packed.names, labels=labels, packed=packed)
-        parts = None if self.parts is None else [self.parts[i] for i in numbers]
-        return replace(self, names=[self.names[i] for i in numbers], labels=labels, parts=parts)
+        parts = None if self.parts is None else [self.parts[i] for i in rows.tolist()]
+        return replace(self, names=[self.names[i] for i in rows.tolist()], labels=labels, parts=parts)
 
     def listed_as(self, entries: Sequence[str], rows: NDArray[np.int64]) -> "Listing":
         """Return a listing of these entries in this order, without labels.

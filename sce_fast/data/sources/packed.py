@@ -79,7 +79,7 @@ class Packed:
         """Return these rows; a missing sample where a number is -1."""
         if len(rows) == len(self) and np.array_equal(rows, np.arange(len(self))):
             return self
-        columns = {name: column[rows] for name, column in self._columns()}
+        columns: dict[str, Any] = {name: column[rows] for name, column in self._columns()}
         columns["shard"][rows < 0] = -1
         if self.text is None or self.ends is None:
             return replace(self, **columns)

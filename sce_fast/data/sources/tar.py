@@ -83,7 +83,7 @@ def _members(file: Any, ignored: Counter[str], faults: list[str]) -> Iterator[_M
         return
     with tar:
         while (member := _next(tar, faults)) is not None:
-            tar.members.clear()  # otherwise each member stays in memory
+            tar.members.clear()  # type: ignore[attr-defined]  # otherwise each member stays in memory
             base = os.path.basename(member.name)
             if not member.isreg() or base.startswith(".") or member.size >= 2**32:
                 continue
@@ -108,7 +108,8 @@ def _next(tar: tarfile.TarFile, faults: list[str]) -> tarfile.TarInfo | None:
 
 def _groups(members: Iterator[_Member], ignored: Counter[str]) -> Iterator[_Group]:
     """Yield the members of each sample, with one image, or with several that are samples of their own."""
-    key, group, others = "", _Group([], {}), []
+    key, group = "", _Group([], {})
+    others: list[_Member] = []
     for member in members:
         found = _SPLIT_NAME.fullmatch(member.name)
         base, ending = (found[1], found[2].lower()) if found else (member.name, "")
