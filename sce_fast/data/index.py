@@ -55,7 +55,10 @@ class Index(ABC):
 
     def notes(self, background: str) -> list[str]:
         """Return lines for the user: files left out and, for images, what becomes of transparency."""
-        return list(filter(None, [self.listing.describe_ignored(), self.listing.describe_others()]))
+        listing = self.listing
+        return list(
+            filter(None, [listing.describe_ignored(), listing.describe_others(), listing.describe_large_pages()])
+        )
 
     def subset(self, samples: NDArray[np.int64]) -> Self:
         """Return the index of these samples, in this order."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sce_fast.data.sources.packed import Packed
+from sce_fast.data.sources.packed import WHOLE_PAGES, Packed
 from sce_fast.util.files import printable
 
 # The formats that DALI's image decoder reads.
@@ -20,6 +20,7 @@ VIDEO_SUFFIXES = frozenset(
      ".wmv", ".asf", ".ogv")
 )  # fmt: skip
 ENDINGS_SHOWN = 8
+SLOW_SHARE = 8
 
 Part = tuple[float, float] | None  # start and end in seconds; None is the whole video
 
@@ -104,6 +105,16 @@ class Listing:
         kind = "file" if self.packed is None else "member"
         are = f"{kind} in {{}} is" if total == 1 else f"{kind}s in {{}} are"
         return f"{total} {are.format(self.title)} ignored ({', '.join(parts)})"
+
+    def describe_large_pages(self) -> str:
+        """Return a warning if whole pages are decompressed for each image; empty if not."""
+        share = 1.0 if self.packed is None else self.packed.decompressed_share
+        if self.packed is None or share < SLOW_SHARE or not set(np.unique(self.packed.form)) & WHOLE_PAGES:
+            return ""
+        return (
+            f"Warning: {self.title} is compressed in large pages: each image costs the decompression of {share:.0f} "
+            "times its size; write the tables anew without compression (docs/data.md)"
+        )
 
     def describe_others(self) -> str:
         """Return one line that names the splits that are left out; empty if there are none."""

@@ -27,6 +27,7 @@ class Form(enum.IntEnum):
 
 
 COMPRESSED = frozenset((Form.SNAPPY, Form.ZSTD, Form.GZIP, Form.BROTLI, Form.LZ4_RAW))
+WHOLE_PAGES = COMPRESSED - {Form.SNAPPY}  # of which no part can be decompressed alone
 PIXELS = {Form.CIFAR: 32, Form.STL: 96}  # form → height and width
 
 
@@ -66,6 +67,13 @@ class Packed:
     def inner_start(self) -> NDArray[np.uint32]:
         """(n,) where each image begins in what its span holds."""
         return np.zeros(len(self), dtype=np.uint32) if self.inner is None else self.inner[:, 1]
+
+    @cached_property
+    def decompressed_share(self) -> float:
+        """Bytes that are decompressed for each byte of an image, at most 1 without compression."""
+        return (
+            1.0 if self.inner is None else float(self.inner[:, 0].sum(dtype=np.int64) / max(int(self.sizes.sum()), 1))
+        )
 
     def member(self, i: int) -> str:
         """Return the name or number of a sample in its file."""

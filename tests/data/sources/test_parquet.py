@@ -18,6 +18,12 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 
+@pytest.fixture
+def png(tmp_path) -> bytes:
+    write_png(tmp_path / "png" / "small.png", np.zeros((5, 7, 3), dtype=np.uint8))
+    return (tmp_path / "png" / "small.png").read_bytes()
+
+
 def contents(count: int) -> list[bytes | None]:
     """Return values of many sizes: nulls, empty ones, noise, text that is compressed, and equal ones."""
     random = np.random.default_rng(0)
@@ -64,6 +70,13 @@ def test_an_image_needs_few_bytes_of_a_large_page(tmp_path):
     assert status.st_size > 2_000_000
 
 
+@pytest.mark.parametrize(("compression", "warns"), [("zstd", True), ("snappy", False), ("none", False)])
+def test_pages_that_are_decompressed_whole_cause_a_warning(tmp_path, png, compression, warns):
+    path = write_table(tmp_path / "a.parquet", [png + bytes([i]) for i in range(20)], [0] * 20, compression=compression)
+    found = "\n".join(index_images(path).notes("black"))
+    assert ("is compressed in large pages: each image costs the decompression of 21 times its size" in found) == warns
+
+
 def test_a_binary_column_alone_and_text_labels(tmp_path):
     columns = {"id": [b"x", b"y"], "jpg": [b"one", b"two"], "label": ["b", "a"]}
     path = tmp_path / "a.parquet"
@@ -72,12 +85,6 @@ def test_a_binary_column_alone_and_text_labels(tmp_path):
     status = os.stat(path)
     found = scan_parquet(path, path.name, (status.st_mtime_ns, status.st_size))
     assert (found.labels.tolist(), found.classes) == ([1, 0], ("a", "b"))
-
-
-@pytest.fixture
-def png(tmp_path) -> bytes:
-    write_png(tmp_path / "png" / "small.png", np.zeros((5, 7, 3), dtype=np.uint8))
-    return (tmp_path / "png" / "small.png").read_bytes()
 
 
 def test_a_folder_of_hugging_face(tmp_path, png):
