@@ -47,7 +47,7 @@ class PackedReader:
         span = np.empty(length, dtype=np.uint8)
         try:
             with self._files.opened(os.path.join(self._root, p.files[number]), p.stamps[number]) as descriptor:
-                if os.preadv(descriptor, [memoryview(span)], int(p.offset[sample])) != length:
+                if os.preadv(descriptor, [span.data], int(p.offset[sample])) != length:
                     return _UNREADABLE
             if form in PIXELS:
                 return _as_ppm(span, form)
