@@ -7,7 +7,7 @@
 # make venv    only the set-up
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := cuda130,train,video,evaluate,export,pictures,tensorboard,dev
+EXTRAS := cuda130,train,video,parquet,evaluate,export,pictures,tensorboard,dev
 # for the build, which runs without isolation to take the pinned versions, and for tests that compile
 BUILD_TOOLS := pip setuptools pybind11 ninja
 

@@ -103,7 +103,7 @@ def compare(
     rates: dict[str, list[float]] = {name: [] for name in peers}
     with progress_bar(rounds * len(peers), "Measuring", unit="turn") as bar:
         for name, batches_of_peer in list(peers.items()) * rounds:
-            rates[name].append(_rate(batches_of_peer, batches, batch_size))
+            rates[name].append(rate_of(batches_of_peer, batches, batch_size))
             bar.update()
     ratios = {
         name: statistics.median(a / b for a, b in zip(rates["sce_fast"], values, strict=True))
@@ -126,7 +126,8 @@ def plan_milliseconds(index: ImageIndex, batch_size: int, repeats: int = 50) -> 
     return 1000 * statistics.median(seconds) / batch_size
 
 
-def _rate(batches: Iterator[Any], count: int, batch_size: int) -> float:
+def rate_of(batches: Iterator[Any], count: int, batch_size: int) -> float:
+    """Return the images per second of some batches, after DISCARDED ones."""
     for _ in range(DISCARDED):
         next(batches)
     start = time.perf_counter()

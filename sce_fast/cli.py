@@ -199,6 +199,7 @@ BENCHMARKS = {
     "overhead": _bench("overhead", "microseconds per call of sce_loss, of the bare kernel and of the autograd engine"),
     "queue": _bench("queue", "errors of loss and gradient with a 16-bit queue against a float32 queue, in float64"),
     "loader": _bench("loader", "images/s of the loader and of its peers"),
+    "shards": _bench("shards", "images/s of the loader from tar shards and Parquet tables, against files"),
     "small": _bench("small", "what the recipe folder learns from small data sets; about half an hour"),
     "motions": _bench("motions", "the video demo's accuracy for several seeds; about twenty minutes"),
     "coefficient": _bench("coefficient", "the demo's accuracy for several λ and seeds; about half an hour"),

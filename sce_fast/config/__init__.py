@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from sce_fast.backbones import CLIP_BACKBONES, IMAGE_BACKBONES, takes_clips
 from sce_fast.config.optimizer import OptimizerConfig
+from sce_fast.config.subset import SubsetConfig
 from sce_fast.config.views import STRENGTHS, ClipsConfig, ViewsConfig
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.image.background import NONE
@@ -70,6 +71,7 @@ ADDED: dict[str, Any] = {
         "layer_decay": 1.0,
     },
     "evaluation": {"clips": 1, "crops": 1},
+    "subset": {"classes": None, "files": None, "share": None, "per_class": None, "seed": 0},
 }
 
 
@@ -254,7 +256,8 @@ class TrainConfig:
     """A training run."""
 
     data: Path
-    """Folder of images or videos, or a list file that names them."""
+    """Folder of images or videos, or a list file that names them. Images may also be in tar shards, Parquet tables,
+    CIFAR or STL-10 as downloaded: see docs/data.md."""
     out: Path
     """Run folder, for the config, log, checkpoints, summary and pictures."""
     init: Path | None = None
@@ -294,6 +297,7 @@ class TrainConfig:
     stay in the run folder."""
     pictures: bool = True
     """Draw curves, view pairs and nearest neighbours into the run folder at the end; needs matplotlib."""
+    subset: SubsetConfig = field(default_factory=SubsetConfig)
     clips: ClipsConfig = field(default_factory=ClipsConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

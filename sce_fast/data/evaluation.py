@@ -1,6 +1,7 @@
 """Batches of an evaluation: every image once, in the order of the index."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,6 @@ from torch import Tensor
 
 from sce_fast.data.faults import BadFilesError, evaluation_refusal
 from sce_fast.data.image.augment import EvaluationView
-from sce_fast.data.image.formats import decode_failure_reason
 from sce_fast.data.image.graph import evaluation_feed, evaluation_pipeline
 from sce_fast.data.image.sizes import decoded_sizes
 from sce_fast.data.index import ImageIndex
@@ -41,27 +41,28 @@ def evaluation_batches(
         skipped |= index.bad
     background = index.background(view.background)
     settings: dict[str, Any] = {"background": background, "threads": threads, "device": device}
-    samples = np.array([i for i in range(len(index)) if i not in index.bad], dtype=np.int64)
+    samples, files = np.array([i for i in range(len(index)) if i not in index.bad], dtype=np.int64), index.files
     while len(samples):
         parts = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
-        feeds = (
-            evaluation_feed(view, [index.paths[i] for i in part], index.sizes[part], index.alpha[part], background)
-            for part in parts
-        )
-        pipeline = evaluation_pipeline(feeds, view, batch_size=batch_size, **settings)
-        for part in parts:
-            try:
-                (images,) = next_outputs(pipeline, device)
-            except RuntimeError as error:
-                paths = [index.paths[i] for i in part]
-                sizes = decoded_sizes(paths, index.alpha[part], **settings)
-                bad = {int(part[i]): decode_failure_reason(paths[i]) for i in np.flatnonzero(sizes[:, 0] == 0)}
-                if not bad:
-                    raise
-                if skipped is None:
-                    raise BadFilesError(evaluation_refusal(index.by_path(bad), len(index), index.kind)) from error
-                skipped |= bad
-                break
-            samples = samples[len(part) :]
-            yield images
+        with closing(files.items_ahead(iter(parts))) as ready:
+            feeds = (
+                evaluation_feed(view, items, index.sizes[part], index.alpha[part], background)
+                for part, items in zip(parts, ready, strict=True)
+            )
+            pipeline = evaluation_pipeline(feeds, view, batch_size=batch_size, contents=files.are_contents, **settings)
+            for part in parts:
+                try:
+                    (images,) = next_outputs(pipeline, device)
+                except RuntimeError as error:
+                    sizes = decoded_sizes(files, part, index.alpha[part], **settings)
+                    failed = part[sizes[:, 0] == 0].tolist()
+                    bad = {sample: files.failure_reason(sample) for sample in failed}
+                    if not bad:
+                        raise
+                    if skipped is None:
+                        raise BadFilesError(evaluation_refusal(index.by_path(bad), len(index), index.kind)) from error
+                    skipped |= bad
+                    break
+                samples = samples[len(part) :]
+                yield images
         samples = np.array([i for i in samples.tolist() if i not in (skipped or {})], dtype=np.int64)

@@ -1,27 +1,30 @@
 """The files of a data set and what their headers say, listed once and cached in a format that cannot hold code."""
 
 import hashlib
+import itertools
 import os
-import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sce_fast.data.cache import cache_file_of, read_cache, take_rows, write_cache
 from sce_fast.data.faults import MISSING, NOT_A_FILE, evaluation_refusal, status_or_reason
 from sce_fast.data.image.alpha import has_alpha
 from sce_fast.data.image.background import NONE, Color, background_color
+from sce_fast.data.image.files import ImageFiles
 from sce_fast.data.image.formats import decode_failure_reason
-from sce_fast.data.sources import Listing, list_images
+from sce_fast.data.image.shards import read_shards
+from sce_fast.data.sources import Listing, find_shards, list_images
 from sce_fast.util.terminal import progress_bar
 
 CACHE_VERSION = 2
+HASHED_TOGETHER = 4096
 HEADERS_PER_BATCH = 256
 
 
@@ -40,27 +43,33 @@ class Index(ABC):
     def __len__(self) -> int:
         return len(self.listing.names)
 
-    def facts(self) -> list[list[int]]:
+    def facts(self, part: slice = slice(None)) -> list[list[int]]:
         """Return what makes each sample another one if it changes: height and width, for videos also their frames.
 
         A height of 0 stands for a bad file.
+
+        Args:
+            part: the samples to return the facts of; by default all.
         """
-        return self.sizes.tolist()
+        return self.sizes[part].tolist()
 
     def notes(self, background: str) -> list[str]:
         """Return lines for the user: files left out and, for images, what becomes of transparency."""
-        return list(filter(None, [self.listing.describe_ignored()]))
+        listing = self.listing
+        return list(
+            filter(None, [listing.describe_ignored(), listing.describe_others(), listing.describe_large_pages()])
+        )
 
     def subset(self, samples: NDArray[np.int64]) -> Self:
         """Return the index of these samples, in this order."""
         bad = {new: self.bad[old] for new, old in enumerate(samples.tolist()) if old in self.bad}
-        return self.rows(samples, self.listing.subset(samples.tolist()), bad)
+        return self.rows(samples, self.listing.subset(samples), bad)
 
     def with_bad(self, bad: Mapping[int, str]) -> Self:
         """Return the index with further bad samples → reason."""
         return self.rows(np.arange(len(self)), self.listing, {**self.bad, **bad})
 
-    def listed_as(self, entries: list[str]) -> Self:
+    def listed_as(self, entries: Sequence[str]) -> Self:
         """Return an index of these entries (see Listing.entries) in this order, without labels.
 
         Entries that this index lacks are missing.
@@ -69,12 +78,19 @@ class Index(ABC):
         rows = [number.get(entry, -1) for entry in entries]
         reasons = [MISSING if i < 0 else self.bad.get(i) for i in rows]
         bad = {new: reason for new, reason in enumerate(reasons) if reason is not None}
-        return self.rows(np.array(rows, dtype=np.int64), self.listing.listed_as(entries), bad)
+        numbers = np.array(rows, dtype=np.int64)
+        return self.rows(numbers, self.listing.listed_as(entries, numbers), bad)
 
     @cached_property
     def paths(self) -> list[bytes]:
-        """Path of each file."""
+        """Path of each file; of packed samples FILE!MEMBER or FILE!ROW."""
         return [os.fsencode(path) for path in self.listing.paths()]
+
+    @property
+    def stamps(self) -> NDArray[np.int64]:
+        """(n, 2) modification time and length of each file, or of the file that holds a packed sample."""
+        packed = self.listing.packed
+        return file_stamps(self.paths, folders=True)[0] if packed is None else packed.stamps[packed.shard]
 
     @cached_property
     def labels(self) -> NDArray[np.int64] | None:
@@ -87,14 +103,14 @@ class Index(ABC):
 
         Sizes are left out: a file that breaks while a run is interrupted must not prevent the run from resuming.
         """
-        digest = hashlib.sha256()
-        for entry in self.listing.entries():
-            digest.update(os.fsencode(entry) + b"\0")
+        digest, entries = hashlib.sha256(), iter(self.listing.entries())
+        while some := list(itertools.islice(entries, HASHED_TOGETHER)):
+            digest.update(os.fsencode("\0".join(some)) + b"\0")
         return digest.hexdigest()[:16]
 
     def by_path(self, bad: Mapping[int, str]) -> dict[str, str]:
         """Return path → reason for samples → reasons, in the order of the index."""
-        return {os.fsdecode(self.paths[i]): bad[i] for i in sorted(bad)}
+        return {self.listing.path(i): bad[i] for i in sorted(bad)}
 
     def bad_files(self, undecodable: Mapping[int, str] | None = None) -> dict[str, str]:
         """Return path → reason for unreadable folders, files with bad headers and, if given, undecodable samples."""
@@ -121,6 +137,11 @@ class ImageIndex(Index):
     alpha: NDArray[np.bool_]  # (n,) whether each image has an alpha channel or transparent colours
     bad: dict[int, str]  # sample → reason, of files whose header cannot be read
 
+    @cached_property
+    def files(self) -> ImageFiles:
+        """The images as graphs read them."""
+        return ImageFiles(self.listing)
+
     def rows(self, rows: NDArray[np.int64], listing: Listing, bad: dict[int, str]) -> "ImageIndex":
         return ImageIndex(listing, take_rows(self.sizes, rows), take_rows(self.alpha, rows), bad)
 
@@ -145,7 +166,7 @@ class ImageIndex(Index):
 
 
 def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = None) -> ImageIndex:
-    """Return the index of a folder or list file. For files that did not change, headers come from the cache.
+    """Return the index of a folder, a list file, or shards. For files that did not change, it comes from the cache.
 
     The index also lists files that are missing, empty or have an unreadable header; its `bad` holds the reasons.
 
@@ -156,8 +177,11 @@ def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = Non
             that cannot be written is ignored.
 
     Raises:
-        FileNotFoundError, ValueError: as list_images.
+        FileNotFoundError, ValueError: as find_shards and list_images.
+        ImportError: Parquet tables need pyarrow, which is not installed.
     """
+    if (shards := find_shards(Path(path))) is not None:
+        return ImageIndex(*read_shards(shards, cache_file_of(path, cache, "-shards"), threads=threads))
     listing = list_images(path)
     paths = [os.fsencode(path) for path in listing.paths()]
     stamps, bad = file_stamps(paths)
@@ -219,69 +243,3 @@ def file_stamps(paths: list[bytes], *, folders: bool = False) -> tuple[NDArray[n
         else:
             stamps[i] = status.st_mtime_ns, status.st_size
     return stamps, bad
-
-
-def take_rows(column: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Return these rows of a column; zeros where a number is -1."""
-    taken = np.zeros((len(rows), *column.shape[1:]), dtype=column.dtype)
-    taken[rows >= 0] = column[rows[rows >= 0]]
-    return taken
-
-
-@dataclass(frozen=True)
-class Cached:
-    """The content of a cache: columns with a row for each file."""
-
-    names: list[bytes]
-    stamps: NDArray[np.int64]  # (n, 2)
-    columns: dict[str, NDArray[Any]]
-
-    def rows(self, names: list[str], stamps: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the row of each file; -1 for files that are new or changed."""
-        known = {name: i for i, name in enumerate(self.names)}
-        rows = np.array([known.get(os.fsencode(name), -1) for name in names], dtype=np.int64)
-        same = (take_rows(self.stamps, rows) == stamps).all(axis=1)
-        return np.where(same, rows, -1)
-
-
-def cache_file_of(path: str | Path, cache: Path | None, kind: str = "") -> Path:
-    """Return the file that caches what is known of a data set.
-
-    Args:
-        path: of the data set.
-        cache: folder of the cache; None as for index_images.
-        kind: tells apart the caches of one path.
-    """
-    name = hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:24]
-    return (cache or _cache_folder()) / f"{name}{kind}.npz"
-
-
-def _cache_folder() -> Path:
-    if named := os.environ.get("SCE_FAST_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sce_fast" / "index"
-
-
-def read_cache(cache_file: Path, version: int, columns: Iterable[str]) -> Cached | None:
-    """Return the content of a cache; None if there is none, or if it is damaged or of another version."""
-    try:
-        with np.load(cache_file, allow_pickle=False) as cached:
-            if int(cached["version"]) != version:
-                return None
-            names = cached["names"].tobytes().split(b"\0")
-            found = Cached(names, cached["stamps"], {name: cached[name] for name in columns})
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
-    return found if found.stamps.shape == (len(names), 2) else None
-
-
-def write_cache(cache_file: Path, version: int, names: list[str], **columns: Any) -> None:
-    """Write a cache atomically; a cache that cannot be written is ignored."""
-    joined = np.frombuffer(b"\0".join(os.fsencode(name) for name in names), dtype=np.uint8)
-    temporary = cache_file.with_name(f".{cache_file.stem}.{os.getpid()}.npz")
-    with suppress(OSError):  # optional: a read-only home folder must not stop a run
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, version=version, names=joined, **columns)
-        os.replace(temporary, cache_file)
-    with suppress(OSError):
-        temporary.unlink()

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sce_fast.data.class_lists import CLASS_LISTS
 from sce_fast.data.index import Index
 from sce_fast.util.files import printable
 from sce_fast.util.philox import Draw, random_words
@@ -34,7 +35,8 @@ def subset(
         index: the samples; without labels, they count as one class.
         share: of each class, in (0, 1]; at least one sample of each.
         per_class: number of samples of each class, or all if a class has fewer.
-        classes: list of class names, one a line. The classes left get the numbers from 0 on, in their order.
+        classes: list of class names, one a line, or the name of one of CLASS_LISTS. The classes left get the numbers
+            from 0 on, in their order.
         files: list of file names, one a line, as the index has them or without their folders.
         seed: of the choice, in [0, 2³²).
 
@@ -77,16 +79,17 @@ def _drawn(index: Index, share: float | None, per_class: int | None, seed: int) 
 
 
 def _of_classes(index: AnyIndex, path: Path) -> AnyIndex:
-    names = _lines(path)
+    names = list(CLASS_LISTS[str(path)]) if str(path) in CLASS_LISTS else _lines(path)
     listing = index.listing
     if index.labels is None:
         raise ValueError(f"{listing.title} has no classes, so {printable(path)} cannot choose among them")
     _require_known(sorted(set(names) - set(listing.classes)), path, f"classes that {listing.title} lacks")
     kept = [name for name in listing.classes if name in set(names)]
-    number = {listing.classes.index(name): new for new, name in enumerate(kept)}
-    part = index.subset(np.flatnonzero(np.isin(index.labels, list(number))))
-    assert part.listing.labels is not None
-    labels = [number[label] for label in part.listing.labels]
+    number = np.full(len(listing.classes), -1, dtype=np.int32)
+    number[[listing.classes.index(name) for name in kept]] = np.arange(len(kept))
+    samples = np.flatnonzero(number[index.labels] >= 0)
+    part = index.subset(samples)
+    labels = number[index.labels[samples]]
     renumbered = replace(part.listing, labels=labels, classes=kept)
     return part.rows(np.arange(len(part), dtype=np.int64), renumbered, part.bad)
 

@@ -8,12 +8,13 @@ from torch import Tensor, as_tensor
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.index import ImageIndex
 from sce_fast.data.kinds import open_index
+from sce_fast.data.subset import subset
 from sce_fast.data.video.index import VideoIndex
 from sce_fast.util.files import printable
 
 
 def labelled_indices(
-    train_path: Path, test_path: Path, view: EvaluationView, *, threads: int
+    train_path: Path, test_path: Path, view: EvaluationView, *, threads: int, classes: Path | None = None
 ) -> tuple[ImageIndex | VideoIndex, ImageIndex | VideoIndex]:
     """Return the train and test index of an evaluation; a class has the same number in both.
 
@@ -21,6 +22,7 @@ def labelled_indices(
         train_path, test_path: of the sets.
         view: of images, or of videos.
         threads: number of threads that read files.
+        classes: take these classes of both sets; see subset.
 
     Raises:
         ValueError: a set has no classes or a file with an unreadable header, or test has a class that train lacks.
@@ -33,15 +35,17 @@ def labelled_indices(
                 "class, or a list file with classes"
             )
         index.require_readable()
-    classes = train.listing.classes
+    if classes is not None:
+        train, test = subset(train, classes=classes), subset(test, classes=classes)
+    names = train.listing.classes
     labels = labels_among(
-        classes,
+        names,
         as_tensor(test.labels),
         test.listing.classes,
         train_name=train.listing.title,
         test_name=test.listing.title,
     )
-    return train, replace(test, listing=replace(test.listing, labels=labels.tolist(), classes=classes))
+    return train, replace(test, listing=replace(test.listing, labels=labels.tolist(), classes=names))
 
 
 def labels_among(

@@ -3,7 +3,12 @@
 import filecmp
 import os
 from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
 
+import numpy as np
+
+from sce_fast.data.image.files import ImageFiles
 from sce_fast.data.index import Index
 from sce_fast.data.sources import Part
 from sce_fast.evaluate.features import FeatureFile
@@ -20,19 +25,44 @@ def shared_samples(train: Index, test: Index) -> int:
     Raises:
         FileNotFoundError: a file does not exist.
     """
-    files: set[tuple[int, int, Part]] = set()
-    named: defaultdict[tuple[bytes, int, Part], list[bytes]] = defaultdict(list)
-    for path, part in zip(train.paths, _parts(train), strict=True):
-        status = os.stat(path)
-        files.add((status.st_dev, status.st_ino, part))
-        named[os.path.basename(path), status.st_size, part].append(path)
+    places: set[tuple[int, ...]] = set()
+    named: defaultdict[tuple[str, int, Part], list[int]] = defaultdict(list)
+    for i, (sample, part) in enumerate(zip(_samples(train), _parts(train), strict=True)):
+        places.add((*sample.place, hash(part)))
+        named[sample.name, sample.length, part].append(i)
     shared = 0
-    for path, part in zip(test.paths, _parts(test), strict=True):
-        status = os.stat(path)
-        alike = named.get((os.path.basename(path), status.st_size, part), [])
-        is_file = (status.st_dev, status.st_ino, part) in files
-        shared += is_file or any(filecmp.cmp(path, other, shallow=False) for other in alike)
+    for i, (sample, part) in enumerate(zip(_samples(test), _parts(test), strict=True)):
+        alike = named.get((sample.name, sample.length, part), [])
+        is_same = (*sample.place, hash(part)) in places
+        shared += is_same or any(_are_equal(test, i, train, other) for other in alike)
     return shared
+
+
+class _Sample(NamedTuple):
+    place: tuple[int, int, int]  # device, number of the file, and where the sample begins in it
+    name: str
+    length: int
+
+
+def _samples(index: Index) -> Iterator[_Sample]:
+    packed = index.listing.packed
+    if packed is None:
+        for path in index.paths:
+            status = os.stat(path)
+            name = os.path.basename(os.fsdecode(path))
+            yield _Sample((status.st_dev, status.st_ino, 0), name, status.st_size)
+        return
+    found = [os.stat(os.path.join(index.listing.root, file)) for file in packed.files]
+    columns = (packed.shard, packed.offset, packed.inner_start, packed.sizes)
+    for i, (file, offset, start, length) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        place = found[file].st_dev, found[file].st_ino, offset << 32 | start
+        yield _Sample(place, os.path.basename(packed.member(i)), length)
+
+
+def _are_equal(index: Index, sample: int, other: Index, its_sample: int) -> bool:
+    if index.listing.packed is None and other.listing.packed is None:
+        return filecmp.cmp(index.paths[sample], other.paths[its_sample], shallow=False)
+    return np.array_equal(ImageFiles(index.listing).content(sample), ImageFiles(other.listing).content(its_sample))
 
 
 def _parts(index: Index) -> list[Part]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sce_fast.data.faults import BadFilesError
 from sce_fast.data.image.augment import EvaluationView
-from sce_fast.data.index import Index, file_stamps
+from sce_fast.data.index import Index
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate.features import extract_features, load_features, save_features
 from sce_fast.util.files import printable
@@ -85,8 +85,7 @@ class FeatureStore:
 
     def _key(self, index: Index, view: EvaluationView) -> str:
         """Return a hash of everything that the features depend on."""
-        stamps, _ = file_stamps(index.paths, folders=True)
-        data = hashlib.sha256(stamps.tobytes() + index.fingerprint.encode()).hexdigest()
+        data = hashlib.sha256(index.stamps.tobytes() + index.fingerprint.encode()).hexdigest()
         seen = {"kind": type(view).__name__, **dataclasses.asdict(view)}
         text = json.dumps({**self._network, "view": seen, "data": data}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

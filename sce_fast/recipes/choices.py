@@ -7,7 +7,7 @@ from typing import Any
 from sce_fast.config import TrainConfig
 from sce_fast.util.files import printable
 
-SECTIONS = ("clips", "views", "model", "loss", "optimizer", "evaluation")
+SECTIONS = ("subset", "clips", "views", "model", "loss", "optimizer", "evaluation")
 QUEUE = 4096 / 50_000  # keys per sample, as in the CIFAR10 run
 
 

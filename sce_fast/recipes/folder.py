@@ -6,9 +6,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from sce_fast.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig
-from sce_fast.data.index import read_headers
-from sce_fast.data.sources import list_images
+from sce_fast.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig, replace
+from sce_fast.config.subset import SubsetConfig
+from sce_fast.data.index import index_images, read_headers
+from sce_fast.data.sources import find_shards, list_images
 from sce_fast.recipes.adapt import LARGE, Found, adapted
 from sce_fast.recipes.changes import changed
 from sce_fast.recipes.choices import description
@@ -27,7 +28,7 @@ def folder(data: str | Path, out: str | Path = "runs/folder", **changes: Any) ->
     the choice, and the others follow them. Without images, the settings are those of the papers.
 
     Args:
-        data: Folder of images, or a list file that names images.
+        data: Folder of images, a list file that names them, or tar shards, Parquet tables, CIFAR or STL-10.
         out: Run folder.
         changes: Other settings, by name; a dict changes some settings of a section.
 
@@ -47,7 +48,8 @@ def folder(data: str | Path, out: str | Path = "runs/folder", **changes: Any) ->
         loss=LossConfig(temperature=0.1, target_temperature=0.07, coefficient=0.5, queue_size=16384),
         optimizer=OptimizerConfig(name="lars", base_learning_rate=0.6, weight_decay=1e-6, warmup_epochs=10),
     )
-    found = survey(config.data)
+    part = replace(config, subset=changes["subset"]).subset if "subset" in changes else config.subset
+    found = survey(config.data, part)
     gpu = has_gpu(changes.get("device", config.device))
     config = changed(config, adapted(found or Found(LARGE, 224), changes, gpu=gpu))
     if found is not None and int(os.environ.get("RANK", 0)) == 0:
@@ -57,16 +59,25 @@ def folder(data: str | Path, out: str | Path = "runs/folder", **changes: Any) ->
     return config
 
 
-def survey(data: Path) -> Found | None:
+def survey(data: Path, subset: SubsetConfig) -> Found | None:
     """Return the number of images and the median of the shorter sides of some; None if there are no readable images.
 
     Training names what is wrong with the data.
+
+    Args:
+        data: of the run.
+        subset: part of the data that the run trains on.
     """
     try:
-        paths = [os.fsencode(path) for path in list_images(data).paths()]
-        samples = np.unique(np.linspace(0, len(paths) - 1, min(SAMPLED, len(paths))).astype(int))
-        sides = read_headers([paths[i] for i in samples])[0].min(axis=1)
+        if subset != SubsetConfig() or find_shards(data) is not None:
+            sides = subset.of(index_images(data)).sizes.min(axis=1)
+            count = len(sides)
+        else:
+            paths = [os.fsencode(path) for path in list_images(data).paths()]
+            count = len(paths)
+            samples = np.unique(np.linspace(0, count - 1, min(SAMPLED, count)).astype(int))
+            sides = read_headers([paths[i] for i in samples])[0].min(axis=1)
     except (OSError, ValueError, ImportError):
         return None
     sides = sides[sides > 0]
-    return Found(len(paths), int(np.median(sides))) if len(sides) else None
+    return Found(count, int(np.median(sides))) if len(sides) else None

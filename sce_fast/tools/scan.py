@@ -2,16 +2,16 @@
 
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sce_fast.config import default_loader_threads
 from sce_fast.data.faults import bad_files_tsv
-from sce_fast.data.image.formats import decode_failure_reason
 from sce_fast.data.image.sizes import FILES_PER_BATCH, SizeReader
 from sce_fast.data.index import ImageIndex, Index, index_images
 from sce_fast.data.sources import Listing, kinds_found
@@ -42,7 +42,10 @@ class KindScan:
     def table(self, ignored: str) -> str:
         """Return a text for people: the data set, then the bad files by reason."""
         listing, labels = self.index.listing, self.index.labels
+        packed = listing.packed
         lines = [f"{len(self.index)} {self.kind} files in {listing.title}"]
+        if packed is not None:
+            lines[0] = f"{len(self.index)} {self.kind}s in {len(packed.files)} files of {listing.title}"
         if labels is not None:
             counts = np.bincount(labels, minlength=len(listing.classes))
             lines.append(f"{len(counts)} classes of {counts.min()} to {counts.max()} files")
@@ -56,7 +59,7 @@ class KindScan:
                 lines += _lines_on_videos(self.index, good)
         if isinstance(self.index, ImageIndex) and (count := self.index.alpha.sum()):
             lines.append(f"images with alpha (transparency): {count}; --views.background sets the colour behind them")
-        lines += filter(None, [ignored])
+        lines += filter(None, [ignored, listing.describe_others()])
         if self.decoded:
             done = len(self.index) - len(self.index.bad)
             rate = f"{done / max(self.seconds, 1e-9):.0f} {self.kind}s/s"
@@ -107,7 +110,7 @@ def scan(
     """Find the files that training would replace: missing, empty or damaged files, and files of other formats.
 
     Args:
-        data: Folder of images or videos, or a list file that names them.
+        data: Folder of images or videos, a list file that names them, or tar shards, Parquet tables, CIFAR or STL-10.
         only: Scan only the images or only the videos of a folder with both. Extracted frames count as images; with
             "videos", each of their folders counts as one video.
         quick: Read only the headers. Truncated images and damage inside videos are not found.
@@ -150,13 +153,17 @@ def _scan_videos(data: Path, quick: bool, threads: int) -> KindScan:
 def undecodable(index: ImageIndex, threads: int) -> dict[int, str]:
     """Return sample → reason for the files whose header is good but whose image does not decode."""
     samples = np.array([i for i in range(len(index)) if i not in index.bad], dtype=np.int64)
-    reader = SizeReader(decode=True, background=index.background("black"), threads=threads)
+    files, chunks = index.files, _chunks(samples, index.sizes)
+    settings: dict[str, Any] = {"background": index.background("black"), "threads": threads}
+    reader = SizeReader(decode=True, contents=files.are_contents, **settings)
     bad: dict[int, str] = {}
-    with progress_bar(len(samples), "Decoding", unit="image") as bar:
-        for chunk in _chunks(samples, index.sizes):
-            sizes = reader.sizes([index.paths[i] for i in chunk], index.alpha[chunk])
-            for i in chunk[sizes[:, 0] == 0].tolist():
-                bad[i] = decode_failure_reason(index.paths[i])
+    with (
+        progress_bar(len(samples), "Decoding", unit="image") as bar,
+        closing(files.items_ahead(iter(chunks))) as ready,
+    ):
+        for chunk, items in zip(chunks, ready, strict=True):
+            sizes = reader.sizes(items, index.alpha[chunk])
+            bad |= {i: files.failure_reason(i) for i in chunk[sizes[:, 0] == 0].tolist()}
             bar.update(len(chunk))
     return bad
 

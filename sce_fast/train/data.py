@@ -13,9 +13,9 @@ def open_data(config: TrainConfig) -> ImageIndex | VideoIndex:
     """Return the index of what a config trains on.
 
     Raises:
-        FileNotFoundError, ValueError: as index_images and index_videos.
+        FileNotFoundError, ValueError: as index_images, index_videos and subset.
     """
-    return open_index(config.data, config.evaluation_view(), threads=config.loader_threads)
+    return config.subset.of(open_index(config.data, config.evaluation_view(), threads=config.loader_threads))
 
 
 def random_views(config: TrainConfig, index: Index, *, threads: int, device: str = "cpu") -> Views:

@@ -34,7 +34,8 @@ class PeriodicEvaluation:
         self.view = config.evaluation_view()
         self.indices: tuple[ImageIndex | VideoIndex, ...] = ()
         if train is not None and test is not None:
-            self.indices = ranks.first_then_others(lambda: labelled_indices(train, test, self.view, threads=threads))
+            settings: dict[str, Any] = {"threads": threads, "classes": config.subset.classes}
+            self.indices = ranks.first_then_others(lambda: labelled_indices(train, test, self.view, **settings))
             ranks.first(self._warn)
 
     def is_due(self, epoch: int) -> bool:

@@ -1,10 +1,12 @@
 """The list of a run's images or videos: what the run began with, and what has changed when it resumes."""
 
 import gzip
+import io
+import itertools
 import json
 import os
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from sce_fast.train.checkpoint import read_state
 from sce_fast.train.folder import BAD_FILES, IMAGES, holds_a_run, read_config
 from sce_fast.util.files import counted, printable, write_atomically
 
+LISTED_TOGETHER = 65536
 _CHANGES = {"images": "of another size", "videos": "of another size or length"}
 
 
@@ -58,8 +61,9 @@ def images_to_train_on(config: TrainConfig, found: Index, newest: Path | None, r
         return RunImages(found)
     decision = _Decision(**ranks.first(lambda: asdict(_decide(config, found, newest))))
     index = found.listed_as(list(_read(config.out))) if decision.as_begun else found
-    number = {name: i for i, name in enumerate(index.listing.entries())}
-    index = index.with_bad({number[name]: why for name, why in decision.set_aside.items()})
+    if decision.set_aside:
+        number = {name: i for i, name in enumerate(index.listing.entries())}
+        index = index.with_bad({number[name]: why for name, why in decision.set_aside.items()})
     return RunImages(index, decision.differences, decision.restarts_epoch)
 
 
@@ -68,12 +72,23 @@ def write_image_list(run: Path, images: RunImages) -> None:
     path = run / IMAGES
     if path.exists() and not images.differences:
         return
-    before = _read(run) if path.exists() else {}
-    entries = images.index.listing.entries()
-    facts = dict(zip(entries, images.index.facts(), strict=True))
-    for i in images.index.bad:  # a sample that stays set aside has to differ from the list at the next resume, too
-        facts[entries[i]] = before.get(entries[i], facts[entries[i]])
-    write_atomically(path, gzip.compress(json.dumps(list(facts.items())).encode(), compresslevel=4, mtime=0))
+    before, bad = _read(run) if path.exists() else {}, images.index.bad
+    compressed = io.BytesIO()
+    with gzip.GzipFile(fileobj=compressed, mode="wb", compresslevel=4, mtime=0) as file:
+        for i, (entry, facts) in enumerate(_listed(images.index)):
+            if i in bad:  # a sample that stays set aside has to differ from the list at the next resume, too
+                facts = before.get(entry, facts)
+            file.write((",\n" if i else "[\n").encode() + json.dumps([entry, facts]).encode())
+        file.write(b"\n]\n")
+    write_atomically(path, compressed.getvalue())
+
+
+def _listed(index: Index) -> Iterator[tuple[str, list[int]]]:
+    """Yield the entry and the facts of each sample; lists of all would take gigabytes for ten million."""
+    entries = iter(index.listing.entries())
+    for start in range(0, len(index), LISTED_TOGETHER):
+        facts = index.facts(slice(start, start + LISTED_TOGETHER))
+        yield from zip(itertools.islice(entries, len(facts)), facts, strict=True)
 
 
 def _decide(config: TrainConfig, found: Index, newest: Path | None) -> _Decision:
@@ -82,6 +97,8 @@ def _decide(config: TrainConfig, found: Index, newest: Path | None) -> _Decision
     state = {} if newest is None else read_state(newest)
     if not (config.out / IMAGES).exists():
         return _decide_by_fingerprint(config, found, state)
+    if _is_as_begun(config.out, found):
+        return _Decision(restarts_epoch=bool(state) and state["data_fingerprint"] != found.fingerprint)
     before = _read(config.out)
     now = dict(zip(found.listing.entries(), found.facts(), strict=True))
     gone = before.keys() - now.keys()
@@ -112,6 +129,22 @@ def _decide(config: TrainConfig, found: Index, newest: Path | None) -> _Decision
         # An earlier resume may have accepted the list after the checkpoint was written.
         restarts_epoch=bool(state) and state["data_fingerprint"] != names.fingerprint,
     )
+
+
+def _is_as_begun(run: Path, found: Index) -> bool:
+    """Return whether the list is that of the run, read line by line; damaged lists and those in one line are not."""
+    try:
+        with gzip.open(run / IMAGES, "rt") as file:
+            if next(file, "") != "[\n":
+                return False
+            for entry, facts in _listed(found):
+                before = json.loads(next(file, "").rstrip(",\n"))
+                # A height of 0 stands for an unreadable file, which training replaces.
+                if before[0] != entry or (before[1] != facts and before[1][0] and facts[0]):
+                    return False
+            return next(file, "") == "]\n"
+    except (OSError, EOFError, ValueError, zlib.error):
+        return False
 
 
 def _decide_by_fingerprint(config: TrainConfig, found: Index, state: Mapping[str, Any]) -> _Decision:

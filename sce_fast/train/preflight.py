@@ -1,7 +1,7 @@
 """Checks of a new run before its folder is made: that it can run here, and that it does not write into its data."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -35,7 +35,8 @@ def require_apart(config: TrainConfig, indices: dict[str, Index]) -> None:
         root = index.listing.root
         named = Path(config.data if setting == "data" else getattr(config.evaluation, setting.rpartition(".")[2]))
         if named.is_dir():
-            for folder in _folders(root, index.listing.names):
+            packed = index.listing.packed
+            for folder in _folders(root, index.listing.names if packed is None else packed.files):
                 if out == folder or folder in out.parents:
                     where = "is" if out == folder else "lies in"
                     raise ValueError(
@@ -51,7 +52,7 @@ def require_apart(config: TrainConfig, indices: dict[str, Index]) -> None:
                 )
 
 
-def _folders(root: Path, names: list[str]) -> Iterator[Path]:
+def _folders(root: Path, names: Sequence[str]) -> Iterator[Path]:
     """Yield the real path of a folder of data, and of all folders in it on the way to a file."""
     seen = {""}
     for folder in {os.path.dirname(name) for name in names}:

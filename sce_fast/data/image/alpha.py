@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +21,31 @@ from sce_fast.data.image.background import Color
 # PNG, WebP (within RIFF), TIFF and BigTIFF in both byte orders, JPEG 2000.
 _MAY_HAVE_ALPHA = (b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 
+_MAY_HAVE_ALPHA_4 = tuple(start[:4] for start in _MAY_HAVE_ALPHA)
+
 
 def has_alpha(path: bytes) -> bool:
     """Return whether an image has an alpha channel, a transparent colour or a palette with transparency.
 
     Only the header is read. Files that Pillow cannot read, or reads wrongly, are left to DALI and count as having none.
     """
+    try:
+        with open(path, "rb") as file:
+            return _has_alpha(file)
+    except OSError:
+        return False
+
+
+def content_has_alpha(content: NDArray[np.uint8]) -> bool:
+    """Return what has_alpha returns of a file with this content."""
+    return content[:4].tobytes().startswith(_MAY_HAVE_ALPHA_4) and _has_alpha(io.BytesIO(content.tobytes()))
+
+
+def _has_alpha(file: BinaryIO) -> bool:
     from PIL import ExifTags, Image
 
     try:
-        with open(path, "rb") as file, warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"):
             if not file.read(12).startswith(_MAY_HAVE_ALPHA):
                 return False
             file.seek(0)

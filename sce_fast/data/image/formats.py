@@ -1,7 +1,10 @@
 """Image formats by their first bytes: why a decoder refused a file."""
 
+import io
 import os
 import warnings
+from contextlib import suppress
+from typing import BinaryIO
 
 from sce_fast.data.faults import DAMAGED, UNREADABLE, UNSUPPORTED, status_or_reason
 
@@ -20,12 +23,26 @@ _STRIP_OFFSETS, _STRIP_BYTE_COUNTS = 273, 279  # tags of a TIFF
 def decode_failure_reason(path: bytes) -> str:
     """Return why the decoder refused a file."""
     reason = _reason_at_first_sight(path)
-    return UNSUPPORTED if reason == DAMAGED and _is_whole_tiff(path) else reason
+    if reason == DAMAGED:
+        with suppress(OSError), open(path, "rb") as file:
+            return UNSUPPORTED if _is_whole_tiff(file, os.fstat(file.fileno()).st_size) else reason
+    return reason
 
 
 def is_plausible(path: bytes) -> bool:
     """Return whether a file begins like an image that DALI reads."""
     return _reason_at_first_sight(path) == DAMAGED
+
+
+def content_failure_reason(content: bytes) -> str:
+    """Return why the decoder refused the content of a file."""
+    reason = _reason_of(content[:12])
+    return UNSUPPORTED if reason == DAMAGED and _is_whole_tiff(io.BytesIO(content), len(content)) else reason
+
+
+def is_plausible_content(content: bytes) -> bool:
+    """Return whether the content of a file begins like an image that DALI reads."""
+    return _reason_of(content[:12]) == DAMAGED
 
 
 def _reason_at_first_sight(path: bytes) -> str:
@@ -35,9 +52,13 @@ def _reason_at_first_sight(path: bytes) -> str:
         return status
     try:
         with open(path, "rb") as file:
-            start = file.read(12)
+            return _reason_of(file.read(12))
     except OSError:
         return UNREADABLE
+
+
+def _reason_of(start: bytes) -> str:
+    """Return why a file that starts so cannot be decoded; DAMAGED if that shows no reason."""
     if start.startswith(_UNSUPPORTED) or start[4:8] == b"ftyp":  # the first box of a HEIC or AVIF file
         return UNSUPPORTED
     if start.startswith(b"RIFF"):
@@ -45,15 +66,16 @@ def _reason_at_first_sight(path: bytes) -> str:
     return DAMAGED if start.startswith(_SUPPORTED) else NOT_AN_IMAGE
 
 
-def _is_whole_tiff(path: bytes) -> bool:
-    """Return whether a file is a TIFF without missing pixels. If DALI refuses it, its kind of pixels is unsupported.
+def _is_whole_tiff(file: BinaryIO, length: int) -> bool:
+    """Return whether a file of this length is a TIFF without missing pixels.
 
-    DALI 2.4 refuses integers of 32 bits, signed integers, and files that leave out BitsPerSample, as bilevel ones may.
+    If DALI refuses it, its kind of pixels is unsupported. DALI 2.4 refuses integers of 32 bits, signed integers, and
+    files that leave out BitsPerSample, as bilevel ones may.
     """
     from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings(action="ignore"), open(path, "rb") as file:
+        with warnings.catch_warnings(action="ignore"):
             if not file.read(4).startswith(_TIFF):
                 return False
             file.seek(0)
@@ -67,6 +89,6 @@ def _is_whole_tiff(path: bytes) -> bool:
                 file.seek(directory.next)
                 directory.load(file)
                 strips = zip(directory[_STRIP_OFFSETS], directory[_STRIP_BYTE_COUNTS], strict=True)
-                return max(start + count for start, count in strips) <= os.fstat(file.fileno()).st_size
+                return max(start + count for start, count in strips) <= length
     except Exception:  # Pillow raises errors of many types
         return False

@@ -1,6 +1,6 @@
 """DALI graphs that execute a plan on a batch of images. They hold no state and draw no random numbers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,8 @@ from sce_fast.data.image.plan import ViewPlan, evaluation_boxes
 from sce_fast.data.pipeline import Feed, build_pipeline
 
 
-def path_arrays(paths: list[bytes]) -> list[NDArray]:
-    """Return one uint8 array for each path, as the graphs take them."""
+def path_arrays(paths: Sequence[bytes | NDArray[np.uint8]]) -> list[NDArray]:
+    """Return one uint8 array for each path, or for each content of a file, as the graphs take them."""
     return [np.frombuffer(path, dtype=np.uint8) for path in paths]
 
 
@@ -27,7 +27,7 @@ def file_types(background: Color | None) -> list[Any]:
     return [types.UINT8] if background is None else [types.UINT8, types.BOOL]
 
 
-def file_feed(paths: list[bytes], alpha: NDArray[np.bool_], background: Color | None) -> Feed:
+def file_feed(paths: Sequence[bytes | NDArray[np.uint8]], alpha: NDArray[np.bool_], background: Color | None) -> Feed:
     """Return the first inputs of every graph: path_arrays and, with a background, whether each image has alpha."""
     return (path_arrays(paths),) if background is None else (path_arrays(paths), list(alpha))
 
@@ -41,7 +41,7 @@ def view_vectors(plan: ViewPlan) -> list[NDArray]:
 
 def evaluation_feed(
     view: EvaluationView,
-    paths: list[bytes],
+    paths: Sequence[bytes | NDArray[np.uint8]],
     sizes: NDArray[np.int32],
     alpha: NDArray[np.bool_],
     background: Color | None,
@@ -59,15 +59,16 @@ def training_pipeline(
     batch_size: int,
     threads: int,
     device: str,
+    contents: bool = False,
 ) -> Pipeline:
     """Build a pipeline that returns one (N, 3, size, size) float32 output for each view.
 
     Args:
         feeds: for each batch file_feed and then view_vectors of each view.
-        background: see image_decoder.
+        background, contents: see image_decoder.
         device: "cpu", or "gpu" for the current CUDA device.
     """
-    decode = image_decoder(background, threads=threads, device=device)
+    decode = image_decoder(background, threads=threads, device=device, contents=contents)
     photometric = photometric_operator(device, threads)
 
     @pipeline_def(enable_conditionals=True)
@@ -91,9 +92,10 @@ def evaluation_pipeline(
     batch_size: int,
     threads: int,
     device: str,
+    contents: bool = False,
 ) -> Pipeline:
     """Build a pipeline that turns evaluation_feed into images (N, 3, crop, crop) float32."""
-    decode = image_decoder(background, threads=threads, device=device)
+    decode = image_decoder(background, threads=threads, device=device, contents=contents)
     interpolation = types.INTERP_CUBIC if view.interpolation == "bicubic" else types.INTERP_LINEAR
 
     @pipeline_def(enable_conditionals=True)
@@ -106,14 +108,21 @@ def evaluation_pipeline(
 
 
 def shape_pipeline(
-    feeds: Iterator[Feed], *, decode: bool, background: Color | None, batch_size: int, threads: int, device: str
+    feeds: Iterator[Feed],
+    *,
+    decode: bool,
+    background: Color | None,
+    batch_size: int,
+    threads: int,
+    device: str,
+    contents: bool = False,
 ) -> Pipeline:
     """Build a pipeline that returns the shape of each image: of the decoded image, or as its header announces it.
 
     Args:
         feeds: for each batch file_feed; without `decode`, path_arrays alone.
     """
-    decoded = image_decoder(background, threads=threads, device=device)
+    decoded = image_decoder(background, threads=threads, device=device, contents=contents)
 
     @pipeline_def(enable_conditionals=True)
     def shapes_of_images() -> Any:
@@ -122,8 +131,8 @@ def shape_pipeline(
 
     @pipeline_def
     def shapes_in_headers() -> Any:
-        (path,) = external_inputs(feeds, [types.UINT8])
-        return fn.peek_image_shape(fn.io.file.read(path))
+        (file,) = external_inputs(feeds, [types.UINT8])
+        return fn.peek_image_shape(file if contents else fn.io.file.read(file))
 
     graph = shapes_of_images if decode else shapes_in_headers
     return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device, prefetch=1)
@@ -134,21 +143,23 @@ def external_inputs(feeds: Iterator[Feed], dtypes: list[Any]) -> Any:
     return fn.external_source(source=lambda: next(feeds), num_outputs=len(dtypes), batch=True, dtype=dtypes)
 
 
-def image_decoder(background: Color | None, *, threads: int, device: str) -> Callable[..., Any]:
+def image_decoder(background: Color | None, *, threads: int, device: str, contents: bool = False) -> Callable[..., Any]:
     """Return the operator that turns the inputs of file_feed into an image (H, W, 3) uint8.
 
     Args:
         background: colour that shows through transparent pixels; None drops alpha.
         threads: number of threads that decode images with alpha.
         device: "cpu" or "gpu", where the images are wanted.
+        contents: the inputs are the contents of files in place of their paths.
     """
+    read = (lambda content: content) if contents else file_content
     dali = partial(fn.decoders.image, device="cpu" if device == "cpu" else "mixed", output_type=types.RGB)
     if background is None:
-        return lambda path: dali(file_content(path))
+        return lambda file: dali(read(file))
     over_background = compositor(background, threads=threads, device=device)
 
-    def decode(path: Any, alpha: Any) -> Any:
-        content = file_content(path)
+    def decode(file: Any, alpha: Any) -> Any:
+        content = read(file)
         if alpha:  # noqa: SIM108  (DALI knows no conditional expressions)
             image = over_background(content)
         else:

@@ -1,14 +1,15 @@
 """Sizes of images, read from their headers or by decoding them. Bad files are found one by one."""
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sce_fast.data.faults import status_or_reason
 from sce_fast.data.image.background import Color
-from sce_fast.data.image.formats import is_plausible
+from sce_fast.data.image.files import ImageFiles, Item
+from sce_fast.data.image.formats import is_plausible, is_plausible_content
 from sce_fast.data.image.graph import file_feed, shape_pipeline
 from sce_fast.data.pipeline import Feed
 
@@ -27,6 +28,7 @@ class SizeReader:
         threads: number of threads that read or decode.
         background: decode images with alpha over this colour; None drops alpha.
         device: "cpu", or "gpu" for the decoder of the current CUDA device.
+        contents: take the contents of files in place of their paths.
     """
 
     def __init__(
@@ -37,18 +39,21 @@ class SizeReader:
         batch_size: int = FILES_PER_BATCH,
         threads: int = 2,
         device: str = "cpu",
+        contents: bool = False,
     ) -> None:
+        self._contents = contents
         self._settings: dict[str, Any] = {
             "decode": decode,
             "background": background,
             "batch_size": batch_size,
             "threads": threads,
             "device": device if decode else "cpu",
+            "contents": contents,
         }
         self._pipeline: Any = None
         self._feeds: deque[Feed] = deque()
 
-    def sizes(self, paths: list[bytes], alpha: NDArray[np.bool_] | None = None) -> NDArray[np.int32]:
+    def sizes(self, paths: Sequence[Item], alpha: NDArray[np.bool_] | None = None) -> NDArray[np.int32]:
         """Return height and width (n, 2) of each file; (0, 0) where it cannot be read or decoded.
 
         Args:
@@ -60,7 +65,7 @@ class SizeReader:
         parts = [slice(start, start + limit) for start in range(0, len(paths), limit)]
         return np.concatenate([np.zeros((0, 2), dtype=np.int32), *(self._sizes(paths[i], alpha[i]) for i in parts)])
 
-    def _sizes(self, paths: list[bytes], alpha: NDArray[np.bool_]) -> NDArray[np.int32]:
+    def _sizes(self, paths: Sequence[Item], alpha: NDArray[np.bool_]) -> NDArray[np.int32]:
         if self._pipeline is None:
             self._feeds.clear()
             self._pipeline = shape_pipeline(iter(self._feeds.popleft, None), **self._settings)
@@ -74,7 +79,7 @@ class SizeReader:
         sizes = np.zeros((len(paths), 2), dtype=np.int32)
         if len(paths) == 1:
             return sizes
-        plausible = [i for i, path in enumerate(paths) if is_plausible(path)]
+        plausible = [i for i, path in enumerate(paths) if self._is_plausible(path)]
         if len(plausible) < len(paths):  # HTML pages and empty files are recognised without a decoder
             if plausible:
                 sizes[plausible] = self._sizes([paths[i] for i in plausible], alpha[plausible])
@@ -82,16 +87,26 @@ class SizeReader:
         half = len(paths) // 2
         return np.concatenate([self._sizes(paths[:half], alpha[:half]), self._sizes(paths[half:], alpha[half:])])
 
+    def _is_plausible(self, item: Item) -> bool:
+        return is_plausible(bytes(item)) if not self._contents else is_plausible_content(bytes(item[:12]))
+
 
 def decoded_sizes(
-    paths: list[bytes], alpha: NDArray[np.bool_], *, background: Color | None, threads: int, device: str
+    files: ImageFiles,
+    samples: NDArray[np.int64],
+    alpha: NDArray[np.bool_],
+    *,
+    background: Color | None,
+    threads: int,
+    device: str,
 ) -> NDArray[np.int32]:
-    """Return height and width (n, 2) of each image, decoded as a loader does; (0, 0) where decoding fails.
+    """Return height and width (n, 2) of these samples, decoded as a loader does; (0, 0) where decoding fails.
 
     Pipes, folders and empty files are not passed to the decoder.
     """
-    sizes = np.zeros((len(paths), 2), dtype=np.int32)
-    files = [i for i, path in enumerate(paths) if not isinstance(status_or_reason(path), str)]
-    reader = SizeReader(decode=True, background=background, threads=threads, device=device)
-    sizes[files] = reader.sizes([paths[i] for i in files], alpha[files])
+    sizes = np.zeros((len(samples), 2), dtype=np.int32)
+    good = [i for i, sample in enumerate(samples.tolist()) if files.refusal(sample) is None]
+    contents = files.are_contents
+    reader = SizeReader(decode=True, background=background, threads=threads, device=device, contents=contents)
+    sizes[good] = reader.sizes(files.items(samples[good]), alpha[good])
     return sizes

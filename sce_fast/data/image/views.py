@@ -1,6 +1,8 @@
 """Random views of images: what a training loader needs to know about images."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from itertools import tee
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ from numpy.typing import NDArray
 
 from sce_fast.data.faults import CHANGED
 from sce_fast.data.image.augment import Augmentation
-from sce_fast.data.image.formats import decode_failure_reason
+from sce_fast.data.image.files import Item
 from sce_fast.data.image.graph import file_feed, training_pipeline, view_vectors
 from sce_fast.data.image.plan import plan_views
 from sce_fast.data.image.sizes import decoded_sizes
@@ -46,20 +48,25 @@ class RandomViews:
         self.bad = dict(index.bad)  # sample → reason, as far as this rank has found bad files
         self._index, self._augmentations, self._threads = index, augmentations, threads
         self._background = index.background(background)
+        self._is_bad = np.zeros(len(index), dtype=np.bool_)
+        self._is_bad[list(self.bad)] = True
 
     def feeds(
         self, batches: Iterator[tuple[int, NDArray[np.int64]]]
     ) -> Generator[tuple[NDArray[np.int64], Feed], None, None]:
         """Yield the samples of each batch, with replacements in place of bad files, and the pipeline's inputs.
 
+        Samples of shards are read ahead of time, within the bounds of run_ahead.
+
         Args:
             batches: epoch and samples (N,) of each batch.
         """
-        for epoch, samples in batches:
-            is_bad = np.zeros(len(self._index), dtype=np.bool_)
-            is_bad[list(self.bad)] = True
-            replaced = replace_bad(samples, is_bad, seed=self.seed, epoch=epoch)
-            yield replaced, self._feed(replaced, epoch)
+        replaced, ahead = tee(
+            (epoch, replace_bad(samples, self._is_bad, seed=self.seed, epoch=epoch)) for epoch, samples in batches
+        )
+        with closing(self._index.files.items_ahead(samples for _, samples in ahead)) as ready:
+            for (epoch, samples), items in zip(replaced, ready, strict=True):
+                yield samples, self._feed(items, samples, epoch)
 
     def pipeline(self, feeds: Iterator[Feed], batch_size: int) -> Any:
         """Build the pipeline that turns feeds into views."""
@@ -70,6 +77,7 @@ class RandomViews:
             batch_size=batch_size,
             threads=self._threads,
             device=self.device,
+            contents=self._index.files.are_contents,
         )
 
     def recover(self, batches: list[tuple[int, NDArray[np.int64]]]) -> bool:
@@ -84,20 +92,24 @@ class RandomViews:
                 # If a GPU fails all files that a CPU decodes, the GPU is at fault.
                 if bad and (device == "cpu" or len(bad) < len(np.unique(samples))):
                     self.bad |= bad
+                    self._is_bad[list(bad)] = True
                     return True
         return False
 
-    def _feed(self, samples: NDArray[np.int64], epoch: int) -> Feed:
-        """Return the pipeline's inputs for these samples: their paths and the plan of each view."""
+    def _feed(self, items: Sequence[Item], samples: NDArray[np.int64], epoch: int) -> Feed:
+        """Return the pipeline's inputs for these samples: their paths or contents, and the plan of each view."""
         index = self._index
         plans = plan_views(self._augmentations, index.sizes[samples], seed=self.seed, epoch=epoch, samples=samples)
-        files = file_feed([index.paths[i] for i in samples], index.alpha[samples], self._background)
+        files = file_feed(items, index.alpha[samples], self._background)
         return *files, *(view_vectors(plan) for plan in plans)
 
     def _find_bad(self, samples: NDArray[np.int64], device: str) -> dict[int, str]:
         """Return sample → reason for images that do not decode on a device, or decode to another size than planned."""
-        paths = [self._index.paths[i] for i in samples]
-        alpha, sizes = self._index.alpha[samples], self._index.sizes[samples]
-        decoded = decoded_sizes(paths, alpha, background=self._background, threads=self._threads, device=device)
-        changed = np.flatnonzero((decoded != sizes).any(axis=1))
-        return {int(samples[i]): CHANGED if decoded[i, 0] else decode_failure_reason(paths[i]) for i in changed}
+        files, alpha, sizes = self._index.files, self._index.alpha[samples], self._index.sizes[samples]
+        settings: dict[str, Any] = {"background": self._background, "threads": self._threads, "device": device}
+        decoded = decoded_sizes(files, samples, alpha, **settings)
+        changed = np.flatnonzero((decoded != sizes).any(axis=1)).tolist()
+        bad = {int(samples[i]): CHANGED if decoded[i, 0] else files.failure_reason(int(samples[i])) for i in changed}
+        for sample in list(bad):
+            bad |= files.failing_with(sample)
+        return bad

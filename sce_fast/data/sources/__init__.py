@@ -1,4 +1,4 @@
-"""Sources of images and videos: class folders, flat folders and list files."""
+"""Sources of images and videos: class folders, flat folders, list files, tar shards, Parquet tables, CIFAR, STL-10."""
 
 import os
 from collections.abc import Callable, Set
@@ -8,10 +8,11 @@ from sce_fast.data.sources.folder import list_folder
 from sce_fast.data.sources.frames import frame_files, is_frame_folder
 from sce_fast.data.sources.listfile import list_file
 from sce_fast.data.sources.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Listing, Part, is_image_name, is_video_name
+from sce_fast.data.sources.shards import Shards, find_shards
 from sce_fast.data.sources.videolist import list_video_file
 from sce_fast.util.files import printable
 
-__all__ = ["Listing", "Part", "frame_files", "kinds_found", "list_images", "list_videos"]
+__all__ = ["Listing", "Part", "Shards", "find_shards", "frame_files", "kinds_found", "list_images", "list_videos"]
 
 
 def list_images(path: str | Path) -> Listing:
@@ -61,12 +62,14 @@ def kinds_found(path: str | Path) -> tuple[str, ...]:
     """Return which of "images" and "videos" a folder or list file holds.
 
     In a folder, the endings of the names decide, and extracted frames count as images. A list file holds videos if it
-    names a video or a folder (of extracted frames), and images otherwise.
+    names a video or a folder (of extracted frames), and images otherwise. Shards hold images.
 
     Raises:
         FileNotFoundError: the path does not exist.
         ValueError: a line of a list file is malformed.
     """
+    if find_shards(Path(path)) is not None:
+        return ("images",)
     path = _existing(path)
     if path.is_dir():
         tests: dict[str, Callable[[str], bool]] = {"images": is_image_name, "videos": is_video_name}

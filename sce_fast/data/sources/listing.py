@@ -5,6 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sce_fast.data.sources.packed import WHOLE_PAGES, Packed
 from sce_fast.util.files import printable
 
 # The formats that DALI's image decoder reads.
@@ -16,6 +20,7 @@ VIDEO_SUFFIXES = frozenset(
      ".wmv", ".asf", ".ogv")
 )  # fmt: skip
 ENDINGS_SHOWN = 8
+SLOW_SHARE = 8
 
 Part = tuple[float, float] | None  # start and end in seconds; None is the whole video
 
@@ -25,23 +30,28 @@ class Listing:
     """Files in a fixed order. Names that are not UTF-8 hold their bytes as surrogates, as os.fsdecode returns them."""
 
     root: Path
-    names: list[str]  # relative to root
-    labels: list[int] | None
+    names: Sequence[str]  # relative to root; of packed samples FILE!MEMBER or FILE!ROW
+    labels: Sequence[int] | NDArray[np.int32] | None
     classes: list[str]  # name of each label; empty without labels
     source: Path | None = None  # the list file, if there is one
     ignored: Mapping[str, int] = field(default_factory=dict)  # ending (in lower case) → number of files left out
     unreadable: Mapping[str, str] = field(default_factory=dict)  # folder or link that cannot be followed → reason
     parts: list[Part] | None = None  # of videos; None if all are whole
+    packed: Packed | None = None  # where the samples lie inside large files; None if each is a file of its own
+    others: tuple[str, ...] = ()  # splits of the data set that are left out
 
     @property
     def title(self) -> str:
         """Name of the folder or list file for messages."""
         return printable(self.source or self.root)
 
+    def path(self, sample: int) -> str:
+        return os.path.join(self.root, self.names[sample])
+
     def paths(self) -> list[str]:
         return [os.path.join(self.root, name) for name in self.names]
 
-    def entries(self) -> list[str]:
+    def entries(self) -> Sequence[str]:
         """Return what identifies each sample: its name, and for a part of a video a tab, the start, a tab and the end.
 
         Example:
@@ -53,15 +63,27 @@ class Listing:
         pairs = zip(self.names, self.parts, strict=True)
         return [name if part is None else f"{name}\t{part[0]!r}\t{part[1]!r}" for name, part in pairs]
 
-    def subset(self, samples: Sequence[int]) -> "Listing":
+    def subset(self, samples: Sequence[int] | NDArray[np.int64]) -> "Listing":
         """Return the listing of these samples, in this order."""
-        names = [self.names[i] for i in samples]
-        labels = None if self.labels is None else [self.labels[i] for i in samples]
-        parts = None if self.parts is None else [self.parts[i] for i in samples]
-        return replace(self, names=names, labels=labels, parts=parts)
+        rows = np.asarray(samples, dtype=np.int64)
+        if isinstance(self.labels, np.ndarray):
+            labels: Sequence[int] | NDArray[np.int32] | None = self.labels[rows]
+        else:
+            labels = None if self.labels is None else [self.labels[i] for i in rows.tolist()]
+        if self.packed is not None:
+            packed = self.packed.take(rows)
+            return replace(self, names=packed.names, labels=labels, packed=packed)
+        parts = None if self.parts is None else [self.parts[i] for i in rows.tolist()]
+        return replace(self, names=[self.names[i] for i in rows.tolist()], labels=labels, parts=parts)
 
-    def listed_as(self, entries: list[str]) -> "Listing":
-        """Return a listing of these entries in this order, without labels."""
+    def listed_as(self, entries: Sequence[str], rows: NDArray[np.int64]) -> "Listing":
+        """Return a listing of these entries in this order, without labels.
+
+        Args:
+            rows: number of each entry in this listing, -1 if it is missing.
+        """
+        if self.packed is not None:
+            return replace(self, names=list(entries), labels=None, classes=[], packed=self.packed.take(rows))
         names, parts = zip(*map(_name_and_part, entries), strict=True) if entries else ((), ())
         parted = any(part is not None for part in parts)
         return replace(self, names=list(names), labels=None, classes=[], parts=list(parts) if parted else None)
@@ -80,8 +102,23 @@ class Listing:
         if rest := sum(count for _, count in by_count[ENDINGS_SHOWN:]):
             parts.append(f"{rest} with other endings")
         total = sum(self.ignored.values())
-        are = "file in {} is" if total == 1 else "files in {} are"
+        kind = "file" if self.packed is None else "member"
+        are = f"{kind} in {{}} is" if total == 1 else f"{kind}s in {{}} are"
         return f"{total} {are.format(self.title)} ignored ({', '.join(parts)})"
+
+    def describe_large_pages(self) -> str:
+        """Return a warning if whole pages are decompressed for each image; empty if not."""
+        share = 1.0 if self.packed is None else self.packed.decompressed_share
+        if self.packed is None or share < SLOW_SHARE or not set(np.unique(self.packed.form)) & WHOLE_PAGES:
+            return ""
+        return (
+            f"Warning: {self.title} is compressed in large pages: each image costs the decompression of {share:.0f} "
+            "times its size; write the tables anew without compression (docs/data.md)"
+        )
+
+    def describe_others(self) -> str:
+        """Return one line that names the splits that are left out; empty if there are none."""
+        return f"{self.title} has further splits, which are left out: {', '.join(self.others)}" if self.others else ""
 
 
 def _name_and_part(entry: str) -> tuple[str, Part]:

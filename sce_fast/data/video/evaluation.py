@@ -14,7 +14,6 @@ from torch import Tensor
 from sce_fast.data.faults import BadFilesError, evaluation_refusal
 from sce_fast.data.image.plan import evaluation_boxes
 from sce_fast.data.pipeline import Feed, next_outputs
-from sce_fast.data.video.ahead import Work, run_ahead
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.clips import uniform_clips
 from sce_fast.data.video.decode import VideoError
@@ -22,6 +21,7 @@ from sce_fast.data.video.graph import evaluation_clip_pipeline, refused_by_dali
 from sce_fast.data.video.index import VideoIndex
 from sce_fast.data.video.inputs import ClipInput, Ways, clip_feed, clip_input, share_threads, ways_of
 from sce_fast.data.video.routes import recoloured, routes
+from sce_fast.util.ahead import Work, run_ahead
 
 BYTES_AT_ONCE = 2**28  # of a batch's frames before and after resizing
 

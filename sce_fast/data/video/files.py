@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sce_fast.data.cache import read_cache, take_rows, write_cache
 from sce_fast.data.faults import UNREADABLE
-from sce_fast.data.index import read_cache, take_rows, write_cache
 from sce_fast.data.video.probe import VideoFacts, probe
 from sce_fast.util.terminal import progress_bar
 

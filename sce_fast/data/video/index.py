@@ -10,8 +10,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sce_fast.data.cache import cache_file_of, take_rows
 from sce_fast.data.faults import EMPTY_PART
-from sce_fast.data.index import Index, cache_file_of, file_stamps, take_rows
+from sce_fast.data.index import Index, file_stamps
 from sce_fast.data.sources import Listing, list_videos
 from sce_fast.data.video.colour import Colour, encoded_lines, full_ranges, matrices
 from sce_fast.data.video.files import Ragged, probed_files
@@ -51,8 +52,8 @@ class VideoIndex(Index):
         full = full_ranges(self.ranges, self.pixel_formats)
         return [Colour(*values) for values in zip(matrix.tolist(), full.tolist(), strict=True)]
 
-    def facts(self) -> list[list[int]]:
-        return np.column_stack([self.sizes, self.timelines.frames]).tolist()
+    def facts(self, part: slice = slice(None)) -> list[list[int]]:
+        return np.column_stack([self.sizes[part], self.timelines.frames[part]]).tolist()
 
     def rows(self, rows: NDArray[np.int64], listing: Listing, bad: dict[int, str]) -> "VideoIndex":
         return VideoIndex(

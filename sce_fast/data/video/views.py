@@ -16,7 +16,6 @@ from sce_fast.data.image.augment import Augmentation
 from sce_fast.data.image.graph import view_vectors
 from sce_fast.data.order import replace_bad
 from sce_fast.data.pipeline import Feed
-from sce_fast.data.video.ahead import Work, run_ahead
 from sce_fast.data.video.clips import ClipSampling
 from sce_fast.data.video.decode import VideoError
 from sce_fast.data.video.graph import refused_by_dali, training_clip_pipeline
@@ -24,6 +23,7 @@ from sce_fast.data.video.index import VideoIndex
 from sce_fast.data.video.inputs import ClipInput, Ways, clip_feed, clip_input, share_threads, ways_of
 from sce_fast.data.video.plan import ClipPlan, plan_clips
 from sce_fast.data.video.routes import recoloured, routes
+from sce_fast.util.ahead import Work, run_ahead
 from sce_fast.util.files import printable
 
 

@@ -190,7 +190,7 @@ def test_where_there_are_no_videos(tmp_path):
 def test_entries_tell_parts_apart(tmp_path):
     found = listed(tmp_path, "a.mp4\tx\t0.1\t4\na.mp4\ty\n")
     assert found.entries() == ["a.mp4\t0.1\t4.0", "a.mp4"]
-    again = found.listed_as(found.entries()[::-1])
+    again = found.listed_as(found.entries()[::-1], np.array([1, 0]))
     assert (again.names, again.parts, again.labels) == (["a.mp4", "a.mp4"], [None, (0.1, 4.0)], None)
     assert found.subset([1]).parts == [None]
-    assert found.listed_as(["b\tc\td"]).names == ["b\tc\td"]  # a file name with tabs
+    assert found.listed_as(["b\tc\td"], np.array([-1])).names == ["b\tc\td"]  # a file name with tabs

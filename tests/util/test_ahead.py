@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from sce_fast.data.video.ahead import Work, run_ahead
+from sce_fast.util.ahead import Work, run_ahead
 
 
 def clip_threads():

@@ -20,7 +20,12 @@ class Work(Generic[T]):
 
 
 def run_ahead(
-    batches: Iterator[Work[T]], *, threads: int, batches_ahead: int = BATCHES_AHEAD, bytes_ahead: int = BYTES_AHEAD
+    batches: Iterator[Work[T]],
+    *,
+    threads: int,
+    name: str = "clips",
+    batches_ahead: int = BATCHES_AHEAD,
+    bytes_ahead: int = BYTES_AHEAD,
 ) -> Generator[list[T], None, None]:
     """Run the tasks of each batch in a pool of threads, and yield their results batch by batch.
 
@@ -29,7 +34,7 @@ def run_ahead(
     have, and ends the threads. Otherwise the end of the program waits for all of them. An exception in a task is raised
     where its result would have been yielded.
     """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="clips")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
     pending: deque[tuple[int, list[Future[T]]]] = deque()
     try:
         following = next(batches, None)
