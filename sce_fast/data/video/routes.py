@@ -27,8 +27,8 @@ def routes(index: VideoIndex, device: str, limits: Mapping[str, Limits] | None =
     colours of another matrix (see colour.correction), but not on a CPU, where PyAV decodes such videos. FFmpeg's
     conversion in DALI's CPU decoder stretches U and V over frames with an odd number of rows or columns.
 
-    DALI's decoder has no index of the frames: it decodes from the beginning. On a GPU it also counts one picture for each
-    packet, and takes a video whose size NVDEC lacks for an error of the whole batch. These rules follow from the
+    DALI's decoder has no index of the frames: it decodes from the beginning. On a GPU it also counts one picture for
+    each packet, and takes a video whose size NVDEC lacks for an error of the whole batch. These rules follow from the
     sources of DALI 2.4 and have not run on a GPU.
 
     Args:
