@@ -16,7 +16,7 @@ from sce_fast.util.terminal import progress_bar
 
 T = TypeVar("T")
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 FILES_PER_CACHE_WRITE = 16384
 FEW_FILES = 256  # probed at once, without a progress bar
 
