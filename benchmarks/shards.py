@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sce_fast.benchmarks.loader import our_loader, rate_of, write_photographs
+from sce_fast.benchmarks.loader import TWO_VIEWS, our_loader, rate_of, write_photographs
 from sce_fast.benchmarks.machine import machine
 from sce_fast.benchmarks.record import write_record
 from sce_fast.data.index import ImageIndex, index_images
@@ -45,7 +45,7 @@ def main(
                 _write_table(files, Path(folder) / "plain.parquet", compression="none"), cache=Path(folder)
             ),
         }
-        loaders = {name: our_loader(index, batch_size, threads) for name, index in layouts.items()}
+        loaders = {name: our_loader(index, TWO_VIEWS, batch_size, threads) for name, index in layouts.items()}
         rates: dict[str, list[float]] = {name: [] for name in loaders}
         with progress_bar(rounds * len(loaders), "Measuring", unit="turn") as bar:
             for name, loader in list(loaders.items()) * rounds:

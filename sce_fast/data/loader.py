@@ -216,7 +216,9 @@ class TrainingLoader:
             raise error
         # Now all files can be decoded: a file server may have been away for a moment.
         self._retried = (self.epoch, self.step)
-        warnings.warn(f"a batch failed although all its files can be decoded; trying it again: {error}", stacklevel=3)
+        warnings.warn(
+            f"a batch failed, but none of its files is known to be bad; trying it again: {error}", stacklevel=3
+        )
 
     def _record_bad(self) -> dict[str, str]:
         """Record the samples that have been found bad since the last call, and return path → reason.

@@ -202,8 +202,8 @@ def _lines_on_videos(index: VideoIndex, good: NDArray[np.int64]) -> list[str]:
         f"frames per second: {(frames / seconds).min():.4g} to {(frames / seconds).max():.4g}",
         f"codecs: {codecs}",
     ]
-    if variable := int((times.step[good] == 0).sum()):
-        lines.append(f"videos with frames at irregular times: {variable}")
+    if irregular := sum(not times.is_regular(sample) for sample in good.tolist()):
+        lines.append(f"videos with frames at irregular times: {irregular}")
     if rotated := int((index.rotations[good] != 0).sum()):
         lines.append(f"videos that are turned when they are shown: {rotated}")
     return lines

@@ -306,7 +306,7 @@ def test_a_batch_that_fails_without_a_bad_file_is_tried_once_more(copied, photos
 
     monkeypatch.setattr(loader_module, "next_outputs", away)
     times = 1
-    with pytest.warns(UserWarning, match="all its files can be decoded; trying it again: the server is away"):
+    with pytest.warns(UserWarning, match="none of its files is known to be bad; trying it again: the server is away"):
         batches = take(loader(copied), 3)
     times = 3
     with pytest.raises(RuntimeError, match="the server is away"), pytest.warns(UserWarning, match="trying it again"):

@@ -1,7 +1,9 @@
 """Runs of `sce-fast train` in which something goes wrong, and docs/faults.md, the table of what comes of it."""
 
+import ctypes
 import os
 import re
+import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,13 @@ WRITE = "SCE_FAST_WRITE_DOCS"
 HEADING = f"""\
 # Faults: what the user sees, and what is kept
 
-The tests in [test_faults.py](../tests/train/test_faults.py) and
-[test_faults_signals.py](../tests/train/test_faults_signals.py) cause each of these faults. Unless a row says otherwise,
-the faulty command is `sce-fast train` over nine steps of 8 images with a checkpoint every second step. The tests
-compare what they see with this table; `{WRITE}=1 pytest tests/train/test_faults*.py` writes it.
+The tests in [test_faults.py](../tests/train/test_faults.py),
+[test_faults_signals.py](../tests/train/test_faults_signals.py) and
+[test_faults_videos.py](../tests/train/test_faults_videos.py) cause each of these faults. Unless a row says otherwise,
+the faulty command is `sce-fast train` over nine steps of 8 images, or of 4 videos, with a checkpoint every second step.
+The tests compare what they see with this table; `{WRITE}=1 pytest tests/train/test_faults*.py` writes it.
 
-`DATA` and `RUN` stand for the two folders. Messages of the image decoders are left out. "Same bits on resume" means
+`DATA` and `RUN` stand for the two folders. Messages of the decoders are left out. "Same bits on resume" means
 that weights, momentum encoder, optimizer, queue, random state and log are those of a run without the fault.
 [test_kills.py](../tests/train/test_kills.py) shows the same for runs killed at any moment.
 """
@@ -49,6 +52,27 @@ SECTIONS = {
         "an eighth of the files are truncated; two ranks find them together",
         "half of the files are truncated in step 5",
         "`sce-fast scan DATA` over four bad files, before a run",
+    ),
+    "Videos": (
+        "a truncated video",
+        "a video without frames",
+        "a file with sound only",
+        "an HTML page named .mp4",
+        "a video without permission to read it",
+        "zeros in the middle of a video",
+        "zeros in the middle of a video that DALI decodes",
+        "a video that vanishes during step 2",
+        "a video is replaced by a smaller one in step 2",
+        "a video that DALI decodes is replaced by a smaller one in step 2",
+        "a video of the evaluation is truncated in step 2",
+        "a quarter of the videos are empty",
+        "half of the videos are truncated in step 5",
+        "a decoder thread runs out of memory in step 5",
+        "a decoder thread is ended in step 5",
+        "no space for the checkpoint of step 6 of a run on videos",
+        "SIGTERM during step 5 of a run on videos",
+        "a video has another length than before, with `--resume`",
+        "`sce-fast scan DATA` over four bad videos, before a run",
     ),
     "Signals": (
         "SIGTERM during step 5",
@@ -106,32 +130,54 @@ def document(found: Mapping[str, str]) -> str:
 
 def shown(output: str, tmp_path: Path) -> str:
     """Return a program's output as a table cell, without progress and what every run prints."""
-    usual = r"(Training|Reading image headers|Decoding): .*|In RUN: .*|.* decoded in .*|\(SCE_FAST_TRACEBACK.*|"
-    usual += r"(Memory|Time): .*|Warning: \d+ of \d+ test images .*|\d+ images, .*|\d+ steps at .*|Image decoder: .*"
-    usual += r"|Found \d+ images, .*|  resnet18 of width .* Options override them\."  # of the recipe
+    usual = r"(Training|Reading image headers|Reading videos|Decoding): .*|In RUN: .*|.* decoded in .*|"
+    usual += r"\(SCE_FAST_TRACEBACK.*|"
+    usual += r"(Memory|Time): .*|Warning: \d+ of \d+ test (images|videos) .*|\d+ (images|videos), .*|\d+ steps at .*"
+    usual += r"|Image decoder: .*|Warning: loss.queue_size=8: the queue holds the keys of 67% .*"
+    usual += r"|Found \d+ (images|videos), .*|  (resnet18|r3d18) of width .* Options override them\."  # of the recipe
     text = output.replace(str(tmp_path / "data"), "DATA").replace(str(tmp_path / "run"), "RUN")
     lines = [line.rstrip() for line in text.splitlines() if not re.fullmatch(usual, line)]
     return "<br>".join(line.strip().replace("|", r"\|") for line in lines if line) or "nothing"
 
 
+SETTINGS = {
+    "--epochs": 3, "--batch-size": 8, "--device": "cpu", "--views.sizes": 32, "--model.backbone": "resnet18",
+    "--model.width": 8, "--model.projector-hidden": 16, "--model.dim": 8, "--model.predictor-hidden": 16,
+    "--loss.queue-size": 8, "--optimizer.warmup-epochs": 1, "--log-every": 1, "--checkpoint-every": 2,
+    "--keep-checkpoints": 9, "--loader-threads": 1,
+}  # fmt: skip
+VIDEO_SETTINGS = SETTINGS | {
+    "--batch-size": 4, "--model.backbone": "r3d18", "--clips.frames": 4, "--clips.seconds": 0.4,
+}  # fmt: skip
+
+
 def words(data: Path, run: Path, *more: object) -> list[object]:
-    settings = {
-        "--data": data, "--out": run, "--epochs": 3, "--batch-size": 8, "--device": "cpu", "--views.sizes": 32,
-        "--model.backbone": "resnet18", "--model.width": 8, "--model.projector-hidden": 16, "--model.dim": 8,
-        "--model.predictor-hidden": 16, "--loss.queue-size": 8, "--optimizer.warmup-epochs": 1, "--log-every": 1,
-        "--checkpoint-every": 2, "--keep-checkpoints": 9, "--loader-threads": 1,
-    }  # fmt: skip
-    return ["train", "folder", *(word for pair in settings.items() for word in pair), "--no-pictures", *more]
+    return _words("folder", SETTINGS, data, run, more)
+
+
+def video_words(data: Path, run: Path, *more: object) -> list[object]:
+    return _words("videos", VIDEO_SETTINGS, data, run, more)
+
+
+def _words(recipe: str, settings: Mapping[str, object], data: Path, run: Path, more: Iterable[object]) -> list[object]:
+    named = {"--data": data, "--out": run, **settings}
+    return ["train", recipe, *(word for pair in named.items() for word in pair), "--no-pictures", *more]
 
 
 class Broken:
     """A command in which something goes wrong: its exit codes, its output and its run folder."""
 
     def __init__(
-        self, tmp_path: Path, data: Path, *more: object, fault: Callable[[], object] | None = None, ranks_: int = 1
+        self,
+        tmp_path: Path,
+        data: Path,
+        *more: object,
+        fault: Callable[[], object] | None = None,
+        ranks_: int = 1,
+        videos: bool = False,
     ) -> None:
         self.run, self.ranks = tmp_path / "run", ranks_
-        self._words, self._told = words(data, self.run, *more), tmp_path / "told"
+        self._words, self._told = (video_words if videos else words)(data, self.run, *more), tmp_path / "told"
         self.codes = ranks.command(self._words, self._told, fault, ranks=ranks_)
         self.output = Path(f"{self._told}.0").read_text()
 
@@ -170,3 +216,15 @@ def send(*numbers: int, step: int = 5) -> None:
             os.kill(os.getpid(), number)
 
     before_step(step, send_all)
+
+
+def limit_file_size(size: int) -> None:
+    """Make writes beyond a size fail half-way, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def obey_permissions() -> None:
+    """Drop the capabilities of this thread, since root may read and write anywhere."""
+    if os.geteuid() == 0:
+        header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        assert ctypes.CDLL(None).capset(header, nothing) == 0

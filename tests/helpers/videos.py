@@ -112,16 +112,19 @@ def write_video(
     return path
 
 
-def write_streams(path: Path, streams: Sequence[str], *, frames: int = 20, size: tuple[int, int] = (96, 128)) -> Path:
+def write_streams(
+    path: Path, streams: Sequence[str], *, frames: int = 20, size: tuple[int, int] = (96, 128), **muxer: str
+) -> Path:
     """Write a file with several streams and return its path.
 
     Args:
         path: with the ending of the container.
         streams: of "video" (numbered frames, H.264), "small" (the same in half the size, not the default stream),
             "audio" (a tone, AAC) and "cover" (a picture as cover art, JPEG).
+        muxer: options of the container.
     """
     half = size[0] // 2, size[1] // 2
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxer) as container:
         opened: list[tuple[str, Any]] = []
         for kind in streams:
             if kind == "audio":
@@ -145,6 +148,27 @@ def write_streams(path: Path, streams: Sequence[str], *, frames: int = 20, size:
                 for number in range(1 if kind == "cover" else frames):
                     container.mux(stream.encode(_frame(number, size if kind == "video" else half, 0)))
             container.mux(stream.encode())
+    return path
+
+
+def write_late_streams(path: Path, *, frames: int = 60) -> Path:
+    """Write a transport stream of numbered frames that gains streams after FFmpeg has looked for them; return its path.
+
+    FFmpeg looks at its first 5 MB and last 250 kB, so that the file is large: frames are filled up with bytes that no
+    decoder reads.
+    """
+    filler = b"\0\0\x01\x0c" + b"\xff" * 100_000 + b"\x80"  # a NAL unit
+    source = write_video(path.with_name(f"{path.name}-source"), frames=frames, ending="ts")
+    early = copy_packets(
+        source, path.with_name(f"{path.name}-early.ts"), lambda _, p: with_content(p, bytes(p) + filler)
+    )
+    late = path.with_name(f"{path.name}-late.ts")
+    write_streams(late, ["video", "audio"], frames=5, mpegts_start_pid="600")
+    content = early.read_bytes()
+    place = len(content) * 93 // 100 // 188 * 188
+    path.write_bytes(content[:place] + late.read_bytes() + content[place:])
+    for part in (source, early, late):
+        part.unlink()
     return path
 
 

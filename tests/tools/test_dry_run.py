@@ -161,3 +161,18 @@ def test_videos_are_told_as_images_are(tmp_path, capsys):
     ):
         assert line in text, line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name.startswith("kinetics")])
+def test_kinetics_recipes_run_dry(tmp_path, capsys, recipe):
+    """With narrow networks and small frames; the other settings are those of the recipe."""
+    for i in range(8):
+        write_video(tmp_path / "data" / "ab"[i % 2] / str(i), "mpeg4", frames=12, size=(48, 64))
+    options = ["--batch-size", "4", "--model.width", "8", "--views.sizes", "32", "--loss.queue-size", "16"]
+    main(["train", recipe, "--data", str(tmp_path / "data"), "--device", "cpu", "--dry-run", *options])
+    text = capsys.readouterr().out
+    frames = RECIPES[recipe]("data").clips.frames
+    assert "Steps: 200 epochs of 2 steps of 4 videos: 400 steps, 70 of them warm-up; on cpu, float32" in text
+    assert f"Views 4 × 3 × {frames} × 32 × 32 each" in text
+    assert len(re.findall(r"step \d: loss \d+\.\d{4}", text)) == 2

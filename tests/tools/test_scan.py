@@ -14,6 +14,7 @@ from sce_fast.data.image.augment import Augmentation
 from sce_fast.data.image.views import RandomViews
 from sce_fast.data.index import index_images
 from sce_fast.data.loader import TrainingLoader
+from sce_fast.data.video.index import index_videos
 from sce_fast.tools.scan import scan
 
 GREY = np.full((9, 13, 3), 128, dtype=np.uint8)
@@ -131,6 +132,15 @@ def test_scan_decodes_every_frame_of_videos(mixed_folder, tmp_path):
     assert f"\n4 files in {mixed_folder} are ignored (3 .png, 1 .gif)\n" in text
     assert "\n3 files decoded in " in text
     assert text.endswith("\n\n1 bad files\ntruncated or damaged: 1\n  b/damaged.mp4")
+
+
+@pytest.mark.parametrize(("codec", "ending", "rate"), [("vp9", "webm", 30), ("h264", "mkv", 60), ("h264", "flv", 24)])
+def test_times_that_a_container_rounds_are_no_irregular_times(tmp_path, codec, ending, rate):
+    write_video(tmp_path / "rounded", codec, frames=20, rate=rate, ending=ending)
+    assert len(np.unique(np.diff(index_videos(tmp_path).timelines.variable[0]))) == 2
+    text = scan(tmp_path, quick=True).table()
+    assert f"frames per second: {rate}" in text
+    assert "irregular" not in text
 
 
 def test_a_quick_scan_of_videos_decodes_nothing(mixed_folder):

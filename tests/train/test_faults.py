@@ -3,10 +3,8 @@
 SCE_FAST_WRITE_DOCS=1 pytest tests/train/test_faults*.py writes the table.
 """
 
-import ctypes
 import os
 import re
-import resource
 import shutil
 import signal
 import sys
@@ -19,7 +17,7 @@ import torch
 from torch import nn
 
 from helpers import ranks
-from helpers.faults import SAME_BITS, Broken, before_step, send, words
+from helpers.faults import SAME_BITS, Broken, before_step, limit_file_size, obey_permissions, send, words
 from helpers.runs import assert_same_run, assert_same_tensors, repeated
 from sce_fast.cli import main
 from sce_fast.train.checkpoint import checkpoints, load_checkpoint
@@ -229,10 +227,6 @@ def test_a_scan(tell, tmp_path, data):
     tell("`sce-fast scan DATA` over four bad files, before a run", codes, output, "no file is changed")
 
 
-def limit_file_size(size):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
 def fill_the_disk_before_a_save():
     before_step(5, lambda: limit_file_size(20_000))
 
@@ -259,13 +253,6 @@ def test_a_full_disk_while_logging(tell, tmp_path, data, undisturbed):
     assert broken.newest() == 4
     broken.resume(undisturbed())
     tell("no space for the log line of step 6", broken.codes, broken.output, f"step 4; {SAME_BITS}")
-
-
-def obey_permissions():
-    """Drop the capabilities of this thread, since root may write anywhere."""
-    if os.geteuid() == 0:
-        header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-        assert ctypes.CDLL(None).capset(header, nothing) == 0
 
 
 def make_read_only(folder):

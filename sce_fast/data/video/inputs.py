@@ -74,8 +74,9 @@ class ClipInput:
             return replace(self, clips=tuple(decode_clips(index, self.sample, self.requests)))
         except VideoError:
             raise
-        except Exception as error:
-            raise RuntimeError(f"{printable(os.fsdecode(self.path))}: {type(error).__name__}: {error}") from error
+        except BaseException as error:  # a SystemExit would end the run as if it were complete
+            why = ": ".join(filter(None, [type(error).__name__, str(error)]))
+            raise RuntimeError(f"{printable(os.fsdecode(self.path))}: {why}") from error
 
 
 def clip_input(index: VideoIndex, sample: int, clips: Sequence[tuple[NDArray, NDArray, NDArray]]) -> ClipInput:

@@ -24,10 +24,12 @@ from sce_fast.data.faults import (
 )
 from sce_fast.data.sources import frame_files
 from sce_fast.data.video.containers import container_facts, is_plausible
+from sce_fast.data.video.fields import Field, FieldReader, field_pairs
 from sce_fast.data.video.pictures import is_one_picture
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -75,6 +77,24 @@ def opened(path: bytes) -> Iterator["InputContainer"]:
     with av.open(f"file:{os.fsdecode(path)}", container_options=options, metadata_errors="replace") as container:
         container.flags &= ~_GENERATE_TIMES
         yield container
+
+
+def demuxed(container: "InputContainer", stream: "VideoStream") -> Iterator["Packet"]:
+    """Yield the packets of a stream, the last one empty.
+
+    Transport streams may gain streams after they are opened, by damage or by design. PyAV then fails at the end of the
+    file, behind the last packet: it looks for these streams in its own list.
+
+    Raises:
+        av.FFmpegError: FFmpeg cannot read on.
+    """
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, IndexError):
+            return
+        yield packet
 
 
 def probe(path: bytes) -> VideoFacts | str:
@@ -162,7 +182,7 @@ def _decoded(container: "InputContainer", stream_number: int, wanted: set[int] |
     stream = container.streams[stream_number]
     assert isinstance(stream, VideoStream)
     stream.codec_context.thread_count = 1  # files are decoded side by side
-    for packet in container.demux(stream):
+    for packet in demuxed(container, stream):
         if not packet.size and packet.dts is not None:
             continue  # it would end the decoding, as PyAV's own empty packet does at the end of the file
         try:
@@ -205,24 +225,35 @@ class _Packet(NamedTuple):
     is_key: bool
     is_shown: bool
     is_one_picture: bool
+    field: Field | None = None  # the only field that the packet holds
 
 
 def _packets(container: "InputContainer", stream: "VideoStream") -> Iterator[_Packet]:
-    """Yield what the demuxer says about each packet of a stream; every packet holds one frame."""
-    codec = stream.codec_context.codec.canonical_name
-    for packet in container.demux(stream):
+    """Yield what the demuxer says about each packet of a stream; a packet holds one frame, or one field of it."""
+    name = stream.codec_context.codec.canonical_name
+    reader = FieldReader(stream.codec_context.extradata or b"") if name == "h264" else None
+    if reader is not None and reader.is_progressive:
+        reader = None
+    for packet in demuxed(container, stream):
         if packet.size:  # PyAV ends with an empty packet, and AVI repeats a frame by one
             # The mov demuxer discards what an edit list leaves out. VP8 has frames that are only referred to.
             content = memoryview(packet)
-            is_shown = not packet.is_discard and not (codec == "vp8" and not content[0] & _VP8_SHOWN)
-            one = is_one_picture(codec, content)
-            yield _Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, is_shown, one)
+            is_shown = not packet.is_discard and not (name == "vp8" and not content[0] & _VP8_SHOWN)
+            field = reader.field(bytes(packet)) if reader is not None else None
+            one = is_one_picture(name, content)
+            yield _Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, is_shown, one, field)
+
+
+def _frames(packets: list[_Packet]) -> list[_Packet]:
+    """Return the packets that begin a frame; where a frame has two, the duration of the first is that of a field."""
+    pairs = field_pairs(packet.field for packet in packets)
+    return [packets[i] if i == j else packets[i]._replace(duration=0) for i, j in pairs]
 
 
 def _facts(container: "InputContainer", stream: "VideoStream", rotation: int) -> VideoFacts | str:
     context = stream.codec_context
     packets = list(_packets(container, stream))
-    shown = _shown(packets)
+    shown = _shown(_frames(packets))
     if not shown:
         return NO_FRAMES
     if not (context.width and context.height and context.pix_fmt):

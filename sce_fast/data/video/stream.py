@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sce_fast.data.faults import DAMAGED, NO_VIDEO_STREAM, UNREADABLE, UNSUPPORTED, status_or_reason
 from sce_fast.data.video.containers import container_facts
 from sce_fast.data.video.index import VideoIndex
-from sce_fast.data.video.probe import failure_reason, opened
+from sce_fast.data.video.probe import demuxed, failure_reason, opened
 from sce_fast.util.files import printable
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def planned_frames(index: VideoIndex, sample: int, numbers: NDArray[np.int64]) -
                     frames = _decode(stream, packets, None)
                     found = _by_time(frames, missing, keys.tolist()) if timed else _by_count(frames, missing)
                 yield from found
-        except (av.FFmpegError, IndexError) as error:  # PyAV finds no stream for packets of one that damage made up
+        except av.FFmpegError as error:
             failure = error
         if not missing:
             return
@@ -177,7 +177,7 @@ def _packets(container: "InputContainer", stream: "VideoStream") -> Iterator["Pa
     AVI holds no times, only an index. FFmpeg passes over bytes that are no packets, and does not count what was there.
     """
     entries = stream.index_entries if container.format.name == "avi" else ()
-    for packet in container.demux(stream):
+    for packet in demuxed(container, stream):
         if entries and packet.size:
             place = entries.search_timestamp(packet.dts, any_frame=True)
             entry = entries[max(place, 0)]

@@ -1,6 +1,7 @@
 """When each frame of each video is shown."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,13 @@ class Timelines:
         """Return the length (N,) of these videos in seconds."""
         return self.duration[samples] * self.tick[samples]
 
+    def is_regular(self, sample: int) -> bool:
+        """Return whether the frames of a video have a constant rate, apart from the rounding to whole ticks.
+
+        WebM and Flash round times to milliseconds: at 30 frames per second, they are 33 or 34 milliseconds apart.
+        """
+        return bool(self.step[sample]) or is_rounded_line(self.variable[sample])
+
     def first_shown(self, samples: NDArray[np.int64], seconds: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the number (N, M) of the first frame shown at or after each time; the number of frames if none is.
 
@@ -70,3 +78,29 @@ class Timelines:
             raise ValueError(f"frames {frames.min()} to {frames.max()}: expected 0 to {count - 1} for video {sample}")
         step = self.step[sample]
         return self.first[sample] + (frames * step if step else self.variable[sample][frames])
+
+
+def is_rounded_line(values: NDArray[np.int64]) -> bool:
+    """Return whether whole numbers are those of a line, offset + slope · i, all rounded the same way.
+
+    That is so if for some slope, value − slope · i has a range below 1. Any two values bound the slope. It is narrowed
+    by the two that stand out most, until none do or no slope is left.
+
+    Example:
+        >>> is_rounded_line(np.array([0, 33, 67, 100, 133])), is_rounded_line(np.array([0, 33, 67, 100, 140]))
+        (True, False)
+    """
+    if len(values) < 3:
+        return True
+    count, numbers = len(values) - 1, np.arange(len(values))
+    span = int(values[-1]) - int(values[0])
+    low, high = Fraction(span - 1, count), Fraction(span + 1, count)  # both excluded
+    while low < high:
+        slope = (low + high) / 2
+        rest = values - float(slope) * numbers
+        first, second = sorted((int(rest.argmin()), int(rest.argmax())))
+        rise, run = int(values[second]) - int(values[first]), second - first
+        if abs(rise - slope * run) < 1:
+            return True
+        low, high = max(low, Fraction(rise - 1, run)), min(high, Fraction(rise + 1, run))
+    return False

@@ -217,16 +217,22 @@ def test_what_dali_refuses_is_decoded_the_other_way(mixed, expected, monkeypatch
     assert_same(batches, take(loader(mixed), 4))
 
 
-def test_an_unknown_failure_of_the_decoder_names_the_file(mixed, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(ZeroDivisionError("in the decoder"), "ZeroDivisionError: in the decoder"), (SystemExit(), "SystemExit$")],
+)
+def test_an_unknown_failure_of_the_decoder_names_the_file(mixed, monkeypatch, error, told):
+    """A SystemExit would end the run as if it were complete."""
+
     def broken(index, sample, requests):
         if sample == 4:
-            raise ZeroDivisionError("in the decoder")
+            raise error
         return decode_clips(index, sample, requests)
 
     monkeypatch.setattr(inputs_module, "decode_clips", broken)
     source = loader(mixed)
     with (
-        pytest.raises(RuntimeError, match=r"04\.mp4: ZeroDivisionError: in the decoder"),
+        pytest.raises(RuntimeError, match=rf"04\.mp4: {told}"),
         pytest.warns(UserWarning, match="trying it again"),
     ):
         take(source, 3)

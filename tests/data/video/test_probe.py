@@ -20,7 +20,7 @@ from helpers.videos import (
 )
 from sce_fast.data.faults import DAMAGED
 from sce_fast.data.video import probe as probe_module
-from sce_fast.data.video.probe import VideoFacts, opened, probe, undecodable_reason
+from sce_fast.data.video.probe import VideoFacts, demuxed, opened, probe, undecodable_reason
 
 
 def probed(path) -> VideoFacts:
@@ -321,6 +321,15 @@ def test_metadata_that_is_not_text(tmp_path, h264):
     with pytest.raises(UnicodeDecodeError), av.open(str(path)):
         pass
     assert len(probed(path).times) == 30
+
+
+def test_packets_end_where_pyav_lacks_a_stream():
+    class Container:
+        def demux(self, stream):
+            yield from (stream, "last")
+            raise IndexError("list index out of range")
+
+    assert list(demuxed(Container(), "first")) == ["first", "last"]
 
 
 def test_no_times_are_made_up(h264):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.timelines import timelines
+from sce_fast.data.video.timeline import is_rounded_line
 
 # frames per second → (seconds of a tick, ticks between two frames) as containers write them
 RATES = {
@@ -90,3 +91,29 @@ def test_a_subset_keeps_each_video():
         frames = np.arange(lines.frames[old])
         assert np.array_equal(part.ticks(new, frames), lines.ticks(old, frames))
     assert part.variable.keys() == {0, 2, 3}
+
+
+@given(
+    slope=st.fractions(Fraction(1, 3), 100),
+    offset=st.fractions(0, 1),
+    count=st.integers(1, 12),
+    change=st.tuples(st.integers(0, 11), st.integers(-1, 1)),
+)
+def test_a_rounded_constant_rate_is_recognised(slope, offset, count, change):
+    """Any two times must be as far apart as some slope allows, which is less than one tick more or less."""
+    values = np.array([math.floor(offset + slope * i) for i in range(count)])
+    assert is_rounded_line(values)
+    values[change[0] % count] += change[1]
+    pairs = [(int(values[j] - values[i]), j - i) for i in range(count) for j in range(i + 1, count)]
+    low = max((Fraction(rise - 1, run) for rise, run in pairs), default=Fraction(0))
+    high = min((Fraction(rise + 1, run) for rise, run in pairs), default=Fraction(1))
+    assert is_rounded_line(values) == (low < high)
+
+
+@pytest.mark.parametrize("rate", [Fraction(30), Fraction(30000, 1001), Fraction(24000, 1001), Fraction(60)])
+def test_an_hour_in_milliseconds(rate):
+    times = np.array([int(1000 * i / rate + Fraction(1, 2)) for i in range(int(3600 * rate))])
+    assert timelines([*times.tolist(), 3_600_000]).is_regular(0)
+    times[len(times) // 3] += 1
+    assert not timelines([*times.tolist(), 3_600_000]).is_regular(0)
+    assert timelines((100, 40)).is_regular(0)
