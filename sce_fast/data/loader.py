@@ -106,7 +106,7 @@ class TrainingLoader:
             raise ValueError(f"seed={views.seed}: expected 0 to 2**32 - 1")
         if len(index) < batch_size * batches_per_step * ranks:
             raise ValueError(
-                f"batch_size={batch_size * batches_per_step} on {ranks} rank(s) is larger than the data set of "
+                f"batch_size={batch_size * batches_per_step * ranks} on {ranks} rank(s) is larger than the data set of "
                 f"{len(index)} {index.kind} in {index.listing.title}"
             )
         self.index = index
@@ -216,9 +216,8 @@ class TrainingLoader:
             raise error
         # Now all files can be decoded: a file server may have been away for a moment.
         self._retried = (self.epoch, self.step)
-        warnings.warn(
-            f"a batch failed, but none of its files is known to be bad; trying it again: {error}", stacklevel=3
-        )
+        why = f"a batch failed, but none of its files is known to be bad; trying it again: {error}"
+        warnings.warn(why, stacklevel=3)
 
     def _record_bad(self) -> dict[str, str]:
         """Record the samples that have been found bad since the last call, and return path → reason.

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor, nn
 
 from sce_fast.config import LossConfig, TrainConfig, replace
@@ -18,13 +19,14 @@ from sce_fast.distributed import Ranks, process_group
 from sce_fast.tools.scan import KindScan
 from sce_fast.train import Trainer
 from sce_fast.train.curves import import_wandb
-from sce_fast.train.estimate import memory
+from sce_fast.train.estimate import in_mib, memory
 from sce_fast.train.folder import choose_device, device_name, require_resumable
 from sce_fast.train.preflight import require_apart
 from sce_fast.util.files import printable
 
 STEPS = 2
 ROWS = 4  # images or videos of each rank in a step
+WHOLE_FRAMES = 1.25  # bytes that decoding a batch needs, per byte of its whole frames; docs/video.md says how measured
 QUEUED_STEPS = 2  # whose keys the queue of these steps holds
 
 
@@ -63,6 +65,8 @@ def _report(config: TrainConfig, folder: Path, ranks: Ranks) -> Iterator[str]:
     yield _plan(config, trainer)
     yield _networks(trainer.model)
     yield memory(trainer.training_step).describe(ranks.size)
+    if trainer.index.kind == "videos":
+        yield _decoding(config, trainer)
     _close(trainer)
     del trainer  # its networks make room for those of the steps
     yield from _small_steps(config, folder / "steps", ranks)
@@ -138,6 +142,18 @@ def _networks(model: nn.Module) -> str:
     return f"Parameters: {sum(counts.values()):,} ({listed})"
 
 
+def _decoding(config: TrainConfig, trainer: Trainer) -> str:
+    """Return a line about the memory that the frames of one batch need before they are resized."""
+    sizes = trainer.index.sizes[[i for i in range(len(trainer.index)) if i not in trainer.index.bad]]
+    frames = config.clips.frames * len(config.views.names) * (1 + config.clips.temporal_difference)
+    count = WHOLE_FRAMES * trainer.loader.batch_size * frames * 3 * float(sizes.prod(axis=1, dtype=np.int64).mean())
+    height, width = np.median(sizes, axis=0).astype(int).tolist()
+    return (
+        f"Decoding: about {in_mib(round(count))} for {trainer.loader.batch_size} videos at a time of, in the median, "
+        f"{width} × {height} pixels"
+    )
+
+
 def _small_steps(config: TrainConfig, folder: Path, ranks: Ranks) -> Iterator[str]:
     """Take steps with the run's networks, a small batch and a short queue; yield a line about each."""
     small = reduced(config, ranks.size)
@@ -199,6 +215,7 @@ def _shapes(views: Sequence[Tensor]) -> str:
 
 
 def _close(trainer: Trainer) -> None:
+    trainer.loader.close()
     trainer.log.close(finished=False)
 
 

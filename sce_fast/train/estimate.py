@@ -26,8 +26,8 @@ class Memory:
         """Return one line for the user."""
         total, on_each = self.state + self.activations + self.queue, " on each rank" if ranks > 1 else ""
         parts = {"activations": self.activations, "networks and optimizer": self.state, "queue": self.queue}
-        listed = ", ".join(f"{name} {_size(count)}" for name, count in parts.items() if count)
-        return f"Memory: about {_size(total)}{on_each} ({listed})"
+        listed = ", ".join(f"{name} {in_mib(count)}" for name, count in parts.items() if count)
+        return f"Memory: about {in_mib(total)}{on_each} ({listed})"
 
 
 def memory(step: TrainingStep) -> Memory:
@@ -130,5 +130,6 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _size(count: int) -> str:
+def in_mib(count: int) -> str:
+    """Return bytes as text: 2.5 MiB, 1,874 MiB."""
     return f"{count / MIB:,.0f} MiB" if count >= 10 * MIB else f"{count / MIB:.2g} MiB"

@@ -385,7 +385,7 @@ def test_names_that_are_not_utf8_are_decoded(tmp_path, photo_folder):
     ("settings", "message"),
     [
         ({"batch_size": 25}, r"batch_size=25 on 1 rank\(s\) is larger than the data set of 24 images"),
-        ({"batch_size": 13, "ranks": 2}, r"batch_size=13 on 2 rank\(s\)"),
+        ({"batch_size": 13, "ranks": 2}, r"batch_size=26 on 2 rank\(s\)"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"rank": 2, "ranks": 2}, "rank=2: expected 0 to 1"),
         ({"seed": -1}, "seed=-1"),

@@ -156,6 +156,7 @@ def test_videos_are_told_as_images_are(tmp_path, capsys):
         "8 video files in",
         "Clips: 4 frames, 0.24 s, sampler random\n",
         "Steps: 10 epochs of 2 steps of 4 videos: 20 steps",
+        "\nDecoding: about 0.35 MiB for 4 videos at a time of, in the median, 64 × 48 pixels\n",
         "reduced to a batch of 4 and a queue of 4",
         "Views 4 × 3 × 4 × 32 × 32 each",
     ):

@@ -208,6 +208,7 @@ def send_sigterm():
     send(signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_signal(tell, tmp_path, data, undisturbed):
     """The threads that decode end with the run."""
     broken = Broken(tmp_path, data, videos=True, fault=send_sigterm)

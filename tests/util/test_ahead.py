@@ -8,8 +8,11 @@ import pytest
 from sce_fast.util.ahead import Work, run_ahead
 
 
-def clip_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("clips")]
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    before = set(threading.enumerate())  # other tests may have left theirs to the garbage collector
+    yield
+    assert not set(threading.enumerate()) - before
 
 
 def test_results_come_in_order_whatever_the_order_in_which_they_are_done():
@@ -19,7 +22,6 @@ def test_results_come_in_order_whatever_the_order_in_which_they_are_done():
 
     batches = (Work([lambda n=8 * b + i: task(n) for i in range(8)], 1) for b in range(4))
     assert list(run_ahead(batches, threads=4)) == [list(range(8 * b, 8 * b + 8)) for b in range(4)]
-    assert not clip_threads()
 
 
 @pytest.mark.parametrize(("size", "ahead"), [(1, 2), (40, 2), (60, 1), (200, 0)])
@@ -54,7 +56,6 @@ def test_closing_cancels_what_has_not_begun_and_waits_for_what_has():
     threading.Timer(0.05, may_end.set).start()
     results.close()
     assert begun == ended == [0, 1]
-    assert not clip_threads()
 
 
 def test_an_exception_comes_where_the_result_would_have_come():
@@ -63,4 +64,3 @@ def test_an_exception_comes_where_the_result_would_have_come():
     assert [next(results), next(results)] == [[1], [2]]
     with pytest.raises(ZeroDivisionError):
         next(results)
-    assert not clip_threads()
