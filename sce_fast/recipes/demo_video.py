@@ -34,15 +34,15 @@ def demo_video(
         data=data,
         out=out,
         epochs=16,
-        batch_size=32,
-        log_every=15,
-        checkpoint_every=150,
+        batch_size=16,  # many small steps: the loss falls only after some hundred
+        log_every=30,
+        checkpoint_every=300,
         # Two thirds of a video: a digit moves far between two frames, as the coarse grid of the temporal layers needs.
         clips=ClipsConfig(frames=8, seconds=2.0),
         views=ViewsConfig(
             names=("strong", "strong"),
             sizes=(32,),
-            scales=((0.4, 1.0),),
+            scales=((0.5, 1.0),),
             hue=(0.5,),  # any: the colour of the background is not to be learned
             blur=(0.0,),
             flip=0.0,  # left and right are classes
@@ -59,9 +59,9 @@ def demo_video(
             momentum=0.95,  # the run is short: the teacher must not lag behind for a quarter of it
             momentum_schedule="constant",
         ),
-        # The keys of two steps. A longer queue would hold many of the 960 videos, each as its own negative.
+        # The keys of four steps. A longer queue would hold many of the 960 videos, each as its own negative.
         loss=LossConfig(temperature=0.1, target_temperature=0.05, coefficient=0.5, queue_size=128),
-        optimizer=OptimizerConfig(name="sgd", base_learning_rate=0.6, weight_decay=5e-4, warmup_epochs=2),
+        optimizer=OptimizerConfig(name="sgd", base_learning_rate=0.8, weight_decay=5e-4, warmup_epochs=2),
         evaluation=EvaluationConfig(train=data if test else None, test=test, every=4, resize=32, crop=32, clips=2),
     )
     return changed(config, changes)

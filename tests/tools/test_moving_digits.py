@@ -35,7 +35,7 @@ def frames_of(index: VideoIndex, sample: int):
 
 def path_of(frames):
     """Return the digit's centre (F, 2) as x, y on the torus of the frame, unrolled, in pixels."""
-    ink = np.clip(frames.min(axis=-1) / 255 - 0.7, 0, None)  # backgrounds are coloured, digits white
+    ink = np.clip(frames.min(axis=-1) / 255 - 0.6, 0, None)  # backgrounds are coloured, digits white
     turn = np.exp(2j * np.pi * np.arange(SIDE) / SIDE)
     angles = np.stack([np.angle(ink.sum(axis=axis) @ turn) for axis in (1, 2)], axis=1)
     return np.unwrap(angles, axis=0) * SIDE / (2 * np.pi)
