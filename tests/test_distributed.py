@@ -278,6 +278,7 @@ with process_group(torch.device("cpu")):
 """
 
 
+@pytest.mark.slow
 def test_a_rank_whose_torchrun_dies_while_it_starts_ends():
     """It would wait for the other ranks for hours. Here torchrun is a process that starts one of two ranks."""
     environment = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1"}

@@ -232,6 +232,7 @@ def test_overhead_is_what_is_left_of_a_call(tmp_path, capsys):
     assert json.loads((tmp_path / "overhead.json").read_text())["sizes"]["backend"] in BACKENDS
 
 
+@pytest.mark.slow
 def test_a_benchmark_runs_as_a_module(tmp_path):
     out = tmp_path / "overhead.json"
     command = [sys.executable, "-m", "benchmarks.overhead", "--calls", "1", "--rounds", "1", "--out", str(out)]

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from PIL import Image
 
 CRASHES = """
@@ -129,6 +130,7 @@ print(SizeReader(decode=True).sizes(paths).tolist())
 """
 
 
+@pytest.mark.slow
 def test_decoders_print_one_line_of_each_kind(tmp_path, photographs):
     image = Image.fromarray(photographs[0][:40, :60])
     for i in range(3):

@@ -221,6 +221,7 @@ def test_a_bad_batch_key_spoils_all_but_its_own_row():
     assert rows.isfinite().tolist() == [False, False, True, False, False, False]
 
 
+@pytest.mark.slow
 @given(**NORMS, dtype=st.sampled_from(HALVES), kernel=st.sampled_from(["sm80", "sm90"]))
 @example(**long_rows("key", 5.2), dtype=torch.bfloat16, kernel="sm80")
 @example(**long_rows("query", 5.36), dtype=torch.bfloat16, kernel="sm90")

@@ -101,7 +101,9 @@ def wgmma_tiles(ptx):
 # ---------------------------------------------------------------------------------------------- the whole kernel
 
 
-@pytest.mark.parametrize(("d", "n"), [(64, 70), (128, 40), (192, 33), (256, 40)])
+@pytest.mark.parametrize(
+    ("d", "n"), [(64, 70), (128, 40), *(pytest.param(*s, marks=pytest.mark.slow) for s in ((192, 33), (256, 40)))]
+)
 @pytest.mark.parametrize("splits", [1, 3])
 def test_two_segments_own_keys_and_views(d, n, splits):
     """Students and teachers share a group of rows, the second is partly empty, tiles are masked for three reasons."""

@@ -12,7 +12,7 @@ from sce_fast.cli import main
 from sce_fast.recipes import RECIPES
 
 ADAPTIVE = ("folder", "videos", "demo", "demo-video")
-QUICK = ("imagenet-multi-crop", "imagenet-moco-v3")
+QUICK = ("imagenet-moco-v3",)
 SIZES = {"imagenet-multi-crop": [32, 32, 24, 20, 16, 12], "imagenet-dino-crops": [32, 32, *[16] * 8]}
 NAMES = [name for name in RECIPES if name not in ADAPTIVE]
 

@@ -73,6 +73,7 @@ def test_it_names_the_candidates_of_a_run_without_a_queue(photo_folder, tmp_path
     assert "  step 2: loss " in text
 
 
+@pytest.mark.slow
 def test_it_is_an_option_of_every_recipe(photo_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen: list[TrainConfig] = []

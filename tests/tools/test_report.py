@@ -60,6 +60,7 @@ def test_neighbours_without_labels_come_from_the_images_of_the_run(photo_folder,
     assert rows[0][1].text == "1.00"
 
 
+@pytest.mark.slow
 def test_neighbours_with_labels_have_their_classes(photo_folder, tmp_path, drawn):
     config = small_config(photo_folder, tmp_path / "run", epochs=1)
     train(config)

@@ -104,6 +104,7 @@ def test_without_its_list_of_images_the_fingerprint_tells(run, config, photo_fol
         train(dataclasses.replace(config, data=data))
 
 
+@pytest.mark.slow
 def test_a_run_without_a_step_is_begun_anew(photo_folder, tmp_path):
     """A run that failed at its start must not block its folder; a run with a step must."""
     config = small_config(photo_folder, tmp_path / "run")

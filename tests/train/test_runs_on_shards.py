@@ -59,6 +59,7 @@ def test_a_run_on_shards_resumes_with_the_same_bits(photo_folder, shards, tmp_pa
     assert features.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:(?s).*files cannot be used", "ignore:epochs=")
 def test_a_shard_that_vanishes_stays_set_aside(shards, tmp_path, monkeypatch):
     data = shutil.copytree(shards, tmp_path / "data")

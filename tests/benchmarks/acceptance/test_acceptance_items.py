@@ -38,6 +38,7 @@ def test_a_peer_that_crashed_is_left_out_and_its_shape_taken_again(tmp_path, mon
     assert ["compile" in left_out for _, _, left_out in seen] == [False, False, True]
 
 
+@pytest.mark.slow
 def test_a_peer_is_named_at_each_of_its_turns(tmp_path, monkeypatch):
     """Otherwise a hang during a turn or a graph capture would be blamed on the peer that was prepared last."""
     events = Events(tmp_path / "events.jsonl")

@@ -30,6 +30,7 @@ def run_command(tmp_path, *options):
     return done, record, (tmp_path / "out" / "acceptance.md").read_text()
 
 
+@pytest.mark.slow
 @NO_GPU
 def test_without_a_gpu_every_part_says_why_it_was_not_run(tmp_path):
     done, record, text = run_command(tmp_path)

@@ -153,6 +153,7 @@ def fails(index, sampling, sample, epoch):
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("number", "share"), [(2, 0.9), (1, 0.85)], ids=["decoded ahead", "decoded by DALI"])
 def test_a_damaged_video_is_replaced_whenever_its_planned_frames_fail(copied, mixed, bear_many, number, share):
