@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sce_fast.backbones import CLIP_BACKBONES, IMAGE_BACKBONES, takes_clips
+from sce_fast.config.loss import LossConfig
+from sce_fast.config.model import ModelConfig
 from sce_fast.config.optimizer import OptimizerConfig
 from sce_fast.config.subset import SubsetConfig
 from sce_fast.config.views import STRENGTHS, ClipsConfig, ViewsConfig
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.image.background import NONE
 from sce_fast.data.video.augment import ClipEvaluationView
-from sce_fast.loss.names import BACKEND_NAMES
-from sce_fast.util.names import pick
 from sce_fast.util.settings import conform, replaced, require
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -78,145 +78,6 @@ ADDED: dict[str, Any] = {
 def default_loader_threads() -> int:
     """Return this rank's share of the CPU cores that the process may use, at least 1."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Backbone, projector, predictor and momentum encoder."""
-
-    backbone: str = "resnet50"
-    """Network: for images resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2, wide_resnet101_2, or
-    timm:NAME for a network of timm; for clips r3d18, r3d50. Python's train() also takes a module of your own, which is
-    called own."""
-    width: int = 64
-    """Channels of the first stage of a ResNet or R3D, a multiple of 8."""
-    small_input: bool = False
-    """Give a ResNet or R3D a 3×3 stem without pooling, for images of about 32 pixels."""
-    projector_hidden: tuple[int, ...] = (4096, 4096)
-    """Widths of the projector's hidden layers; () for a single layer."""
-    dim: int = 256
-    """Dimension D of queries and keys."""
-    projector_norm: Literal["all", "hidden", "none"] = "all"
-    """Layers of the projector that are followed by batch normalisation."""
-    projector_affine: bool = False
-    """Give the batch normalisation of the projector's last layer a scale γ and a shift β, as the hidden ones have."""
-    projector_bias: bool = True
-    """Give the projector's layers without batch normalisation a bias."""
-    predictor_hidden: int = 4096
-    """Width of the predictor's hidden layers; 0 for no predictor."""
-    predictor_layers: int = 1
-    """Number of the predictor's hidden layers."""
-    predictor_norm: Literal["all", "hidden", "none"] = "hidden"
-    """Layers of the predictor that are followed by batch normalisation."""
-    predictor_affine: bool = False
-    """Give the batch normalisation of the predictor's last layer a scale γ and a shift β."""
-    predictor_bias: bool = False
-    """Give the predictor's layers without batch normalisation a bias."""
-    head_activation: Literal["relu", "gelu"] = "relu"
-    """Activation between the layers of projector and predictor."""
-    symmetric: bool = True
-    """Compare every key view with every other view. Without it, the first view gives the keys and nothing else."""
-    key_views: int = 2
-    """Number of views, from the first on, that the momentum encoder sees if the model is symmetric."""
-    momentum: float = 0.99
-    """Momentum m of the momentum encoder's update, at the first step."""
-    momentum_schedule: Literal["constant", "cosine"] = "cosine"
-    """Schedule of m: cosine raises it to 1 at the last step."""
-    batch_norm: Literal["local", "sync", "shuffle"] = "local"
-    """Rows that share batch statistics: local, a rank's rows; sync, all ranks' rows (the papers' ImageNet and Kinetics
-    runs); shuffle, groups of shuffled rows for the momentum encoder's convolutions (the papers' CIFAR10 run)."""
-    batch_norm_groups: int = 8
-    """Number of groups that shuffle makes of the global batch; 8 in the published CIFAR10 run."""
-    mutual_pass: bool = False
-    """Pass all views of equal size through a network at once, with joint batch statistics. Without it, each view has a
-    pass of its own, as in the published image and video runs."""
-    evaluation_momentum: float = 0.0
-    """Momentum of a running average of the student's backbone over the steps, such as 0.999, which evaluations, embed
-    and export then use; 0 for the student itself."""
-
-    def __post_init__(self) -> None:
-        conform(self, "model")
-        require(self.dim >= 1, "model.dim", self.dim, "at least 1")
-        hidden = self.projector_hidden
-        require(all(size >= 1 for size in hidden), "model.projector_hidden", hidden, "widths of at least 1")
-        # oneDNN's 1×1 convolutions for AVX2 hang in the backward pass over fewer channels in channels-last layout.
-        require(self.width >= 8 and self.width % 8 == 0, "model.width", self.width, "a positive multiple of 8")
-        require(self.predictor_hidden >= 0, "model.predictor_hidden", self.predictor_hidden, "at least 0")
-        require(self.predictor_layers >= 1, "model.predictor_layers", self.predictor_layers, "at least 1")
-        require(0 <= self.momentum <= 1, "model.momentum", self.momentum, "a number in [0, 1]")
-        fewest = 2 if self.symmetric else 1
-        require(self.key_views >= fewest, "model.key_views", self.key_views, f"at least {fewest}")
-        require(self.batch_norm_groups >= 1, "model.batch_norm_groups", self.batch_norm_groups, "at least 1")
-        average = self.evaluation_momentum
-        require(0 <= average < 1, "model.evaluation_momentum", average, "a number in [0, 1), 0 for no average")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """The loss and the queue of past keys."""
-
-    temperature: float = 0.1
-    """Temperature τ of the student."""
-    # 0.05 is also sce_loss's default and the value of most published runs (CIFAR10, video); 0.07 is the published value
-    # for ImageNet with symmetric views.
-    target_temperature: float = 0.05
-    """Temperature τ_m of the momentum teacher: smaller values make sharper targets."""
-    target_temperature_start: float = 0.05
-    """Value of τ_m at the first step of its warm-up."""
-    target_temperature_warmup_epochs: float = 0
-    """Epochs of warm-up of τ_m; 0 for none, as in the published runs."""
-    target_temperature_warmup: Literal["linear", "cosine"] = "cosine"
-    """Curve of the warm-up of τ_m."""
-    coefficient: float = 0.5
-    """Weight λ of the own key in the target. 1 is InfoNCE; 0 spreads all weight by similarity."""
-    coefficient_start: float = 1.0
-    """Value of λ at the first step of its warm-up."""
-    coefficient_warmup_epochs: float = 0
-    """Epochs of warm-up of λ; 0 for none, as in the published runs."""
-    coefficient_warmup: Literal["linear", "cosine"] = "linear"
-    """Curve of the warm-up of λ."""
-    coefficient_end: float | None = None
-    """Value of λ at the last step, which it approaches after its warm-up. Default: λ stays."""
-    coefficient_schedule: Literal["linear", "cosine"] = "cosine"
-    """Curve of λ from the end of its warm-up to coefficient_end."""
-    positive_target: Literal["excluded", "zero_logit"] = "excluded"
-    """Target at the own key: excluded is the paper's definition, zero_logit is what the official code computes."""
-    queue_size: int = 65536
-    """Number K of past keys in the queue; 0 for no queue, which needs batch_keys."""
-    batch_keys: bool = False
-    """Take the keys of the same step as candidates, beside the queue or alone: for each key view its keys of all
-    ranks, or of one part of the batch with accumulation."""
-    queue_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Dtype of the queue and of batch_keys: 16 bits halve their memory and the memory traffic of the loss."""
-    backend: str = "auto"
-    """Implementation of the loss. auto takes the fastest that serves the inputs; sce-fast doctor lists them."""
-
-    def __post_init__(self) -> None:
-        conform(self, "loss")
-        if self.backend != "auto":
-            pick("backend", self.backend, dict.fromkeys(BACKEND_NAMES), also="auto")
-        for name in ("temperature", "target_temperature", "target_temperature_start"):
-            require(getattr(self, name) > 0, f"loss.{name}", getattr(self, name), "a number > 0")
-        for name in ("target_temperature_warmup_epochs", "coefficient_warmup_epochs"):
-            require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "at least 0")
-        for name in ("coefficient", "coefficient_start", "coefficient_end"):
-            value = getattr(self, name)
-            require(value is None or 0 <= value <= 1, f"loss.{name}", value, "a number in [0, 1]")
-        least, expected = (0, "at least 0") if self.batch_keys else (1, "at least 1, or 0 with loss.batch_keys=True")
-        require(self.queue_size >= least, "loss.queue_size", self.queue_size, expected)
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of sce_loss, without the tensors."""
-        names = ("temperature", "target_temperature", "coefficient", "positive_target", "backend")
-        return {name: getattr(self, name) for name in names}
-
-    def scheduled(self) -> tuple[str, ...]:
-        """Return the arguments of sce_loss that change from step to step."""
-        changing = {
-            "target_temperature": self.target_temperature_warmup_epochs > 0,
-            "coefficient": self.coefficient_warmup_epochs > 0 or self.coefficient_end is not None,
-        }
-        return tuple(name for name, changes in changing.items() if changes)
 
 
 @dataclass(frozen=True, kw_only=True)
