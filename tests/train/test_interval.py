@@ -164,8 +164,8 @@ def test_a_step_that_float16_skips_does_not_count_for_the_gradient_norm(photo_fo
         measured.append(original(self, parts, **settings))
         return measured[-1]
 
-    def overflow(self, views, number, part):
-        found = differentiate(self, views, number, part)
+    def overflow(self, views, number, part, scheduled):
+        found = differentiate(self, views, number, part, scheduled)
         if number in (1, 2):
             self.parameters[0].grad[0] = float("inf")
         return found
