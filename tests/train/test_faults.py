@@ -29,10 +29,10 @@ def spoil_a_pixel():
     """Put a NaN among the pixels of the last rank in step 6."""
     original, last = TrainingStep._differentiate, int(os.environ.get("WORLD_SIZE", 1)) - 1
 
-    def differentiate(self, views, number, part):
+    def differentiate(self, views, number, *rest):
         if number == 5 and self.ranks.rank == last:
             views[0][0, 0, 0, 0] = float("nan")
-        return original(self, views, number, part)
+        return original(self, views, number, *rest)
 
     TrainingStep._differentiate = differentiate
 
@@ -57,8 +57,8 @@ def spoil_the_gradients(always=False):
     """Make a gradient infinite in step 6, or in every step."""
     original = TrainingStep._differentiate
 
-    def differentiate(self, views, number, part):
-        measured = original(self, views, number, part)
+    def differentiate(self, views, number, *rest):
+        measured = original(self, views, number, *rest)
         if always or number == 5:
             self.parameters[0].grad[0] = float("inf")
         return measured
