@@ -33,7 +33,7 @@ def demo_video(
     config = TrainConfig(
         data=data,
         out=out,
-        epochs=16,
+        epochs=12,
         batch_size=16,  # many small steps: the loss falls only after some hundred
         log_every=30,
         checkpoint_every=300,
