@@ -1,5 +1,6 @@
 """Fixtures of many tests: photographs that scikit-learn ships, seeds, caches, and the GPU."""
 
+import functools
 import inspect
 from pathlib import Path
 
@@ -85,6 +86,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker("processes")
 
 
+@functools.cache
 def _names(function) -> set[str]:
     """Return the names that a function uses, and those that functions of its module use which it calls."""
     found, todo = set(), [inspect.unwrap(function)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sce_fast.backbones import CLIP_BACKBONES, IMAGE_BACKBONES, takes_clips
+from sce_fast.config.batch import rank_batch
 from sce_fast.config.loss import LossConfig
 from sce_fast.config.model import ModelConfig
 from sce_fast.config.optimizer import OptimizerConfig
@@ -207,10 +208,7 @@ class TrainConfig:
         Raises:
             ValueError: the batch cannot be divided into ranks · accumulation equal parts.
         """
-        parts = ranks * self.accumulation
-        expected = f"a multiple of ranks={ranks} · accumulation={self.accumulation}"
-        require(self.batch_size % parts == 0, "batch_size", self.batch_size, expected)
-        return self.batch_size // parts
+        return rank_batch(self.batch_size, ranks=ranks, accumulation=self.accumulation)
 
     def require_whole_groups(self, rows: int) -> None:
         """Check that so many rows can be divided into the groups of the momentum encoder's batch normalisation.

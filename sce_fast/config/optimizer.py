@@ -1,9 +1,9 @@
 """Settings of the optimizer and its learning rate."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
+from sce_fast.config.batch import Scaling, scaled_rate
 from sce_fast.util.settings import conform, require
 
 
@@ -15,7 +15,7 @@ class OptimizerConfig:
     """Optimizer. Transformers need adamw."""
     base_learning_rate: float = 0.3
     """Learning rate after the warm-up, for a batch of 256. For adamw, about 0.0005."""
-    learning_rate_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    learning_rate_scaling: Scaling = "linear"
     """How the learning rates follow the batch: linear multiplies them by batch / 256, sqrt by the root of that."""
     start_learning_rate: float = 0.0
     """Learning rate of the first step, from which the warm-up rises to the base rate; scaled as the base rate."""
@@ -65,11 +65,7 @@ class OptimizerConfig:
 
     def scaled(self, rate: float, batch_size: int) -> float:
         """Return a learning rate that is given for a batch of 256 as the rate for another batch."""
-        if self.learning_rate_scaling == "none":
-            return rate
-        if self.learning_rate_scaling == "sqrt":
-            return rate * math.sqrt(batch_size / 256)
-        return rate * batch_size / 256
+        return scaled_rate(rate, batch_size, self.learning_rate_scaling)
 
     def describe_scaling(self, batch_size: int) -> str:
         """Return the formula of the learning rate, such as "0.3 · 512 / 256"."""

@@ -79,12 +79,12 @@ def _drawn(index: Index, share: float | None, per_class: int | None, seed: int) 
 
 
 def _of_classes(index: AnyIndex, path: Path) -> AnyIndex:
-    names = list(CLASS_LISTS[str(path)]) if str(path) in CLASS_LISTS else _lines(path)
+    chosen = set(CLASS_LISTS[str(path)] if str(path) in CLASS_LISTS else _lines(path))
     listing = index.listing
     if index.labels is None:
         raise ValueError(f"{listing.title} has no classes, so {printable(path)} cannot choose among them")
-    _require_known(sorted(set(names) - set(listing.classes)), path, f"classes that {listing.title} lacks")
-    kept = [name for name in listing.classes if name in set(names)]
+    _require_known(sorted(chosen - set(listing.classes)), path, f"classes that {listing.title} lacks")
+    kept = [name for name in listing.classes if name in chosen]
     number = np.full(len(listing.classes), -1, dtype=np.int32)
     number[[listing.classes.index(name) for name in kept]] = np.arange(len(kept))
     samples = np.flatnonzero(number[index.labels] >= 0)

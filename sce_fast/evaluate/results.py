@@ -89,15 +89,18 @@ def finished_rows(
         return []
     if found.evaluation != evaluation:
         raise ValueError(f"out={printable(folder)} holds results of evaluate {found.evaluation}; pass another --out")
-    if found.settings != settings:
-        names = found.settings.keys() | settings.keys()
-        changed = sorted(name for name in names if found.settings.get(name) != settings.get(name))
-        lines = [f"{name}: {found.settings.get(name)!r} then, {settings.get(name)!r} now" for name in changed]
+    if lines := changes_of(found.settings, settings):
         raise ValueError(
             f"out={printable(folder)} holds results with other settings; pass the same settings, or another --out:\n  "
             + "\n  ".join(lines)
         )
     return found.rows
+
+
+def changes_of(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return a line for each setting that has changed since."""
+    names = sorted(then.keys() | now.keys())
+    return [f"{n}: {then.get(n)!r} then, {now.get(n)!r} now" for n in names if then.get(n) != now.get(n)]
 
 
 def result_folder(run: Path, evaluation: str, settings: dict[str, Any], *, resume: bool = False) -> Path:

@@ -9,18 +9,19 @@ from safetensors import safe_open
 from torch import nn
 
 from sce_fast.config import Device, default_loader_threads
+from sce_fast.config.batch import Scaling
 from sce_fast.distributed import Ranks, process_group
 from sce_fast.evaluate.linear import PRESETS
 from sce_fast.evaluate.results import EvaluationResult, evaluations_folder, require_room
 from sce_fast.evaluate.store import FeatureStore, weights_digest
 from sce_fast.evaluate.supervised.batches import LabelledBatches
 from sce_fast.evaluate.supervised.images import Crop, feature_batches, image_batches
-from sce_fast.evaluate.supervised.run import Setup, run_supervised
-from sce_fast.evaluate.supervised.settings import Precision, Scaling, Schedule, SupervisedSettings
+from sce_fast.evaluate.supervised.run import Setup
+from sce_fast.evaluate.supervised.settings import Precision, Schedule, SupervisedSettings
 from sce_fast.tools.arguments import OptionalFolder, OptionalImages, OptionalNetwork, OptionalRun
-from sce_fast.tools.frozen import FEATURES, architecture_of, finish
+from sce_fast.tools.frozen import FEATURES, architecture_of
 from sce_fast.tools.labelled_sets import labelled_sets
-from sce_fast.tools.supervised import Task, draw_accuracies, folder_of, open_task, preset_of
+from sce_fast.tools.supervised import Task, evaluated, open_task, preset_of
 from sce_fast.train.folder import choose_device
 
 Name = Literal["imagenet", "imagenet-moco", "cifar10"]
@@ -126,13 +127,10 @@ def linear(
         if run is None:
             setup = _of_features(train, test, settings, ranks)
         else:
-            size = chosen.size if preset and size is None else size
-            resize = chosen.resize if preset and resize is None else resize
-            task = open_task(run, train, test, network=backbone, size=size, resize=resize, threads=threads, ranks=ranks)
+            view: dict[str, Any] = {"preset": chosen if preset else None, "size": size, "resize": resize}
+            task = open_task(run, train, test, network=backbone, **view, threads=threads, ranks=ranks)
             setup = _of_images(task, crop or chosen.crop, settings, ranks=ranks, threads=threads, device=target)
-        folder = folder_of(run, out, setup, ranks=ranks, resume=resume)
-        result = run_supervised(setup, folder, device=target, ranks=ranks, resume=resume)
-        return finish(result, folder, draw_accuracies, ranks)
+        return evaluated(setup, run, out, device=target, ranks=ranks, resume=resume)
 
 
 def _of_images(task: Task, crop: Crop, settings: SupervisedSettings, **places: Any) -> Setup:

@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sce_fast.config import Device, default_loader_threads
+from sce_fast.config.batch import Scaling
 from sce_fast.data.index import ImageIndex
 from sce_fast.data.subset import subset
 from sce_fast.distributed import process_group
 from sce_fast.evaluate.results import EvaluationResult, require_room
 from sce_fast.evaluate.semi_supervised import PRESETS, SHARES
 from sce_fast.evaluate.supervised.images import Crop, image_batches
-from sce_fast.evaluate.supervised.run import Setup, run_supervised
-from sce_fast.evaluate.supervised.settings import Precision, Scaling, Schedule
+from sce_fast.evaluate.supervised.run import Setup
+from sce_fast.evaluate.supervised.settings import Precision, Schedule
 from sce_fast.tools.arguments import OptionalFile, OptionalFolder, OptionalImages, OptionalNetwork, Run
-from sce_fast.tools.frozen import finish
-from sce_fast.tools.supervised import Task, draw_accuracies, folder_of, open_task, preset_of
+from sce_fast.tools.supervised import Task, evaluated, open_task, preset_of
 from sce_fast.train.folder import choose_device
 
 Name = Literal["1%", "10%"]
@@ -132,9 +132,8 @@ def semi_supervised(
     threads, target = loader_threads or default_loader_threads(), choose_device(device)
     with process_group(target) as ranks:
         places: dict[str, Any] = {"threads": threads, "ranks": ranks}
-        size = chosen.size if preset and size is None else size
-        resize = chosen.resize if preset and resize is None else resize
-        task = open_task(run, train, test, network=backbone, size=size, resize=resize, **places)
+        view: dict[str, Any] = {"preset": chosen if preset else None, "size": size, "resize": resize}
+        task = open_task(run, train, test, network=backbone, **view, **places)
         if share is None and per_class is None and files is None:
             share = SHARES[preset or "10%"]
         task = _part(task, share=share, per_class=per_class, files=files, seed=subset_seed)
@@ -142,9 +141,7 @@ def semi_supervised(
         batches = image_batches(task.train, task.test, task.view, settings, crop=shown, device=target, **places)
         origin = {**task.origin, "crop": shown}
         setup = Setup("semi-supervised", task.network, task.dim, task.classes, batches, settings, origin)
-        folder = folder_of(run, out, setup, ranks=ranks, resume=resume)
-        result = run_supervised(setup, folder, device=target, ranks=ranks, resume=resume)
-        return finish(result, folder, draw_accuracies, ranks)
+        return evaluated(setup, run, out, device=target, ranks=ranks, resume=resume)
 
 
 def _part(task: Task, **choice: Any) -> Task:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from sce_fast.config import EvaluationConfig, to_json
@@ -16,9 +17,10 @@ from sce_fast.evaluate import labelled_indices
 from sce_fast.evaluate.overlap import shared_samples, warning
 from sce_fast.evaluate.results import EvaluationResult, result_folder
 from sce_fast.evaluate.supervised.images import Preset
-from sce_fast.evaluate.supervised.run import Setup
+from sce_fast.evaluate.supervised.run import Setup, run_supervised
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
 from sce_fast.export import Description, open_backbone
+from sce_fast.tools.frozen import finish
 from sce_fast.tools.pictures import draw_lines
 from sce_fast.train.folder import read_config
 from sce_fast.util.files import printable
@@ -58,6 +60,7 @@ def open_task(
     test: Path | None,
     *,
     network: str | None,
+    preset: Preset | None,
     size: int | None,
     resize: int | None,
     threads: int,
@@ -69,6 +72,7 @@ def open_task(
         run: run folder, exported file or weights from elsewhere.
         network: name of the network of weights from elsewhere.
         train, test: labelled images; by default the run's own evaluation folders.
+        preset: gives size and resize where they are None; None if the backbone's own count.
         size: side of a test image's centre crop; by default the backbone's own.
         resize: shorter side of a test image; by default the backbone's own, or 8/7 of a size that is given.
         threads: number of threads that read files.
@@ -82,6 +86,8 @@ def open_task(
     own = backbone.description.view()
     if isinstance(own, ClipEvaluationView):
         raise ValueError(f"{printable(run)} is a backbone of clips; expected one of images")
+    if preset is not None:
+        size, resize = preset.size if size is None else size, preset.resize if resize is None else resize
     crop = own.crop if size is None else size
     if resize is None:
         resize = own.resize if size is None else round(size * 8 / 7)
@@ -102,6 +108,20 @@ def open_task(
         "view": to_json(view),
     }
     return Task(run, backbone.description, backbone.network, trains, tests, view, origin)
+
+
+def evaluated(
+    setup: Setup, run: Path | None, out: Path | None, *, device: torch.device, ranks: Ranks, resume: bool
+) -> EvaluationResult:
+    """Train and test the classifiers of a setup; return the result after its table and picture are written.
+
+    Raises:
+        ValueError: there is no folder for results, or it holds others.
+        Stopped, RuntimeError: as run_supervised.
+    """
+    folder = folder_of(run, out, setup, ranks=ranks, resume=resume)
+    result = run_supervised(setup, folder, device=device, ranks=ranks, resume=resume)
+    return finish(result, folder, draw_accuracies, ranks)
 
 
 def folder_of(run: Path | None, out: Path | None, setup: Setup, *, ranks: Ranks, resume: bool) -> Path:

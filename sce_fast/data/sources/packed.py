@@ -79,7 +79,8 @@ class Packed:
         """Return the name or number of a sample in its file."""
         if self.row is not None:
             return str(self.row[i])
-        assert self.text is not None and self.ends is not None  # noqa: PT018
+        assert self.text is not None
+        assert self.ends is not None
         start = self.ends[i - 1] if i else 0
         return os.fsdecode(self.text[start : self.ends[i]].tobytes())
 
@@ -170,7 +171,8 @@ class PackedNames(Sequence[str]):
             if packed.row is not None:
                 yield from (file + str(row) for file, row in zip(files, packed.row[part].tolist(), strict=True))
                 continue
-            assert packed.text is not None and packed.ends is not None  # noqa: PT018
+            assert packed.text is not None
+            assert packed.ends is not None
             first = int(packed.ends[start - 1]) if start else 0
             ends = (packed.ends[part] - first).tolist()
             text = packed.text[first : first + ends[-1]].tobytes()
@@ -181,8 +183,6 @@ class PackedNames(Sequence[str]):
         if not isinstance(other, Sequence) or isinstance(other, str):
             return NotImplemented
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"<{len(self)} names>"

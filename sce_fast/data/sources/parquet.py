@@ -1,7 +1,6 @@
 """Parquet tables of images, as the Hugging Face Hub stores them: where each image lies in the file."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,9 +173,3 @@ def _unusual(path: Path, how: str) -> ValueError:
         f"{printable(path)}: its images are {how}, which is not read here; write the table anew, for example by "
         "pyarrow.parquet.write_table(table, file, compression='none')"
     )
-
-
-def is_parquet(path: Path) -> bool:
-    """Return whether a file begins as a Parquet table does."""
-    with open(path, "rb") as file:
-        return os.pread(file.fileno(), 4, 0) == b"PAR1"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sce_fast.evaluate.results import finished_rows
+from sce_fast.evaluate.results import changes_of, finished_rows
 from sce_fast.train.checkpoint import checkpoints, remove_unfinished
 from sce_fast.train.folder import CHECKPOINTS
 from sce_fast.util.files import printable, write_atomically
@@ -32,20 +32,13 @@ def open_folder(out: Path, evaluation: str, settings: dict[str, Any], *, resume:
             raise ValueError(
                 f"out={printable(out)} holds an evaluation that has begun; pass --resume to go on, or another --out"
             )
-        _require_same(json.loads(path.read_text()), content, out)
+        if lines := changes_of(json.loads(path.read_text()), content):
+            raise ValueError(
+                f"out={printable(out)} holds an evaluation with other settings; resume with the same settings, or pass "
+                "another --out:\n  " + "\n  ".join(lines)
+            )
         remove_unfinished(out / CHECKPOINTS)
         return found[-1]
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(content, indent=1) + "\n")
     return None
-
-
-def _require_same(then: dict[str, Any], now: dict[str, Any], out: Path) -> None:
-    names = sorted(then.keys() | now.keys())
-    changed = [name for name in names if then.get(name) != now.get(name)]
-    if changed:
-        lines = [f"{name}: {then.get(name)!r} then, {now.get(name)!r} now" for name in changed]
-        raise ValueError(
-            f"out={printable(out)} holds an evaluation with other settings; resume with the same settings, or pass "
-            "another --out:\n  " + "\n  ".join(lines)
-        )

@@ -4,10 +4,10 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Literal
 
+from sce_fast.config.batch import Scaling, rank_batch, scaled_rate
 from sce_fast.train.schedules import learning_rate
 from sce_fast.util.settings import conform, require
 
-Scaling = Literal["linear", "sqrt", "none"]
 Schedule = Literal["cosine", "steps"]
 Precision = Literal["float32", "bfloat16", "float64"]
 
@@ -80,10 +80,7 @@ class SupervisedSettings:
         Raises:
             ValueError: the batch cannot be divided into ranks · accumulation equal parts.
         """
-        parts = ranks * self.accumulation
-        expected = f"a multiple of ranks={ranks} · accumulation={self.accumulation}"
-        require(self.batch_size % parts == 0, "batch_size", self.batch_size, expected)
-        return self.batch_size // parts
+        return rank_batch(self.batch_size, ranks=ranks, accumulation=self.accumulation)
 
     def peak(self, base: float) -> float:
         """Return the highest rate for a base rate.
@@ -92,8 +89,7 @@ class SupervisedSettings:
             >>> SupervisedSettings(batch_size=1024).peak(0.1)
             0.4
         """
-        share = self.batch_size / 256
-        return base * {"linear": share, "sqrt": share**0.5, "none": 1.0}[self.scaling]
+        return scaled_rate(base, self.batch_size, self.scaling)
 
     def rate(self, base: float, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, counted from 0, for a base rate."""
