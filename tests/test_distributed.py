@@ -181,6 +181,7 @@ def keys_of_one_step(group, config, result):
         torch.save(trainer.training_step.queue.keys, result)
 
 
+@pytest.mark.slow
 def test_shuffled_batch_norm_makes_the_same_keys_on_any_ranks(photo_folder, tmp_path):
     """Four groups on one process, or two on each of two ranks, of each view or of both views in a joint pass.
 

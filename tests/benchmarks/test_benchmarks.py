@@ -192,6 +192,7 @@ def test_an_unknown_peer_is_named():
         loss.main(leave_out=("flx",))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(measure.extra_memory(lambda: None, "cpu") is None, reason="the system does not report the peak")
 def test_extra_memory_is_the_peak_of_the_call_alone():
     def run():

@@ -114,6 +114,7 @@ def test_code_that_does_not_compile_is_an_error_with_the_compilers_words(tmp_pat
         kernels.main(which="cuda", sources=write_sources(tmp_path, "__global__ void k() { missing(); }"))
 
 
+@pytest.mark.slow
 @needs_nvcc
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton brings the disassembler")
 def test_a_hopper_kernel_without_hoppers_instructions_fails(tmp_path, capsys):

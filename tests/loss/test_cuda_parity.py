@@ -142,6 +142,7 @@ def test_same_bits_in_every_order_of_blocks_and_threads(dtype, options):
         assert_same_bits(emulate(inputs, seed=seed, splits=3, **options), first)
 
 
+@pytest.mark.slow
 @both_kernels
 def test_an_empty_split_changes_nothing():
     inputs = make_inputs("random", n=4, d=16, k=100).to(torch.bfloat16)

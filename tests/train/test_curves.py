@@ -23,7 +23,8 @@ def lines_of(run, event):
     return [line for line in read_log(run / "log.jsonl") if line["event"] == event]
 
 
-@pytest.mark.parametrize("checkpoints_left", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoints_left", [0, 3])
 def test_tensorboard_has_each_step_once_over_a_resume(photo_folder, tmp_path, checkpoints_left):
     config = small_config(photo_folder, tmp_path / "run", keep_checkpoints=9)
     notes = config.out / "tensorboard" / "notes.txt"

@@ -43,6 +43,7 @@ def interrupt():
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_run_on_shards_resumes_with_the_same_bits(photo_folder, shards, tmp_path, monkeypatch):
     part = small_config(shards, tmp_path / "part", evaluation=EvaluationConfig())
     with monkeypatch.context() as patch:

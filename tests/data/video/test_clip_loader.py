@@ -189,6 +189,7 @@ def test_a_damaged_video_is_replaced_whenever_its_planned_frames_fail(copied, mi
             assert torch.equal(view, torch.cat([one.views[v], two.views[v]]))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DALI does not decode")
 @pytest.mark.parametrize("damage", [os.unlink, lambda path: path.write_bytes(b"")], ids=["missing", "empty"])
 @pytest.mark.parametrize("number", [0, 3], ids=["decoded ahead", "decoded by DALI"])
