@@ -33,7 +33,7 @@ def demo_video(
     config = TrainConfig(
         data=data,
         out=out,
-        epochs=12,
+        epochs=10,
         batch_size=16,  # many small steps: the loss falls only after some hundred
         log_every=30,
         checkpoint_every=300,
@@ -59,9 +59,10 @@ def demo_video(
             momentum=0.95,  # the run is short: the teacher must not lag behind for a quarter of it
             momentum_schedule="constant",
         ),
-        # The keys of four steps. A longer queue would hold many of the 960 videos, each as its own negative.
-        loss=LossConfig(temperature=0.1, target_temperature=0.05, coefficient=0.5, queue_size=128),
+        # One key in six has the query's motion: were the teacher to draw many closer, only motion would be learned.
+        # The keys of four steps: a longer queue would hold many of the 960 videos, each as its own negative.
+        loss=LossConfig(temperature=0.1, target_temperature=0.05, coefficient=0.9, queue_size=128),
         optimizer=OptimizerConfig(name="sgd", base_learning_rate=0.8, weight_decay=5e-4, warmup_epochs=2),
-        evaluation=EvaluationConfig(train=data if test else None, test=test, every=4, resize=32, crop=32, clips=2),
+        evaluation=EvaluationConfig(train=data if test else None, test=test, every=5, resize=32, crop=32, clips=2),
     )
     return changed(config, changes)

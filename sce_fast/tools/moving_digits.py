@@ -3,6 +3,7 @@
 Motion and digit are the labels; only they are worth learning. A video's first position and phase are random on a torus
 (what leaves the frame on one side enters on the other), so that no frame shows the motion. Backgrounds differ from
 video to video in colour, brightness and texture, and they tell neither label. Raw pixels compare mostly backgrounds.
+There are few textures, for a network could tell every video by a texture of its own and would learn nothing else.
 """
 
 import shutil
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from itertools import product
+from itertools import count, cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOTIONS = ("left", "right", "up", "down", "clockwise", "counter-clockwise")
-DIGITS = tuple("0123456789")
+DIGITS = ("0", "1", "4", "7")
 LABELS = ("motion", "digit")
-PARTS = {"train": 16, "test": 4}  # videos of each motion and digit: 960 and 240
+PARTS = {"train": 40, "test": 10}  # videos of each motion and digit: 960 and 240
 SIDE = 64  # of a frame, in pixels
 SECONDS, RATE = 3, 15  # of a video; frames a second
-SIZES = (28, 36)  # of a digit's box, in pixels
+SIZES = (38, 42)  # of a digit's box, in pixels
 SPEEDS = (24.0, 48.0)  # of a digit, in pixels a second
 RADII = (11.0, 15.0)  # of a circle, in pixels
+TEXTURES = 6  # different ones
 TEXTURE = (3, 10)  # lowest and highest frequency of a background, in waves a frame
-INK, BACKGROUND = 0.95, (0.1, 0.5)  # luminance of a digit, and mean luminance of a background
+INK, BACKGROUND = 0.95, (0.1, 0.65)  # luminance of a digit, and mean luminance of a background
 CONTRAST, SATURATION = 0.35, 0.9  # of a background, relative to its mean
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 VARIABLE = 4  # one video in VARIABLE has a variable rate
@@ -37,6 +39,7 @@ ENCODERS = {  # ending → encoder, its options
     "webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0", "g": "15"}),
 }
 SEED = 7
+TRAINING_SAMPLES = 130  # of the about 180 handwritten digits of a kind; the rest is for tests
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,14 @@ class Clip:
     motion: str
     ending: str
     variable: bool
-    seed: tuple[int, int]
+    seed: tuple[int, int]  # with the number of the video
 
 
 def write_moving_digits(folder: Path, *, threads: int = 2) -> MovingDigits:
     """Write 960 videos to train on, 240 to test, and a list of each part for each label, unless they exist.
 
-    The digits come with scikit-learn (UCI, 8 × 8 pixels, 43 writers). No two videos show the same handwritten digit.
-    Every motion and digit has 16 and 4 videos, half of them H.264 and half VP9; a quarter of all has a variable rate.
+    The digits come with scikit-learn (UCI, 8 × 8 pixels, 43 writers). No handwritten digit is in both parts.
+    Every motion and digit has 40 and 10 videos, half of them H.264 and half VP9; a quarter of all has a variable rate.
 
     Args:
         folder: of the data set. It appears when all videos are written.
@@ -107,20 +110,21 @@ def _clips() -> Iterator[tuple[str, str, Clip]]:
 
     digits = load_digits()
     random = np.random.Generator(np.random.Philox(SEED))
-    samples = {digit: list(random.permutation(np.flatnonzero(digits.target == int(digit)))) for digit in DIGITS}
-    endings = tuple(ENCODERS)
+    samples = {digit: random.permutation(np.flatnonzero(digits.target == int(digit))) for digit in DIGITS}
+    endings, number = tuple(ENCODERS), count()
     for part, copies in PARTS.items():
-        kinds = list(product(range(len(MOTIONS)), DIGITS, range(copies)))
+        kept = slice(TRAINING_SAMPLES) if part == "train" else slice(TRAINING_SAMPLES, None)
+        left = {digit: cycle(samples[digit][kept]) for digit in DIGITS}
+        kinds = list(product(range(len(MOTIONS)), range(len(DIGITS)), range(copies)))
         for i in random.permutation(len(kinds)):
-            motion, digit, copy = kinds[i]
-            sample = int(samples[digit].pop())
-            variable = (copy // len(endings) + motion + int(digit)) % VARIABLE == 0
+            motion, kind, copy = kinds[i]
+            digit = DIGITS[kind]
             clip = Clip(
-                digit=digits.images[sample] / 16,
+                digit=digits.images[next(left[digit])] / 16,
                 motion=MOTIONS[motion],
                 ending=endings[copy % len(endings)],
-                variable=variable,
-                seed=(SEED, sample),
+                variable=(copy // len(endings) + motion + kind) % VARIABLE == 0,
+                seed=(SEED, next(number)),
             )
             yield part, digit, clip
 
@@ -166,16 +170,22 @@ def positions(
 
 
 def _background(random: np.random.Generator) -> NDArray[np.float64]:
-    """Return a texture (SIDE, SIDE, 3) in [0, 1]: noise of a fixed spectrum in a random hue and brightness."""
-    waves = np.fft.fftfreq(SIDE, 1 / SIDE)
-    frequency = np.hypot(waves[:, None], waves)
-    spectrum = np.fft.fft2(random.standard_normal((SIDE, SIDE)))
-    spectrum[(frequency < TEXTURE[0]) | (frequency > TEXTURE[1])] = 0
-    noise = np.fft.ifft2(spectrum).real
+    """Return one of the textures, moved at random, in a random hue and brightness: (SIDE, SIDE, 3) in [0, 1]."""
+    noise = np.roll(_texture(int(random.integers(TEXTURES))), random.integers(SIDE, size=2), axis=(0, 1))
     level = 1 + CONTRAST * (noise / noise.std() / 2).clip(-1, 1)[..., None]
     hue = 1 + SATURATION * np.cos(2 * np.pi * (random.uniform() + np.arange(3) / 3))
     color: NDArray[np.float64] = random.uniform(*BACKGROUND) * level * hue / (hue @ LUMINANCE)
     return color.clip(0, 1)
+
+
+def _texture(number: int) -> NDArray[np.float64]:
+    """Return a texture (SIDE, SIDE): noise of a fixed spectrum, of mean 0."""
+    waves = np.fft.fftfreq(SIDE, 1 / SIDE)
+    frequency = np.hypot(waves[:, None], waves)
+    spectrum = np.fft.fft2(np.random.default_rng((SEED + 1, number)).standard_normal((SIDE, SIDE)))
+    spectrum[(frequency < TEXTURE[0]) | (frequency > TEXTURE[1])] = 0
+    noise: NDArray[np.float64] = np.fft.ifft2(spectrum).real
+    return noise
 
 
 def _shifted(image: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,8 +15,8 @@ from sce_fast.tools.moving_digits import DIGITS, MOTIONS, MovingDigits, write_mo
 
 @pytest.fixture
 def videos(tmp_path, monkeypatch):
-    """Return a small data set: 120 videos to train on and 60 to test."""
-    monkeypatch.setattr(moving_digits, "PARTS", {"train": 2, "test": 1})
+    """Return a small data set: 120 videos to train on and 48 to test."""
+    monkeypatch.setattr(moving_digits, "PARTS", {"train": 5, "test": 2})
     return write_moving_digits(tmp_path / "videos")
 
 
@@ -59,8 +59,8 @@ def test_labels_are_in_the_order_of_the_index(videos, tmp_path):
     index = index_videos(videos.videos("test", "digit"), cache=tmp_path)
     digits = labels_of(videos, "test", "digit")
     assert torch.equal(digits, torch.as_tensor(index.labels))
-    assert torch.bincount(digits).tolist() == [len(MOTIONS)] * len(DIGITS)
-    assert torch.bincount(labels_of(videos, "test", "motion")).tolist() == [len(DIGITS)] * len(MOTIONS)
+    assert torch.bincount(digits).tolist() == [2 * len(MOTIONS)] * len(DIGITS)
+    assert torch.bincount(labels_of(videos, "test", "motion")).tolist() == [2 * len(DIGITS)] * len(MOTIONS)
 
 
 @pytest.mark.slow
@@ -77,7 +77,7 @@ def test_a_short_demo_writes_everything(videos, tmp_path, capsys, monkeypatch):
     for name in ("loss.png", "knn.png", "views.png", "neighbours.png"):
         assert (run / name).stat().st_size > 1000
     printed = capsys.readouterr().out
-    assert "120 videos to learn from without labels, 60 held out, 1 epoch" in printed
+    assert "120 videos to learn from without labels, 48 held out, 1 epoch" in printed
     assert f"{summary['digit_linear_top1']:.3f}" in printed
 
     # Without its summary the demo counts as interrupted. It is resumed, with the same result.
