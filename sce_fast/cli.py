@@ -210,7 +210,7 @@ COMMANDS: dict[str, Command | Group] = {
         "", "learn from real digit images in two to four minutes on two CPU cores", "sce_fast.tools.demo:run_demo"
     ),
     "demo-video": Command(
-        "", "learn motions from videos of digits, in six to seven minutes on two CPU cores",
+        "", "learn motions from videos of digits, in five to six minutes on two CPU cores",
         "sce_fast.tools.demo_video:run_demo_video",
     ),
     "scan": Command(
