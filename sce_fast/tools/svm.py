@@ -48,7 +48,8 @@ def svm(
     Args:
         run: Run folder, a file written by sce-fast export, or weights from elsewhere.
         data: VOCdevkit, or the folder of another data set.
-        name: Another data set of evaluate transfer, or any other name for your own class folders train/ and test/.
+        name: Another data set of evaluate transfer, or any other name for your own images, as evaluate transfer reads
+            them.
         shots: Numbers of train images of each class.
         draws: Random draws of these images, over which the mAP is averaged.
         full: Also learn from all train images.

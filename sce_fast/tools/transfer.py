@@ -56,10 +56,11 @@ def transfer(
 ) -> EvaluationResult:
     """Classify images of other data sets by logistic regression on frozen features, as the papers do; print a table.
 
-    Known data sets are read as they are downloaded: food101, cifar10, cifar100 (as class folders), sun397, cars,
-    aircraft, voc2007, dtd, pets, caltech101 and flowers. Any other name stands for your own class folders: train/,
-    test/ and, if there is one, val/. The weight decay is chosen on the validation images, without them on a random
-    fifth of the train images, and train and validation images are fitted again. Runs under torchrun.
+    Known data sets are read as they are downloaded: food101, cifar10, cifar100, sun397, cars, aircraft, voc2007, dtd,
+    pets, caltech101 and flowers. Any other name stands for your own images: class folders train/, test/ and, if there
+    is one, val/; STL-10 as downloaded; or tar shards or Parquet tables of such splits. The weight decay is chosen on
+    the validation images, without them on a random fifth of the train images, and train and validation images are
+    fitted again. Runs under torchrun.
 
     Args:
         run: Run folder, a file written by sce-fast export, or weights from elsewhere.
