@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sce_fast.data.class_lists import CLASS_LISTS
 from sce_fast.data.index import Index
 from sce_fast.util.files import printable
-from sce_fast.util.philox import Draw, random_words
+from sce_fast.util.philox import Draw, sort_keys
 
 AnyIndex = TypeVar("AnyIndex", bound=Index)
 
@@ -69,7 +69,7 @@ def subset(
 def _drawn(index: Index, share: float | None, per_class: int | None, seed: int) -> NDArray[np.int64]:
     """Return the samples that a seeded order of each class puts first."""
     labels = np.zeros(len(index), dtype=np.int64) if index.labels is None else index.labels
-    keys = random_words(seed, 0, np.arange(len(index)), {Draw.SUBSET: 1}, 0)[0]
+    keys = sort_keys(seed, 0, np.arange(len(index)), Draw.SUBSET)
     chosen = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
