@@ -124,7 +124,7 @@ def uniform(
 def permutation(seed: int, epoch: int, count: int, draw: Draw, view: int = 0) -> NDArray[np.int64]:
     """Return a random permutation of range(count): the numbers sorted by random keys of 64 bits.
 
-    Ten million take 0.16 GB besides the result.
+    Ten million take 0.1 GB, of which the result has 0.08.
     """
     low = np.uint64((1 << count.bit_length()) - 1)
     # Numbers in the low bits of their keys: sorting these moves half as much memory as sorting keys and numbers, and
