@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sce_fast.data.faults import evaluation_refusal
 from sce_fast.data.image.augment import EvaluationView
-from sce_fast.data.index import Index, file_stamps
+from sce_fast.data.index import ImageIndex, Index, file_stamps
 from sce_fast.data.kinds import open_index
 from sce_fast.data.sources import Listing
 from sce_fast.util.files import printable, write_atomically
@@ -30,7 +30,7 @@ class ImageSet:
     labels: NDArray[np.int64]  # (n,) class numbers, or (n, C): 1 for a class that is shown, -1 if not, 0 if difficult
     parts: list[Part]  # of each file
     classes: list[str]
-    packed: Index | None = None  # the index of the same images, if they lie in larger files
+    packed: ImageIndex | None = None  # the index of the same images, if they lie in larger files
 
     def rows(self, part: Part) -> NDArray[np.int64]:
         """Return the numbers of the files of a part."""
