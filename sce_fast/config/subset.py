@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sce_fast.data.index import Index
-from sce_fast.data.subset import subset
+from sce_fast.data.sources import Listing
+from sce_fast.data.subset import chosen, subset
 from sce_fast.util.settings import conform, require
 
 AnyIndex = TypeVar("AnyIndex", bound=Index)
@@ -41,5 +42,15 @@ class SubsetConfig:
         Raises:
             FileNotFoundError, ValueError: as sce_fast.data.subset.subset.
         """
-        settings = {name: getattr(self, name) for name in ("share", "per_class", "classes", "files", "seed")}
-        return subset(index, **settings)
+        return subset(index, **self._settings())
+
+    def of_listing(self, listing: Listing) -> Listing:
+        """Return the part of a listing.
+
+        Raises:
+            FileNotFoundError, ValueError: as sce_fast.data.subset.subset.
+        """
+        return chosen(listing, **self._settings())[1]
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("share", "per_class", "classes", "files", "seed")}

@@ -20,7 +20,7 @@ from sce_fast.data.image.background import NONE, Color, background_color
 from sce_fast.data.image.files import ImageFiles
 from sce_fast.data.image.formats import decode_failure_reason
 from sce_fast.data.image.shards import read_shards
-from sce_fast.data.sources import Listing, find_shards, list_images
+from sce_fast.data.sources import Listing, Shards, find_shards, list_images
 from sce_fast.util.terminal import progress_bar
 
 CACHE_VERSION = 2
@@ -181,7 +181,7 @@ def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = Non
         ImportError: Parquet tables need pyarrow, which is not installed.
     """
     if (shards := find_shards(Path(path))) is not None:
-        return ImageIndex(*read_shards(shards, cache_file_of(path, cache, "-shards"), threads=threads))
+        return index_shards(shards, path, threads=threads, cache=cache)
     listing = list_images(path)
     paths = [os.fsencode(path) for path in listing.paths()]
     stamps, bad = file_stamps(paths)
@@ -193,6 +193,20 @@ def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = Non
         write_cache(cache_file, CACHE_VERSION, listing.names, stamps=stamps, sizes=sizes, alpha=alpha)
         bad |= {i: decode_failure_reason(paths[i]) for i in unknown if sizes[i, 0] == 0}
     return ImageIndex(listing, sizes, alpha, bad)
+
+
+def index_shards(shards: Shards, path: str | Path, *, threads: int = 2, cache: Path | None = None) -> ImageIndex:
+    """Return the index of some shards; see index_images.
+
+    Args:
+        shards: the files.
+        path: names the cache. Different shards have different paths.
+        threads, cache: see index_images.
+
+    Raises:
+        ValueError, ImportError: as index_images.
+    """
+    return ImageIndex(*read_shards(shards, cache_file_of(path, cache, "-shards"), threads=threads))
 
 
 def read_headers(paths: list[bytes], *, threads: int = 2) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:

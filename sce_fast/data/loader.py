@@ -77,8 +77,8 @@ class TrainingLoader:
 
     Raises:
         ValueError: the data set is smaller than a global batch, or an argument is out of range.
-        RuntimeError: more than MAX_BAD_SHARE of the files are bad, at the start or later; the message counts and
-            names them.
+        RuntimeError: more than MAX_BAD_SHARE of the files are bad, at the start or later, or of the images are lost
+            with their shards; the message counts and names them.
 
     Example:
         >>> index = index_images("photos")
@@ -123,6 +123,7 @@ class TrainingLoader:
         self._feeds: Generator[Feed, None, None] | None = None
         self._in_flight: deque[tuple[int, int, NDArray[np.int64]]] = deque()  # handed to DALI, not yet returned
         self._record_bad()
+        index.listing.require_few_lost()
         if rank == 0 and (known := index.bad_files()):  # the other ranks have the same index
             self._warn_about(known, stacklevel=3)
 

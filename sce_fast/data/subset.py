@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from sce_fast.data.class_lists import CLASS_LISTS
 from sce_fast.data.index import Index
+from sce_fast.data.sources import Listing
 from sce_fast.util.files import printable
-from sce_fast.util.philox import Draw, random_words
+from sce_fast.util.philox import Draw, sort_keys
 
 AnyIndex = TypeVar("AnyIndex", bound=Index)
 
@@ -49,6 +50,32 @@ def subset(
         >>> len(subset(index, share=0.1))
         128116
     """
+    choice = {"share": share, "per_class": per_class, "classes": classes, "files": files, "seed": seed}
+    samples, listing = chosen(index.listing, **choice)  # type: ignore[arg-type]
+    if listing is index.listing:
+        return index
+    part = index.subset(samples)
+    return part.rows(np.arange(len(part), dtype=np.int64), listing, part.bad)
+
+
+def chosen(
+    listing: Listing,
+    *,
+    share: float | None = None,
+    per_class: int | None = None,
+    classes: Path | None = None,
+    files: Path | None = None,
+    seed: int = 0,
+) -> tuple[NDArray[np.int64], Listing]:
+    """Return the numbers of some samples of a listing, and the listing of these; see subset.
+
+    Args:
+        listing: the samples.
+        share, per_class, classes, files, seed: see subset.
+
+    Raises:
+        FileNotFoundError, ValueError: as subset.
+    """
     if share is not None and per_class is not None:
         raise ValueError(f"share={share}, per_class={per_class}: expected at most one of both")
     if share is not None and not 0 < share <= 1:
@@ -57,47 +84,47 @@ def subset(
         raise ValueError(f"per_class={per_class}: expected at least 1")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed}: expected 0 to 2**32 - 1")
+    samples = np.arange(len(listing.names))
     if classes is not None:
-        index = _of_classes(index, Path(classes))
+        samples, listing = _of_classes(listing, Path(classes))
     if files is not None:
-        index = index.subset(_named(index, Path(files)))
-    if share is None and per_class is None:
-        return index
-    return index.subset(_drawn(index, share, per_class, seed))
+        some = _named(listing, Path(files))
+        samples, listing = samples[some], listing.subset(some)
+    if share is not None or per_class is not None:
+        some = _drawn(listing, share, per_class, seed)
+        samples, listing = samples[some], listing.subset(some)
+    return samples, listing
 
 
-def _drawn(index: Index, share: float | None, per_class: int | None, seed: int) -> NDArray[np.int64]:
+def _drawn(listing: Listing, share: float | None, per_class: int | None, seed: int) -> NDArray[np.int64]:
     """Return the samples that a seeded order of each class puts first."""
-    labels = np.zeros(len(index), dtype=np.int64) if index.labels is None else index.labels
-    keys = random_words(seed, 0, np.arange(len(index)), {Draw.SUBSET: 1}, 0)[0]
-    chosen = []
+    labels = np.zeros(len(listing.names), dtype=np.int64) if listing.labels is None else np.asarray(listing.labels)
+    keys = sort_keys(seed, 0, np.arange(len(labels)), Draw.SUBSET)
+    drawn = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         count = per_class if share is None else max(1, round(share * len(members)))
-        chosen.append(members[np.argsort(keys[members], kind="stable")][:count])
-    return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *chosen]))
+        drawn.append(members[np.argsort(keys[members], kind="stable")][:count])
+    return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *drawn]))
 
 
-def _of_classes(index: AnyIndex, path: Path) -> AnyIndex:
-    chosen = set(CLASS_LISTS[str(path)] if str(path) in CLASS_LISTS else _lines(path))
-    listing = index.listing
-    if index.labels is None:
+def _of_classes(listing: Listing, path: Path) -> tuple[NDArray[np.int64], Listing]:
+    wanted = set(CLASS_LISTS[str(path)] if str(path) in CLASS_LISTS else _lines(path))
+    if listing.labels is None:
         raise ValueError(f"{listing.title} has no classes, so {printable(path)} cannot choose among them")
-    _require_known(sorted(chosen - set(listing.classes)), path, f"classes that {listing.title} lacks")
-    kept = [name for name in listing.classes if name in chosen]
+    _require_known(sorted(wanted - set(listing.classes)), path, f"classes that {listing.title} lacks")
+    kept = [name for name in listing.classes if name in wanted]
     number = np.full(len(listing.classes), -1, dtype=np.int32)
     number[[listing.classes.index(name) for name in kept]] = np.arange(len(kept))
-    samples = np.flatnonzero(number[index.labels] >= 0)
-    part = index.subset(samples)
-    labels = number[index.labels[samples]]
-    renumbered = replace(part.listing, labels=labels, classes=kept)
-    return part.rows(np.arange(len(part), dtype=np.int64), renumbered, part.bad)
+    labels = number[np.asarray(listing.labels)]
+    samples = np.flatnonzero(labels >= 0)
+    return samples, replace(listing.subset(samples), labels=labels[samples], classes=kept)
 
 
-def _named(index: Index, path: Path) -> NDArray[np.int64]:
-    """Return the samples that a list names, in the order of the index."""
+def _named(listing: Listing, path: Path) -> NDArray[np.int64]:
+    """Return the samples that a list names, in their order."""
     samples, alone = defaultdict(list), defaultdict(list)
-    for sample, name in enumerate(index.listing.names):
+    for sample, name in enumerate(listing.names):
         samples[name].append(sample)
         alone[os.path.basename(name)].append(sample)
     found, unknown = set(), []
@@ -105,11 +132,11 @@ def _named(index: Index, path: Path) -> NDArray[np.int64]:
         mine = samples.get(name) or (alone.get(name, []) if os.path.basename(name) == name else [])
         if not mine:
             unknown.append(name)
-        elif len({index.listing.names[i] for i in mine}) > 1:
-            both = " and ".join(printable(index.listing.names[i]) for i in mine[:2])
+        elif len({listing.names[i] for i in mine}) > 1:
+            both = " and ".join(printable(listing.names[i]) for i in mine[:2])
             raise ValueError(f"{printable(path)}: {printable(name)} may be {both}; expected names with their folders")
         found |= set(mine)
-    _require_known(unknown, path, f"files that {index.listing.title} lacks")
+    _require_known(unknown, path, f"files that {listing.title} lacks")
     return np.array(sorted(found), dtype=np.int64)
 
 

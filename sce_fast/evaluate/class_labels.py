@@ -28,6 +28,8 @@ def labelled_indices(
         ValueError: a set has no classes or a file with an unreadable header, or test has a class that train lacks.
     """
     train, test = (open_index(path, view, threads=threads) for path in (train_path, test_path))
+    if classes is not None:
+        train, test = subset(train, classes=classes), subset(test, classes=classes)
     for index in (train, test):
         if index.labels is None:
             raise ValueError(
@@ -35,8 +37,6 @@ def labelled_indices(
                 "class, or a list file with classes"
             )
         index.require_readable()
-    if classes is not None:
-        train, test = subset(train, classes=classes), subset(test, classes=classes)
     names = train.listing.classes
     labels = labels_among(
         names,

@@ -15,7 +15,15 @@ from sce_fast.backbones import OWN, TIMM
 from sce_fast.backbones.resnet import ResNet
 from sce_fast.backbones.resnet3d import ResNet3D
 from sce_fast.export import detectron2, graphs
-from sce_fast.export.source import METADATA, Backbone, Description, Foreign, open_backbone, read_described
+from sce_fast.export.source import (
+    METADATA,
+    Backbone,
+    Description,
+    ForeignNetwork,
+    Student,
+    open_backbone,
+    read_described,
+)
 from sce_fast.util.files import printable, replacing, require_new, write_safetensors
 from sce_fast.util.names import pick
 from sce_fast.util.terminal import say
@@ -46,7 +54,8 @@ def export(
     out: str | Path,
     format: str = "safetensors",
     momentum: bool = False,
-    backbone: nn.Module | str | Foreign | None = None,
+    weights: Student | None = None,
+    backbone: nn.Module | str | ForeignNetwork | None = None,
 ) -> Path:
     """Write a backbone in a format of FORMATS and return out.
 
@@ -58,12 +67,14 @@ def export(
         out: new file, or for timm a new folder.
         format: a name in FORMATS.
         momentum: write the momentum encoder's backbone instead of the student's.
+        weights: which of the student's backbones to write; by default the average if the run has one.
         backbone: see open_backbone. Without its module, a run of train(config, backbone=…) is written only as
             safetensors.
 
     Raises:
         FileNotFoundError: run is no run folder or has no checkpoint yet.
-        ValueError: out exists or has another ending than the format's, or the format does not take this network.
+        ValueError: out exists or has another ending than the format's, or the format does not take this network,
+            or as open_backbone.
         ImportError: a package that the format needs is missing.
         RuntimeError: the file that was written gives other features.
 
@@ -76,9 +87,9 @@ def export(
     require_new(out)
     if not out.name.endswith(chosen.ending):
         raise ValueError(f"out={printable(out)}: expected a name that ends in {chosen.ending} for format={format!r}")
-    if format == "safetensors" and backbone is None and _is_own(run, momentum):
-        return _export_own(run, out, momentum)
-    opened = open_backbone(run, momentum=momentum, backbone=backbone)
+    if format == "safetensors" and backbone is None and _is_own(run, momentum, weights):
+        return _export_own(run, out, momentum, weights)
+    opened = open_backbone(run, momentum=momentum, weights=weights, backbone=backbone)
     if not chosen.takes(opened):
         name = opened.description.backbone
         raise ValueError(f"format={format!r}: expected {chosen.networks}, and {printable(run)} holds {name}")
@@ -110,13 +121,13 @@ def _require_same_features(features: Features, backbone: Backbone, tolerance: fl
         )
 
 
-def _is_own(run: Path, momentum: bool) -> bool:
-    return read_described(run, momentum)[0].backbone == OWN
+def _is_own(run: Path, momentum: bool, weights: Student | None) -> bool:
+    return read_described(run, momentum, weights)[0].backbone == OWN
 
 
-def _export_own(run: Path, out: Path, momentum: bool) -> Path:
+def _export_own(run: Path, out: Path, momentum: bool, weights: Student | None) -> Path:
     """Write the tensors of a network that cannot be built here, and compare them with what is read again."""
-    description, tensors = read_described(run, momentum)
+    description, tensors = read_described(run, momentum, weights)
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
         write_safetensors(temporary, tensors, {METADATA: text_of(description)})

@@ -7,7 +7,7 @@ pytorchvideo's. Other networks keep their own names.
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from sce_fast.util.files import printable
 
 METADATA = "sce_fast"  # key of the description in the file's metadata
 NAME_IT = "for weights from elsewhere, name their network: --backbone resnet50, say"
+Student = Literal["student", "average"]  # the student's own weights, or their average over the steps
 # Entries of Description.clips.
 VIEW_OF_CLIPS, SAMPLING_OF_CLIPS = ("clips", "crops", "frame_rate"), ("frames", "seconds", "stride")
 
@@ -74,8 +75,8 @@ class Description:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Foreign:
-    """What a file of weights from elsewhere does not say: its network, and the images or clips that it expects."""
+class ForeignNetwork:
+    """What a file of weights from elsewhere does not say of its network."""
 
     backbone: str | None = None
     """Network of a file of weights from elsewhere (torchvision, timm, the SCE releases), such as resnet50 or timm:NAME.
@@ -87,14 +88,20 @@ class Foreign:
     pattern: str | None = None
     """Regular expression for the beginning of the names in the file, which is cut off, such as momentum_trunk\\. for
     the teacher in a Lightning checkpoint of SCE. By default, the student is found by its names."""
-    resize: int | None = None
-    """Shorter side of an image or frame after resizing. Default: 256 pixels, or 32 with small_input."""
-    crop: int | None = None
-    """Side of the centre crop. Default: 224 pixels, or 32 with small_input."""
     mean: tuple[float, float, float] | None = None
     """Mean of each channel. Default: ImageNet's for images, 0.45 for clips."""
     std: tuple[float, float, float] | None = None
     """Standard deviation of each channel. Default: ImageNet's for images, 0.225 for clips."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign(ForeignNetwork):
+    """What a file of weights from elsewhere does not say: its network, and the images or clips that it expects."""
+
+    resize: int | None = None
+    """Shorter side of an image or frame after resizing. Default: 256 pixels, or 32 with small_input."""
+    crop: int | None = None
+    """Side of the centre crop. Default: 224 pixels, or 32 with small_input."""
     frames: int = 8
     """Frames of a clip."""
     seconds: float = 2.56
@@ -142,20 +149,25 @@ class Backbone:
 
 
 def open_backbone(
-    path: str | Path, *, momentum: bool = False, backbone: nn.Module | str | Foreign | None = None
+    path: str | Path,
+    *,
+    momentum: bool = False,
+    weights: Student | None = None,
+    backbone: nn.Module | str | ForeignNetwork | None = None,
 ) -> Backbone:
     """Read the backbone of a run folder's newest checkpoint or of a file; the network is in eval mode.
 
     Args:
         path: a run folder, a file that export has written, or weights of torchvision, timm or the SCE releases.
         momentum: read the momentum encoder's backbone instead of the student's; only for a run folder.
-        backbone: for weights from elsewhere, their network: its name, or a Foreign with more details. For a run of
-            train(config, backbone=…), the module to load the weights into.
+        weights: which of the student's backbones to read from a run folder; by default the average if there is one.
+        backbone: for weights from elsewhere, their network: its name, or more details as a ForeignNetwork or Foreign.
+            For a run of train(config, backbone=…), the module to load the weights into.
 
     Raises:
         FileNotFoundError: the path does not exist, or the folder is not a run or has no checkpoint yet.
-        ValueError: the file is not an exported backbone and no network is named, or the other way round; momentum is
-            given with a file; or the weights are of another network.
+        ValueError: the file is not an exported backbone and no network is named, or the other way round; momentum or
+            weights are given with a file; the run has no average; or the weights are of another network.
 
     Example:
         >>> network = open_backbone("runs/photos").network
@@ -163,12 +175,13 @@ def open_backbone(
         >>> network = open_backbone("sce_resnet50.pth", backbone="resnet50").network
     """
     path, named = Path(path), Foreign(backbone=backbone) if isinstance(backbone, str) else backbone
-    if isinstance(named, Foreign):
-        if named.backbone is not None:
-            return _open_foreign(path, named, momentum)
-        if named != Foreign():
+    if isinstance(named, ForeignNetwork):
+        foreign = Foreign(**vars(named))
+        if foreign.backbone is not None:
+            return _open_foreign(path, foreign, momentum, weights)
+        if foreign != Foreign():
             raise ValueError(f"{printable(path)}: {named} describes weights from elsewhere; also give backbone=NAME")
-    description, tensors = read_described(path, momentum)
+    description, tensors = read_described(path, momentum, weights)
     network = named if isinstance(named, nn.Module) else description.build()
     try:
         network.load_state_dict(tensors)
@@ -177,9 +190,10 @@ def open_backbone(
     return Backbone(network.cpu().eval(), description)
 
 
-def _open_foreign(path: Path, foreign: Foreign, momentum: bool) -> Backbone:
-    if momentum:
-        raise ValueError("momentum=True is for run folders; choose a part of a file of weights with a pattern")
+def _open_foreign(path: Path, foreign: Foreign, momentum: bool, weights: Student | None) -> Backbone:
+    if momentum or weights is not None:
+        named = "momentum=True" if momentum else f"weights={weights!r}"
+        raise ValueError(f"{named} is for run folders; choose a part of a file of weights with a pattern")
     if path.is_dir() or is_described(path):
         raise ValueError(
             f"backbone={foreign.backbone!r}: {printable(path)} says by itself what its network is; leave this out"
@@ -190,16 +204,17 @@ def _open_foreign(path: Path, foreign: Foreign, momentum: bool) -> Backbone:
     return Backbone(network.eval(), description)
 
 
-def read_described(path: Path, momentum: bool) -> tuple[Description, dict[str, Tensor]]:
+def read_described(path: Path, momentum: bool, weights: Student | None = None) -> tuple[Description, dict[str, Tensor]]:
     """Return the description and the tensors of a run's backbone or of an exported file.
 
     Raises:
         FileNotFoundError, ValueError: see open_backbone.
     """
     if path.is_dir():
-        return _read_run(path, momentum)
-    if momentum:
-        raise ValueError(f"momentum=True: {printable(path)} is a file and holds one backbone; give a run folder")
+        return _read_run(path, momentum, weights)
+    if momentum or weights is not None:
+        named = "momentum=True" if momentum else f"weights={weights!r}"
+        raise ValueError(f"{named}: {printable(path)} is a file and holds one backbone; give a run folder")
     if not path.exists():
         raise FileNotFoundError(f"{printable(path)}: no such run folder or exported backbone")
     return _read_file(path)
@@ -214,8 +229,13 @@ def is_described(path: Path) -> bool:
         return False
 
 
-def _read_run(run: Path, momentum: bool) -> tuple[Description, dict[str, Tensor]]:
+def _read_run(run: Path, momentum: bool, weights: Student | None) -> tuple[Description, dict[str, Tensor]]:
     config = read_config(run)
+    if momentum and weights is not None:
+        raise ValueError(f"momentum=True, weights={weights!r}: expected one of both")
+    weights = weights or ("average" if config.model.evaluation_momentum else "student")
+    if weights == "average" and not config.model.evaluation_momentum:
+        raise ValueError(f"weights='average': {printable(run)} keeps none; train with model.evaluation_momentum > 0")
     found = checkpoints(run / CHECKPOINTS)
     if not found:
         raise FileNotFoundError(f"{printable(run)} has no checkpoint yet")
@@ -235,8 +255,8 @@ def _read_run(run: Path, momentum: bool) -> tuple[Description, dict[str, Tensor]
         sizes=config.image_sizes(),
         clips=_clips_of(view) if isinstance(view, ClipEvaluationView) else None,
     )
-    evaluated = "average." if config.model.evaluation_momentum else "model.backbone."
-    prefix = "model.momentum_backbone." if momentum else evaluated
+    student = "average." if weights == "average" else "model.backbone."
+    prefix = "model.momentum_backbone." if momentum else student
     tensors = {name.removeprefix(prefix): t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
     return description, tensors
 

@@ -110,10 +110,12 @@ def imagenet_dino_crops(data: str | Path, out: str | Path = "runs/imagenet-dino-
 def imagenet_moco_v3(data: str | Path, out: str | Path = "runs/imagenet-moco-v3", **changes: Any) -> TrainConfig:
     """Train a ResNet-50 on ImageNet like MoCo v3: InfoNCE over the keys of the batch, without a queue, 100 epochs.
 
-    Settings are those of github.com/facebookresearch/moco-v3. Its loss is 4 times the mean of the two terms, which
-    LARS's scaling cancels for all weights but those of normalisations. Its blocks start as the identity, ours do not.
-    Published by MoCo v3: 68.9% top-1 of the linear classifier. The authors train 300 and 1000 epochs with a base
-    learning rate of 0.3, and 1000 with a momentum of 0.996 and a weight decay of 1.5e-6: 72.8% and 74.6%.
+    Settings are those of github.com/facebookresearch/moco-v3, CONFIG.md and the defaults of main_moco.py: a base
+    learning rate of 0.6 for 100 epochs. (An early README had 0.45, without a result.) Its loss is 4 times the
+    mean of the two terms, which LARS's scaling cancels for all weights but those of normalisations. Its blocks start
+    as the identity, ours do not. Published by MoCo v3: 68.9% top-1 of the linear classifier. The authors train 300 and
+    1000 epochs with a base learning rate of 0.3, and 1000 with a momentum of 0.996 and a weight decay of 1.5e-6: 72.8%
+    and 74.6%.
 
     Args:
         data, out, changes: See imagenet_100_epochs.

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sce_fast.config import TrainConfig
+from sce_fast.config import TrainConfig, replace
+from sce_fast.config.subset import SubsetConfig
 from sce_fast.data.faults import status_or_reason
 from sce_fast.data.sources import Listing, list_videos
 from sce_fast.data.video.probe import FRAMES, FRAMES_TICK, probe
@@ -43,7 +44,8 @@ def videos(data: str | Path, out: str | Path = "runs/videos", **changes: Any) ->
     """
     gpu = has_gpu(changes.get("device", "auto"))
     papers = kinetics400_r3d50(data, out, epochs=100, batch_size=256, loss={"queue_size": 16384})
-    found = survey(papers.data, changes.get("clips"))
+    part = replace(papers, subset=changes["subset"]).subset if "subset" in changes else papers.subset
+    found = survey(papers.data, changes.get("clips"), part)
     config = changed(papers, adapted_to_videos(found or FoundVideos(LARGE, 256, 10.0), changes, gpu=gpu))
     if found is not None and int(os.environ.get("RANK", 0)) == 0:
         source = "the papers' Kinetics settings" if found.videos >= LARGE else "settings for a small data set"
@@ -52,17 +54,19 @@ def videos(data: str | Path, out: str | Path = "runs/videos", **changes: Any) ->
     return config
 
 
-def survey(data: Path, clips: Any = None) -> FoundVideos | None:
+def survey(data: Path, clips: Any = None, subset: SubsetConfig = SubsetConfig()) -> FoundVideos | None:  # noqa: B008
     """Return the number of videos and medians of some of them; None if there are no readable videos.
 
     Training names what is wrong with the data.
 
     Args:
+        data: of the run.
         clips: given settings of clips, for the frame rate of extracted frames.
+        subset: part of the data that the run trains on.
     """
     rate = clips.get("frame_rate") if isinstance(clips, Mapping) else getattr(clips, "frame_rate", None)
     try:
-        listing = list_videos(data)
+        listing = subset.of_listing(list_videos(data))
         samples = np.unique(np.linspace(0, len(listing.names) - 1, min(SAMPLED, len(listing.names))).astype(int))
         probed = [_probed(listing, int(sample), rate) for sample in samples]
     except (OSError, ValueError, ImportError):

@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import OmitArgPrefixes, arg
+
+from sce_fast.export import Foreign, ForeignNetwork
 
 Run = Annotated[Path, arg(metavar="RUN")]
 OptionalRun = Annotated[Path | None, arg(metavar="[RUN]")]
 Images = Annotated[Path, arg(metavar="DIR")]
 OptionalImages = Annotated[Path | None, arg(metavar="DIR|FILE")]
-OptionalNetwork = Annotated[str | None, arg(metavar="NETWORK")]
 OptionalFile = Annotated[Path | None, arg(metavar="FILE")]
 OptionalFolder = Annotated[Path | None, arg(metavar="FOLDER")]
+OptionalClasses = Annotated[Path | None, arg(metavar="FILE|imagenet100")]
+ForeignWeights = OmitArgPrefixes[Foreign]
+# For commands that have options of their own for sizes.
+ForeignNetworkWeights = OmitArgPrefixes[ForeignNetwork]

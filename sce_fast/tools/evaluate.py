@@ -14,7 +14,8 @@ from sce_fast.evaluate import Accuracy, knn_accuracy, logistic_accuracy, majorit
 from sce_fast.evaluate.knn import check_votes
 from sce_fast.evaluate.logistic import REGULARIZATIONS, check_fit
 from sce_fast.evaluate.results import EvaluationResult, read_result, require_room
-from sce_fast.tools.arguments import OptionalFolder, OptionalImages, OptionalNetwork, OptionalRun
+from sce_fast.export import Foreign
+from sce_fast.tools.arguments import ForeignWeights, OptionalClasses, OptionalFolder, OptionalImages, OptionalRun
 from sce_fast.tools.frozen import finish, results_place
 from sce_fast.tools.labelled_sets import LabelledSets, labelled_sets
 from sce_fast.tools.pictures import draw_bars, draw_lines
@@ -44,10 +45,11 @@ def knn(
     *,
     train: OptionalImages = None,
     test: OptionalImages = None,
+    classes: OptionalClasses = None,
     neighbours: tuple[int, ...] = (10, 20, 100, 200),
     temperature: float = 0.07,
     baselines: bool = False,
-    backbone: OptionalNetwork = None,
+    foreign: ForeignWeights = Foreign(),  # noqa: B008 (frozen)
     features: OptionalFolder = None,
     batch_size: int | None = None,
     device: Device = "auto",
@@ -63,11 +65,13 @@ def knn(
             are feature files.
         train: Class folders, a list file with classes, or a feature file of sce-fast embed; by default the run's own.
         test: Images to classify, in the same forms; by default the run's own.
+        classes: Evaluate these classes of both sets: a list file of their names, one a line, or imagenet100. Default:
+            all, or those that the run trains on if train and test are the run's own.
         neighbours: Numbers k of neighbours that vote, each of which is evaluated. A number above that of the train
             images is left out.
         temperature: Temperature T of the votes: a neighbour votes with weight exp(cosine / T).
         baselines: Also evaluate raw pixels and an untrained network of the same architecture.
-        backbone: Network of weights from elsewhere, such as resnet50; for its other settings, see sce-fast export.
+        foreign: Weights from elsewhere.
         features: Folder in which features are kept and looked for. Default: RUN/evaluations/features.
         batch_size: Samples per batch. Default: 256 images, or 16 videos.
         device: Device of the backbone and of kNN. auto takes a GPU if there is one.
@@ -97,7 +101,7 @@ def knn(
         classify,
         {"neighbours": list(neighbours), "temperature": temperature, "baselines": baselines},
         (run, train, test),
-        {"network": backbone, "features": features, "batch_size": batch_size, "device": device},
+        {"network": foreign, "classes": classes, "features": features, "batch_size": batch_size, "device": device},
         require=lambda images: _fitting(neighbours, images),
         draw=draw_knn,
         out=out,
@@ -111,10 +115,11 @@ def logistic(
     *,
     train: OptionalImages = None,
     test: OptionalImages = None,
+    classes: OptionalClasses = None,
     regularization: tuple[float, ...] = REGULARIZATIONS,
     max_iterations: int = 1000,
     baselines: bool = False,
-    backbone: OptionalNetwork = None,
+    foreign: ForeignWeights = Foreign(),  # noqa: B008 (frozen)
     features: OptionalFolder = None,
     batch_size: int | None = None,
     device: Device = "auto",
@@ -131,11 +136,13 @@ def logistic(
             are feature files.
         train: Class folders, a list file with classes, or a feature file of sce-fast embed; by default the run's own.
         test: Images to classify, in the same forms; by default the run's own.
+        classes: Evaluate these classes of both sets: a list file of their names, one a line, or imagenet100. Default:
+            all, or those that the run trains on if train and test are the run's own.
         regularization: Inverse strength C of the penalty. Of several values, the best on a held-out fifth of each
             class of train is chosen and fitted again to all of train.
         max_iterations: Largest number of L-BFGS iterations.
         baselines: Also evaluate raw pixels and an untrained network of the same architecture.
-        backbone: Network of weights from elsewhere, such as resnet50; for its other settings, see sce-fast export.
+        foreign: Weights from elsewhere.
         features: Folder in which features are kept and looked for. Default: RUN/evaluations/features.
         batch_size: Samples per batch. Default: 256 images, or 16 videos.
         device: Device of the backbone. auto takes a GPU if there is one. The regression runs on the CPU.
@@ -176,7 +183,7 @@ def logistic(
         classify,
         {"regularization": list(regularization), "max_iterations": max_iterations, "baselines": baselines},
         (run, train, test),
-        {"network": backbone, "features": features, "batch_size": batch_size, "device": device},
+        {"network": foreign, "classes": classes, "features": features, "batch_size": batch_size, "device": device},
         draw=draw_logistic,
         out=out,
         resume=resume,

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import OmitArgPrefixes
-
-from sce_fast.export import Foreign, export
-from sce_fast.tools.arguments import Run
+from sce_fast.export import Foreign, Student, export
+from sce_fast.tools.arguments import ForeignWeights, Run
 
 Format = Literal["safetensors", "torchvision", "pytorchvideo", "timm", "detectron2", "onnx", "torch-export"]
 
@@ -18,7 +16,8 @@ def export_backbone(
     out: Path,
     format: Format = "safetensors",
     momentum: bool = False,
-    weights: OmitArgPrefixes[Foreign] = Foreign(),  # noqa: B008 (frozen)
+    weights: Student | None = None,
+    foreign: ForeignWeights = Foreign(),  # noqa: B008 (frozen)
 ) -> Path:
     """Write a backbone for other programs and return out.
 
@@ -33,11 +32,14 @@ def export_backbone(
         out: New file, or for timm a new folder.
         format: Program that is to read it.
         momentum: Write the momentum encoder's backbone instead of the student's.
-        weights: Weights from elsewhere.
+        weights: Write the student's own weights, or their average over the steps, which a run with
+            --model.evaluation-momentum keeps. Default: the average if there is one.
+        foreign: Weights from elsewhere.
 
     Raises:
         FileNotFoundError: run is no run folder or has no checkpoint yet.
-        ValueError: out exists or has another ending than the format's, or the format does not take this network.
+        ValueError: out exists or has another ending than the format's, the format does not take this network, or the
+            run has no average.
         RuntimeError: the file that was written gives other features.
     """
-    return export(run, out=out, format=format, momentum=momentum, backbone=weights)
+    return export(run, out=out, format=format, momentum=momentum, weights=weights, backbone=foreign)

@@ -16,7 +16,7 @@ from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate.results import EvaluationResult, evaluations_folder, finished_rows, result_folder
 from sce_fast.evaluate.store import FeatureStore
-from sce_fast.export import Description, open_backbone
+from sce_fast.export import Description, ForeignNetwork, open_backbone
 from sce_fast.util.files import printable
 from sce_fast.util.terminal import say
 
@@ -86,7 +86,7 @@ class Frozen:
 def open_frozen(
     source: Path,
     *,
-    network: str | None,
+    network: ForeignNetwork | None,
     features: Path | None,
     batch_size: int | None,
     device: torch.device,
@@ -96,7 +96,7 @@ def open_frozen(
 
     Args:
         source: run folder, exported file or weights from elsewhere.
-        network: name of the network of weights from elsewhere.
+        network: of weights from elsewhere.
         features: folder of the features; by default one beside the run's evaluations.
         batch_size: images or videos at a time; by default that of extract_features.
         device: of the backbone.

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sce_fast.config import EvaluationConfig, default_loader_threads
+from sce_fast.config import default_loader_threads
 from sce_fast.data.index import Index
 from sce_fast.distributed import Ranks
-from sce_fast.evaluate import labelled_indices, load_features, pixel_features
+from sce_fast.evaluate import load_features, pixel_features
 from sce_fast.evaluate.class_labels import labels_among
 from sce_fast.evaluate.overlap import shared_rows, shared_samples, warning
 from sce_fast.evaluate.store import FeatureStore
-from sce_fast.export import Description
+from sce_fast.export import Description, ForeignNetwork
+from sce_fast.tools.chosen_sets import chosen_sets
 from sce_fast.tools.frozen import Frozen, open_frozen
 from sce_fast.train.folder import choose_device, read_config
 from sce_fast.util.files import printable
@@ -93,7 +94,8 @@ def labelled_sets(
     train: Path | None,
     test: Path | None,
     *,
-    network: str | None = None,
+    network: ForeignNetwork | None = None,
+    classes: Path | None = None,
     batch_size: int | None,
     device: str,
     require: Callable[[int], object] = lambda train_images: None,
@@ -107,8 +109,8 @@ def labelled_sets(
 
     Args:
         source: run folder or file; None if train and test are feature files.
-        network: name of the network if the source holds weights from elsewhere.
-        train, test: the sets; by default the run's own.
+        train, test, classes: see chosen_sets.
+        network: of weights from elsewhere.
         batch_size: images or videos at a time; by default that of extract_features.
         device: name of the backbone's device.
         require: see above.
@@ -122,32 +124,28 @@ def labelled_sets(
     target, ranks = choose_device(device), ranks or Ranks()
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
-    if (train is None) != (test is None):
-        raise ValueError(f"train={train}, test={test}: expected both or neither")
     if source is None:
+        if (train is None) != (test is None):
+            raise ValueError(f"train={train}, test={test}: expected both or neither")
         if train is None or test is None:
             raise ValueError(
                 "nothing to evaluate: give a run or an exported backbone, or two feature files as --train and --test"
             )
+        if classes is not None:
+            raise ValueError(
+                f"classes={classes}: expected none for feature files; choose them by sce-fast embed --classes"
+            )
         return _from_files(train, test, require, ranks)
-    if train is None or test is None:
-        own = read_config(source).evaluation if source.is_dir() else EvaluationConfig()
-        train, test = own.train, own.test
-        if train is None or test is None:
-            raise ValueError(f"{printable(source)} names no evaluation folders: give --train and --test")
-    for path in (train, test):
-        if path.is_file() and path.suffix == ".safetensors":
-            raise ValueError(f"{printable(path)} holds features already: leave out {printable(source)}")
-    first, second, threads = train, test, default_loader_threads()
+    sets, threads = chosen_sets(source, train, test, classes), default_loader_threads()
     frozen = open_frozen(source, network=network, features=features, batch_size=batch_size, device=target, ranks=ranks)
     view = frozen.description.view()
-    indices = ranks.first_then_others(lambda: labelled_indices(first, second, view, threads=threads))
+    indices = ranks.first_then_others(lambda: sets.indices(view, threads=threads))
     require(len(indices[0]))
     shared = ranks.first(lambda: _warned(shared_samples(*indices), len(indices[1]), indices[1].kind))
     images = ImageSets(indices, frozen, read_config(source).seed if source.is_dir() else SEED)
     found = images.features(frozen.store)
     labels = [torch.as_tensor(index.labels) for index in indices]
-    origin = {**frozen.origin(), "train": str(train), "test": str(test)}
+    origin = {**frozen.origin(), "train": str(sets.train), "test": str(sets.test), **sets.choice()}
     for name, index in zip(("train", "test"), indices, strict=True):
         origin[f"{name}_files"] = index.fingerprint
     return LabelledSets(found[0], labels[0], found[1], labels[1], shared, origin, images)

@@ -18,7 +18,8 @@ from sce_fast.evaluate.supervised.batches import LabelledBatches
 from sce_fast.evaluate.supervised.images import Crop, feature_batches, image_batches
 from sce_fast.evaluate.supervised.run import Setup
 from sce_fast.evaluate.supervised.settings import Precision, Schedule, SupervisedSettings
-from sce_fast.tools.arguments import OptionalFolder, OptionalImages, OptionalNetwork, OptionalRun
+from sce_fast.export import ForeignNetwork
+from sce_fast.tools.arguments import ForeignNetworkWeights, OptionalClasses, OptionalFolder, OptionalImages, OptionalRun
 from sce_fast.tools.frozen import FEATURES, architecture_of
 from sce_fast.tools.labelled_sets import labelled_sets
 from sce_fast.tools.supervised import Task, evaluated, open_task, preset_of
@@ -33,6 +34,7 @@ def linear(
     *,
     train: OptionalImages = None,
     test: OptionalImages = None,
+    classes: OptionalClasses = None,
     preset: Name | None = None,
     learning_rates: tuple[float, ...] | None = None,
     epochs: int | None = None,
@@ -52,7 +54,7 @@ def linear(
     seed: int | None = None,
     evaluate_every: int | None = None,
     checkpoint_every: int | None = None,
-    backbone: OptionalNetwork = None,
+    foreign: ForeignNetworkWeights = ForeignNetwork(),  # noqa: B008 (frozen)
     device: Device = "auto",
     loader_threads: int | None = None,
     out: OptionalFolder = None,
@@ -67,6 +69,8 @@ def linear(
             are feature files.
         train: Class folders, a list file with classes, or a feature file of sce-fast embed; by default the run's own.
         test: Images to classify, in the same forms; by default the run's own.
+        classes: Evaluate these classes of both sets: a list file of their names, one a line, or imagenet100. Default:
+            all, or those that the run trains on if train and test are the run's own.
         preset: Published settings, which options change: imagenet (the papers' results), imagenet-moco or cifar10.
             Default: imagenet, with the run's own image sizes.
         learning_rates: Base learning rates, for a batch of 256.
@@ -90,7 +94,7 @@ def linear(
         seed: Seed of the heads, the order of the images and the augmentations.
         evaluate_every: Epochs between two tests.
         checkpoint_every: Steps between two checkpoints.
-        backbone: Network of weights from elsewhere, such as resnet50; for its other settings, see sce-fast export.
+        foreign: Weights from elsewhere.
         device: Device. auto takes a GPU if there is one.
         loader_threads: CPU threads of each rank that decode; by default the rank's share of the cores.
         out: Folder for the results. Default: RUN/evaluations/linear.
@@ -125,10 +129,10 @@ def linear(
     threads, target = loader_threads or default_loader_threads(), choose_device(device)
     with process_group(target) as ranks:
         if run is None:
-            setup = _of_features(train, test, settings, ranks)
+            setup = _of_features(train, test, classes, settings, ranks)
         else:
             view: dict[str, Any] = {"preset": chosen if preset else None, "size": size, "resize": resize}
-            task = open_task(run, train, test, network=backbone, **view, threads=threads, ranks=ranks)
+            task = open_task(run, train, test, classes=classes, network=foreign, **view, threads=threads, ranks=ranks)
             setup = _of_images(task, crop or chosen.crop, settings, ranks=ranks, threads=threads, device=target)
         return evaluated(setup, run, out, device=target, ranks=ranks, resume=resume)
 
@@ -152,13 +156,15 @@ def _of_images(task: Task, crop: Crop, settings: SupervisedSettings, **places: A
     return Setup("linear", network, task.dim, task.classes, batches, settings, origin)
 
 
-def _of_features(train: Path | None, test: Path | None, settings: SupervisedSettings, ranks: Ranks) -> Setup:
+def _of_features(
+    train: Path | None, test: Path | None, classes: Path | None, settings: SupervisedSettings, ranks: Ranks
+) -> Setup:
     """Return the setup for two feature files."""
-    sets = labelled_sets(None, train, test, batch_size=None, device="cpu", ranks=ranks)
+    sets = labelled_sets(None, train, test, classes=classes, batch_size=None, device="cpu", ranks=ranks)
     own, other = (sets.train_features, sets.train_labels), (sets.test_features, sets.test_labels)
     with safe_open(str(train), framework="pt") as file:
-        classes = json.loads(file.metadata()["classes"])
+        names = json.loads(file.metadata()["classes"])
     held = nn.ParameterList([nn.Parameter(tensor, requires_grad=False) for tensor in (*own, *other)])
     origin = {**sets.origin, "features": weights_digest(held)}
     batches = feature_batches(own, other, settings, ranks)
-    return Setup("linear", nn.Identity(), own[0].shape[1], classes, batches, settings, origin)
+    return Setup("linear", nn.Identity(), own[0].shape[1], names, batches, settings, origin)

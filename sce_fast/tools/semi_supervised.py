@@ -14,7 +14,15 @@ from sce_fast.evaluate.semi_supervised import PRESETS, SHARES
 from sce_fast.evaluate.supervised.images import Crop, image_batches
 from sce_fast.evaluate.supervised.run import Setup
 from sce_fast.evaluate.supervised.settings import Precision, Schedule
-from sce_fast.tools.arguments import OptionalFile, OptionalFolder, OptionalImages, OptionalNetwork, Run
+from sce_fast.export import ForeignNetwork
+from sce_fast.tools.arguments import (
+    ForeignNetworkWeights,
+    OptionalClasses,
+    OptionalFile,
+    OptionalFolder,
+    OptionalImages,
+    Run,
+)
 from sce_fast.tools.supervised import Task, evaluated, open_task, preset_of
 from sce_fast.train.folder import choose_device
 
@@ -27,6 +35,7 @@ def semi_supervised(
     *,
     train: OptionalImages = None,
     test: OptionalImages = None,
+    classes: OptionalClasses = None,
     preset: Name | None = None,
     share: float | None = None,
     per_class: int | None = None,
@@ -52,7 +61,7 @@ def semi_supervised(
     seed: int | None = None,
     evaluate_every: int | None = None,
     checkpoint_every: int | None = None,
-    backbone: OptionalNetwork = None,
+    foreign: ForeignNetworkWeights = ForeignNetwork(),  # noqa: B008 (frozen)
     device: Device = "auto",
     loader_threads: int | None = None,
     out: OptionalFolder = None,
@@ -66,6 +75,8 @@ def semi_supervised(
         run: Run folder, a file written by sce-fast export, or weights from elsewhere.
         train: Class folders, or a list file with classes; by default the run's own.
         test: Images to classify, in the same forms; by default the run's own.
+        classes: Evaluate these classes of both sets: a list file of their names, one a line, or imagenet100. Default:
+            all, or those that the run trains on if train and test are the run's own.
         preset: Settings of SwAV for 1 or 10 % of ImageNet, which options change, with the share of the images.
             Default: 10%, with the run's own image sizes.
         share: Share of the images of each class to train on. Default: that of the preset.
@@ -95,7 +106,7 @@ def semi_supervised(
         seed: Seed of the classifier, the order of the images and the augmentations.
         evaluate_every: Epochs between two tests.
         checkpoint_every: Steps between two checkpoints.
-        backbone: Network of weights from elsewhere, such as resnet50; for its other settings, see sce-fast export.
+        foreign: Weights from elsewhere.
         device: Device. auto takes a GPU if there is one.
         loader_threads: CPU threads of each rank that decode; by default the rank's share of the cores.
         out: Folder for the results. Default: RUN/evaluations/semi-supervised.
@@ -133,7 +144,7 @@ def semi_supervised(
     with process_group(target) as ranks:
         places: dict[str, Any] = {"threads": threads, "ranks": ranks}
         view: dict[str, Any] = {"preset": chosen if preset else None, "size": size, "resize": resize}
-        task = open_task(run, train, test, network=backbone, **view, **places)
+        task = open_task(run, train, test, classes=classes, network=foreign, **view, **places)
         if share is None and per_class is None and files is None:
             share = SHARES[preset or "10%"]
         task = _part(task, share=share, per_class=per_class, files=files, seed=subset_seed)

@@ -8,21 +8,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from sce_fast.config import EvaluationConfig, to_json
+from sce_fast.config import to_json
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.index import ImageIndex
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.distributed import Ranks
-from sce_fast.evaluate import labelled_indices
 from sce_fast.evaluate.overlap import shared_samples, warning
 from sce_fast.evaluate.results import EvaluationResult, result_folder
 from sce_fast.evaluate.supervised.images import Preset
 from sce_fast.evaluate.supervised.run import Setup, run_supervised
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
-from sce_fast.export import Description, open_backbone
+from sce_fast.export import Description, ForeignNetwork, open_backbone
+from sce_fast.tools.chosen_sets import chosen_sets
 from sce_fast.tools.frozen import finish
 from sce_fast.tools.pictures import draw_lines
-from sce_fast.train.folder import read_config
 from sce_fast.util.files import printable
 from sce_fast.util.names import pick
 from sce_fast.util.settings import replaced
@@ -59,7 +58,8 @@ def open_task(
     train: Path | None,
     test: Path | None,
     *,
-    network: str | None,
+    classes: Path | None = None,
+    network: ForeignNetwork | None,
     preset: Preset | None,
     size: int | None,
     resize: int | None,
@@ -70,8 +70,8 @@ def open_task(
 
     Args:
         run: run folder, exported file or weights from elsewhere.
-        network: name of the network of weights from elsewhere.
-        train, test: labelled images; by default the run's own evaluation folders.
+        network: of weights from elsewhere.
+        train, test, classes: see chosen_sets.
         preset: gives size and resize where they are None; None if the backbone's own count.
         size: side of a test image's centre crop; by default the backbone's own.
         resize: shorter side of a test image; by default the backbone's own, or 8/7 of a size that is given.
@@ -79,7 +79,7 @@ def open_task(
         ranks: every one has to make the call.
 
     Raises:
-        FileNotFoundError, ValueError: as open_backbone and labelled_indices; or the backbone is one of clips.
+        FileNotFoundError, ValueError: as open_backbone, chosen_sets and labelled_indices; or the backbone takes clips.
     """
     run = Path(run)
     backbone = open_backbone(run, backbone=network)
@@ -92,8 +92,8 @@ def open_task(
     if resize is None:
         resize = own.resize if size is None else round(size * 8 / 7)
     view = dataclasses.replace(own, crop=crop, resize=resize)
-    train, test = sets_of(run, train, test)
-    indices = ranks.first_then_others(lambda: labelled_indices(train, test, view, threads=threads))
+    sets = chosen_sets(run, train, test, classes)
+    indices = ranks.first_then_others(lambda: sets.indices(view, threads=threads))
     trains, tests = indices
     assert isinstance(trains, ImageIndex)
     assert isinstance(tests, ImageIndex)
@@ -102,10 +102,11 @@ def open_task(
     origin = {
         "source": str(run),
         "backbone": to_json(backbone.description),
-        "train": {"path": str(train), "images": len(trains), "fingerprint": trains.fingerprint},
-        "test": {"path": str(test), "images": len(tests), "fingerprint": tests.fingerprint},
+        "train": {"path": str(sets.train), "images": len(trains), "fingerprint": trains.fingerprint},
+        "test": {"path": str(sets.test), "images": len(tests), "fingerprint": tests.fingerprint},
         "classes": len(trains.listing.classes),
         "view": to_json(view),
+        **sets.choice(),
     }
     return Task(run, backbone.description, backbone.network, trains, tests, view, origin)
 
@@ -136,24 +137,6 @@ def folder_of(run: Path | None, out: Path | None, setup: Setup, *, ranks: Ranks,
         raise ValueError("feature files have no folder for results: give one with --out")
     described = setup.described()
     return Path(ranks.first(lambda: str(result_folder(Path(run), setup.evaluation, described, resume=resume))))
-
-
-def sets_of(run: Path, train: Path | None, test: Path | None) -> tuple[Path, Path]:
-    """Return the paths of both sets, those that the run itself evaluates by default.
-
-    Raises:
-        ValueError: one of both is given, the run names none, or one is a feature file.
-    """
-    train, test = (None if path is None else Path(path) for path in (train, test))
-    if (train is None) != (test is None):
-        raise ValueError(f"train={train}, test={test}: expected both or neither")
-    own = read_config(run).evaluation if train is None and run.is_dir() else EvaluationConfig(train=train, test=test)
-    if own.train is None or own.test is None:
-        raise ValueError(f"{printable(run)} names no evaluation folders: give --train and --test")
-    for path in (own.train, own.test):
-        if path.is_file() and path.suffix == ".safetensors":
-            raise ValueError(f"{printable(path)} holds features already: leave out {printable(run)}")
-    return own.train, own.test
 
 
 def preset_of(presets: dict[str, Preset], name: str, **given: Any) -> tuple[Preset, SupervisedSettings]:

@@ -10,7 +10,8 @@ from sce_fast.distributed import process_group
 from sce_fast.evaluate.results import EvaluationResult, require_room
 from sce_fast.evaluate.sets import ImageSet, open_set
 from sce_fast.evaluate.svm import COST, DRAWS, SHOTS, SVMEvaluation, SVMResult, check_svm, one_vs_all
-from sce_fast.tools.arguments import Images, OptionalFolder, OptionalNetwork, Run
+from sce_fast.export import ForeignNetwork
+from sce_fast.tools.arguments import ForeignNetworkWeights, Images, OptionalFolder, Run
 from sce_fast.tools.frozen import finish, open_frozen, results_place
 from sce_fast.tools.pictures import draw_bars
 from sce_fast.tools.transfer import Interpolation
@@ -35,7 +36,7 @@ def svm(
     interpolation: Interpolation = "bilinear",
     features: OptionalFolder = None,
     batch_size: int | None = None,
-    backbone: OptionalNetwork = None,
+    foreign: ForeignNetworkWeights = ForeignNetwork(),  # noqa: B008 (frozen)
     device: Device = "auto",
     out: OptionalFolder = None,
     resume: bool = False,
@@ -48,7 +49,8 @@ def svm(
     Args:
         run: Run folder, a file written by sce-fast export, or weights from elsewhere.
         data: VOCdevkit, or the folder of another data set.
-        name: Another data set of evaluate transfer, or any other name for your own class folders train/ and test/.
+        name: Another data set of evaluate transfer, or any other name for your own images, as evaluate transfer reads
+            them.
         shots: Numbers of train images of each class.
         draws: Random draws of these images, over which the mAP is averaged.
         full: Also learn from all train images.
@@ -61,7 +63,7 @@ def svm(
         interpolation: How images are resized.
         features: Folder in which features are kept and looked for. Default: RUN/evaluations/features.
         batch_size: Images per batch and rank. Default: 256.
-        backbone: Network of weights from elsewhere, such as resnet50; for its other settings, see sce-fast export.
+        foreign: Weights from elsewhere.
         device: Device of the backbone. auto takes a GPU if there is one. The SVMs run on the CPU.
         out: Folder for the results. Default: RUN/evaluations/svm.
         resume: Continue an evaluation with the same settings. Finished numbers of images are not computed again.
@@ -78,9 +80,7 @@ def svm(
     target = choose_device(device)
     with process_group(target) as ranks:
         images, _ = open_set(name, Path(data), seed=seed)
-        frozen = open_frozen(
-            run, network=backbone, features=features, batch_size=batch_size, device=target, ranks=ranks
-        )
+        frozen = open_frozen(run, network=foreign, features=features, batch_size=batch_size, device=target, ranks=ranks)
         side = frozen.description.crop if crop is None else crop
         resize = round(side * 8 / 7) if resize is None else resize
         view = frozen.image_view(resize=resize, crop=side, interpolation=interpolation)

@@ -25,7 +25,8 @@ from sce_fast.evaluate.transfer import (
     random_validation,
     transfer_score,
 )
-from sce_fast.tools.arguments import OptionalFolder, OptionalNetwork, Run
+from sce_fast.export import ForeignNetwork
+from sce_fast.tools.arguments import ForeignNetworkWeights, OptionalFolder, Run
 from sce_fast.tools.frozen import Frozen, finish, open_frozen, results_place
 from sce_fast.tools.pictures import draw_bars, draw_lines
 from sce_fast.train.folder import choose_device
@@ -49,17 +50,18 @@ def transfer(
     interpolation: Interpolation = "bicubic",
     features: OptionalFolder = None,
     batch_size: int | None = None,
-    backbone: OptionalNetwork = None,
+    foreign: ForeignNetworkWeights = ForeignNetwork(),  # noqa: B008 (frozen)
     device: Device = "auto",
     out: OptionalFolder = None,
     resume: bool = False,
 ) -> EvaluationResult:
     """Classify images of other data sets by logistic regression on frozen features, as the papers do; print a table.
 
-    Known data sets are read as they are downloaded: food101, cifar10, cifar100 (as class folders), sun397, cars,
-    aircraft, voc2007, dtd, pets, caltech101 and flowers. Any other name stands for your own class folders: train/,
-    test/ and, if there is one, val/. The weight decay is chosen on the validation images, without them on a random
-    fifth of the train images, and train and validation images are fitted again. Runs under torchrun.
+    Known data sets are read as they are downloaded: food101, cifar10, cifar100, sun397, cars, aircraft, voc2007, dtd,
+    pets, caltech101 and flowers. Any other name stands for your own images: class folders train/, test/ and, if there
+    is one, val/; STL-10 as downloaded; or tar shards or Parquet tables of such splits. The weight decay is chosen on
+    the validation images, without them on a random fifth of the train images, and train and validation images are
+    fitted again. Runs under torchrun.
 
     Args:
         run: Run folder, a file written by sce-fast export, or weights from elsewhere.
@@ -75,7 +77,7 @@ def transfer(
         interpolation: How images are resized. Published is bicubic.
         features: Folder in which features are kept and looked for. Default: RUN/evaluations/features.
         batch_size: Images per batch and rank. Default: 256.
-        backbone: Network of weights from elsewhere, such as resnet50; for its other settings, see sce-fast export.
+        foreign: Weights from elsewhere.
         device: Device of the backbone and of the regression. auto takes a GPU if there is one.
         out: Folder for the results. Default: RUN/evaluations/transfer.
         resume: Continue an evaluation with the same settings. Finished data sets are not computed again.
@@ -93,7 +95,7 @@ def transfer(
     with process_group(target) as ranks:
         opened = {name: open_set(name, folder, seed=seed) for name, folder in folders.items()}
         frozen = open_frozen(
-            Path(run), network=backbone, features=features, batch_size=batch_size, device=target, ranks=ranks
+            Path(run), network=foreign, features=features, batch_size=batch_size, device=target, ranks=ranks
         )
         view = frozen.image_view(resize=resize, crop=crop, interpolation=interpolation)
         settings = {

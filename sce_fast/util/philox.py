@@ -4,7 +4,7 @@ They do not depend on the NumPy release, the batch size, the number of ranks or 
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 
 import numpy as np
@@ -43,6 +43,7 @@ class Draw(enum.IntEnum):
 
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
 _KEY_STEPS = np.arange(10, dtype=np.uint64)[:, None, None] * np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
+BLOCK = 1 << 14  # samples
 _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
@@ -121,6 +122,38 @@ def uniform(
 
 
 def permutation(seed: int, epoch: int, count: int, draw: Draw, view: int = 0) -> NDArray[np.int64]:
-    """Return a random permutation of range(count): the numbers sorted by random keys."""
-    keys = random_words(seed, epoch, np.arange(count), {draw: 1}, view)[0]
-    return np.argsort(keys, kind="stable")
+    """Return a random permutation of range(count): the numbers sorted by random keys of 64 bits.
+
+    Ten million take 0.1 GB, of which the result has 0.08.
+    """
+    low = np.uint64((1 << count.bit_length()) - 1)
+    # Numbers in the low bits of their keys: sorting these moves half as much memory as sorting keys and numbers, and
+    # does not look keys up at random places.
+    order = np.empty(count, dtype=np.uint64)
+    for part in _blocks_of(count):
+        order[part] = sort_keys(seed, epoch, np.arange(part.start, part.stop), draw, view) & ~low
+        order[part] |= np.arange(part.start, part.stop, dtype=np.uint64)
+    order.sort()
+    tied = np.zeros(count + 1, dtype=np.bool_)  # whether the high bits are those of the number before
+    for part in _blocks_of(count - 1):
+        after = slice(part.start + 1, part.stop + 1)
+        tied[after] = (order[part] ^ order[after]) <= low
+    order &= low
+    places = np.flatnonzero(tied[:-1] | tied[1:])
+    numbers = order[places].astype(np.int64)
+    order[places] = numbers[np.argsort(sort_keys(seed, epoch, numbers, draw, view), kind="stable")]
+    return order.view(np.int64)
+
+
+def sort_keys(seed: int, epoch: int, samples: NDArray[np.int64], draw: Draw, view: int = 0) -> NDArray[np.uint64]:
+    """Return a key (N,) for each sample, by which to sort them; made in blocks, which saves memory and time."""
+    keys = np.empty(len(samples), dtype=np.uint64)
+    for part in _blocks_of(len(samples)):
+        keys[part] = random_words(seed, epoch, samples[part], {draw: 1}, view)[0]
+    return keys
+
+
+def _blocks_of(count: int) -> Iterator[slice]:
+    """Yield slices that cover range(count), each small enough for a cache."""
+    for start in range(0, count, BLOCK):
+        yield slice(start, min(start + BLOCK, count))

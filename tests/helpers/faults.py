@@ -21,8 +21,9 @@ HEADING = f"""\
 # Faults: what the user sees, and what is kept
 
 The tests in [test_faults.py](../tests/train/test_faults.py),
-[test_faults_signals.py](../tests/train/test_faults_signals.py) and
-[test_faults_videos.py](../tests/train/test_faults_videos.py) cause each of these faults. Unless a row says otherwise,
+[test_faults_signals.py](../tests/train/test_faults_signals.py),
+[test_faults_videos.py](../tests/train/test_faults_videos.py) and
+[test_faults_shards.py](../tests/train/test_faults_shards.py) cause each of these faults. Unless a row says otherwise,
 the faulty command is `sce-fast train` over nine steps of 8 images, or of 4 videos, with a checkpoint every second step.
 The tests compare what they see with this table; `{WRITE}=1 pytest tests/train/test_faults*.py` writes it.
 
@@ -73,6 +74,29 @@ SECTIONS = {
         "SIGTERM during step 5 of a run on videos",
         "a video has another length than before, with `--resume`",
         "`sce-fast scan DATA` over four bad videos, before a run",
+    ),
+    "Shards": (
+        "a truncated tar shard",
+        "a tar shard that is an HTML page",
+        "an empty tar shard",
+        "a member of a shard that is an HTML page named .jpg",
+        "a truncated JPEG in a shard",
+        "an empty member of a shard",
+        "a pattern in braces that names a missing shard",
+        "a shard that vanishes during step 2 of 15",
+        "a shard is replaced by another one in step 2",
+        "a shard of the evaluation vanishes in step 2",
+        "two of twelve shards are missing",
+        "an eighth of the members of the shards are empty",
+        "half of the shards vanish in step 2",
+        "a truncated Parquet table",
+        "a row of a Parquet table without an image",
+        "a Parquet table without a column of images",
+        "`--data` names a compressed tar file",
+        "the cached index of the shards is missing on resume",
+        "the cached index of the shards is truncated on resume",
+        "a shard has other images than before, with `--resume`",
+        "`sce-fast scan DATA` over five bad shards, before a run",
     ),
     "Signals": (
         "SIGTERM during step 5",
@@ -130,7 +154,7 @@ def document(found: Mapping[str, str]) -> str:
 
 def shown(output: str, tmp_path: Path) -> str:
     """Return a program's output as a table cell, without progress and what every run prints."""
-    usual = r"(Training|Reading image headers|Reading videos|Decoding): .*|In RUN: .*|.* decoded in .*|"
+    usual = r"(Training|Reading image headers|Reading shards|Reading videos|Decoding): .*|In RUN: .*|.* decoded in .*|"
     usual += r"\(SCE_FAST_TRACEBACK.*|"
     usual += r"(Memory|Time): .*|Warning: \d+ of \d+ test (images|videos) .*|\d+ (images|videos), .*|\d+ steps at .*"
     usual += r"|Image decoder: .*|Warning: loss.queue_size=8: the queue holds the keys of 67% .*"

@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
+from helpers.shards import planar
+
 Write = Callable[[Path], object]
 
 
@@ -145,3 +147,37 @@ def coloured(path: Path) -> None:
     pixels[..., sum(name.encode()) % 3] += 150
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
+
+
+def noise(labels: Sequence[int], side: int) -> np.ndarray:
+    """Return images (n, side, side, 3) of noise in the colours of their classes 0, 1 and 2."""
+    pixels = np.random.default_rng(len(labels)).integers(60, size=(len(labels), side, side, 3), dtype=np.uint8)
+    for image, label in zip(pixels, labels, strict=True):
+        image[..., label] += 150
+    return pixels
+
+
+def cifar10_binaries(root: Path, images: int = 4) -> Path:
+    """Write CIFAR-10's binary version with two classes: batches of some images to train on, and one to test."""
+    folder = root / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    (folder / "batches.meta.txt").write_text("airplane\nautomobile\n\n")
+    labels = [i % 2 for i in range(images)]
+    for name in ("data_batch_1.bin", "data_batch_2.bin", "test_batch.bin"):
+        rows = zip(labels, noise(labels, 32), strict=True)
+        (folder / name).write_bytes(b"".join(bytes([label]) + planar(image[None]) for label, image in rows))
+    return folder
+
+
+def stl10_binaries(root: Path, images: int = 4) -> Path:
+    """Write STL-10 with two classes."""
+    folder = root / "stl10_binary"
+    folder.mkdir(parents=True)
+    (folder / "class_names.txt").write_text("airplane\nbird\n")
+    labels = [i % 2 for i in range(images)]
+    for name in ("unlabeled", "train", "test"):
+        stored = noise(labels, 96).transpose(0, 3, 2, 1)  # channel by channel, column by column
+        (folder / f"{name}_X.bin").write_bytes(stored.tobytes())
+        if name != "unlabeled":
+            (folder / f"{name}_y.bin").write_bytes(bytes(label + 1 for label in labels))
+    return folder

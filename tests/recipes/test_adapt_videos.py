@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from helpers.videos import write_video
 from sce_fast.config import OptimizerConfig, TrainConfig
+from sce_fast.config.subset import SubsetConfig
 from sce_fast.recipes import videos
 from sce_fast.recipes.adapt_videos import LARGE, FoundVideos, adapted_to_videos
 from sce_fast.recipes.changes import changed
@@ -130,6 +131,17 @@ def test_the_recipe_says_what_it_found_and_chose(clip_folder, capsys):
     ):
         assert chosen in text
     assert dataclasses.replace(videos(clip_folder, **{"epochs": 7, "device": "cpu"}), seed=config.seed) == config
+
+
+def test_the_recipe_follows_the_part_of_the_videos(clip_folder, tmp_path, capsys):
+    (longest,) = (path.name for path in (clip_folder / "films").glob("2.*"))
+    (tmp_path / "list.txt").write_text(f"{longest}\n")
+    assert survey(clip_folder, None, SubsetConfig(files=tmp_path / "list.txt")) == FoundVideos(1, 48, 2.4)
+    config = videos(clip_folder, subset={"share": 0.5}, device="cpu")
+    assert "Found 2 videos" in capsys.readouterr().err
+    assert (config.subset, config.batch_size) == (SubsetConfig(share=0.5), 2)
+    (tmp_path / "list.txt").write_text("9.mp4\n")
+    assert survey(clip_folder, None, SubsetConfig(files=tmp_path / "list.txt")) is None  # training names what is wrong
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty", "list.txt"])

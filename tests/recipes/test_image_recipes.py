@@ -9,6 +9,7 @@ import pytest
 
 from sce_fast.cli import Recipe
 from sce_fast.config import OptimizerConfig, TrainConfig
+from sce_fast.config.subset import SubsetConfig
 from sce_fast.data.image.augment import Augmentation
 from sce_fast.recipes import RECIPES
 from sce_fast.recipes.published import PUBLISHED
@@ -167,6 +168,15 @@ def test_the_pages_commands_are_understood():
     assert len(commands) == 4
     assert [view.solarize for view in parsed["imagenet-200-epochs"].views.augmentations()] == [0, 0.2, 0, 0]
     assert some(parsed["cifar10"].loss, "coefficient_warmup_epochs", "coefficient_end") == (10, 0.2)
+
+
+def test_the_classes_of_imagenet100_may_be_others():
+    for name in ("imagenet100", "imagenet100-infonce", "imagenet100-ressl"):
+        for given, classes in (([], Path("imagenet100")), (["None"], None), (["own.txt"], Path("own.txt"))):
+            option = ["--subset.classes", *given] if given else []
+            config, _ = Recipe(RECIPES[name]).parse("sce-fast", ["--data", "x", *option])
+            assert config.subset == SubsetConfig(classes=classes)
+    assert RECIPES["imagenet-asymmetric"]("x").subset == SubsetConfig()
 
 
 def test_lists_may_be_empty_on_the_command_line():

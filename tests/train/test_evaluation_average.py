@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 from helpers.runs import assert_same_run, final_tensors, small_config
-from sce_fast.config import replace
+from sce_fast.cli import main
+from sce_fast.config import replace, to_json
 from sce_fast.export import export, open_backbone
 from sce_fast.method.average import update_average
 from sce_fast.train import Trainer
@@ -48,6 +50,26 @@ def test_the_average_is_evaluated_saved_and_exported(run, tmp_path):
     assert not torch.equal(tensors[f"average.{conv}"], student)
     assert not torch.equal(tensors[f"average.{conv}"], teacher)
     assert torch.equal(open_backbone(trainer.config.out, momentum=True).network.state_dict()[conv], teacher)
+
+
+@pytest.mark.parametrize(("weights", "prefix"), [("student", "model.backbone"), ("average", "average")])
+def test_either_is_exported(run, tmp_path, weights, prefix):
+    folder, out = run[0].config.out, tmp_path / "backbone.safetensors"
+    main(["export", str(folder), "--out", str(out), "--weights", weights])
+    tensors = final_tensors(folder)
+    for name, t in open_backbone(out).network.state_dict().items():
+        assert torch.equal(t, tensors[f"{prefix}.{name}"])
+    with pytest.raises(ValueError, match=f"weights='{weights}': \\S*backbone.safetensors is a file and holds one"):
+        open_backbone(out, weights=weights)
+    with pytest.raises(ValueError, match=f"momentum=True, weights='{weights}': expected one of both"):
+        open_backbone(folder, momentum=True, weights=weights)
+
+
+def test_a_run_without_an_average_has_none_to_export(tmp_path):
+    config = small_config(tmp_path, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
+    with pytest.raises(ValueError, match=r"weights='average': \S* keeps none"):
+        export(tmp_path, out=tmp_path / "x.safetensors", weights="average")
 
 
 @pytest.mark.parametrize("step", [2, 4])

@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sce_fast.data.class_lists import CLASS_LISTS
 from sce_fast.data.index import index_images
 from sce_fast.data.subset import subset
 from sce_fast.recipes import folder
+from sce_fast.recipes.imagenet100 import imagenet100
 from sce_fast.tools.embed import embed
 from sce_fast.train import train
 from sce_fast.train.data import open_data
@@ -115,6 +117,7 @@ def test_parts_of_shards_are_those_of_files(photo_folder, shards):
 
 def test_imagenet100_is_a_list_of_classes(photo_folder):
     assert len(set(CLASS_LISTS["imagenet100"])) == 100
+    assert imagenet100(photo_folder).subset.classes == Path("imagenet100")
     with pytest.raises(ValueError, match=r"imagenet100 names classes that .* lacks: n01558993, n01692333"):
         subset(index_images(photo_folder), classes="imagenet100")
 

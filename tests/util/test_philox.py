@@ -1,8 +1,10 @@
 """Philox gives the published numbers, and each number depends only on its coordinates."""
 
 import numpy as np
+import pytest
 
-from sce_fast.util.philox import Draw, philox, uniform, uniforms
+from sce_fast.util import philox as module
+from sce_fast.util.philox import Draw, permutation, philox, random_words, sort_keys, uniform, uniforms
 
 
 def test_philox_gives_the_published_answers():
@@ -57,3 +59,20 @@ def test_many_purposes_at_once_give_the_same_numbers():
     for draw, count in draws.items():
         assert np.array_equal(together[draw], uniform(2**31, 4, samples, draw, view=1, count=count))
         assert together[draw].shape == ((3,) if count == 1 else (3, count))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 4096, module.BLOCK, 3 * module.BLOCK + 5])
+def test_a_permutation_sorts_the_keys_of_its_numbers(count):
+    keys = random_words(3, 1, np.arange(count), {Draw.ORDER: 1}, 2)[0]
+    assert np.array_equal(permutation(3, 1, count, Draw.ORDER, 2), np.argsort(keys, kind="stable"))
+    assert np.array_equal(sort_keys(3, 1, np.arange(count), Draw.ORDER, 2), keys)
+
+
+@pytest.mark.parametrize("mask", [0xFF << 56 | 3, 0xFF, 0])
+def test_keys_whose_high_bits_are_equal_are_sorted_too(monkeypatch, mask):
+    """So few of the bits differ that most keys are equal, or differ only in the bits that hold the number."""
+    masked = lambda *arguments: random_words(*arguments) & np.uint64(mask)  # noqa: E731
+    monkeypatch.setattr(module, "random_words", masked)
+    count = module.BLOCK + 100
+    expected = np.argsort(masked(3, 1, np.arange(count), {Draw.ORDER: 1}, 0)[0], kind="stable")
+    assert np.array_equal(permutation(3, 1, count, Draw.ORDER), expected)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sce_fast.data.faults import MAX_BAD_SHARE, describe_bad_files
 from sce_fast.data.sources.packed import WHOLE_PAGES, Packed
 from sce_fast.util.files import printable
 
@@ -87,6 +88,27 @@ class Listing:
         names, parts = zip(*map(_name_and_part, entries), strict=True) if entries else ((), ())
         parted = any(part is not None for part in parts)
         return replace(self, names=list(names), labels=None, classes=[], parts=list(parts) if parted else None)
+
+    def require_few_lost(self) -> None:
+        """Raise an error if damaged and missing shards have lost too many images; other listings pass.
+
+        What such a shard has lost is estimated by the median number of images in a shard.
+
+        Raises:
+            RuntimeError: more than MAX_BAD_SHARE of the images are lost; the message counts and names the shards.
+        """
+        if self.packed is None or not self.unreadable:
+            return
+        of_files = np.bincount(self.packed.shard[self.packed.shard >= 0], minlength=len(self.packed.files))
+        counts = {**dict.fromkeys(self.unreadable, 0), **dict(zip(self.packed.files, of_files.tolist(), strict=True))}
+        usual = float(np.median(list(counts.values())))
+        lost = sum(max(usual - counts[name], 0) for name in self.unreadable)
+        if lost > MAX_BAD_SHARE * (lost + len(self.packed)):
+            shards = {os.path.join(self.root, name): reason for name, reason in self.unreadable.items()}
+            raise RuntimeError(
+                f"more than {MAX_BAD_SHARE:.0%} of the images are lost with their shards: "
+                f"{describe_bad_files(shards, len(counts))}"
+            )
 
     def describe_ignored(self) -> str:
         """Return one line that counts the files left out by their endings; empty if there are none.

@@ -86,24 +86,32 @@ def _is_packed_and_not_image(name: str) -> bool:
     return is_packed_name(name)
 
 
-def _in_folder(path: Path) -> Shards | None:
-    for folder in [path, *sorted(entry for entry in path.iterdir() if entry.is_dir() and entry.name[0] != ".")]:
-        if splits := binary_splits(folder):
-            inside = "" if folder == path else folder.name
-            named = {split: [os.path.join(inside, name) for name in files] for split, files in splits.items()}
-            return _of_splits(path, named)
+def packed_splits(folder: Path) -> dict[str, list[str]]:
+    """Return the files of each split of a folder of packed samples, relative to it; nothing for other folders.
+
+    Splits are "train", "validation", "test", "unlabeled" of STL-10, and "" for files that belong to none.
+
+    Raises:
+        ValueError: the folder holds both tar files and tables.
+    """
+    for inner in [folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")]:
+        if splits := binary_splits(inner):
+            inside = "" if inner == folder else inner.name
+            return {split: [os.path.join(inside, name) for name in files] for split, files in splits.items()}
     try:
-        names = list(list_folder(path, _is_packed_and_not_image).names)
+        names = list(list_folder(folder, _is_packed_and_not_image).names)
     except _ImageFoundError:  # most folders of images are known by their first file
-        return None
-    if not names:
-        return None
-    endings = {ending_of(name) for name in names}
-    if len(endings) > 1:
+        return {}
+    if len({ending_of(name) for name in names}) > 1:
         raise ValueError(
-            f"{printable(path)} holds both tar files and Parquet tables; expected one kind: name a pattern"
+            f"{printable(folder)} holds both tar files and Parquet tables; expected one kind: name a pattern"
         )
-    return _of_splits(path, _by_split(names))
+    return _by_split(names)
+
+
+def _in_folder(path: Path) -> Shards | None:
+    splits = packed_splits(path)
+    return _of_splits(path, splits) if splits else None
 
 
 def _by_split(names: Sequence[str]) -> dict[str, list[str]]:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sce_fast.evaluate.sets.folders import caltech101, class_folders
+from sce_fast.evaluate.sets.folders import caltech101
 from sce_fast.evaluate.sets.image_set import ImageSet
 from sce_fast.evaluate.sets.lists import aircraft, dtd, food101, pets, sun397, voc2007
+from sce_fast.evaluate.sets.packed import packed_or_folders
 from sce_fast.evaluate.sets.tables import cars, flowers
 from sce_fast.evaluate.transfer import Metric
 
@@ -27,8 +28,18 @@ class BenchmarkSet:
 # In the order of the papers' table. Metrics are those of the published code.
 SETS = {
     "food101": BenchmarkSet("Food-101", "accuracy", food101, ("food101", "food-101")),
-    "cifar10": BenchmarkSet("CIFAR-10", "accuracy", class_folders, ("cifar10", "cifar-10")),
-    "cifar100": BenchmarkSet("CIFAR-100", "accuracy", class_folders, ("cifar100", "cifar-100")),
+    "cifar10": BenchmarkSet(
+        "CIFAR-10",
+        "accuracy",
+        packed_or_folders,
+        ("cifar10", "cifar-10", "cifar-10-batches-bin", "cifar-10-batches-py"),
+    ),
+    "cifar100": BenchmarkSet(
+        "CIFAR-100",
+        "accuracy",
+        packed_or_folders,
+        ("cifar100", "cifar-100", "cifar-100-binary", "cifar-100-python"),
+    ),
     "sun397": BenchmarkSet("SUN397", "accuracy", sun397, ("sun397", "SUN397")),
     "cars": BenchmarkSet("Stanford Cars", "accuracy", cars, ("cars", "stanford_cars")),
     "aircraft": BenchmarkSet("FGVC Aircraft", "mean per class", aircraft, ("aircraft", "fgvc-aircraft-2013b")),
@@ -47,7 +58,9 @@ SETS = {
 
 
 def open_set(name: str, folder: Path, *, seed: int = 0) -> tuple[ImageSet, Metric]:
-    """Return a data set and its metric; a name that is not in SETS stands for anyone's own class folders.
+    """Return a data set and its metric; a name that is not in SETS stands for anyone's own images.
+
+    Those are class folders, or packed files with splits: see packed_or_folders.
 
     Args:
         name: of the data set.
@@ -57,11 +70,12 @@ def open_set(name: str, folder: Path, *, seed: int = 0) -> tuple[ImageSet, Metri
     Raises:
         FileNotFoundError: the folder, or a list in it, does not exist.
         ValueError: a list is malformed, or files are missing; the message counts and names them.
+        ImportError: Parquet tables need pyarrow, which is not installed.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{name}={folder}: no such folder")
     benchmark = SETS.get(name)
-    read: Callable[..., ImageSet] = class_folders if benchmark is None else benchmark.read
+    read: Callable[..., ImageSet] = packed_or_folders if benchmark is None else benchmark.read
     images = read(folder, seed=seed) if benchmark is not None and benchmark.is_drawn else read(folder)
     images.require_files()
     return images, "accuracy" if benchmark is None else benchmark.metric

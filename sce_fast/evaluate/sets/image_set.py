@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sce_fast.data.faults import evaluation_refusal
 from sce_fast.data.image.augment import EvaluationView
-from sce_fast.data.index import Index, file_stamps
+from sce_fast.data.index import ImageIndex, Index, file_stamps
 from sce_fast.data.kinds import open_index
 from sce_fast.data.sources import Listing
 from sce_fast.util.files import printable, write_atomically
@@ -26,10 +26,11 @@ class ImageSet:
     """The files of a data set, their classes, and which part each belongs to."""
 
     root: Path
-    names: list[str]  # relative to root
+    names: Sequence[str]  # relative to root; of packed images FILE!MEMBER or FILE!ROW
     labels: NDArray[np.int64]  # (n,) class numbers, or (n, C): 1 for a class that is shown, -1 if not, 0 if difficult
     parts: list[Part]  # of each file
     classes: list[str]
+    packed: ImageIndex | None = None  # the index of the same images, if they lie in larger files
 
     def rows(self, part: Part) -> NDArray[np.int64]:
         """Return the numbers of the files of a part."""
@@ -41,7 +42,9 @@ class ImageSet:
         return {part: found[part] for part in ("train", "validation", "test") if found[part]}
 
     def missing(self) -> dict[str, str]:
-        """Return path → reason for files that cannot be opened."""
+        """Return path → reason for files that cannot be opened, and for packed images that cannot be read."""
+        if self.packed is not None:
+            return self.packed.bad_files()
         paths = [os.fsencode(os.path.join(self.root, name)) for name in self.names]
         return {os.fsdecode(paths[i]): reason for i, reason in file_stamps(paths)[1].items()}
 
@@ -59,12 +62,15 @@ class ImageSet:
 
         Args:
             view: of the evaluation.
-            lists: new list file, by which headers are cached. An equal one is left as it is.
+            lists: new list file, by which headers are cached. An equal one is left as it is. Packed images need none.
             threads: number of threads that read headers.
 
         Raises:
             ValueError: as open_index, or a name does not fit in a line of a list.
         """
+        if self.packed is not None:
+            listing = dataclasses.replace(self.packed.listing, labels=None, classes=[])
+            return dataclasses.replace(self.packed, listing=listing)
         if odd := [name for name in self.names if name != name.strip() or set(name) & set("\t\n\r")]:
             raise ValueError(f"{printable(self.root)}: {printable(odd[0])} has a tab, a newline or spaces at an end")
         content = b"".join(os.fsencode(os.path.join(os.path.abspath(self.root), name)) + b"\n" for name in self.names)

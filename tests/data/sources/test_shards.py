@@ -139,6 +139,19 @@ def test_what_cannot_be_told_apart_is_refused(tmp_path, png):
     assert index_images(tmp_path / "d").listing.names == ["1.png"]  # a folder of images, beside which a tar file lies
 
 
+def test_shards_may_lose_a_tenth_of_the_images(tmp_path, png):
+    for s in range(10):
+        write_tar(tmp_path / f"{s}.tar", [(f"{s}{i}.png", png) for i in range(5)])
+    index_images(tmp_path / "{0..9}.tar").listing.require_few_lost()
+    index_images(tmp_path / "{0..10}.tar").listing.require_few_lost()  # one of eleven is missing
+    cut = tmp_path / "3.tar"
+    cut.write_bytes(cut.read_bytes()[:1536])  # one image and part of the next one: four of 55 are lost, and five
+    found = index_images(tmp_path / "{0..10}.tar").listing
+    with pytest.raises(RuntimeError, match=r"more than 10% of the images are lost with their shards: 2 of 11 files"):
+        found.require_few_lost()
+    index_images(tmp_path / "{0..9}.tar").listing.require_few_lost()
+
+
 @pytest.fixture
 def pixels() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
