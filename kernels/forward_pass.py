@@ -44,19 +44,6 @@ def _load_rows(
 
 
 @triton.jit
-def _load_side(
-    is_student, query, query_stride, row, key, key_stride, key_row, exists, FIRST: tl.constexpr, WIDTH: tl.constexpr,
-    D: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Load rows of the query or of the key, which may differ in dtype."""
-    if is_student:
-        operand = _load_rows(query, query_stride, row, exists, FIRST, WIDTH, D, PRODUCT, PRECISION)
-    else:
-        operand = _load_rows(key, key_stride, key_row, exists, FIRST, WIDTH, D, PRODUCT, PRECISION)
-    return operand
-
-
-@triton.jit
 def _load_tile(
     tile_rows, stride, left, FIRST: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr,
     EVEN: tl.constexpr,
@@ -129,10 +116,10 @@ def _add_tiles(
     "batch_count", "queue_count", "row_offset",
 ])  # fmt: skip
 def forward_pass_kernel(
-    query,  # (V · N, D)
-    key,  # (U · N, D)
-    batch_keys,  # (B, M, D)
-    queue,  # (K, D)
+    query,  # (V · N, D), in the dtype of the products
+    key,  # (U · N, D), in the dtype of the products
+    batch_keys,  # (B, M, D), of any dtype
+    queue,  # (K, D), of any dtype
     partials,  # (3, B, splits, workspace_rows) shift, sum of the weights, sum of the rounded weights
     outputs,  # (B, splits, output_rows, D) Σ rounded weight · candidate
     scalars,  # (3,) temperature, target temperature, coefficient; None if the host passes numbers
@@ -178,19 +165,20 @@ def forward_pass_kernel(
     first_tile = (tiles * split // splits).to(tl.int32)
     last_tile = (tiles * (split + 1) // splits).to(tl.int32)
 
-    key_row = row
+    # Pointer and stride are chosen before the load. An operand chosen after it, or converted after it, passes through
+    # registers, and wgmma's copy of it in shared memory is read again for every tile.
+    tl.static_assert(query.dtype.element_ty == PRODUCT and key.dtype.element_ty == PRODUCT)
+    rows = query if is_student else key
+    rows_stride = query_stride if is_student else key_stride
+    index = row
     if PER_VIEW:
-        key_row += view * batch
+        index += 0 if is_student else view * batch
         batch_keys += view * tl.cast(batch_view_stride, tl.int64)
-    head = _load_side(
-        is_student, query, query_stride, row, key, key_stride, key_row, exists, 0, HEAD, D, PRODUCT, PRECISION
-    )
+    head = _load_rows(rows, rows_stride, index, exists, 0, HEAD, D, PRODUCT, PRECISION)
     output_head = tl.zeros([BLOCK_ROWS, HEAD], tl.float32)
     tail, output_tail = head, output_head
     if TAIL > 0:
-        tail = _load_side(
-            is_student, query, query_stride, row, key, key_stride, key_row, exists, HEAD, TAIL, D, PRODUCT, PRECISION
-        )
+        tail = _load_rows(rows, rows_stride, index, exists, HEAD, TAIL, D, PRODUCT, PRECISION)
         output_tail = tl.zeros([BLOCK_ROWS, TAIL], tl.float32)
     shifts = tl.zeros([BLOCK_ROWS], tl.float32) + EMPTY_SHIFT
     if FIXED_SHIFT:
