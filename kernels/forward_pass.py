@@ -116,10 +116,10 @@ def _add_tiles(
     "batch_count", "queue_count", "row_offset",
 ])  # fmt: skip
 def forward_pass_kernel(
-    query,  # (V · N, D), in the dtype of the products
-    key,  # (U · N, D), in the dtype of the products
-    batch_keys,  # (B, M, D), of any dtype
-    queue,  # (K, D), of any dtype
+    query,  # (V · N, D); these four are in the dtype of the products
+    key,  # (U · N, D)
+    batch_keys,  # (B, M, D)
+    queue,  # (K, D)
     partials,  # (3, B, splits, workspace_rows) shift, sum of the weights, sum of the rounded weights
     outputs,  # (B, splits, output_rows, D) Σ rounded weight · candidate
     scalars,  # (3,) temperature, target temperature, coefficient; None if the host passes numbers
@@ -165,8 +165,8 @@ def forward_pass_kernel(
     first_tile = (tiles * split // splits).to(tl.int32)
     last_tile = (tiles * (split + 1) // splits).to(tl.int32)
 
-    # Pointer and stride are chosen before the load. An operand chosen after it, or converted after it, passes through
-    # registers, and wgmma's copy of it in shared memory is read again for every tile.
+    # Pointer and stride are chosen before the load. An operand chosen after it passes through registers, and wgmma's
+    # copy of it in shared memory is read again for every tile.
     tl.static_assert(query.dtype.element_ty == PRODUCT and key.dtype.element_ty == PRODUCT)
     rows = query if is_student else key
     rows_stride = query_stride if is_student else key_stride

@@ -94,17 +94,18 @@ def _solve(problem: Problem) -> Solution:
     query_views, _, dim = problem.query.shape
     settings = _settings(problem)
     query, key = _rows(problem.query), _rows(problem.key)
-    # Rounded before the launch. A kernel that rounds the rows itself spills registers on Hopper at D 256.
-    rounded_query = query.to(settings.product)
-    rounded_key = key.to(settings.product) if problem.needs_target else rounded_query  # which no block reads then
+    # Cast before the launch. A kernel that casts its inputs itself spills registers on Hopper at D 256.
+    cast_query = query.to(settings.product)
+    cast_key = key.to(settings.product) if problem.needs_target else cast_query  # which no block reads then
     per_view = problem.batch_key_views > 1
-    batch_keys = None if problem.batch_keys is None else _last_dense(problem.batch_keys)
-    queue = None if problem.queue is None else _last_dense(problem.queue)
+    # These are cast only if they differ in dtype. Products are float32 then, and far slower than the cast.
+    batch_keys = None if problem.batch_keys is None else _last_dense(problem.batch_keys).to(settings.product)
+    queue = None if problem.queue is None else _last_dense(problem.queue).to(settings.product)
     shared, of_view = _ForwardPass(None, None), _ForwardPass(None, None)
     if queue is not None or not per_view:
-        shared = _forward_pass(problem, settings, rounded_query, rounded_key, None if per_view else batch_keys, queue)
+        shared = _forward_pass(problem, settings, cast_query, cast_key, None if per_view else batch_keys, queue)
     if per_view:
-        of_view = _forward_pass(problem, settings, rounded_query, rounded_key, batch_keys, None)
+        of_view = _forward_pass(problem, settings, cast_query, cast_key, batch_keys, None)
 
     solution = Solution.empty(problem)
     combine_kernel[(len(solution.rows),)](
