@@ -8,7 +8,6 @@ import statistics
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from sce_fast import sce_loss
 from sce_fast.benchmarks.machine import machine
 from sce_fast.benchmarks.measure import graph_seconds, stage_seconds
+from sce_fast.benchmarks.peers import AbsentError
 from sce_fast.benchmarks.record import write_record
 from sce_fast.loss.backends import BACKENDS
 from sce_fast.loss.parity import Inputs, MatmulPrecision, float32_precision, make_inputs
@@ -52,6 +52,11 @@ class Mix:
         return "tf32x3" if self.precision == "highest" else "tf32"
 
     @property
+    def product_name(self) -> str:
+        """The dtype of the products, for float32 the kind of tensor-core products that it takes."""
+        return self.triton_precision if self.product == torch.float32 else short(self.product)
+
+    @property
     def fixed_shift(self) -> bool:
         """Whether the kernel takes a fixed shift at the default temperatures."""
         return self.product != torch.float16
@@ -59,7 +64,7 @@ class Mix:
     def __str__(self) -> str:
         names = [f"rows {short(self.rows)}", f"queue {short(self.queue)}"]
         names += [] if self.batch_keys is None else [f"batch keys {short(self.batch_keys)}"]
-        return ", ".join(names + ([self.triton_precision] if self.product == torch.float32 else []))
+        return ", ".join(names + ([self.product_name] if self.product == torch.float32 else []))
 
     def inputs(self, n: int, k: int, d: int, device: str) -> Inputs:
         """Return random unit rows in these dtypes."""
@@ -128,12 +133,13 @@ def main(
             for mix in MIXES:
                 codes.append(code_of(mix, d, architecture))
                 bar.update()
-    times = [asdict(measured(mix, n, k, d, "cuda")) for mix in MIXES] if torch.cuda.is_available() else []
-    print(traffic_table(n, k, d, {time["mix"]: time["graph"] for time in times}))
+    times = [measured(mix, n, k, d, "cuda") for mix in MIXES] if torch.cuda.is_available() else []
+    print(traffic_table(n, k, d, times))
     print("\n" + code_table(codes))
     if out is not None:
         sizes = {"n": n, "k": k, "d": d}
-        write_record(out, {"machine": here, "sizes": sizes, "code": [asdict(code) for code in codes], "times": times})
+        results = {"code": [asdict(code) for code in codes], "times": [asdict(time) for time in times]}
+        write_record(out, {"machine": here, "sizes": sizes, **results})
 
 
 # ---------------------------------------------------------------------------------------------- machine code
@@ -182,25 +188,25 @@ def loops(sass: str) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Time:
-    """The time of loss and gradient with one mix of dtypes, by Triton."""
+    """The time of loss and gradient with one mix of dtypes."""
 
     mix: str
-    seconds: float  # a call, medians over turns
+    backend: str
+    seconds: float  # a call, median over turns
     graph: float | None  # GPU seconds, replayed from a CUDA graph; None on a CPU
 
 
-def measured(mix: Mix, n: int, k: int, d: int, device: str, rounds: int = 7) -> Time:
-    """Measure loss and gradient. On a CPU, where the Triton kernels do not run, the first backend that serves the mix.
+def measured(mix: Mix, n: int, k: int, d: int, device: str, backend: str = "triton", rounds: int = 7) -> Time:
+    """Measure loss and gradient of a mix.
 
     Raises:
-        RuntimeError: Triton refuses the inputs on a GPU, or they cannot be captured in a graph.
+        AbsentError: the backend refuses the inputs; the message is the reason.
     """
     inputs = mix.inputs(n, k, d, device)
     leaf = inputs.query.detach().requires_grad_()
-    backend = "triton" if device == "cuda" else "auto"
     problem = checked_problem(leaf, inputs.key, inputs.queue, batch_keys=inputs.batch_keys)
-    if backend != "auto" and (reason := BACKENDS[backend].refuses(problem)) is not None:
-        raise RuntimeError(reason)
+    if (reason := BACKENDS[backend].refuses(problem)) is not None:
+        raise AbsentError(reason)
 
     def run() -> None:
         loss = sce_loss(leaf, inputs.key, inputs.queue, batch_keys=inputs.batch_keys, backend=backend)
@@ -212,24 +218,24 @@ def measured(mix: Mix, n: int, k: int, d: int, device: str, rounds: int = 7) -> 
 
     with float32_precision(mix.precision):
         stage_seconds(call, device)  # compiles
-        turn = partial(stage_seconds, call, device)
-        seconds = statistics.median(turn()[0] for _ in range(rounds))
-        return Time(str(mix), seconds, graph_seconds(run) if device == "cuda" else None)
+        seconds = statistics.median(stage_seconds(call, device)[0] for _ in range(rounds))
+        return Time(str(mix), backend, seconds, graph_seconds(run) if device == "cuda" else None)
 
 
 # ---------------------------------------------------------------------------------------------- tables
 
 
-def traffic_table(n: int, k: int, d: int, graphs: dict[str, float]) -> str:
+def traffic_table(n: int, k: int, d: int, times: list[Time]) -> str:
     """Return what each mix reads and casts, with its time if it was measured, as a Markdown table."""
     lines = [
         f"| query and key | queue | batch keys | products | queue, MB | casts, MB | µs at N {n}, K {k}, D {d} |",
         "|---|---|---|---|--:|--:|---|",
     ]
+    graphs = {time.mix: time.graph for time in times}
     for mix in MIXES:
         seconds = graphs.get(str(mix))
         cells = [short(mix.rows), short(mix.queue), "–" if mix.batch_keys is None else short(mix.batch_keys)]
-        cells += [short(mix.product) if mix.product != torch.float32 else mix.triton_precision]
+        cells += [mix.product_name]
         cells += [f"{k * d * mix.queue.itemsize / 1e6:.1f}", f"{cast_bytes(mix, n, k, d) / 1e6:.1f}"]
         cells += ["not yet measured" if seconds is None else f"{1e6 * seconds:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
