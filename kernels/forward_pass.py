@@ -8,7 +8,7 @@ partial (shift, sum, rounded_sum, output). combine.py adds the partials.
 import triton
 import triton.language as tl
 
-from sce_fast.kernels.rounding import drop_bits, rounded
+from sce_fast.kernels.rounding import drop_bits, rounded, rounded_with_values
 
 # The shift of a row without candidates. It is finite because −∞ − (−∞) would be NaN.
 EMPTY_SHIFT = tl.constexpr(-1.0e30)
@@ -65,7 +65,7 @@ def _add_tiles(
     head, tail, candidates, stride, count, first_tile, last_tile, own, scale,
     shifts, sums, rounded_sums, output_head, output_tail,
     D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr,
-    PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+    PRODUCT: tl.constexpr, PRECISION: tl.constexpr, ROUND_PAIRS: tl.constexpr,
     FIXED_SHIFT: tl.constexpr, OUTPUT: tl.constexpr, MASK_OWN: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Add tiles [first_tile, last_tile) of the queue or of the batch keys to the partials of a block of rows."""
@@ -103,8 +103,8 @@ def _add_tiles(
         if OUTPUT:
             if PRECISION == "tf32":
                 weights = drop_bits(weights, 13)
-            weights = rounded(weights, PRODUCT)
-            rounded_sums += tl.sum(weights.to(tl.float32), 1)
+            weights, rounded_weights = rounded_with_values(weights, PRODUCT, ROUND_PAIRS)
+            rounded_sums += tl.sum(rounded_weights, 1)
             output_head = tl.dot(weights, tile_head, output_head, input_precision=PRECISION)
             if TAIL > 0:
                 output_tail = tl.dot(weights, tile_tail, output_tail, input_precision=PRECISION)
@@ -131,7 +131,8 @@ def forward_pass_kernel(
     batch_count, queue_count, row_offset,
     D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr,
-    PRODUCT: tl.constexpr, PRECISION: tl.constexpr, FIXED_SHIFT: tl.constexpr, OUTPUT: tl.constexpr,
+    PRODUCT: tl.constexpr, PRECISION: tl.constexpr, ROUND_PAIRS: tl.constexpr, FIXED_SHIFT: tl.constexpr,
+    OUTPUT: tl.constexpr,
     HAS_BATCH: tl.constexpr, HAS_QUEUE: tl.constexpr, EVEN_BATCH: tl.constexpr, EVEN_QUEUE: tl.constexpr,
     PER_VIEW: tl.constexpr,  # key view u = program_id(2) streams batch_keys[u] for the rows that have a term with it
     SKIP_OWN_VIEW: tl.constexpr,  # query view u has no term with key view u
@@ -189,14 +190,14 @@ def forward_pass_kernel(
         shifts, sums, rounded_sums, output_head, output_tail = _add_tiles(
             head, tail, batch_keys, batch_stride, batch_count, first_tile, tl.minimum(last_tile, batch_tiles), own,
             scale, shifts, sums, rounded_sums, output_head, output_tail,
-            D, HEAD, TAIL, BLOCK_CANDIDATES, PRODUCT, PRECISION, FIXED_SHIFT, OUTPUT, True, EVEN_BATCH,
+            D, HEAD, TAIL, BLOCK_CANDIDATES, PRODUCT, PRECISION, ROUND_PAIRS, FIXED_SHIFT, OUTPUT, True, EVEN_BATCH,
         )  # fmt: skip
     if HAS_QUEUE:
         shifts, sums, rounded_sums, output_head, output_tail = _add_tiles(
             head, tail, queue, queue_stride, queue_count,
             tl.maximum(first_tile - batch_tiles, 0), last_tile - batch_tiles, own,
             scale, shifts, sums, rounded_sums, output_head, output_tail,
-            D, HEAD, TAIL, BLOCK_CANDIDATES, PRODUCT, PRECISION, FIXED_SHIFT, OUTPUT, False, EVEN_QUEUE,
+            D, HEAD, TAIL, BLOCK_CANDIDATES, PRODUCT, PRECISION, ROUND_PAIRS, FIXED_SHIFT, OUTPUT, False, EVEN_QUEUE,
         )  # fmt: skip
 
     # Recomputed here, so that no registers hold these values during the loops.
