@@ -170,16 +170,17 @@ def code_of(mix: Mix, d: int, architecture: int) -> Code:
 def loops(sass: str) -> list[list[str]]:
     """Return the instructions of each loop that multiplies, in the order of the code; loops inside it are part of it.
 
-    Both sides of a branch are counted.
+    Both sides of a branch are counted. The waits that ptxas places behind the last EXIT are not: they branch back too.
     """
     code = [(int(address, 16), name, rest) for address, name, rest in INSTRUCTION.findall(sass)]
-    spans: list[tuple[int, int]] = []
+    last = max((address for address, name, _ in code if name == "EXIT"), default=code[-1][0])
+    spans: set[tuple[int, int]] = set()
     for address, name, rest in code:
         target = re.search(r"0x([0-9a-f]+)", rest)
-        if name == "BRA" and target and int(target[1], 16) < address:
-            spans.append((int(target[1], 16), address))
+        if name.startswith("BRA") and target and int(target[1], 16) < address < last:
+            spans.add((int(target[1], 16), address))
     outer = [s for s in spans if not any(o != s and o[0] <= s[0] and s[1] <= o[1] for o in spans)]
-    bodies = [[name for address, name, _ in code if start <= address <= end] for start, end in sorted(set(outer))]
+    bodies = [[name for address, name, _ in code if start <= address <= end] for start, end in sorted(outer)]
     return [body for body in bodies if any(name.partition(".")[0] in PRODUCTS for name in body)]
 
 

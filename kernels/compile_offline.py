@@ -146,7 +146,7 @@ def forward_variant(
     constants = {
         "D": dim, "HEAD": launch.head, "TAIL": launch.tail, "BLOCK_ROWS": launch.block_rows,
         "BLOCK_CANDIDATES": launch.block_candidates, "PRODUCT": triton_dtype(product), "PRECISION": precision,
-        "ROUND_PAIRS": plan.rounds_in_pairs(gpu.capability),
+        "ROUND_PAIRS": plan.rounds_in_pairs(gpu.capability, launch.block_candidates),
         "FIXED_SHIFT": fixed_shift, "OUTPUT": output, "HAS_BATCH": batch_keys, "HAS_QUEUE": queue, "EVEN_BATCH": False,
         "EVEN_QUEUE": True, "PER_VIEW": per_view, "SKIP_OWN_VIEW": per_view,
     }  # fmt: skip

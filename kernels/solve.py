@@ -209,7 +209,7 @@ def _forward_pass(
             batch_count, queue_count, problem.row_offset,
             D=dim, HEAD=launch.head, TAIL=launch.tail, BLOCK_ROWS=launch.block_rows, BLOCK_CANDIDATES=tile,
             PRODUCT=triton_dtype(settings.product), PRECISION=settings.precision,
-            ROUND_PAIRS=rounds_in_pairs(_gpu(query.device).capability), FIXED_SHIFT=settings.fixed_shift,
+            ROUND_PAIRS=rounds_in_pairs(_gpu(query.device).capability, tile), FIXED_SHIFT=settings.fixed_shift,
             OUTPUT=output, HAS_BATCH=batch_keys is not None, HAS_QUEUE=queue is not None,
             EVEN_BATCH=batch_count % tile == 0, EVEN_QUEUE=queue_count % tile == 0,
             PER_VIEW=per_view, SKIP_OWN_VIEW=skip_own_view,

@@ -23,7 +23,10 @@ SASS = """
         /*0070*/               @P2 BRA 0x90 ;
         /*0080*/                   MUFU.EX2.FTZ R9, R9 ;
         /*0090*/              @!P3 BRA 0x40 ;
-        /*00a0*/                   BRA 0xa0;
+        /*00a0*/                   UTCHMMA gdesc[UR8], gdesc[UR10], tmem[UR4], UPT ;
+        /*00b0*/                   EXIT ;
+        /*00c0*/                   BRA 0x20 ;
+        /*00d0*/                   BRA 0xd0;
 """
 
 
