@@ -16,10 +16,12 @@ from sce_fast.benchmarks.machine import machine
 from sce_fast.benchmarks.record import write_record
 from sce_fast.loss import reference
 from sce_fast.loss.parity import KINDS, Inputs, make_inputs
-from sce_fast.loss.problem import Solution, checked_problem
+from sce_fast.loss.problem import checked_problem
 from sce_fast.util.terminal import progress_bar
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Dtype of the queue, and of query and key in their products with it.
+CASES = ((torch.float32, torch.float32), *((queue, rows) for queue in DTYPES[1:] for rows in (torch.float32, queue)))
 
 
 def main(
@@ -34,8 +36,9 @@ def main(
 ) -> None:
     """Compare loss and gradient of a queue rounded to 16 bits with those of a float32 queue, in float64.
 
-    Query and key stay in float32. Both errors come from rounding the queue alone and do not depend on the kernel. The
-    time of forward and backward on this machine is a share of the time with a float32 queue.
+    The errors come from rounding alone and do not depend on the kernel. "queue" rounds the queue, as on a CPU. "queue,
+    rows" also rounds query and key where they are multiplied by the queue, as the kernels of a GPU do. The time of
+    forward and backward on this machine is a share of the time with a float32 queue.
 
     Args:
         n: Number of rows.
@@ -43,7 +46,7 @@ def main(
         d: Dimension.
         temperature: τ.
         target_temperature: τ_m.
-        rounds: Turns of the timing.
+        rounds: Turns of the timing; 0 for no timing.
         threads: Threads of torch.
         out: JSON file for the record.
     """
@@ -51,48 +54,52 @@ def main(
     here = machine()
     results: list[dict[str, Any]] = []
     print(f"N {n}, K {k}, D {d}, τ {temperature:g}, τ_m {target_temperature:g}, λ 0.5\n")
-    print(f"{'queue':<10}{'rows':<11}{'MB':>7}{'mean loss':>12}{'row of loss':>13}{'gradient':>11}{'time':>8}")
+    titles = f"{'MB':>7}{'mean loss':>12}{'row of loss':>13}{'gradient':>11}{'time':>8}"
+    print(f"{'dtype':<10}{'rounded':<13}{'rows':<11}{titles}")
     for kind in KINDS:
         inputs = make_inputs(kind, n=n, d=d, k=k).to(torch.float32)
         assert inputs.queue is not None
         queues = {dtype: inputs.queue.to(dtype) for dtype in DTYPES}
-        exact = _exact(inputs, inputs.queue, temperature, target_temperature)
-        seconds = _seconds(inputs, queues, rounds)
-        for dtype, queue in queues.items():
-            rounded = _exact(inputs, queue, temperature, target_temperature)
+        temperatures = (temperature, target_temperature)
+        exact_rows, exact_gradient = _exact(inputs, torch.float32, torch.float32, *temperatures)
+        seconds = _seconds(inputs, queues, rounds) if rounds else {}
+        for dtype, products in CASES:
+            rows, gradient = _exact(inputs, dtype, products, *temperatures)
+            queue = queues[dtype]
             result: dict[str, Any] = {
                 "queue": str(dtype).removeprefix("torch."),
+                "rounded": "" if dtype == torch.float32 else "queue" if products == torch.float32 else "queue, rows",
                 "rows": kind,
                 "megabytes": queue.numel() * queue.element_size() / 1e6,
-                "mean_loss_error": abs(float(rounded.rows.mean() - exact.rows.mean())),
-                "row_loss_error": float((rounded.rows - exact.rows).abs().max()),
-                "gradient_error": _relative_error(rounded.gradient, exact.gradient),
-                "time_ratio": seconds[dtype] / seconds[torch.float32],
+                "mean_loss_error": abs(float(rows.mean() - exact_rows.mean())),
+                "row_loss_error": float((rows - exact_rows).abs().max()),
+                "gradient_error": float((gradient - exact_gradient).norm() / exact_gradient.norm()),
+                "time_ratio": seconds[dtype] / seconds[torch.float32] if rounds else None,
             }
             results.append(result)
-            print("{queue:<10}{rows:<11}{megabytes:>7.1f}{mean_loss_error:>12.1e}{row_loss_error:>13.1e}"
-                  "{gradient_error:>11.1e}{time_ratio:>8.2f}".format(**result))  # fmt: skip
+            took = f"{result['time_ratio']:.2f}" if rounds else "–"
+            print("{queue:<10}{rounded:<13}{rows:<11}{megabytes:>7.1f}{mean_loss_error:>12.1e}{row_loss_error:>13.1e}"
+                  "{gradient_error:>11.1e}".format(**result) + f"{took:>8}")  # fmt: skip
     print("mean loss: absolute error; row of loss: largest absolute error; gradient: norm of the error over the norm")
     if out is not None:
         sizes = {"n": n, "k": k, "d": d, "temperature": temperature, "target_temperature": target_temperature}
         write_record(out, {"machine": here, "sizes": sizes, "results": results})
 
 
-def _exact(inputs: Inputs, queue: Tensor, temperature: float, target_temperature: float) -> Solution:
-    problem = checked_problem(
-        inputs.query.double().requires_grad_(),
-        inputs.key.double(),
-        queue.double(),
-        temperature=temperature,
-        target_temperature=target_temperature,
-    )
-    return reference.solve(problem)
+def _exact(
+    inputs: Inputs, dtype: torch.dtype, products: torch.dtype, temperature: float, target_temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Return loss rows (N,) and gradient (N, D) in float64.
 
-
-def _relative_error(values: Tensor | None, exact: Tensor | None) -> float:
-    assert values is not None
-    assert exact is not None
-    return float((values - exact).norm() / exact.norm())
+    The queue is rounded to `dtype`, and query and key to `products` where they are multiplied by the queue.
+    """
+    assert inputs.queue is not None
+    query, key, queue = inputs.query.double(), inputs.key.double(), inputs.queue.to(dtype).double()
+    rows, key_rows = (rows.to(products).double() for rows in (inputs.query, inputs.key))
+    problem = checked_problem(query, key, queue, temperature=temperature, target_temperature=target_temperature)
+    target = reference.target(key_rows @ queue.T, None, problem)
+    loss, own, excess = reference.cross_entropy(query, key, rows @ queue.T, None, target, problem)
+    return loss, ((own - target.own_weight)[:, None] * key + excess @ queue) / temperature
 
 
 def _seconds(inputs: Inputs, queues: dict[torch.dtype, Tensor], rounds: int) -> dict[torch.dtype, float]:

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,13 @@ FLOAT16 = (torch.float16, "ieee")
 TF32 = (torch.float32, "tf32")
 TF32X3 = (torch.float32, "tf32x3")
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+# Dtypes of the ring and of the rows that are written to it; the first is what training does on a GPU.
+ENQUEUED = (
+    (torch.bfloat16, torch.float32),
+    (torch.float16, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float32, torch.float32),
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Variant:
     dtype: torch.dtype = torch.float32
     num_warps: int = 1
     num_stages: int = 1
+    other_dtypes: dict[str, torch.dtype] = field(default_factory=dict)  # of inputs that do not have `dtype`
 
 
 class Compiled(NamedTuple):
@@ -120,13 +128,16 @@ def forward_variant(
     architecture: int, dim: int, product: torch.dtype, precision: str, fixed_shift: bool, *, output: bool = True,
     batch_keys: bool = False, queue: bool = True, per_view: bool = False, scalars: bool = False, rows: int = 4096,
 ) -> Variant:  # fmt: skip
-    """Return the forward pass in its default launch, for a queue of whole tiles and any number of batch keys."""
+    """Return the forward pass in its default launch, for a queue of whole tiles and any number of batch keys.
+
+    All inputs have the dtype of the products: solve.py casts those that have another.
+    """
     gpu = plan.Gpu(divmod(architecture, 10), plan.SHARED_MEMORY[architecture], 128)
     launch = plan.plan_forward_pass(
         dim=dim, product=product, precision=precision, gpu=gpu, student_rows=rows, teacher_rows=rows,
         batch_key_views=1, candidates=(4096, 65536),
     )  # fmt: skip
-    name = [f"D={dim}", str(product).removeprefix("torch.")]
+    name = [f"D={dim}", short_name(product)]
     name += [precision] if product == torch.float32 else []
     words = {"queue": queue, "batch keys": batch_keys, "per view": per_view, "no output": not output}
     words |= {"scalars on the device": scalars}
@@ -135,6 +146,7 @@ def forward_variant(
     constants = {
         "D": dim, "HEAD": launch.head, "TAIL": launch.tail, "BLOCK_ROWS": launch.block_rows,
         "BLOCK_CANDIDATES": launch.block_candidates, "PRODUCT": triton_dtype(product), "PRECISION": precision,
+        "ROUND_PAIRS": plan.rounds_in_pairs(gpu.capability, launch.block_candidates),
         "FIXED_SHIFT": fixed_shift, "OUTPUT": output, "HAS_BATCH": batch_keys, "HAS_QUEUE": queue, "EVEN_BATCH": False,
         "EVEN_QUEUE": True, "PER_VIEW": per_view, "SKIP_OWN_VIEW": per_view,
     }  # fmt: skip
@@ -142,6 +154,15 @@ def forward_variant(
         name: None for name, given in (("batch_keys", batch_keys), ("queue", queue), ("scalars", scalars)) if not given
     }
     return Variant(forward_pass_kernel, ", ".join(name), constants, product, launch.num_warps, launch.num_stages)
+
+
+def _named(dtypes: dict[str, torch.dtype]) -> list[str]:
+    return [f"{name} {short_name(dtype)}" for name, dtype in dtypes.items()]
+
+
+def short_name(dtype: torch.dtype) -> str:
+    """Return "float32" for torch.float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def combine_variants() -> Iterator[Variant]:
@@ -158,9 +179,14 @@ def combine_variants() -> Iterator[Variant]:
     for dtype in (torch.float32, torch.bfloat16):
         for options in ("gradient, target, one view", "gradient, target, scalars on the device", "gradient", "target"):
             yield combine_variant(OPTIONS_DIM, dtype, options)
+    for dim in (OPTIONS_DIM, DIMS[-1]):
+        for dtype, key in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)):
+            yield combine_variant(dim, dtype, "gradient, target", {"key": key})
 
 
-def combine_variant(dim: int, dtype: torch.dtype, options: str) -> Variant:
+def combine_variant(
+    dim: int, dtype: torch.dtype, options: str, other_dtypes: dict[str, torch.dtype] | None = None
+) -> Variant:
     """Return combine_kernel with the options among gradient, target, per view, one view, scalars."""
     given = {word: word in options for word in ("gradient", "target", "per view", "one view", "scalars")}
     constants: dict[str, Any] = {
@@ -172,16 +198,20 @@ def combine_variant(dim: int, dtype: torch.dtype, options: str) -> Variant:
     constants |= {} if given["scalars"] else {"scalars": None}
     constants |= {} if given["per view"] else {"view_partials": None, "view_outputs": None}
     constants |= {} if given["gradient"] else {"gradient": None}
-    name = f"D={dim}, {str(dtype).removeprefix('torch.')}, {options}"
-    return Variant(combine_kernel, name, constants, dtype, num_warps=plan.warps_of_a_row(dim))
+    others = other_dtypes or {}
+    name = ", ".join([f"D={dim}", short_name(dtype), options, *_named(others)])
+    return Variant(combine_kernel, name, constants, dtype, num_warps=plan.warps_of_a_row(dim), other_dtypes=others)
 
 
 def enqueue_variants() -> Iterator[Variant]:
     """Yield the variants of the two kernels that write the queue."""
-    for dim, dtype in (*((dim, torch.bfloat16) for dim in DIMS), (OPTIONS_DIM, torch.float32)):
-        name = f"D={dim}, {str(dtype).removeprefix('torch.')}"
-        constants = {"D": dim, "BLOCK_D": plan.next_power_of_2(dim), "NORMALIZE": True}
-        yield Variant(enqueue_kernel, name, constants, dtype, num_warps=plan.warps_of_a_row(dim))
+    for dim in DIMS:
+        for ring, rows in ENQUEUED if dim == OPTIONS_DIM else ENQUEUED[:1]:
+            others = {} if ring == rows else {"new_rows": rows}
+            name = ", ".join([f"D={dim}", short_name(ring), *_named(others)])
+            constants = {"D": dim, "BLOCK_D": plan.next_power_of_2(dim), "NORMALIZE": True}
+            warps = plan.warps_of_a_row(dim)
+            yield Variant(enqueue_kernel, name, constants, ring, num_warps=warps, other_dtypes=others)
     yield Variant(advance_cursor_kernel, "", {})
 
 
@@ -195,6 +225,13 @@ NUMBERS = {"temperature", "target_temperature", "coefficient"}
 
 def resources(variant: Variant, architecture: int) -> tuple[int, int, int]:
     """Compile a variant; return registers per thread, bytes of shared memory per block, bytes spilled per thread."""
+    binary = compile_variant(variant, architecture)
+    registers, stack = usage(binary.asm["cubin"])
+    return registers, binary.metadata.shared, stack
+
+
+def compile_variant(variant: Variant, architecture: int) -> Any:
+    """Return Triton's result, whose `asm` holds "ttgir", "ptx" and "cubin"."""
     kernel = variant.kernel
     signature: dict[str, str] = {}
     aligned: list[int] = []
@@ -206,7 +243,8 @@ def resources(variant: Variant, architecture: int) -> tuple[int, int, int]:
         elif name == "cursor":
             signature[name] = "*i64"
         elif name in FLOAT32_POINTERS or name in INPUT_POINTERS:
-            signature[name] = "*fp32" if name in FLOAT32_POINTERS else POINTERS[variant.dtype]
+            dtype = torch.float32 if name in FLOAT32_POINTERS else variant.other_dtypes.get(name, variant.dtype)
+            signature[name] = POINTERS[dtype]
             aligned.append(position)
         else:
             signature[name] = "i32"
@@ -215,23 +253,31 @@ def resources(variant: Variant, architecture: int) -> tuple[int, int, int]:
     source = ASTSource(
         kernel, signature, variant.constants, {(position,): [["tt.divisibility", 16]] for position in aligned}
     )
-    binary = triton.compile(
+    return triton.compile(
         source,
         target=GPUTarget("cuda", architecture, 32),
         options={"num_warps": variant.num_warps, "num_stages": variant.num_stages},
     )
-    registers, stack = _usage(binary.asm["cubin"])
-    return registers, binary.metadata.shared, stack
 
 
-def _usage(cubin: bytes) -> tuple[int, int]:
-    """Return registers and stack bytes of the kernel in a binary, read by the cuobjdump of Triton's wheel."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        report = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
+def disassemble(cubin: bytes) -> str:
+    """Return the machine code of a binary as text."""
+    return _cuobjdump(cubin, "-sass")
+
+
+def usage(cubin: bytes) -> tuple[int, int]:
+    """Return registers and stack bytes of the kernel in a binary."""
+    report = _cuobjdump(cubin, "-res-usage")
     found = re.findall(r"REG:(\d+) STACK:(\d+)", report)
     if len(found) != 1:
         raise RuntimeError(f"cuobjdump lists {len(found)} kernels in a binary, expected 1:\n{report}")
     return int(found[0][0]), int(found[0][1])
+
+
+def _cuobjdump(cubin: bytes, option: str) -> str:
+    """Return what the cuobjdump of Triton's wheel prints about a binary."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([tool, option, file.name], check=True, capture_output=True, text=True).stdout

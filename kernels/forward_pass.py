@@ -8,7 +8,7 @@ partial (shift, sum, rounded_sum, output). combine.py adds the partials.
 import triton
 import triton.language as tl
 
-from sce_fast.kernels.rounding import drop_bits, rounded
+from sce_fast.kernels.rounding import drop_bits, rounded, rounded_with_values
 
 # The shift of a row without candidates. It is finite because −∞ − (−∞) would be NaN.
 EMPTY_SHIFT = tl.constexpr(-1.0e30)
@@ -44,19 +44,6 @@ def _load_rows(
 
 
 @triton.jit
-def _load_side(
-    is_student, query, query_stride, row, key, key_stride, key_row, exists, FIRST: tl.constexpr, WIDTH: tl.constexpr,
-    D: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Load rows of the query or of the key, which may differ in dtype."""
-    if is_student:
-        operand = _load_rows(query, query_stride, row, exists, FIRST, WIDTH, D, PRODUCT, PRECISION)
-    else:
-        operand = _load_rows(key, key_stride, key_row, exists, FIRST, WIDTH, D, PRODUCT, PRECISION)
-    return operand
-
-
-@triton.jit
 def _load_tile(
     tile_rows, stride, left, FIRST: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr,
     EVEN: tl.constexpr,
@@ -78,7 +65,7 @@ def _add_tiles(
     head, tail, candidates, stride, count, first_tile, last_tile, own, scale,
     shifts, sums, rounded_sums, output_head, output_tail,
     D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr,
-    PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+    PRODUCT: tl.constexpr, PRECISION: tl.constexpr, ROUND_PAIRS: tl.constexpr,
     FIXED_SHIFT: tl.constexpr, OUTPUT: tl.constexpr, MASK_OWN: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Add tiles [first_tile, last_tile) of the queue or of the batch keys to the partials of a block of rows."""
@@ -116,8 +103,8 @@ def _add_tiles(
         if OUTPUT:
             if PRECISION == "tf32":
                 weights = drop_bits(weights, 13)
-            weights = rounded(weights, PRODUCT)
-            rounded_sums += tl.sum(weights.to(tl.float32), 1)
+            weights, rounded_weights = rounded_with_values(weights, PRODUCT, ROUND_PAIRS)
+            rounded_sums += tl.sum(rounded_weights, 1)
             output_head = tl.dot(weights, tile_head, output_head, input_precision=PRECISION)
             if TAIL > 0:
                 output_tail = tl.dot(weights, tile_tail, output_tail, input_precision=PRECISION)
@@ -129,7 +116,7 @@ def _add_tiles(
     "batch_count", "queue_count", "row_offset",
 ])  # fmt: skip
 def forward_pass_kernel(
-    query,  # (V · N, D)
+    query,  # (V · N, D); these four are in the dtype of the products
     key,  # (U · N, D)
     batch_keys,  # (B, M, D)
     queue,  # (K, D)
@@ -144,7 +131,8 @@ def forward_pass_kernel(
     batch_count, queue_count, row_offset,
     D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr,
-    PRODUCT: tl.constexpr, PRECISION: tl.constexpr, FIXED_SHIFT: tl.constexpr, OUTPUT: tl.constexpr,
+    PRODUCT: tl.constexpr, PRECISION: tl.constexpr, ROUND_PAIRS: tl.constexpr, FIXED_SHIFT: tl.constexpr,
+    OUTPUT: tl.constexpr,
     HAS_BATCH: tl.constexpr, HAS_QUEUE: tl.constexpr, EVEN_BATCH: tl.constexpr, EVEN_QUEUE: tl.constexpr,
     PER_VIEW: tl.constexpr,  # key view u = program_id(2) streams batch_keys[u] for the rows that have a term with it
     SKIP_OWN_VIEW: tl.constexpr,  # query view u has no term with key view u
@@ -178,19 +166,20 @@ def forward_pass_kernel(
     first_tile = (tiles * split // splits).to(tl.int32)
     last_tile = (tiles * (split + 1) // splits).to(tl.int32)
 
-    key_row = row
+    # Pointer and stride are chosen before the load. An operand chosen after it passes through registers, and wgmma's
+    # copy of it in shared memory is read again for every tile.
+    tl.static_assert(query.dtype.element_ty == PRODUCT and key.dtype.element_ty == PRODUCT)
+    rows = query if is_student else key
+    rows_stride = query_stride if is_student else key_stride
+    index = row
     if PER_VIEW:
-        key_row += view * batch
+        index += 0 if is_student else view * batch
         batch_keys += view * tl.cast(batch_view_stride, tl.int64)
-    head = _load_side(
-        is_student, query, query_stride, row, key, key_stride, key_row, exists, 0, HEAD, D, PRODUCT, PRECISION
-    )
+    head = _load_rows(rows, rows_stride, index, exists, 0, HEAD, D, PRODUCT, PRECISION)
     output_head = tl.zeros([BLOCK_ROWS, HEAD], tl.float32)
     tail, output_tail = head, output_head
     if TAIL > 0:
-        tail = _load_side(
-            is_student, query, query_stride, row, key, key_stride, key_row, exists, HEAD, TAIL, D, PRODUCT, PRECISION
-        )
+        tail = _load_rows(rows, rows_stride, index, exists, HEAD, TAIL, D, PRODUCT, PRECISION)
         output_tail = tl.zeros([BLOCK_ROWS, TAIL], tl.float32)
     shifts = tl.zeros([BLOCK_ROWS], tl.float32) + EMPTY_SHIFT
     if FIXED_SHIFT:
@@ -201,14 +190,14 @@ def forward_pass_kernel(
         shifts, sums, rounded_sums, output_head, output_tail = _add_tiles(
             head, tail, batch_keys, batch_stride, batch_count, first_tile, tl.minimum(last_tile, batch_tiles), own,
             scale, shifts, sums, rounded_sums, output_head, output_tail,
-            D, HEAD, TAIL, BLOCK_CANDIDATES, PRODUCT, PRECISION, FIXED_SHIFT, OUTPUT, True, EVEN_BATCH,
+            D, HEAD, TAIL, BLOCK_CANDIDATES, PRODUCT, PRECISION, ROUND_PAIRS, FIXED_SHIFT, OUTPUT, True, EVEN_BATCH,
         )  # fmt: skip
     if HAS_QUEUE:
         shifts, sums, rounded_sums, output_head, output_tail = _add_tiles(
             head, tail, queue, queue_stride, queue_count,
             tl.maximum(first_tile - batch_tiles, 0), last_tile - batch_tiles, own,
             scale, shifts, sums, rounded_sums, output_head, output_tail,
-            D, HEAD, TAIL, BLOCK_CANDIDATES, PRODUCT, PRECISION, FIXED_SHIFT, OUTPUT, False, EVEN_QUEUE,
+            D, HEAD, TAIL, BLOCK_CANDIDATES, PRODUCT, PRECISION, ROUND_PAIRS, FIXED_SHIFT, OUTPUT, False, EVEN_QUEUE,
         )  # fmt: skip
 
     # Recomputed here, so that no registers hold these values during the loops.

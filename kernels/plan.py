@@ -157,6 +157,16 @@ def instruction(capability: tuple[int, int]) -> str:
     return {9: "wgmma", 10: "tcgen05", 11: "tcgen05"}.get(capability[0], "mma")
 
 
+def rounds_in_pairs(capability: tuple[int, int], block_candidates: int) -> bool:
+    """Return whether weights are rounded to bfloat16 in pairs by inline PTX.
+
+    Before Blackwell, ptxas converts values that are also summed one by one: F2F, in the unit of the exponentials. For
+    Blackwell it finds the pairs itself, and the inline PTX costs instructions. With 128 candidates the kernel for
+    Hopper would spill registers.
+    """
+    return capability < (10, 0) and block_candidates <= 64
+
+
 def choose_splits(blocks: int, slots: int, tiles: int) -> int:
     """Return the number of splits of the candidates with which `blocks` row blocks fill the `slots` of the GPU.
 

@@ -30,6 +30,22 @@ def rounded(values, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def rounded_with_values(values, DTYPE: tl.constexpr, PAIRS: tl.constexpr):
+    """Return float32 values as operands of a product in DTYPE, and the rounded values in float32.
+
+    With PAIRS, bfloat16 is rounded two values at a time.
+    """
+    if INTERPRETED or not PAIRS or tl.bfloat16 != DTYPE:
+        operand = rounded(values, DTYPE)
+        return operand, operand.to(tl.float32)
+    else:
+        return tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;", "=r,=r,=r,r,r", [values],
+            dtype=(tl.bfloat16, tl.float32), is_pure=True, pack=2,
+        )  # fmt: skip
+
+
+@triton.jit
 def store_rounded(pointers, values, mask):
     """Store float32 values, rounded to the dtype of the pointers."""
     if INTERPRETED and pointers.dtype.element_ty == tl.bfloat16:

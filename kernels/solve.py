@@ -19,6 +19,7 @@ from sce_fast.kernels.plan import (
     Gpu,
     next_power_of_2,
     plan_forward_pass,
+    rounds_in_pairs,
     shared_memory,
     warps_of_a_row,
     warps_of_splits,
@@ -94,14 +95,18 @@ def _solve(problem: Problem) -> Solution:
     query_views, _, dim = problem.query.shape
     settings = _settings(problem)
     query, key = _rows(problem.query), _rows(problem.key)
+    # Cast before the launch. A kernel that casts its inputs itself spills registers on Hopper at D 256.
+    cast_query = query.to(settings.product)
+    cast_key = key.to(settings.product) if problem.needs_target else cast_query  # which no block reads then
     per_view = problem.batch_key_views > 1
-    batch_keys = None if problem.batch_keys is None else _last_dense(problem.batch_keys)
-    queue = None if problem.queue is None else _last_dense(problem.queue)
+    # These are cast only if they differ in dtype. Products are float32 then, and far slower than the cast.
+    batch_keys = None if problem.batch_keys is None else _last_dense(problem.batch_keys).to(settings.product)
+    queue = None if problem.queue is None else _last_dense(problem.queue).to(settings.product)
     shared, of_view = _ForwardPass(None, None), _ForwardPass(None, None)
     if queue is not None or not per_view:
-        shared = _forward_pass(problem, settings, query, key, None if per_view else batch_keys, queue)
+        shared = _forward_pass(problem, settings, cast_query, cast_key, None if per_view else batch_keys, queue)
     if per_view:
-        of_view = _forward_pass(problem, settings, query, key, batch_keys, None)
+        of_view = _forward_pass(problem, settings, cast_query, cast_key, batch_keys, None)
 
     solution = Solution.empty(problem)
     combine_kernel[(len(solution.rows),)](
@@ -203,7 +208,8 @@ def _forward_pass(
             batch, students_here, teachers_here, rows, rows - no_output, students, students - no_output,
             batch_count, queue_count, problem.row_offset,
             D=dim, HEAD=launch.head, TAIL=launch.tail, BLOCK_ROWS=launch.block_rows, BLOCK_CANDIDATES=tile,
-            PRODUCT=triton_dtype(settings.product), PRECISION=settings.precision, FIXED_SHIFT=settings.fixed_shift,
+            PRODUCT=triton_dtype(settings.product), PRECISION=settings.precision,
+            ROUND_PAIRS=rounds_in_pairs(_gpu(query.device).capability, tile), FIXED_SHIFT=settings.fixed_shift,
             OUTPUT=output, HAS_BATCH=batch_keys is not None, HAS_QUEUE=queue is not None,
             EVEN_BATCH=batch_count % tile == 0, EVEN_QUEUE=queue_count % tile == 0,
             PER_VIEW=per_view, SKIP_OWN_VIEW=skip_own_view,

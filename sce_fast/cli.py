@@ -198,6 +198,7 @@ BENCHMARKS = {
     "loop": _bench("loop", "the trainer against a bare loop over the same batches, and the cost of checkpoints"),
     "overhead": _bench("overhead", "microseconds per call of sce_loss, of the bare kernel and of the autograd engine"),
     "queue": _bench("queue", "errors of loss and gradient with a 16-bit queue against a float32 queue, in float64"),
+    "dtypes": _bench("dtypes", "machine code, and on a GPU time, of the loss for each mix of dtypes; needs Triton"),
     "loader": _bench("loader", "images/s of the loader and of its peers"),
     "shards": _bench("shards", "images/s of the loader from tar shards and Parquet tables, against files"),
     "small": _bench("small", "what the recipe folder learns from small data sets; about half an hour"),

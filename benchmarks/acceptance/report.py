@@ -18,6 +18,8 @@ JUDGED_ON = ("H100", "H200")
 NOT_OURS = ("reference",)  # a backend, but not a competitor
 EAGER = "official"
 ATTENTION = ("attention", "attention-efficient", "attention-cudnn", "attention-math", "flex", "flash-attn")
+QUEUE_DTYPES = ("float32", "float16", "bfloat16")  # the most accurate first
+NEAR = 1.03  # a more accurate dtype may take so much longer
 LONGEST_LIST = 12  # failures, and reasons for not running, on the page
 
 
@@ -85,7 +87,7 @@ def _title(result: Record | None) -> str:
 def page(record: Record) -> str:
     """Return the one-page report; acceptance.json and output.log hold the details."""
     parts = [heading(record), targets_table(record), parts_table(record), tests_table(record), parity_table(record)]
-    parts += [loss_table(record), step_lines(record), other_lines(record)]
+    parts += [loss_table(record), dtypes_table(record), step_lines(record), other_lines(record)]
     parts += [frames_table(record), clip_lines(record), failures(record), not_run(record)]
     return "\n\n".join(part for part in parts if part)
 
@@ -199,6 +201,37 @@ def loss_rows(shape: dict[str, Any]) -> Iterator[str]:
 
 def _us(seconds: float | None) -> str:
     return "–" if seconds is None else f"{1e6 * seconds:.1f}"
+
+
+def dtypes_table(record: Record) -> str:
+    """Return the GPU time of each mix of dtypes, and the dtype that recipes should give their queue."""
+    mixes = [outcome["data"] for outcome in outcomes_of(record, "dtypes") if outcome["data"]]
+    if not mixes:
+        return ""
+    at = "dtypes at N {n}, K {k}, D {d}".format(**mixes[0]["sizes"])
+    lines = [f"| {at} | products | backend | µs | µs in a graph | error / allowed |", "|---|---|---|--:|--:|--:|"]
+    for mix in mixes:
+        for r in mix["results"]:
+            cells = [r["mix"], mix["product"], r["backend"], _us(r["seconds"]), _us(r["graph"]), _cell([r["worst"]])]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, *_queue_default(mixes)])
+
+
+def _queue_default(mixes: list[Record]) -> Iterator[str]:
+    """Yield a line about the recipes' queue if their default and a float32 queue were measured.
+
+    The choice is the most accurate dtype whose time is at most NEAR times the shortest.
+    """
+    seconds = {
+        mix["queue"]: min(r["graph"] or r["seconds"] for r in mix["results"]) for mix in mixes if mix["may_be_default"]
+    }
+    default = next((mix["queue"] for mix in mixes if mix["default"]), None)
+    if default is None or len(seconds) < len(QUEUE_DTYPES):
+        return
+    chosen = next(dtype for dtype in QUEUE_DTYPES if seconds[dtype] <= NEAR * min(seconds.values()))
+    times = ", ".join(f"{dtype} {_us(seconds[dtype])}" for dtype in QUEUE_DTYPES)
+    verdict = "as the recipes have it" if chosen == default else f"the recipes have {default}"
+    yield f"\n- The queue of float32 rows, µs: {times}. This run would choose {chosen}; {verdict}"
 
 
 def step_lines(record: Record) -> str:

@@ -124,6 +124,10 @@ def loss_workers(context: Context) -> list[Worker] | str:
     return [module_worker("items", "loss", "--device", context.device, patience=60, title="loss")]
 
 
+def dtype_workers(context: Context) -> list[Worker] | str:
+    return [module_worker("dtypes", "--device", context.device, patience=30, title="dtypes")]
+
+
 def step_workers(context: Context) -> list[Worker] | str:
     return [module_worker("items", "step", "--device", context.device, patience=45, title="step")]
 
@@ -153,6 +157,7 @@ PARTS = {
     "tests": Part("Tests marked gpu", 120, test_workers, lambda context: context.processes),
     "parity": Part("Parity at real sizes", 60, parity_workers, lambda context: context.processes),
     "loss": Part("The loss against its peers", 120, loss_workers),
+    "dtypes": Part("Mixes of dtypes", 35, dtype_workers),
     "step": Part("Training step", 50, step_workers),
     "sanitizer": Part("compute-sanitizer", 60, sanitizer_workers, lambda context: context.processes),
     "loader": Part("DALI on the GPU", 30, loader_workers),

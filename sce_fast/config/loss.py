@@ -44,7 +44,8 @@ class LossConfig:
     """Take the keys of the same step as candidates, beside the queue or alone: for each key view its keys of all
     ranks, or of one part of the batch with accumulation."""
     queue_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Dtype of the queue and of batch_keys: 16 bits halve their memory and the memory traffic of the loss."""
+    """Dtype of the queue and of batch_keys: 16 bits halve their memory and the memory traffic of the loss, and take the
+    faster products of a GPU. Recipes have bfloat16 on a GPU and float32 on a CPU."""
     backend: str = "auto"
     """Implementation of the loss. auto takes the fastest that serves the inputs; sce-fast doctor lists them."""
 

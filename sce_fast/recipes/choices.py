@@ -79,8 +79,9 @@ def description(found: str, source: str, config: TrainConfig, *, gpu: bool) -> s
     return (
         f"Found {found}, in {printable(config.data)}; to train on {where}, the recipe takes {source}:\n"
         f"  {model.backbone} of width {model.width}, {views}, batch {config.batch_size}, queue "
-        f"{config.loss.queue_size}, {config.optimizer.name}, warm-up of {config.optimizer.warmup_epochs:g} of "
-        f"{config.epochs} epochs, teacher momentum {model.momentum:g}. Options override them."
+        f"{config.loss.queue_size} in {config.loss.queue_dtype}, {config.optimizer.name}, warm-up of "
+        f"{config.optimizer.warmup_epochs:g} of {config.epochs} epochs, teacher momentum {model.momentum:g}. "
+        "Options override them."
     )
 
 

@@ -131,7 +131,8 @@ def _warmed_up(start: float, value: float, epochs: float) -> str:
 
 def _candidates(config: TrainConfig) -> str:
     loss, at_once = config.loss, config.batch_size // config.accumulation
-    queue = f"queue of {loss.queue_size:,} keys of {config.model.dim} numbers" if loss.queue_size else "no queue"
+    each = f"{config.model.dim} numbers in {loss.queue_dtype}"
+    queue = f"queue of {loss.queue_size:,} keys of {each}" if loss.queue_size else "no queue"
     return queue + (f", and the other {at_once - 1:,} keys of the view in the batch" if loss.batch_keys else "")
 
 

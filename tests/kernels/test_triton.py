@@ -152,13 +152,20 @@ def test_shared_memory_is_as_in_the_table_of_the_cuda_kernels():
 # ---------------------------------------------------------------------------------------------- ahead of time
 
 
-def test_a_default_launch_compiles_for_hopper_without_a_spill():
+def test_a_default_launch_compiles_for_hopper_without_a_spill_and_loads_its_rows_once():
     compile_offline = pytest.importorskip("sce_fast.kernels.compile_offline", reason="triton is not installed")
     variant = compile_offline.forward_variant(90, 256, torch.bfloat16, "ieee", True)
-    registers, shared, spilled = compile_offline.resources(variant, 90)
+    binary = compile_offline.compile_variant(variant, 90)
+    registers, spilled = compile_offline.usage(binary.asm["cubin"])
     assert spilled == 0
     assert 128 < registers <= 255
-    assert 0 < shared <= 227 * 1024
+    assert 0 < binary.metadata.shared <= 227 * 1024
+    # query and key share one load; products read rows and candidates from shared memory, not through registers
+    sass = compile_offline.disassemble(binary.asm["cubin"])
+    bytes_of_rows = variant.constants["BLOCK_ROWS"] * 256 * 2
+    assert len(re.findall(r" LDG\.E\.128", sass)) == bytes_of_rows // (16 * 32 * variant.num_warps)
+    assert "ttg.local_load" not in binary.asm["ttgir"]
+    assert " LDSM" not in sass
 
 
 @pytest.mark.parametrize(
@@ -204,6 +211,22 @@ def test_the_gate_compiles_every_kind_of_product_at_every_width_with_both_shifts
                 assert any(re.match(rf"{start}, batch keys, \d+ rows", name) for name in names), start
         for option in ("float16", "per view", "no output", "scalars on the device"):
             assert any(option in name for name in names), option
+
+
+def test_the_gate_compiles_the_dtypes_that_training_mixes():
+    """Unit rows are float32. The forward pass takes them cast to the queue's dtype, the other kernels as they are."""
+    compile_offline = pytest.importorskip("sce_fast.kernels.compile_offline", reason="triton is not installed")
+    mixes = {
+        (variant.kernel.__name__, variant.constants["D"], variant.dtype, *variant.other_dtypes.items())
+        for variant in compile_offline.variants(90)
+        if variant.other_dtypes
+    }
+    for dim in compile_offline.DIMS:
+        assert ("enqueue_kernel", dim, torch.bfloat16, ("new_rows", torch.float32)) in mixes
+    assert ("enqueue_kernel", 256, torch.float16, ("new_rows", torch.float32)) in mixes
+    for dim in (256, 512):
+        assert ("combine_kernel", dim, torch.float32, ("key", torch.bfloat16)) in mixes
+        assert ("combine_kernel", dim, torch.bfloat16, ("key", torch.float32)) in mixes
 
 
 # ---------------------------------------------------------------------------------------------- on a GPU

@@ -46,7 +46,7 @@ def test_it_tells_what_was_found_and_what_would_be_done(photo_folder, tmp_path, 
         "Steps: 20 epochs of 3 steps of 8 images, in 2 parts: 60 steps, 3 of them warm-up; on cpu, float32",
         "Peak learning rate: 0.009375 = 0.3 · 8 / 256 with lars, weight decay 1e-06",
         "Loss: the mean of 4 terms, queries of each view against keys of every other view; τ 0.1, τ_m 0.07, λ 0.5; "
-        "queue of 48 keys of 8 numbers",
+        "queue of 48 keys of 8 numbers in float32",
         f"Parameters: {sum(counts):,} (backbone {counts[0]:,}, projector {counts[1]:,}, predictor {counts[2]:,})",
         "2 steps of the same networks, reduced to a batch of 4 and a queue of 16, at the peak rate for this batch, "
         "0.00469:",

@@ -126,3 +126,27 @@ def test_the_page_tells_what_matters():
     assert "- parity: csrc/cuda/sm90_forward_pass.cu does not exist: sm90: N 1, K 1, D 64, bfloat16" in text
     assert "to save time, or after a crash: flex" in text
     assert len(text.splitlines()) < 110
+
+
+def mix(queue, graph, default=False, **other):
+    result = {"mix": f"rows float32, queue {queue}", "backend": "triton", "seconds": 2 * graph, "graph": graph}
+    data = {"queue": queue, "product": queue, "default": default, "may_be_default": True, "sizes": SIZES, **other}
+    return outcome(result["mix"], data={**data, "results": [{**result, "worst": 0.25}]})
+
+
+SIZES = {"n": 1024, "k": 65536, "d": 256}
+
+
+def test_the_page_tells_which_dtype_the_queue_should_have():
+    mixes = [mix("bfloat16", 240e-6, default=True), mix("float32", 9e-3), mix("float16", 260e-6)]
+    mixes.append(mix("float32", 1e-6, may_be_default=False))  # needs a setting that recipes do not make
+    text = page(record_of(dtypes=mixes))
+    assert "| dtypes at N 1024, K 65536, D 256 | products |" in text
+    assert "| rows float32, queue bfloat16 | bfloat16 | triton | 480.0 | 240.0 | 0.25 |" in text
+    assert (
+        "- The queue of float32 rows, µs: float32 9000.0, float16 260.0, bfloat16 240.0. This run would choose "
+        "bfloat16; as the recipes have it" in text
+    )
+    mixes[2] = mix("float16", 246e-6)  # more accurate, and nearly as fast
+    assert "would choose float16; the recipes have bfloat16" in page(record_of(dtypes=mixes))
+    assert "would choose" not in page(record_of(dtypes=mixes[:2]))

@@ -41,7 +41,7 @@ def test_without_a_gpu_every_part_says_why_it_was_not_run(tmp_path):
         assert (part["state"], part["reason"]) == ("not run", "torch sees no CUDA device")
     assert record["machine"]["packages"]["torch"] == torch.__version__
     assert "# Acceptance run on a machine without a GPU" in text
-    assert "- torch sees no CUDA device: build; tests; parity and 5 more" in text
+    assert "- torch sees no CUDA device: build; tests; parity and 6 more" in text
     assert all(target["reached"] is None for target in record["targets"])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "acceptance.json", "acceptance.md", "output.log"
@@ -54,8 +54,8 @@ def test_the_parts_that_measure_run_on_a_cpu(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     states = {name: part["state"] for name, part in record["parts"].items()}
     assert states == {
-        "build": "not run", "tests": "not run", "parity": "passed", "loss": "passed", "step": "passed",
-        "sanitizer": "not run", "loader": "passed", "video": "passed",
+        "build": "not run", "tests": "not run", "parity": "passed", "loss": "passed", "dtypes": "passed",
+        "step": "passed", "sanitizer": "not run", "loader": "passed", "video": "passed",
     }  # fmt: skip
     parity = record["parts"]["parity"]["outcomes"]
     assert {outcome["item"].split(":")[0] for outcome in parity} == set(gpu_kernels.cpu_backends())
@@ -69,6 +69,8 @@ def test_the_parts_that_measure_run_on_a_cpu(tmp_path):
     assert videos["frames of VP9, BT.709"]["data"]["mean"] < 1
     assert videos["R3D-50, video files through the loader"]["state"] == "passed"
     assert re.search(r"8, 256, 32 bfloat16 \| cpu \|", text)
+    assert re.search(r"\| rows float32, queue bfloat16 \| bfloat16 \| cpu \|", text)
+    assert "This run would choose " in text
     assert "Training step, synthetic images, resnet18, batch 4" in text
     assert "DALI, pixels from PNG files: views differ by 0.00 of 255" in text
 
