@@ -42,9 +42,9 @@ class Recorder(Protocol):
 class CapturedStep:
     """Takes the steps of a TrainingStep: the first ones as they are, all others by replaying one CUDA graph.
 
-    It is called as the TrainingStep is. Results, weights and checkpoints have the same bits, except that the GPU kernels
-    of the loss round otherwise if τ_m or λ has a schedule. Restore a checkpoint before the first call: a graph knows its
-    tensors by their place in memory. That memory, activations and gradients included, stays allocated between the steps.
+    It is called as the TrainingStep is. Results, weights and checkpoints have the same bits, except that the GPU
+    kernels of the loss round otherwise if τ_m or λ has a schedule. Restore a checkpoint before the first call: a graph
+    finds its tensors by their place in memory. That memory, activations included, stays allocated between the steps.
 
     Args:
         step: the step to take.
@@ -91,7 +91,7 @@ class CapturedStep:
             ValueError: an argument of the loss has changed although the config has no schedule for it.
         """
         if self._recorder is None:
-            return self.step(parts, number=number, learning_rate=learning_rate, **numbers)  # type: ignore[arg-type]
+            return self.step(parts, number=number, learning_rate=learning_rate, **numbers)
         self._place(number=number, learning_rate=learning_rate, **numbers)
         inputs: Iterable[Part] = self.step.inputs(parts, number)
         if self.reason is None:
@@ -118,8 +118,8 @@ class CapturedStep:
                 self._numbers[name].fill_(value)
             elif self._fixed.setdefault(name, value) != value:
                 raise ValueError(
-                    f"{name}={value}: expected {self._fixed[name]}, as in the step before, since the config gives it no "
-                    "schedule and a CUDA graph holds it"
+                    f"{name}={value}: expected {self._fixed[name]}, as in the step before, since the config gives it "
+                    "no schedule and a CUDA graph holds it"
                 )
 
     def _fill(self, inputs: Iterable[Part]) -> list[Part]:
@@ -195,8 +195,8 @@ def refusal(step: TrainingStep) -> str | None:
 
 def _refusal_of_ranks(ranks: int) -> str | None:
     """Return why steps with DistributedDataParallel cannot be captured, or None."""
-    if dist.get_backend() != "nccl":
-        return f"{ranks} ranks talk through {dist.get_backend()}, and only nccl can be captured"
+    if (backend := dist.get_backend()) != "nccl":
+        return f"{ranks} ranks talk through {backend}, and only nccl can be captured"
     version = torch.cuda.nccl.version()
     if version < OLDEST_NCCL:
         return f"nccl is {'.'.join(map(str, version))}, and {'.'.join(map(str, OLDEST_NCCL))} or later is needed"

@@ -1,7 +1,7 @@
 """SGD, LARS and AdamW with steps that can be masked on the device.
 
-A group may have lr_scale, a factor of its learning rate lr. The rate may be a () float64 tensor on the device, for steps
-with skip: it gives the bits of the number that it holds.
+A group may have lr_scale, a factor of its learning rate lr. The rate may be a () float64 tensor on the device, for
+steps with skip: it gives the bits of the number that it holds.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,7 +1,7 @@
 """A stand-in for a CUDA graph on a CPU: it records the operators of a step, refuses host reads, and repeats them.
 
 As in a graph, the operators run again with the same arguments on the same memory: numbers of the host are those of the
-recording, and recording changes nothing.
+recording, and recording changes nothing. Work of our C++ kernels is not recorded: tests take backend="reference".
 """
 
 from collections.abc import Callable, Iterator
@@ -41,8 +41,14 @@ class _Operators(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, Any, Any, list[tuple[int, Tensor]]]] = []
-        self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}  # memory from outside, and a copy
+        self.before: dict[
+            int, tuple[torch.UntypedStorage, torch.UntypedStorage]
+        ] = {}  # memory from outside, and a copy
         self._own: dict[int, Tensor] = {}  # tensors made inside, by their memory
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to skip it would import it, which takes seconds
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -95,7 +101,7 @@ class Tape:
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         random = torch.get_rng_state()
         # as on a GPU, where no mode is active: operators of the loss are recorded one by one
-        direct = mock.patch("sce_fast.loss.api.is_in_torch_dispatch_mode", lambda: False)
+        direct = mock.patch("sce_fast.loss.api.is_in_torch_dispatch_mode", return_value=False)
         with direct, _Calls(), _Operators() as tape:
             run()
         torch.set_rng_state(random)
