@@ -75,5 +75,6 @@ class CudaRecorder:
             raise
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # a failed capture leaves its own
-            raise RuntimeError(f"the training step cannot be captured: {error}; run without --cuda-graph") from error
+            cause = error.__context__ or error  # the end of a failed capture raises another error
+            raise RuntimeError(f"the training step cannot be captured: {cause}; run without --cuda-graph") from error
         return graph.replay

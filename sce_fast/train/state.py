@@ -140,13 +140,13 @@ class RunState:
         """Return what the bits of a run depend on beside its config."""
         device = self._training_step.device
         decoder = {"PyAV": installed_version("av")} if self._config.clips.frames else {}
-        scheduled = self._config.loss.scheduled()
+        scheduled = "target_temperature" in self._config.loss.scheduled()
         captured = self._config.cuda_graph and refusal(self._training_step) is None
         return {
             **versions(),
             **decoder,
             # The GPU kernels of the loss round otherwise then. None as in checkpoints of earlier versions.
-            **({f"{' and '.join(scheduled)} in a CUDA graph": captured or None} if scheduled else {}),
+            **({"target temperature in a CUDA graph": captured or None} if scheduled else {}),
             "ranks": self._ranks.size,
             "device": device_name(device),
             "threads": torch.get_num_threads() if device.type == "cpu" else None,

@@ -13,6 +13,8 @@ from helpers.steps import batch, config_of_steps, network, numbers
 from helpers.tape import HostRead, Tape
 from sce_fast.config import EvaluationConfig, replace
 from sce_fast.distributed import Ranks
+from sce_fast.kernels import solve
+from sce_fast.loss.problem import checked_problem
 from sce_fast.train import Trainer, capture, train
 from sce_fast.train.capture import CapturedStep, refusal
 from sce_fast.train.checkpoint import random_state
@@ -84,6 +86,19 @@ def test_captured_steps_have_the_same_bits(name):
     assert_same_bits(found, taken(config, steps=steps)[1])
     assert tape.replays == steps - capture.WARM_UP_STEPS
     assert len({found[f"loss of step {i}"].item() for i in range(steps)}) == steps
+
+
+def test_a_schedule_of_lambda_alone_keeps_the_shift_of_the_kernels():
+    """So that the kernels of a GPU round as with numbers. A temperature on the device may be too cold for it."""
+    rows, on_device = torch.nn.functional.normalize(torch.randn(4, 16), dim=1), torch.tensor(0.3)
+
+    def shift(**settings):
+        return solve._settings(checked_problem(rows, rows, rows, **settings)).fixed_shift
+
+    assert shift()
+    assert shift(coefficient=on_device)
+    assert not shift(coefficient=on_device, target_temperature=0.01)
+    assert not shift(target_temperature=on_device)
 
 
 def test_random_numbers_of_the_networks_go_on():
@@ -267,7 +282,7 @@ def stop_after(trainer, step):
 def test_settings_of_the_loss_on_the_device_are_a_circumstance(photo_folder, tmp_path, monkeypatch):
     """The kernels of a GPU round otherwise then; without schedules there is nothing to say."""
     config = small_config(photo_folder, tmp_path / "run", evaluation=EvaluationConfig(), cuda_graph=True)
-    name = "target_temperature and coefficient in a CUDA graph"
+    name = "target temperature in a CUDA graph"
     for loss, refused, expected in (({}, None, {}), (SCHEDULES, None, {name: True}), (SCHEDULES, "no", {name: None})):
         monkeypatch.setattr("sce_fast.train.state.refusal", lambda step, refused=refused: refused)
         state = Trainer(replace(config, loss=loss)).state.circumstances()
