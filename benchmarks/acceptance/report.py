@@ -226,10 +226,10 @@ def graph_lines(record: Record) -> str:
     for outcome in outcomes_of(record, "graph"):
         if "seconds" in (data := outcome["data"] or {}):
             plain, captured = (data["seconds"][name] for name in ("as it is", "captured"))
-            memory = " and ".join(f"{peak / 2**30:.1f}" for peak in data["peak_bytes"].values())
+            memory = " and ".join(f"{peak / 2**30:.1f}" for peak in data["reserved_bytes"].values())
             lines.append(
                 f"- Training step, {outcome['item'].removeprefix('time: ')}: {1e3 * plain:.2f} ms as it is, "
-                f"{1e3 * captured:.2f} ms captured in a CUDA graph, {plain / captured:.2f} times as fast; {memory} GiB"
+                f"{1e3 * captured:.2f} ms captured in a CUDA graph, {plain / captured:.2f} times as fast; {memory} GiB held"
             )
     return "\n".join(lines)
 
