@@ -190,10 +190,8 @@ def waiting_is_named() -> dict[str, str]:
 
 def times_of(backbone: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the median seconds of a step as it is and captured, and the memory that torch holds after each."""
-    loss, model = (
-        LossConfig(queue_dtype="bfloat16"),
-        ModelConfig(backbone=backbone, small_input=arguments["size"] <= 64),
-    )
+    loss = LossConfig(queue_dtype="bfloat16")
+    model = ModelConfig(backbone=backbone, small_input=arguments["size"] <= 64)
     torch.cuda.empty_cache()
     more: dict[str, Any] = {"precision": "bfloat16", "optimizer": "lars", "device": DEVICE.type, **arguments}
     step = training_step(model, loss, **more)

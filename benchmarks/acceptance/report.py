@@ -229,7 +229,8 @@ def graph_lines(record: Record) -> str:
             memory = " and ".join(f"{peak / 2**30:.1f}" for peak in data["reserved_bytes"].values())
             lines.append(
                 f"- Training step, {outcome['item'].removeprefix('time: ')}: {1e3 * plain:.2f} ms as it is, "
-                f"{1e3 * captured:.2f} ms captured in a CUDA graph, {plain / captured:.2f} times as fast; {memory} GiB held"
+                f"{1e3 * captured:.2f} ms captured in a CUDA graph, {plain / captured:.2f} times as fast; "
+                f"{memory} GiB held"
             )
     return "\n".join(lines)
 
