@@ -80,6 +80,7 @@ NONSENSE: dict[str, tuple[object, ...]] = {
     "accumulation": TOO_FEW,
     "precision": ("float8",),
     "compile": (),
+    "cuda_graph": (),
     "seed": (-1, 2**32),
     "device": ("tpu",),
     "loader_threads": TOO_FEW,

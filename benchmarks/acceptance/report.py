@@ -87,7 +87,7 @@ def _title(result: Record | None) -> str:
 def page(record: Record) -> str:
     """Return the one-page report; acceptance.json and output.log hold the details."""
     parts = [heading(record), targets_table(record), parts_table(record), tests_table(record), parity_table(record)]
-    parts += [loss_table(record), dtypes_table(record), step_lines(record), other_lines(record)]
+    parts += [loss_table(record), dtypes_table(record), step_lines(record), graph_lines(record), other_lines(record)]
     parts += [frames_table(record), clip_lines(record), failures(record), not_run(record)]
     return "\n\n".join(part for part in parts if part)
 
@@ -246,6 +246,24 @@ def step_lines(record: Record) -> str:
                 f"{1e6 * d['stages']['loss']:.0f} µs ({d['backend']}), momentum update "
                 f"{1e6 * d['stages']['momentum']:.0f} µs, queue {1e6 * d['stages']['queue']:.0f} µs, together "
                 f"{d['share_of_ours']:.2%}"
+            )
+    return "\n".join(lines)
+
+
+def graph_lines(record: Record) -> str:
+    """Return in how many cases captured steps have the bits of the others, and the times of both."""
+    lines, bits = [], [o for o in outcomes_of(record, "graph") if o["item"].startswith("same bits: ")]
+    if passed := [o["item"].removeprefix("same bits: ") for o in bits if o["state"] == "passed"]:
+        lines.append(f"- Steps captured in a CUDA graph have the same bits in {len(passed)} of {len(bits)} cases: ")
+        lines[0] += "; ".join(passed)
+    for outcome in outcomes_of(record, "graph"):
+        if "seconds" in (data := outcome["data"] or {}):
+            plain, captured = (data["seconds"][name] for name in ("as it is", "captured"))
+            memory = " and ".join(f"{peak / 2**30:.1f}" for peak in data["reserved_bytes"].values())
+            lines.append(
+                f"- Training step, {outcome['item'].removeprefix('time: ')}: {1e3 * plain:.2f} ms as it is, "
+                f"{1e3 * captured:.2f} ms captured in a CUDA graph, {plain / captured:.2f} times as fast; "
+                f"{memory} GiB held"
             )
     return "\n".join(lines)
 

@@ -132,6 +132,12 @@ def step_workers(context: Context) -> list[Worker] | str:
     return [module_worker("items", "step", "--device", context.device, patience=45, title="step")]
 
 
+def graph_workers(context: Context) -> list[Worker] | str:
+    if context.device == "cpu":
+        return NOT_FOR_A_CPU
+    return [module_worker("items", "graph", "--device", context.device, patience=30, title="graph")]
+
+
 def sanitizer_workers(context: Context) -> list[Worker] | str:
     if context.device == "cpu":
         return NOT_FOR_A_CPU
@@ -159,6 +165,7 @@ PARTS = {
     "loss": Part("The loss against its peers", 120, loss_workers),
     "dtypes": Part("Mixes of dtypes", 35, dtype_workers),
     "step": Part("Training step", 50, step_workers),
+    "graph": Part("Training step in a CUDA graph", 45, graph_workers),
     "sanitizer": Part("compute-sanitizer", 60, sanitizer_workers, lambda context: context.processes),
     "loader": Part("DALI on the GPU", 30, loader_workers),
     "video": Part("Videos by NVDEC, R3D", 90, video_workers),

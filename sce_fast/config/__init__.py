@@ -25,6 +25,7 @@ RENAMED = {("loss", "queue"): "queue_size"}
 # Entries that run folders of earlier versions lack, with the values that those runs had in effect.
 ADDED: dict[str, Any] = {
     "accept_changed_data": False,
+    "cuda_graph": False,
     "stretch_schedule": False,
     "init": None,
     "wandb": None,
@@ -135,6 +136,9 @@ class TrainConfig:
     """Precision of the networks. bfloat16 and float16 use autocast, float16 with a loss scale; float64 is for tests."""
     compile: bool = False
     """Compile the networks with torch.compile."""
+    cuda_graph: bool = False
+    """Capture the whole training step in one CUDA graph, so that the host launches it at once. A run that cannot be
+    captured says why, and trains without."""
     seed: int = 42
     """Seed of weights, order of the data and augmentations."""
     device: Device = "auto"
