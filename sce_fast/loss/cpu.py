@@ -11,8 +11,21 @@ PRODUCTS = (torch.float32, torch.bfloat16)
 # Whether ATen's brgemm multiplies matrices of this dtype on this processor. `import torch` comes before this call: the
 # kernels look for brgemm in the torch that is loaded.
 BRGEMM = {dtype: CPU.module is not None and CPU.module.has_brgemm(dtype == torch.bfloat16) for dtype in PRODUCTS}
+
+
+def bfloat16_pays(amx: bool, amd: bool) -> bool:
+    """Return whether a processor that can multiply in bfloat16 is faster at it than in float32.
+
+    The rule is one of processors, not a measurement, so that all ranks and a resumed run on equal machines round alike.
+    AMD's AVX-512 takes half the time of float32 (benchmarks/results/cpu_avx512). Intel's takes twice the time without
+    AMX (docs/benchmarks.md). AMX has not been measured; its tiles multiply several times as fast as AVX-512. Any other
+    processor takes float32.
+    """
+    return amx or amd
+
+
 # Whether products with bfloat16 candidates are computed in bfloat16.
-BFLOAT16_PRODUCTS = BRGEMM[torch.bfloat16]
+BFLOAT16_PRODUCTS = BRGEMM[torch.bfloat16] and bfloat16_pays(CPU.module.has_amx(), CPU.module.is_amd())
 
 
 def vector_instructions() -> str:
@@ -22,6 +35,8 @@ def vector_instructions() -> str:
 
 def products(dtype: torch.dtype) -> str:
     """Return how tiles of a dtype of PRODUCTS are multiplied on this processor."""
+    if dtype == torch.bfloat16 and BRGEMM[dtype] and not BFLOAT16_PRODUCTS:
+        return "as float32, which is faster on this processor"
     if BRGEMM[dtype]:
         return "brgemm of ATen"
     why = "ATen has none for this processor" if CPU.module.finds_brgemm() else "not found in this torch"
@@ -55,7 +70,7 @@ def solve(problem: Problem) -> Solution:
 
 
 def product_dtype_of(problem: Problem) -> torch.dtype:
-    """Return bfloat16 if the processor has such products and all candidates have this dtype, otherwise float32.
+    """Return bfloat16 if such products pay on this processor and all candidates have this dtype, otherwise float32.
 
     Products in float32 widen 16-bit candidates tile by tile. An odd D takes them too, since products in bfloat16
     multiply pairs.

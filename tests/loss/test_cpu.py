@@ -105,7 +105,7 @@ def test_mixed_dtypes_and_strides():
 def test_same_bits_for_any_number_of_threads_and_every_time():
     tensors = inputs("random", 2, 2, 300, 64, 3000, 0)
     results = []
-    for count in (1, 2, 3, 1):
+    for count in (1, 2, 3, 8, 1):  # bands of 7, 3, 2 and 1 blocks of rows
         torch.set_num_threads(count)
         leaf = tensors.query.clone().requires_grad_()
         rows = sce_loss(leaf, tensors.key, tensors.queue, backend="cpu", reduction="none")
@@ -174,6 +174,16 @@ def test_products_in_bfloat16_are_for_candidates_of_that_dtype(monkeypatch):
     assert product_dtype(torch.zeros(3, 16, dtype=torch.float16)) == torch.float32
     monkeypatch.setattr(native, "BFLOAT16_PRODUCTS", False)
     assert product_dtype(torch.zeros(3, 16, dtype=torch.bfloat16)) == torch.float32
+
+
+def test_products_in_bfloat16_are_for_processors_where_they_pay(monkeypatch):
+    assert native.bfloat16_pays(amx=False, amd=True)
+    assert native.bfloat16_pays(amx=True, amd=False)
+    assert not native.bfloat16_pays(amx=False, amd=False)
+    monkeypatch.setattr(native, "BRGEMM", dict.fromkeys(native.BRGEMM, True))
+    assert native.products(torch.bfloat16) == "as float32, which is faster on this processor"
+    monkeypatch.setattr(native, "BFLOAT16_PRODUCTS", True)
+    assert native.products(torch.bfloat16) == "brgemm of ATen"
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.02])
