@@ -1,9 +1,11 @@
 """The loss on a CPU by the C++ kernel in csrc/cpu/solve.cpp: one pass over the candidates."""
 
+from typing import Any
+
 import torch
 
 from sce_fast.loss.pack import TYPES, pack, pack_solution
-from sce_fast.loss.problem import Problem, Solution
+from sce_fast.loss.problem import Mean, Problem, Solution
 from sce_fast.native import CPU
 
 PRODUCTS = (torch.float32, torch.bfloat16)
@@ -54,19 +56,50 @@ def refuses(problem: Problem) -> str | None:
 
 def solve(problem: Problem) -> Solution:
     """Return loss per row, gradient and statistics."""
-    product_dtype = product_dtype_of(problem)
     solution = Solution.empty(problem, torch.float32)
     fields, _owners = pack(problem)
-    CPU.module.solve(
-        CPU.module.Problem(**fields),
-        CPU.module.Solution(**pack_solution(solution)),
-        BRGEMM[product_dtype],
-        product_dtype == torch.bfloat16,
-        torch.get_num_threads(),
-    )
-    if solution.gradient is not None:
+    _solve(fields, pack_solution(solution), product_dtype_of(problem))
+    if solution.gradient is not None and problem.query.dtype != torch.float32:
         solution.gradient = solution.gradient.to(problem.query.dtype)
     return solution
+
+
+def solve_mean(problem: Problem) -> Mean:
+    """Return the mean of the loss rows, its gradient and the statistics."""
+    fields, _owners = pack(problem)
+    return solve_fields_for_mean(fields, product_dtype_of(problem))
+
+
+def solve_fields_for_mean(fields: dict[str, Any], product: torch.dtype) -> Mean:
+    """Do the same for the fields of a packed problem, with products of this dtype."""
+    batch, key_views = fields["batch"], fields["key_views"]
+    mean = torch.empty((), dtype=torch.float32, device="cpu")
+    gradient = None
+    if fields["needs_gradient"]:
+        shape = fields["query_views"], batch, fields["dim"]
+        gradient = torch.empty(shape, dtype=torch.float32, device="cpu")
+    statistics = torch.empty((2 + key_views, batch), dtype=torch.float32, device="cpu")
+    rows, row_bytes = statistics.data_ptr(), batch * statistics.element_size()
+    solution = {
+        "rows": rows,
+        "gradient": 0 if gradient is None else gradient.data_ptr(),
+        "gradient_type": TYPES[torch.float32],
+        "target_entropy": rows + 2 * row_bytes,
+        "positive_probability": rows + row_bytes,
+        "mean": mean.data_ptr(),
+    }
+    _solve(fields, solution, product)
+    return mean, gradient, statistics
+
+
+def _solve(fields: dict[str, Any], solution: dict[str, int], product: torch.dtype) -> None:
+    CPU.module.solve(
+        CPU.module.Problem(**fields),
+        CPU.module.Solution(**solution),
+        BRGEMM[product],
+        product == torch.bfloat16,
+        torch.get_num_threads(),
+    )
 
 
 def product_dtype_of(problem: Problem) -> torch.dtype:
@@ -75,6 +108,12 @@ def product_dtype_of(problem: Problem) -> torch.dtype:
     Products in float32 widen 16-bit candidates tile by tile. An odd D takes them too, since products in bfloat16
     multiply pairs.
     """
-    candidates = [t for t in (problem.queue, problem.batch_keys) if t is not None]
-    narrow = all(t.dtype == torch.bfloat16 for t in candidates) and problem.query.shape[-1] % 2 == 0
-    return torch.bfloat16 if BFLOAT16_PRODUCTS and narrow else torch.float32
+    return product_dtype(
+        problem.query.shape[-1], *(t.dtype for t in (problem.queue, problem.batch_keys) if t is not None)
+    )
+
+
+def product_dtype(dim: int, *candidates: torch.dtype) -> torch.dtype:
+    """Return the same for rows of `dim` values and the dtypes of the candidates."""
+    narrow = BFLOAT16_PRODUCTS and dim % 2 == 0 and all(dtype == torch.bfloat16 for dtype in candidates)
+    return torch.bfloat16 if narrow else torch.float32
