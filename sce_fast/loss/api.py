@@ -88,8 +88,10 @@ def sce_loss(
     if takes_mean and batch_keys is None and not normalize and not return_statistics:
         settings = temperature, target_temperature, coefficient, positive_target, row_offset, backend
         repeated = repeat.signature(query, key, queue, settings)
-        if repeated is not None and (known := repeat.solve_mean(repeated, query, key, queue)) is not None:
-            return _with_gradient(query, known)
+        if repeated is not None and queue is not None:
+            known = repeat.solve_mean(repeated, query, key, queue)
+            if known is not None:
+                return _with_gradient(query, known)
     if normalize:
         check_tensors(query, key, queue, batch_keys)
         query, key = unit_rows(query), unit_rows(key)
@@ -130,7 +132,11 @@ def sce_loss(
 
 def _with_gradient(query: Tensor, solved: Mean) -> Tensor:
     mean, gradient, _ = solved
-    return mean if gradient is None else _AttachGradientOfMean.apply(query, mean, gradient)
+    if gradient is None:
+        return mean
+    if gradient.dim() != query.dim():
+        gradient = gradient.view(query.shape)
+    return _AttachGradientOfMean.apply(query, mean, gradient)
 
 
 class SCELoss(nn.Module):
@@ -186,15 +192,14 @@ class _AttachGradient(torch.autograd.Function):
 
 
 class _AttachGradientOfMean(torch.autograd.Function):
-    """The same for a mean and its gradient (V, N, D) in float32."""
+    """The same for a mean and its float32 gradient, which has the query's shape."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, mean: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
-        ctx.query_shape = query.shape
         return mean
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return operator.scaled_gradient(gradient, grad).view(ctx.query_shape), None, None
+        return operator.scaled_gradient(gradient, grad), None, None

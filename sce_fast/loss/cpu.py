@@ -67,16 +67,15 @@ def solve(problem: Problem) -> Solution:
 def solve_mean(problem: Problem) -> Mean:
     """Return the mean of the loss rows, its gradient and the statistics."""
     fields, _owners = pack(problem)
-    return solve_fields_for_mean(fields, product_dtype_of(problem))
+    return solve_fields_for_mean(fields, problem.query.shape, product_dtype_of(problem))
 
 
-def solve_fields_for_mean(fields: dict[str, Any], product: torch.dtype) -> Mean:
-    """Do the same for the fields of a packed problem, with products of this dtype."""
+def solve_fields_for_mean(fields: dict[str, Any], shape: torch.Size, product: torch.dtype) -> Mean:
+    """Do the same for the fields of a packed problem, with a gradient of this shape and products of this dtype."""
     batch, key_views = fields["batch"], fields["key_views"]
     mean = torch.empty((), dtype=torch.float32, device="cpu")
     gradient = None
     if fields["needs_gradient"]:
-        shape = fields["query_views"], batch, fields["dim"]
         gradient = torch.empty(shape, dtype=torch.float32, device="cpu")
     statistics = torch.empty((2 + key_views, batch), dtype=torch.float32, device="cpu")
     rows, row_bytes = statistics.data_ptr(), batch * statistics.element_size()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sce_fast.loss import cpu
-from sce_fast.loss.pack import matrix, pack
+from sce_fast.loss.pack import pack
 from sce_fast.loss.problem import Mean, Problem
 from sce_fast.native import CPU
 
@@ -45,10 +45,14 @@ def keep(signature: Signature, problem: Problem) -> None:
 
 
 def solve_mean(signature: Signature, query: Tensor, key: Tensor, queue: Tensor) -> Mean | None:
-    """Return what cpu.solve_mean returns, or None if no such call was kept."""
+    """Return what cpu.solve_mean returns, with a gradient of the query's shape, or None if no such call was kept."""
     fields = _known.get(signature)
     if fields is None or not (query.is_contiguous() and key.is_contiguous() and queue.is_contiguous()):
         return None
-    dim = fields["dim"]
-    tensors = {"query": matrix(query, dim), "key": matrix(key, dim), "queue": matrix(queue, dim)}
-    return cpu.solve_fields_for_mean({**fields, **tensors}, cpu.product_dtype(dim, queue.dtype))
+    fields = {  # only addresses differ
+        **fields,
+        "query": (query.data_ptr(), *fields["query"][1:]),
+        "key": (key.data_ptr(), *fields["key"][1:]),
+        "queue": (queue.data_ptr(), *fields["queue"][1:]),
+    }
+    return cpu.solve_fields_for_mean(fields, query.shape, cpu.product_dtype(fields["dim"], queue.dtype))
