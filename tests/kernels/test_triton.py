@@ -37,11 +37,12 @@ PRODUCTS = [(torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "
 
 @pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_in_the_interpreter(chosen):
-    file = Path(__file__).with_name("triton_interpreter.py")
+    here = Path(__file__).parent
+    files = [str(here / name) for name in ("triton_interpreter.py", "photometric_interpreter.py")]
     finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", chosen, str(file)],
+        [sys.executable, "-m", "pytest", "-q", "-m", chosen, *files],
         env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=file.parents[2],
+        cwd=here.parents[1],
         capture_output=True,
         text=True,
     )
