@@ -71,19 +71,16 @@ def color_jitter_kernel(
     r, g, b = _apply(r, g, b, tl.load(setting + JITTER_SLOTS).to(tl.int32), 0.0, 0.0)
     # whole numbers, rounded as on a CPU
     r, g, b = tl.floor(r + 0.5), tl.floor(g + 0.5), tl.floor(b + 0.5)
-    is_blurred = False
-    if jittered is not None:
-        is_blurred = tl.load(setting + SIGMA) > 0.0
-    if is_blurred:
+    if jittered is None:
+        _store_view(
+            views + image, setting, pixel, width, exists, r, g, b, mean_r, mean_g, mean_b, scale_r, scale_g, scale_b
+        )
+    elif tl.load(setting + SIGMA) > 0.0:
         _store(jittered + image + 3 * pixel, r, g, b, exists)
     else:
-        threshold, flips = solarize_threshold(setting), tl.load(setting + FLIP) > 0.0
-        r, g, b = (
-            finished(r, threshold, mean_r, scale_r),
-            finished(g, threshold, mean_g, scale_g),
-            finished(b, threshold, mean_b, scale_b),
+        _store_view(
+            views + image, setting, pixel, width, exists, r, g, b, mean_r, mean_g, mean_b, scale_r, scale_g, scale_b
         )
-        _store(views + image + 3 * mirrored(pixel, width, flips), r, g, b, exists)
 
 
 @triton.jit
@@ -131,7 +128,7 @@ def _mean(sums, count, pixel_count, SUMS: tl.constexpr):
     for first in range(0, count, SUMS):
         index = first + tl.arange(0, SUMS)
         total += tl.load(sums + index, mask=index < count, other=0.0).to(tl.float64)
-    return (tl.sum(total, 0) / pixel_count.to(tl.float64)).to(tl.float32)
+    return (tl.sum(total, 0) / pixel_count).to(tl.float32)
 
 
 @triton.jit
@@ -142,6 +139,18 @@ def _load(image, pixel, exists):
     g = tl.load(at + 1, mask=exists, other=0).to(tl.float32)
     b = tl.load(at + 2, mask=exists, other=0).to(tl.float32)
     return r, g, b
+
+
+@triton.jit
+def _store_view(
+    view, setting, pixel, width, exists, r, g, b, mean_r, mean_g, mean_b, scale_r, scale_g, scale_b
+):  # fmt: skip
+    """Solarize, normalise and flip whole numbers, and store them."""
+    threshold, flips = solarize_threshold(setting), tl.load(setting + FLIP) > 0.0
+    r = finished(r, threshold, mean_r, scale_r)
+    g = finished(g, threshold, mean_g, scale_g)
+    b = finished(b, threshold, mean_b, scale_b)
+    _store(view + 3 * mirrored(pixel, width, flips), r, g, b, exists)
 
 
 @triton.jit

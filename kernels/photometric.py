@@ -15,9 +15,12 @@ from sce_fast.kernels.plan import next_power_of_2
 SETTINGS = 13  # columns: operations (5), factors (5), sigma, solarize, flip
 LARGEST_RADIUS = 15  # of the blur, in pixels; its rows are kept in registers
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SUMS_AT_A_TIME = 128  # of greys
+SUMS_AT_A_TIME, SUM_WARPS = 128, 4  # of greys
 PIXELS_AT_A_TIME, PIXEL_WARPS = 1024, 8
+BLUR_WARPS = 4
 BLURRED_ROWS = 56  # of a program; the rows above and below that the blur reaches are blurred twice
+# No fused multiply-adds, which would round differently from csrc/cpu.
+EXACT = {"enable_fp_fusion": False}
 
 
 def finish_views(
@@ -74,27 +77,25 @@ def _launch(
     frames = pixels.numel() // (3 * count)
     per_sample = frames // len(pixels)
     blocks = -(-count // BLOCK_PIXELS.value)
-    # no fused multiply-adds, which would round differently from csrc/cpu
-    exact = {"enable_fp_fusion": False}
     sums = jittered = None
     if contrast:
         sums = torch.empty(frames, blocks * LANES.value, device=pixels.device)
         grey_sums_kernel[(frames, -(-sums.shape[1] // SUMS_AT_A_TIME))](
             pixels, settings, sums, count, per_sample, settings.stride(0), blocks,
-            SUMS=SUMS_AT_A_TIME, num_warps=SUMS_AT_A_TIME // 32, **exact,
+            SUMS=SUMS_AT_A_TIME, num_warps=SUM_WARPS, **EXACT,
         )  # fmt: skip
     if weights is not None:
         jittered = torch.empty_like(pixels)
     color_jitter_kernel[(frames, -(-count // PIXELS_AT_A_TIME))](
         pixels, settings, sums, jittered, views, count, width, per_sample, settings.stride(0), blocks, *normalisation,
-        BLOCK=PIXELS_AT_A_TIME, SUMS=sums_block(blocks * LANES.value), num_warps=PIXEL_WARPS, **exact,
+        BLOCK=PIXELS_AT_A_TIME, SUMS=sums_block(blocks * LANES.value), num_warps=PIXEL_WARPS, **EXACT,
     )  # fmt: skip
     if weights is not None:
         radius, block = weights.shape[1] // 2, blur_block(weights.shape[1] // 2)
         gaussian_blur_kernel[(frames, -(-3 * width // block), -(-height // BLURRED_ROWS))](
             jittered, settings, weights, views, height, width, per_sample, settings.stride(0), weights.stride(0),
             *normalisation, RADIUS=radius, REFLECTIONS=reflections(radius, min(height, width)), ROWS=BLURRED_ROWS,
-            BLOCK=block, num_warps=4, **exact,
+            BLOCK=block, num_warps=BLUR_WARPS, **EXACT,
         )  # fmt: skip
 
 

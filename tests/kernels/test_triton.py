@@ -188,7 +188,8 @@ def test_the_gate_compiles_every_kernel_and_none_twice(architecture):
     compile_offline = pytest.importorskip("sce_fast.kernels.compile_offline", reason="triton is not installed")
     variants = compile_offline.variants(architecture)
     assert {variant.kernel.__name__ for variant in variants} == {
-        "forward_pass_kernel", "combine_splits_kernel", "combine_kernel", "enqueue_kernel", "advance_cursor_kernel"
+        "forward_pass_kernel", "combine_splits_kernel", "combine_kernel", "enqueue_kernel", "advance_cursor_kernel",
+        "grey_sums_kernel", "color_jitter_kernel", "gaussian_blur_kernel",
     }  # fmt: skip
     assert len({repr(dataclasses.replace(variant, name="")) for variant in variants}) == len(variants)
     assert len({(variant.kernel.__name__, variant.name) for variant in variants}) == len(variants)

@@ -15,11 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sce_fast.data.image.augment import Augmentation
+from sce_fast.data.image.augment import Augmentation, Photometric
 from sce_fast.kernels.photometric import DTYPES, LARGEST_RADIUS, SETTINGS, finish_views
 from sce_fast.kernels.solve import INSTALLED, OLDEST_CAPABILITY, interpreted
 
-Photometric = Literal["auto", "triton", "dali"]
 # What changes the values of views: the C++ kernel in the graph, Triton's kernel behind it, or DALI's operators.
 Implementation = Literal["cpp", "triton", "dali"]
 MOST_HELD = 8  # batches whose pixels are kept; with more, the host waits for the GPU

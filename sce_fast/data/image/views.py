@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sce_fast.data.faults import CHANGED
-from sce_fast.data.image.augment import Augmentation
+from sce_fast.data.image.augment import Augmentation, Photometric
 from sce_fast.data.image.files import Item
-from sce_fast.data.image.fused import Finish, Photometric
+from sce_fast.data.image.fused import Finish
 from sce_fast.data.image.graph import file_feed, training_pipeline, view_vectors
 from sce_fast.data.image.plan import plan_views
 from sce_fast.data.image.sizes import decoded_sizes

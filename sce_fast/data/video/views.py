@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sce_fast.data.faults import require_few_bad
-from sce_fast.data.image.augment import Augmentation
-from sce_fast.data.image.fused import Finish, Photometric, blur_weights
+from sce_fast.data.image.augment import Augmentation, Photometric
+from sce_fast.data.image.fused import Finish, blur_weights
 from sce_fast.data.image.graph import view_vectors
 from sce_fast.data.order import replace_bad
 from sce_fast.data.pipeline import Feed
