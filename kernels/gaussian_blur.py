@@ -49,9 +49,9 @@ def gaussian_blur_kernel(
     to = views + image + 3 * mirrored(column, width, flips) + channel
     for step in range(0, tl.minimum(ROWS, height - first) + 2 * RADIUS):
         row = jittered + image + _reflected(first + step - RADIUS, height, REFLECTIONS) * width * 3
-        along = taps[0] * tl.load(row + columns[0], mask=exists, other=0).to(tl.float32)
+        along = taps[0] * tl.load(row + columns[0]).to(tl.float32)
         for k in tl.static_range(1, TAPS):
-            along += taps[k] * tl.load(row + columns[k], mask=exists, other=0).to(tl.float32)
+            along += taps[k] * tl.load(row + columns[k]).to(tl.float32)
         blurred = blurred[1:] + (along,)
         if step >= 2 * RADIUS:
             across = taps[0] * blurred[0]
@@ -67,5 +67,5 @@ def _reflected(index, size, REFLECTIONS: tl.constexpr):
     for _ in tl.static_range(REFLECTIONS):
         index = tl.where(index < 0, -index, index)
         index = tl.minimum(index, 2 * (size - 1) - index)
-    # of a single row or column
+    # of a single row or column; places behind the row are loaded without a mask, so they must lie in the image
     return tl.minimum(tl.maximum(index, 0), size - 1)

@@ -27,7 +27,7 @@ from sce_fast.native import CPU
 
 BYTES: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # so that views have the values of pixels
 # Views whose one operation is certain, and the strengths of the papers.
-ALONE = {
+ALONE: dict[str, dict[str, Any]] = {
     "brightness": {"jitter": 1.0, "brightness": 0.8},
     "contrast": {"jitter": 1.0, "contrast": 0.8},
     "saturation": {"jitter": 1.0, "saturation": 0.8},

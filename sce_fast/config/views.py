@@ -111,7 +111,7 @@ class ViewsConfig:
     hidden pixels show. Unused for videos."""
     photometric: Photometric = "auto"
     """What changes the values of the views on a GPU: triton, our kernel; dali, DALI's operators; or auto, which takes
-    dali only if the kernel cannot run, and says why. On a CPU, auto is our C++ kernel."""
+    dali only if the kernel cannot run, and says why. A CPU always takes our C++ kernel."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype in which the views reach the networks. auto: on a GPU the run's precision if it is bfloat16 or float16, to
     which autocast would round them anyway; otherwise float32."""

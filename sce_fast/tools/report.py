@@ -86,8 +86,7 @@ def view_pairs(config: TrainConfig, path: Path) -> Path:
     The views of an image stand below each other, those of a video side by side.
     """
     index = open_data(config)
-    # on a CPU, wherever the run was
-    views = random_views(replace(config, views={"photometric": "auto", "dtype": "float32"}), index, threads=1)
+    views = random_views(replace(config, views={"dtype": "float32"}), index, threads=1)
     loader = TrainingLoader(index, views, batch_size=min(PAIRS[index.kind], len(index)))
     pictures = [[Tile(picture) for picture in _visible(view, config)] for view in next(loader).views]
     names = [f"view {v}\n{name}" for v, name in enumerate(config.views.names)]

@@ -33,7 +33,9 @@ def random_views(config: TrainConfig, index: Index, *, threads: int, device: str
     """
     augmentations, sampling = config.views.augmentations(), config.clips.sampling()
     settings: dict[str, Any] = {"seed": config.seed, "threads": threads, "device": device}
-    settings |= {"photometric": config.views.photometric, "dtype": _dtype(config, device)}
+    # A run may resume on another device, so a CPU takes its own kernel whatever a GPU should take.
+    photometric = config.views.photometric if device == "gpu" else "auto"
+    settings |= {"photometric": photometric, "dtype": _dtype(config, device)}
     if sampling is not None:
         assert isinstance(index, VideoIndex)
         return RandomClips(index, sampling, augmentations, **settings)

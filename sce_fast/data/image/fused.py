@@ -8,7 +8,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -141,7 +141,7 @@ class Finish:
         ):
             window = vectors[:, self._window] if radius else None
             contrast = a.jitter > 0 and a.contrast > 0
-            settings = {"mean": a.mean, "std": a.std, "contrast": contrast, "dtype": self._dtype}
+            settings: dict[str, Any] = {"mean": a.mean, "std": a.std, "contrast": contrast, "dtype": self._dtype}
             views.append(finish_views(pixels, vectors[:, self._settings], window, **settings))
         if outputs[0].is_cuda:
             self._hold(outputs)

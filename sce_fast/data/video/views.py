@@ -213,6 +213,7 @@ def _settings(plan: ClipPlan, radius: int) -> NDArray[np.float32]:
     Args:
         radius: if given, the settings end with the blur's window, as Finish takes it.
     """
-    view, columns = np.stack(view_vectors(plan.view))[:, 4:], [plan.difference[:, None]]
+    view = np.stack(view_vectors(plan.view))[:, 4:]
+    columns: list[NDArray] = [plan.difference[:, None]]
     columns += [blur_weights(plan.view.blur_sigma, radius)] if radius else []
     return np.concatenate([view, *columns], axis=1, dtype=np.float32)

@@ -130,3 +130,41 @@ def test_dtype_of_a_run(gpu, photo_folder, tmp_path, precision, wanted, on_cpu, 
     index = index_images(photo_folder)
     for device, dtype in (("cpu", on_cpu), ("gpu", on_gpu)):
         assert data.random_views(config, index, threads=1, device=device)._finish._dtype == dtype
+
+
+# ---------------------------------------------------------------------------------------------- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_views_of_a_gpu_are_those_of_dalis_pixels_when_they_were_ready(photo_folder):
+    """The loader runs ahead of the GPU: its outputs must not be overwritten before the kernel has read them."""
+    index, views = index_images(photo_folder), (STRONG, STRONG)
+
+    def batches(wait):
+        loader = TrainingLoader(index, RandomViews(index, views, seed=1, device="gpu"), batch_size=8)
+        torch.cuda._sleep(0 if wait else 10**9)
+        found = []
+        for _ in range(24):
+            found.append(next(loader).views)
+            if wait:
+                torch.cuda.synchronize()
+        return found
+
+    for ahead, in_turn in zip(batches(wait=False), batches(wait=True), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ahead, in_turn, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_ways_to_finish_views_agree_on_a_gpu(photo_folder, dtype):
+    index, settings = index_images(photo_folder), dict(seed=1, device="gpu", dtype=dtype)
+    ours, others = (
+        next(TrainingLoader(index, RandomViews(index, (STRONG,), photometric=p, **settings), batch_size=16)).views[0]
+        for p in ("triton", "dali")
+    )
+    assert ours.dtype == others.dtype == dtype
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    levels = 255 * (ours.float() - others.float()).abs() * torch.tensor(STRONG.std, device="cuda")[:, None, None]
+    assert (levels <= (1.01 if dtype == torch.float32 else 3)).float().mean() > 0.99
