@@ -123,15 +123,15 @@ def test_everything_at_once():
 
 @pytest.mark.slow
 def test_every_order_of_the_jitter():
-    assert_same_bits(random_pixels(48, 11, 20), random_plan(48, seed=1))
+    assert_same_bits(random_pixels(24, 7, 10), random_plan(24, seed=1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_many_sizes(seed):
     random = np.random.default_rng(seed)
-    for _ in range(6):
-        height, width = random.integers(1, 60, 2)
+    for _ in range(2):
+        height, width = random.integers(1, 40, 2)
         sigma = random.uniform(0.2, LARGEST_RADIUS / 3)
         plan = random_plan(3, sigma, seed=int(random.integers(1000)))
         assert_same_bits(random_pixels(3, height, width, seed=seed), plan, sigma)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.steps import batch, config_of_steps
 from sce_fast.config import TrainConfig, ViewsConfig
 from sce_fast.data.image import fused
 from sce_fast.data.image.augment import Augmentation
@@ -15,6 +16,7 @@ from sce_fast.data.index import index_images
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.native import CPU
 from sce_fast.train import data
+from sce_fast.train.step import TrainingStep
 
 STRONG = Augmentation(size=12, jitter=0.8, contrast=0.4, blur=0.5)
 WIDE = Augmentation(blur=0.1, blur_sigma=(0.1, 5.1))
@@ -91,16 +93,18 @@ def test_radius_of_the_widest_window():
 
 
 @pytest.mark.filterwarnings("ignore:the CPU kernels are not built")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_views_in_another_dtype_are_rounded_once(photo_folder, dtype):
+def test_views_in_another_dtype_are_rounded_once(photo_folder):
     index = index_images(photo_folder)
 
     def views(**settings):
         return next(TrainingLoader(index, RandomViews(index, (STRONG,), seed=1, **settings), batch_size=2)).views[0]
 
-    assert torch.equal(views(dtype=dtype), views().to(dtype))
+    exact = views()
+    for dtype in (torch.bfloat16, torch.float16):
+        assert torch.equal(views(dtype=dtype), exact.to(dtype))
 
 
+@pytest.mark.slow
 def test_dali_operators_are_used_on_a_cpu_if_wanted(photo_folder, monkeypatch):
     """Without the warning that the C++ kernel is missing."""
     index, expected = index_images(photo_folder), None
@@ -130,6 +134,19 @@ def test_dtype_of_a_run(gpu, photo_folder, tmp_path, precision, wanted, on_cpu, 
     index = index_images(photo_folder)
     for device, dtype in (("cpu", on_cpu), ("gpu", on_gpu)):
         assert data.random_views(config, index, threads=1, device=device)._finish._dtype == dtype
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_views_that_are_rounded_before_give_the_step_that_autocast_gives(precision):
+    """In float32 they are rounded, too, but the networks still compute in float32."""
+    config = config_of_steps(precision=precision, batch_size=2)
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        views = [view.to(torch.bfloat16).to(dtype) for view in batch(config, 0)]
+        torch.manual_seed(0)
+        step = TrainingStep(config, torch.device("cpu"))
+        losses.append(step([views], number=0, learning_rate=0.1, momentum=0.99)["loss"])
+    assert torch.equal(*losses)
 
 
 # ---------------------------------------------------------------------------------------------- on a GPU
