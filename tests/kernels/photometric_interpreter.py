@@ -16,6 +16,7 @@ from sce_fast.data.image.plan import JITTER_ORDERS, ColorOperation
 from sce_fast.data.image.views import RandomViews
 from sce_fast.data.index import index_images
 from sce_fast.data.loader import TrainingLoader
+from sce_fast.kernels import photometric
 from sce_fast.kernels.photometric import LARGEST_RADIUS, finish_views
 from sce_fast.native import CPU
 
@@ -109,7 +110,8 @@ def test_blur_solarize_and_flip_alone():
     assert [np.array_equal(view, image) for view, image in zip(views, pixels, strict=True)] == [False] * 3 + [True]
 
 
-def test_contrast_of_an_image_with_two_blocks_of_sums():
+def test_contrast_of_an_image_with_two_blocks_of_sums(monkeypatch):
+    monkeypatch.setattr(photometric, "sums_block", lambda sums: 16)  # added in two turns
     plan = still(1)
     plan.operations[0, :2], plan.factors[0, :2] = [CONTRAST, 0], [0.7, 1.3]
     assert_same_bits(random_pixels(1, 59, 37), plan)
@@ -119,6 +121,18 @@ def test_everything_at_once():
     plan = random_plan(3, seed=5)
     plan.operations[0], plan.sigma[0] = [2, 0, CONTRAST, HUE, NONE], 0.5
     assert_same_bits(random_pixels(3, 5, 11), plan)
+
+
+def test_images_of_many_programs(monkeypatch):
+    """Each kernel cuts an image into parts that do not end where the image does."""
+    monkeypatch.setattr(photometric, "PIXELS_AT_A_TIME", 16)
+    monkeypatch.setattr(photometric, "BLURRED_ROWS", 4)
+    monkeypatch.setattr(photometric, "blur_block", lambda radius: 16)
+    plan = random_plan(1)
+    plan.sigma[0], plan.flip[0] = 0.6, True
+    assert_same_bits(random_pixels(1, 9, 7), plan)
+    plan.sigma[0] = 0
+    assert_same_bits(random_pixels(1, 9, 7), plan)
 
 
 @pytest.mark.slow
@@ -175,6 +189,32 @@ def test_views_have_channels_last():
     clips = finish_views(torch.zeros(2, 2, 4, 5, 3, dtype=torch.uint8), plan.settings(), **BYTES)
     assert clips.shape == (2, 3, 2, 4, 5)
     assert clips.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"pixels": torch.zeros(2, 4, 5, 4, dtype=torch.uint8)},
+            r"pixels has shape \(2, 4, 5, 4\), expected \(N, H, W, 3\)",
+        ),
+        ({"pixels": torch.zeros(2, 4, 5, 3)}, "pixels has dtype torch.float32 and strides .*, expected dense uint8"),
+        ({"settings": torch.zeros(3, 13)}, r"settings has shape \(3, 13\), .* expected \(2, 13\) float32"),
+        ({"settings": torch.zeros(2, 13, dtype=torch.float64)}, "settings has .* dtype torch.float64"),
+        ({"weights": torch.zeros(2, 33)}, "weights has 33 columns, expected 3 to 31"),
+        ({"weights": torch.zeros(2, 6)}, r"weights has shape \(2, 6\), .* expected \(2, 7\) float32"),
+        ({"weights": torch.zeros(2, 5, device="meta")}, "weights is on meta, expected cpu"),
+        ({"dtype": torch.float64}, "dtype=torch.float64: expected torch.float32, torch.bfloat16, torch.float16"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(change, message):
+    inputs = {"pixels": torch.zeros(2, 4, 5, 3, dtype=torch.uint8), "settings": torch.zeros(2, 13)}
+    with pytest.raises(ValueError, match=message):
+        finish_views(**{**inputs, **BYTES, **change})
+
+
+def test_a_batch_without_images():
+    assert finish_views(torch.zeros(0, 4, 5, 3, dtype=torch.uint8), torch.zeros(0, 13), **BYTES).shape == (0, 3, 4, 5)
 
 
 NARROW = {"blur_sigma": (0.1, 0.6)}
