@@ -141,7 +141,7 @@ def test_every_order_of_the_jitter():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_many_sizes(seed):
     random = np.random.default_rng(seed)
     for _ in range(2):
@@ -236,7 +236,7 @@ def assert_same_pixels(views, expected):
         torch.testing.assert_close(view, other, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("more", [(), pytest.param(("alpha", "gamma", "weak"), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("more", [(), pytest.param(("alpha", "weak"), marks=pytest.mark.slow)])
 def test_views_of_the_loader_are_those_of_the_cpu_path(photo_folder, more):
     index = index_images(photo_folder)
     views = VIEWS if not more else tuple(Augmentation(size=18, **AUGMENTATIONS[name]) for name in more)
