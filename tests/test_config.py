@@ -118,6 +118,8 @@ NONSENSE: dict[str, tuple[object, ...]] = {
     "views.mean": ((-1, 0, 0), (123.7, 116.3, 103.5), (0, 0, math.nan), (0, 0)),
     "views.std": ((0, 1, 1), (58.4, 57.1, 57.4), (1, 1, math.inf), (-1, 1, 1)),
     "views.background": ("", "no colour", "#12345", "1,2", "256,0,0", "-1,0,0"),
+    "views.photometric": ("cuda",),
+    "views.dtype": ("float64",),
     "model.backbone": ("r3d18",),  # the config is one for images
     "model.width": (0, 4, -8),
     "model.small_input": (),

@@ -87,7 +87,8 @@ def _title(result: Record | None) -> str:
 def page(record: Record) -> str:
     """Return the one-page report; acceptance.json and output.log hold the details."""
     parts = [heading(record), targets_table(record), parts_table(record), tests_table(record), parity_table(record)]
-    parts += [loss_table(record), dtypes_table(record), step_lines(record), graph_lines(record), other_lines(record)]
+    parts += [loss_table(record), dtypes_table(record), step_lines(record), graph_lines(record)]
+    parts += [other_lines(record), pixel_lines(record)]
     parts += [frames_table(record), clip_lines(record), failures(record), not_run(record)]
     return "\n\n".join(part for part in parts if part)
 
@@ -284,6 +285,26 @@ def other_lines(record: Record) -> str:
         if "images_per_second" in data:
             each = ", ".join(f"{place} {rate:.0f}" for place, rate in data["images_per_second"].items())
             lines.append(f"- DALI, two strong views, images/s: {each}")
+    return "\n".join(lines)
+
+
+def pixel_lines(record: Record) -> str:
+    """Return a line for each time of the kernel that finishes views, and which default it speaks for."""
+    lines = []
+    for outcome in outcomes_of(record, "pixels"):
+        if "dali" in (d := outcome["data"] or {}):
+            ratio = d["dali"] / d["seconds"]
+            better = "views.photometric=auto takes it" if ratio >= 1 else "views.photometric=auto should take dali"
+            shape = outcome["item"].removeprefix("time of ")
+            lines.append(
+                f"- Kernel that finishes views, {shape}: {1e6 * d['seconds']:.0f} µs, "
+                f"{d['bytes'] / d['seconds'] / d['copy']:.0%} of the copy rate, host {_us(d['host'])} µs; DALI's "
+                f"operators take {ratio:.1f} times as long; {better}"
+            )
+    compared = [o["data"] for o in outcomes_of(record, "pixels") if "unequal" in (o["data"] or {})]
+    if compared:
+        unequal, values = (sum(data[name] for data in compared) for name in ("unequal", "values"))
+        lines.append(f"- Its pixels against csrc/cpu: {unequal} of {values} values differ")
     return "\n".join(lines)
 
 

@@ -154,6 +154,10 @@ def loader_workers(context: Context) -> list[Worker] | str:
     return [module_worker("items", "loader", "--device", context.device, patience=25, title="loader")]
 
 
+def pixel_workers(context: Context) -> list[Worker] | str:
+    return [module_worker("pixels", "--device", context.device, patience=30, title="pixels")]
+
+
 def video_workers(context: Context) -> list[Worker] | str:
     return [module_worker("items", "video", "--device", context.device, patience=45, title="video")]
 
@@ -168,6 +172,7 @@ PARTS = {
     "graph": Part("Training step in a CUDA graph", 45, graph_workers),
     "sanitizer": Part("compute-sanitizer", 60, sanitizer_workers, lambda context: context.processes),
     "loader": Part("DALI on the GPU", 30, loader_workers),
+    "pixels": Part("Kernel that finishes views", 35, pixel_workers),
     "video": Part("Videos by NVDEC, R3D", 90, video_workers),
 }
 

@@ -29,7 +29,7 @@ ADDED: dict[str, Any] = {
     "stretch_schedule": False,
     "init": None,
     "wandb": None,
-    "views": {"background": NONE, **dict.fromkeys(STRENGTHS, ())},
+    "views": {"background": NONE, **dict.fromkeys(STRENGTHS, ()), "photometric": "auto", "dtype": "auto"},
     "clips": {
         "frames": 0,
         "seconds": None,

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sce_fast.config import TrainConfig
+from sce_fast.config import TrainConfig, replace
 from sce_fast.data.index import ImageIndex, Index
 from sce_fast.data.kinds import evaluation_inputs
 from sce_fast.data.loader import TrainingLoader
@@ -86,7 +86,7 @@ def view_pairs(config: TrainConfig, path: Path) -> Path:
     The views of an image stand below each other, those of a video side by side.
     """
     index = open_data(config)
-    views = random_views(config, index, threads=1)
+    views = random_views(replace(config, views={"dtype": "float32"}), index, threads=1)
     loader = TrainingLoader(index, views, batch_size=min(PAIRS[index.kind], len(index)))
     pictures = [[Tile(picture) for picture in _visible(view, config)] for view in next(loader).views]
     names = [f"view {v}\n{name}" for v, name in enumerate(config.views.names)]

@@ -185,7 +185,12 @@ class TrainingStep:
         """
         with self.stage("networks"):
             views = [
-                view.to(self.device, self.dtype, non_blocking=True, memory_format=channels_last(view.dim()))
+                view.to(
+                    self.device,
+                    view.dtype if view.dtype == self.autocast else self.dtype,
+                    non_blocking=True,
+                    memory_format=channels_last(view.dim()),
+                )
                 for view in views
             ]
             with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
