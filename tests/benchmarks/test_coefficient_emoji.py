@@ -66,6 +66,7 @@ def test_a_newer_package_is_named(tmp_path, monkeypatch):
     assert not (tmp_path / "images").exists()
 
 
+@pytest.mark.slow
 def test_both_kinds_of_views_take_equal_work():
     work = {}
     for views in VIEWS:
