@@ -51,7 +51,7 @@ def main(
         data: digits, the demo's runs; or emoji, all drawings of OpenMoji with their variants of skin tone and gender,
             learned from two and from six views at equal cost (needs the extra `dev`).
         coefficients: Values of λ. By default 0, 0.5 and 1 for digits; 0, 0.25, 0.5, 0.75 and 1 for emoji.
-        seeds: Seeds of weights and data order. Runs of other seeds can go on beside these in a process of their own.
+        seeds: Seeds of weights and data order. Several processes may share the runs, each with some seeds or views.
         views: Views of the emoji: two-crop, multi-crop or both, which is the default.
         images: Folder of the images, which are written if they are missing. By default data/digits or data/openmoji.
         runs: Parent folder of the run folders. By default runs/coefficient or runs/coefficient_emoji.
