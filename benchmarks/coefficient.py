@@ -1,7 +1,7 @@
 """Measure the effect of λ, over several seeds: on the demo's digits, or on emoji with near-duplicates.
 
 sce-fast bench coefficient                  (nine runs of the demo: about half an hour on two CPU cores)
-sce-fast bench coefficient --data emoji     (thirty runs: about an hour on two CPU cores)
+sce-fast bench coefficient --data emoji     (thirty runs: one to two hours on two CPU cores)
 """
 
 import json
