@@ -203,7 +203,9 @@ BENCHMARKS = {
     "shards": _bench("shards", "images/s of the loader from tar shards and Parquet tables, against files"),
     "small": _bench("small", "what the recipe folder learns from small data sets; about half an hour"),
     "motions": _bench("motions", "the video demo's accuracy for several seeds; about twenty minutes"),
-    "coefficient": _bench("coefficient", "the demo's accuracy for several λ and seeds; about half an hour"),
+    "coefficient": _bench(
+        "coefficient", "accuracy for several λ and seeds: the demo in half an hour, --data emoji in one to two"
+    ),
     "acceptance": _bench("acceptance.run", "build, tests, parity and benchmarks on a GPU; exit status 1 on failure"),
 }
 COMMANDS: dict[str, Command | Group] = {
