@@ -87,6 +87,9 @@ class GroupSums {
       ptx::product_wait<kOutput ? 1 : 0>();
       ptx::pin(products);
       const Factors factors = weigh(pass, products, find_tile<kTile>(pass, t));
+      // The phase has ended, so this returns at once. But its loop ends a basic block, and ptxas would otherwise move
+      // the wait for the outputs above the exponentials, which are to run meanwhile.
+      if (kOutput) ptx::mbarrier_wait(at_.filled(turn.stage), turn.parity);
       if (kOutput) finish_outputs();
       release(before);
       if (!kFixed) rescale(factors);

@@ -172,7 +172,7 @@ def test_any_number_of_stages(stages, tmp_path):
 # The right text, the wrong text, and the emulator's message; None: the numbers are wrong.
 MISTAKES = {
     "no wait for a tile": (
-        "ptx::mbarrier_wait(at_.filled(turn.stage), turn.parity);", "",
+        "ptx::mbarrier_wait(at_.filled(turn.stage), turn.parity);\n      if (takes_turns)", "if (takes_turns)",
         "where a bulk copy has come that thread|nobody has waited for will arrive",
     ),
     "wrong parity": ("turn.parity ^ 1);", "turn.parity);", "deadlock.*wait for phase 0 of the mbarrier"),
