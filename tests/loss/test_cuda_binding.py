@@ -155,6 +155,29 @@ def test_the_binding_with_its_kernels_emulated(monkeypatch):
         module.Problem(**fields)
 
 
+def test_the_workspace_is_kept_for_the_calls_of_a_stream(monkeypatch):
+    monkeypatch.setattr(native_cuda, "_workspaces", {})
+    cpu = torch.device("cpu")
+    first = native_cuda._workspace(100, cpu, (0, 7))
+    assert native_cuda._workspace(60, cpu, (0, 7)) is first
+    assert native_cuda._workspace(60, cpu, (0, 8)) is not first
+    larger = native_cuda._workspace(200, cpu, (0, 7))
+    assert larger.numel() == 200
+    assert native_cuda._workspace(100, cpu, (0, 7)) is larger
+    too_large = native_cuda._workspace(native_cuda.KEPT_BYTES + 1, cpu, (0, 7))
+    assert too_large.numel() > native_cuda.KEPT_BYTES
+    assert native_cuda._workspace(100, cpu, (0, 7)) is larger
+    for stream in range(20):
+        native_cuda._workspace(10, cpu, (0, stream))
+    assert len(native_cuda._workspaces) == native_cuda.KEPT_WORKSPACES
+    # A captured call has memory of its own.
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda size, dtype, device: empty(size, dtype=dtype))
+    captured = native_cuda._workspace(10, torch.device("cuda"), (0, 19))
+    assert captured is not native_cuda._workspaces[0, 19]
+
+
 def test_a_ring_is_refused_with_a_reason(monkeypatch):
     keys = torch.zeros(4, 8)
     with monkeypatch.context() as patch:
