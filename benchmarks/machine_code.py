@@ -7,7 +7,7 @@ INSTRUCTIONS = {"90a": ("HGMMA", "UTMALDG")}
 # ptxas waits for products one by one (its messages C7500 to C7599), or does not move registers between warpgroups.
 LOST_SPEED = re.compile(r"\bC75\d\d\b|setmaxnreg ignored")
 # The waits for all but the newest group of products, and for all groups; the exponential.
-WAIT_FOR_OLDER, WAIT_FOR_ALL, EXPONENTIAL = "DEPBAR.LE gsb0, 0x1", "DEPBAR.LE gsb0, 0x0", "MUFU.EX2"
+WAIT_FOR_OLDER, WAIT_FOR_ALL, EXPONENTIAL = r"DEPBAR\.LE gsb0, 0x1", r"DEPBAR\.LE gsb0, 0x0", "MUFU.EX2"
 
 
 def lost_speed(report: str) -> tuple[str, ...]:
@@ -37,7 +37,5 @@ def overlapped_exponentials(text: str) -> int:
     They run while the tensor cores multiply the last tile's weights. In the source the wait follows them, but ptxas may
     move it up.
     """
-    waits = re.split(f"{re.escape(WAIT_FOR_OLDER)}|({re.escape(WAIT_FOR_ALL)})", text)
-    # The parts alternate with what the group matched: None for WAIT_FOR_OLDER.
-    between = [part for before, part, after in zip(waits[1::2], waits[2::2], waits[3::2]) if before is None and after]
+    between = re.findall(f"{WAIT_FOR_OLDER}(.*?){WAIT_FOR_ALL}", text, re.DOTALL)
     return max((part.count(EXPONENTIAL) for part in between), default=0)

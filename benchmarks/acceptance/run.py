@@ -124,6 +124,12 @@ def loss_workers(context: Context) -> list[Worker] | str:
     return [module_worker("items", "loss", "--device", context.device, patience=60, title="loss")]
 
 
+def choice_workers(context: Context) -> list[Worker] | str:
+    if context.device == "cpu":
+        return NOT_FOR_A_CPU
+    return [module_worker("choices", patience=15)]
+
+
 def step_workers(context: Context) -> list[Worker] | str:
     return [module_worker("items", "step", "--device", context.device, patience=45, title="step")]
 
@@ -152,7 +158,8 @@ PARTS = {
     "build": Part("Extension built for this GPU", 130, build_workers),
     "tests": Part("Tests marked gpu", 120, test_workers, lambda context: context.processes),
     "parity": Part("Parity at real sizes", 60, parity_workers, lambda context: context.processes),
-    "loss": Part("The loss against its peers", 120, loss_workers),
+    "loss": Part("The loss against its peers", 95, loss_workers),
+    "choices": Part("Choices of the Hopper kernel", 25, choice_workers),
     "step": Part("Training step", 50, step_workers),
     "sanitizer": Part("compute-sanitizer", 60, sanitizer_workers, lambda context: context.processes),
     "loader": Part("DALI on the GPU", 30, loader_workers),

@@ -44,9 +44,7 @@ struct Seen {
 class Merge {
  public:
   SCE_FAST_DEVICE Merge(Shared scratch, int dim)
-      : scratch_(scratch),
-        dim_(dim),
-        group_(ptx::thread_index() / (dim / 4)),
+      : scratch_(scratch), dim_(dim), group_(ptx::thread_index() / (dim / 4)),
         column_(ptx::thread_index() % (dim / 4) * 4) {}
 
   SCE_FAST_DEVICE Seen operator()(const Source& first, const Source& second, bool with_mean) const {

@@ -212,7 +212,7 @@ inline void check(cudaError_t status, const char* what) {
 inline void allow_shared_memory(const Launch& to, const void* kernel) {
   constexpr uint32_t kWithoutAsking = 48 << 10;
   if (to.shared_bytes <= kWithoutAsking) return;
-  thread_local std::vector<std::pair<const void*, int>> allowed;
+  thread_local std::vector<std::pair<const void*, int> > allowed;
   std::pair<const void*, int> here{kernel, 0};
   check(cudaGetDevice(&here.second), "cudaGetDevice");
   if (std::find(allowed.begin(), allowed.end(), here) != allowed.end()) return;

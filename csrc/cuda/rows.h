@@ -144,7 +144,8 @@ struct Parts {
 // The number of this block's split of a block of rows.
 SCE_FAST_DEVICE int split_of(const Pass& pass, int row_block) {
   const int block = ptx::block_index().x;
-  return pass.cut.blocks > 0 ? block - pass.cut.first_block(row_block) : static_cast<int>(ptx::block_index().y) / pass.cluster;
+  return pass.cut.blocks > 0 ? block - pass.cut.first_block(row_block)
+                             : static_cast<int>(ptx::block_index().y) / pass.cluster;
 }
 
 SCE_FAST_DEVICE float quad_sum(float x) {

@@ -18,7 +18,13 @@ constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 static_assert(kGroupThreads * (kProducerRegisters + 2 * kConsumerRegisters) <=
               kHopperThreads * (65536 / kHopperThreads / 8 * 8));
 
-enum Barrier { kTurnOfFirst = 1, kTurnOfSecond, kRowsOfFirst, kRowsOfSecond, kTilesRead };  // barrier 0 is for the whole block
+enum Barrier {
+  kTurnOfFirst = 1,
+  kTurnOfSecond,
+  kRowsOfFirst,
+  kRowsOfSecond,
+  kTilesRead
+};  // barrier 0 is for the whole block
 
 struct Maps {
   ptx::TensorMap segments[2];  // set for segments with candidates
@@ -309,8 +315,8 @@ template <class T, bool kFixed, bool kTurns, bool kCluster, int kDim, int kTile,
 __global__ void __launch_bounds__(kHopperThreads, 1)
     sm90_forward_pass(const __grid_constant__ Pass pass, const __grid_constant__ Maps maps) {
   static_assert(kStages >= 2, "a tile is released after the next one has been multiplied");
-  static_assert(ClusterResults<kDim>::kBytes <= kStages * Layout<kDim, kTile, kStages>::kTileBytes +
-                                                    2 * Layout<kDim, kTile, kStages>::kRowBytes);
+  static_assert(ClusterResults<kDim>::kBytes <=
+                kStages * Layout<kDim, kTile, kStages>::kTileBytes + 2 * Layout<kDim, kTile, kStages>::kRowBytes);
   const int z = ptx::block_index().z;
   const RowList list = row_list(pass, z);
   const Parts parts(pass, tiles_of<kTile>(pass));
@@ -373,14 +379,10 @@ void launch_config(const Pass& pass, void* stream) {
     if (matrix.type == kTypeOf<T>) *map = kept_tensor_map<T>({matrix.data, dim, matrix.rows, 1, kGroupRows});
   const auto row_blocks = static_cast<uint32_t>(ceil_div(pass.rows, kHopperRows));
   const ptx::Index even{row_blocks, static_cast<uint32_t>(pass.splits * pass.cluster), depth};
-  ptx::launch({"sm90_forward_pass",
-               pass.cut.blocks > 0 ? ptx::Index{static_cast<uint32_t>(pass.cut.blocks), 1, 1} : even,
-               kHopperThreads,
-               static_cast<uint32_t>(c.shared_bytes()),
-               stream,
-               false,
-               static_cast<uint32_t>(pass.cluster)},
-              sm90_forward_pass<T, kFixed, kTurns, kCluster, c.dim, c.tile, c.stages>, pass, maps);
+  ptx::launch(
+      {"sm90_forward_pass", pass.cut.blocks > 0 ? ptx::Index{static_cast<uint32_t>(pass.cut.blocks), 1, 1} : even,
+       kHopperThreads, static_cast<uint32_t>(c.shared_bytes()), stream, false, static_cast<uint32_t>(pass.cluster)},
+      sm90_forward_pass<T, kFixed, kTurns, kCluster, c.dim, c.tile, c.stages>, pass, maps);
 }
 
 }  // namespace

@@ -104,8 +104,12 @@ Plan plan(const Problem& p, const Limits& limits, Kernel kernel, int32_t splits,
   const Shape shape = shape_of(p, result.kernel, limits);
   const bool per_view = per_view_keys(p);
   const int64_t teachers = p.needs_target ? p.batch : 0, batch_keys = p.batch_keys.rows;
-  const bool hopper = result.kernel == Kernel::kSm90;
-  const bool clusters = hopper && chosen(tuning.clusters, kClustersByDefault);
+  const float coldest = p.needs_target ? std::min(p.temperature, p.target_temperature) : p.temperature;
+  result.fixed_shift = product_type(p) == Type::kBFloat16 && p.scalars == nullptr &&
+                       2.f * std::numbers::log2e_v<float> / coldest <= kFixedShiftBits;
+  const bool hopper = result.kernel == Kernel::kSm90,
+             has_variants = hopper && kHasVariants[shape.config] && result.fixed_shift;
+  const bool clusters = hopper && chosen(tuning.clusters, kClustersByDefault && has_variants);
   const bool uneven = hopper && !clusters && chosen(tuning.uneven, kUnevenByDefault);
   result.shared = plan_pass(shape, p.query.rows + teachers * p.key_views, 1, {per_view ? 0 : batch_keys, p.queue.rows},
                             limits, splits, uneven, clusters);
@@ -113,14 +117,11 @@ Plan plan(const Problem& p, const Limits& limits, Kernel kernel, int32_t splits,
   if (per_view)
     result.per_view = plan_pass(shape, p.query.rows + teachers, p.key_views, {batch_keys / p.key_views}, limits, splits,
                                 false, clusters);
-  const float coldest = p.needs_target ? std::min(p.temperature, p.target_temperature) : p.temperature;
-  result.fixed_shift = product_type(p) == Type::kBFloat16 && p.scalars == nullptr &&
-                       2.f * std::numbers::log2e_v<float> / coldest <= kFixedShiftBits;
   if (hopper) {
     const bool by_default = kHopperConfigs[shape.config].turns;
     result.turns = chosen(tuning.turns, by_default);
     const bool variant = result.turns != by_default || clusters;
-    require(!variant || (kHasVariants[shape.config] && result.fixed_shift && !(clusters && result.turns != by_default)),
+    require(!variant || (has_variants && !(clusters && result.turns != by_default)),
             std::string("turns is ") + (result.turns ? "yes" : "no") + " and clusters is " + (clusters ? "yes" : "no") +
                 "; expected the defaults, or one other choice with bfloat16 candidates, temperatures of at least 0.025 "
                 "and D up to 128 or above 192");

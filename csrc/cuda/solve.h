@@ -8,13 +8,13 @@ namespace sce_fast {
 
 // One launch of the forward pass.
 struct PassPlan {
-  int32_t config = 0;  // index into kConfigs or kHopperConfigs
+  int32_t config = 0;   // index into kConfigs or kHopperConfigs
   int32_t splits = 0;   // that are stored; 0: no launch; with an uneven cut the most that a block of rows has
   int32_t cluster = 1;  // so many splits are added before one is stored
   int32_t blocks = 0;   // of an uneven cut; 0: even
   int64_t tiles = 0;
-  int64_t rows = 0;    // of a split
-  int64_t views = 0;   // grid z
+  int64_t rows = 0;   // of a split
+  int64_t views = 0;  // grid z
 };
 
 // How a problem is cut into launches.
@@ -67,7 +67,7 @@ namespace sm90 {
 void forward_pass(const Pass& pass, Type product, bool fixed_shift, int32_t config, void* stream);
 // With clusters, or without them and with the other value of HopperConfig::turns; see kHasVariants.
 void forward_variant(const Pass& pass, int32_t config, void* stream);
-}
+}  // namespace sm90
 // `early`: its blocks may begin before the blocks of the launch before it have ended.
 void combine(const Pass& shared, const Pass& per_view, const Solution& solution, bool early, void* stream);
 

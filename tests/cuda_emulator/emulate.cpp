@@ -99,8 +99,7 @@ Problem read_problem(Reader& in) {
   return p;
 }
 
-void solve_file(Reader in, const char* to, Kernel kernel, int splits, const Limits& limits,
-                const Tuning& tuning) {
+void solve_file(Reader in, const char* to, Kernel kernel, int splits, const Limits& limits, const Tuning& tuning) {
   Problem p = read_problem(in);
   const std::vector<char> scalars = in.bytes(in.field<int64_t>("scalars") * 4);
   if (!scalars.empty()) p.scalars = reinterpret_cast<const float*>(scalars.data());
@@ -180,7 +179,7 @@ int main(int count, char** arguments) {
       solve_file(Reader(arguments[2]), arguments[3], static_cast<Kernel>(atoi(arguments[5])), atoi(arguments[6]),
                  {atoi(arguments[7]), atoi(arguments[8]), atoi(arguments[9])},
                  {static_cast<Choice>(atoi(arguments[10])), static_cast<Choice>(atoi(arguments[11])),
-                static_cast<Choice>(atoi(arguments[12]))});
+                  static_cast<Choice>(atoi(arguments[12]))});
     else if (what == "products")
       products_file(Reader(arguments[2]), arguments[3]);
     else if (what == "enqueue")

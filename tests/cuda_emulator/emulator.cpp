@@ -107,7 +107,8 @@ bool find_runnable_block() {
 }
 
 bool all_have_ended() {
-  return std::all_of(g_blocks.begin(), g_blocks.begin() + g_cluster, [](const Block& b) { return b.ended == b.threads; });
+  return std::all_of(g_blocks.begin(), g_blocks.begin() + g_cluster,
+                     [](const Block& b) { return b.ended == b.threads; });
 }
 
 // Continues a random thread that can run, or the caller of `run` if all have ended.
@@ -172,8 +173,8 @@ uint32_t registers_at_launch(uint32_t threads) { return std::min(65536 / threads
 void check_nothing_is_left() {
   for (size_t id = 0; id < own_block().barriers.size(); ++id)
     if (own_block().barriers[id].arrived > 0)
-      fail("the block ends with %u arrivals at barrier %zu that nobody has waited for", own_block().barriers[id].arrived,
-           id);
+      fail("the block ends with %u arrivals at barrier %zu that nobody has waited for",
+           own_block().barriers[id].arrived, id);
   check_no_bulk_copy_under_way();
 }
 

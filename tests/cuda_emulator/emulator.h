@@ -22,7 +22,7 @@ struct LaunchedKernel {
   const char* name;
   Size grid;
   uint32_t threads, shared_bytes;
-  bool depends;  // it may begin before the previous launch has ended, so each of its threads must wait
+  bool depends;          // it may begin before the previous launch has ended, so each of its threads must wait
   uint32_t cluster = 1;  // blocks along y that run at the same time and read each other's shared memory
 };
 

@@ -97,7 +97,8 @@ SCE_FAST_FAST void SharedMemory::mark_written(uint32_t address, uint32_t bytes, 
            word.written.agent);
     for (const Moment& read : word.read)
       if (!knows(thread, read)) {
-        if (read.agent >= threads_) fail("race: writes shared memory at %u, which another block of the cluster reads", at);
+        if (read.agent >= threads_)
+          fail("race: writes shared memory at %u, which another block of the cluster reads", at);
         fail("race: writes shared memory at %u, which thread %u reads with nothing in between that orders them", at,
              read.agent);
       }

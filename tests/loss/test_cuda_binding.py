@@ -12,6 +12,7 @@ import torch
 from cuda_emulator import emulated
 from helpers.cuda import HALVES, assert_same_bits, emulate, problem_of
 from sce_fast import sce_loss
+from sce_fast.benchmarks.acceptance.choices import SHAPES
 from sce_fast.loss import cuda as native_cuda
 from sce_fast.loss.backends import BACKENDS
 from sce_fast.loss.pack import pack
@@ -141,6 +142,19 @@ def test_the_binding_with_its_kernels_emulated(monkeypatch):
     monkeypatch.setattr(native_cuda, "ALIGNMENT", 1)
     with pytest.raises(ValueError, match="queue starts at an address that is not a multiple of 16 bytes"):
         native_cuda.solve(problem_of(dataclasses.replace(inputs, queue=shifted)))
+    # What the acceptance run compares is compiled.
+    fields, _owners = pack(problem_of(inputs))
+    for name, shapes in SHAPES.items():
+        for n, k, d in shapes:
+            rows, queue = (fields["query"][0], 1, n), (fields["query"][0], 1, k)
+            large = module.Problem(**{**fields, "query": rows, "key": rows, "queue": queue, "batch": n, "dim": d})
+            for value in (0, 1):
+                plan = module.plan(large, (132, 227 << 10, 90), 0, **{name: value})
+                cut = plan.shared
+                assert {"turns": plan.turns, "uneven": cut["blocks"] > 0, "clusters": cut["cluster"] > 1}[name] == value
+                assert cut["blocks"] in (0, 132)
+                assert cut["splits"] * cut["cluster"] <= 64
+    assert native_cuda.planned(problem_of(inputs)) == native_cuda.Tuning(True, True, False)
     # every field has to be there, by its name
     fields, _owners = pack(problem_of(inputs))
     for wrong, message in [
