@@ -27,7 +27,8 @@ HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "csrc" / "cuda"
 EMULATOR = tuple(HERE / f"{part}.cpp" for part in ("emulator", "shared_memory", "mbarriers", "products"))
 HOST_AND_KERNELS = (
-    "sm90_forward_pass.cu", "sm90_variants.cu", "sm80_forward_pass.cu", "sm90_products.cu", "combine.cu", "solve.cu", "enqueue.cu",
+    "sm90_forward_pass.cu", "sm90_variants.cu", "sm80_forward_pass.cu", "sm90_products.cu", "combine.cu", "solve.cu",
+    "enqueue.cu",
 )  # fmt: skip
 FLAGS = ["-std=c++20", "-O1", "-fno-inline", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DSCE_FAST_EMULATED"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]

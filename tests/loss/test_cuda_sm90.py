@@ -1,6 +1,7 @@
 """What only the Hopper kernel has. test_cuda_parity.py tests the parity of both kernels."""
 
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import re
@@ -190,6 +191,21 @@ def test_splits_added_in_clusters(splits, d):
     tuning = native_cuda.Tuning(clusters=True)
     result = parity(inputs.to(torch.bfloat16), d, splits, tuning=tuning, row_offset=61, needs_statistics=True)
     assert result.holds, result
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_HOPPER, reason="torch sees no GPU of compute capability 9.0")
+@pytest.mark.parametrize("d", [64, 128, 256])
+@pytest.mark.parametrize("name", ["turns", "uneven", "clusters"])
+@pytest.mark.parametrize("value", [False, True])
+def test_gpu_every_choice_is_right(cuda, d, name, value):
+    """More blocks of rows than fit in one wave, and few; the last block of rows is partly empty."""
+    solve = functools.partial(native_cuda.solve, kernel="sm90", tuning=native_cuda.Tuning(**{name: value}))
+    BACKENDS["emulated"] = Backend("emulated", native_cuda.refuses, solve, automatic=False)
+    for n in (77, 301, 10000):
+        inputs = make_inputs("clustered", n=n, d=d, k=5003).to(torch.bfloat16, cuda)
+        result = compare("emulated", inputs, rows_at_a_time=512, needs_statistics=True)
+        assert result.holds, result
 
 
 def test_a_choice_that_is_not_compiled_is_refused():
