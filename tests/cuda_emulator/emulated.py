@@ -25,7 +25,7 @@ from sce_fast.loss.problem import Problem, Solution
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "csrc" / "cuda"
-EMULATOR = tuple(HERE / f"{part}.cpp" for part in ("emulator", "shared_memory", "mbarriers", "products"))
+EMULATOR = tuple(HERE / f"{part}.cpp" for part in ("emulator", "cluster", "shared_memory", "mbarriers", "products"))
 HOST_AND_KERNELS = (
     "sm90_forward_pass.cu", "sm90_variants.cu", "sm80_forward_pass.cu", "sm90_products.cu", "combine.cu", "solve.cu",
     "enqueue.cu",

@@ -3,81 +3,20 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
-#include <deque>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "fiber.h"
-#include "shared_memory.h"
+#include "cluster.h"
 
 namespace sce_fast::emulator {
 namespace {
 
-// An asynchronous copy of one thread, under way.
-struct Copy {
-  uint32_t to, bytes;
-  const void* from;
-  bool wanted;
-};
-
-struct Thread {
-  Fiber fiber;
-  std::string waits_for;  // empty: it can run
-  bool ended = false;
-  bool waited_for_launches = false;
-  uint32_t registers = 0;
-  std::deque<std::vector<Copy>> groups;  // closed ones, oldest first
-  std::vector<Copy> open_group;
-};
-
-// Threads that execute an instruction together: a warp or a warpgroup.
-struct Team {
-  const char* operation = nullptr;
-  uint32_t present = 0;
-  std::vector<void*> operands;
-};
-
-// bar.sync and bar.arrive; barrier 0 is for the whole block.
-struct NamedBarrier {
-  uint32_t arrived = 0, wanted = 0;
-  std::vector<uint32_t> waiting;
-  Clock clock;
-};
-
-constexpr const char* kClusterBarrier = "the barrier of the cluster";
-
-struct Block {
-  const char* kernel = "";
-  Size index{};
-  const std::function<void()>* body = nullptr;
-  uint32_t threads = 0, shared_bytes = 0, ended = 0;
-  uint32_t free_registers = 0;
-  bool depends = false;  // on the previous launch, which may not have ended
-  std::array<NamedBarrier, 16> barriers;
-  std::vector<Team> warps, warpgroups;
-  std::vector<uint32_t> runnable;
-  SharedMemory memory;
-  std::vector<std::unique_ptr<Thread>> fibers;  // reused from block to block
-  Clock cluster_clock;                          // what all threads know since the last barrier of the cluster
-  uint32_t waiting_for_cluster = 0;             // threads
-  uint32_t read_in_epoch = 0;                   // the last one in which another block has read the shared memory
-};
-
-// The blocks of a cluster run at the same time.
-std::array<Block, kMostClusterBlocks> g_blocks;
-uint32_t g_rank = 0, g_cluster = 1;  // the running block in its cluster; the number of blocks there
-uint32_t g_epoch = 1;                // of the cluster: one more than the barriers that it has passed
 Fiber g_main;
 uint32_t g_current = 0;
 uint64_t g_random = 1;
-
-Block& own_block() { return g_blocks[g_rank]; }
-Thread& current() { return *own_block().fibers[g_current]; }
 
 std::string state(const Thread& thread) {
   return thread.ended ? "have ended" : "wait for " + (thread.waits_for.empty() ? "nothing" : thread.waits_for);
@@ -85,7 +24,7 @@ std::string state(const Thread& thread) {
 
 // Reports what each thread waits for when none can run and not all have ended.
 [[noreturn]] void fail_in_deadlock() {
-  while (own_block().ended == own_block().threads) g_rank = (g_rank + 1) % g_cluster;
+  while (own_block().ended == own_block().threads) g_cluster.rank = (g_cluster.rank + 1) % g_cluster.size;
   const Block& b = own_block();
   std::string report;
   for (uint32_t first = 0, last; first < b.threads; first = last + 1) {
@@ -96,60 +35,6 @@ std::string state(const Thread& thread) {
   fail("deadlock, no thread can go on:%s", report.c_str());
 }
 
-// Goes on to a block of the cluster in which a thread can run, or returns false.
-bool find_runnable_block() {
-  for (uint32_t rank = 0; rank < g_cluster; ++rank)
-    if (!g_blocks[rank].runnable.empty()) {
-      g_rank = rank;
-      return true;
-    }
-  return false;
-}
-
-bool all_have_ended() {
-  return std::all_of(g_blocks.begin(), g_blocks.begin() + g_cluster,
-                     [](const Block& b) { return b.ended == b.threads; });
-}
-
-// Continues a random thread that can run, or the caller of `run` if all have ended.
-void switch_away() {
-  Thread& before = current();
-  if (own_block().runnable.empty() && !find_runnable_block()) {
-    if (!all_have_ended()) fail_in_deadlock();
-    return before.fiber.switch_to(g_main);
-  }
-  std::vector<uint32_t>& runnable = own_block().runnable;
-  const size_t chosen = draw(runnable.size());
-  g_current = runnable[chosen];
-  runnable[chosen] = runnable.back();
-  runnable.pop_back();
-  if (&current() != &before) before.fiber.switch_to(current().fiber);
-}
-
-// Lets the cluster go on once all threads that have not ended wait for it.
-void pass_cluster_barrier() {
-  uint32_t waiting = 0, alive = 0;
-  for (uint32_t rank = 0; rank < g_cluster; ++rank) {
-    waiting += g_blocks[rank].waiting_for_cluster;
-    alive += g_blocks[rank].threads - g_blocks[rank].ended;
-  }
-  if (waiting == 0 || waiting < alive) return;
-  for (uint32_t rank = 0; rank < g_cluster; ++rank) {
-    Block& b = g_blocks[rank];
-    const Moment others{b.threads + kMostMbarriers, g_epoch};
-    if (b.cluster_clock.size() <= others.agent) b.cluster_clock.resize(others.agent + 1);
-    b.cluster_clock[others.agent] = others.time;
-    for (uint32_t t = 0; t < b.threads; ++t) {
-      if (b.fibers[t]->waits_for != kClusterBarrier) continue;
-      join(b.memory.known(t), b.cluster_clock);
-      b.fibers[t]->waits_for.clear();
-      b.runnable.push_back(t);
-    }
-    b.waiting_for_cluster = 0;
-  }
-  ++g_epoch;
-}
-
 void thread_main() {
   Fiber::entered();
   for (;;) {
@@ -158,11 +43,7 @@ void thread_main() {
     if (!thread.groups.empty() || !thread.open_group.empty()) fail("ends while its copies are under way");
     if (own_block().depends && !thread.waited_for_launches) fail("ends without having waited for the previous launch");
     check_no_product_under_way();
-    thread.ended = true;
-    Block& block = own_block();
-    if (++block.ended == block.threads && block.read_in_epoch == g_epoch)
-      fail("the block ends while other blocks of its cluster may read its shared memory");
-    pass_cluster_barrier();
+    end_thread();
     switch_away();
   }
 }
@@ -182,6 +63,7 @@ void begin_block() {
   Block& b = own_block();
   b.ended = b.free_registers = b.read_in_epoch = b.waiting_for_cluster = 0;
   b.cluster_clock.clear();
+  b.arriving_clock.clear();
   b.barriers = {};
   b.warps.assign(b.threads / kWarpSize, Team{nullptr, 0, std::vector<void*>(kWarpSize)});
   b.warpgroups.assign(b.threads / kWarpgroupSize, Team{nullptr, 0, std::vector<void*>(kWarpgroupSize)});
@@ -202,23 +84,38 @@ void begin_block() {
 
 // Runs the blocks of a cluster from this one on, along the grid's y.
 void run_cluster(const Size& first) {
-  g_epoch = 1;
-  for (g_rank = g_cluster; g_rank-- > 0;) {
-    own_block().index = {first.x, first.y + g_rank, first.z};
+  g_cluster.epoch = 1;
+  for (g_cluster.rank = g_cluster.size; g_cluster.rank-- > 0;) {
+    own_block().index = {first.x, first.y + g_cluster.rank, first.z};
     begin_block();
   }
-  g_rank = static_cast<uint32_t>(draw(g_cluster));
+  g_cluster.rank = static_cast<uint32_t>(draw(g_cluster.size));
   std::vector<uint32_t>& runnable = own_block().runnable;
   const size_t chosen = draw(runnable.size());
   g_current = runnable[chosen];
   runnable[chosen] = runnable.back();
   runnable.pop_back();
   g_main.switch_to(current().fiber);
-  for (g_rank = 0; g_rank < g_cluster; ++g_rank) check_nothing_is_left();
-  g_rank = 0;
+  for (g_cluster.rank = 0; g_cluster.rank < g_cluster.size; ++g_cluster.rank) check_nothing_is_left();
+  g_cluster.rank = 0;
 }
 
 }  // namespace
+
+// Continues a random thread that can run, or the caller of `run` if all have ended.
+void switch_away() {
+  Thread& before = current();
+  if (own_block().runnable.empty() && !find_runnable_block()) {
+    if (!all_have_ended()) fail_in_deadlock();
+    return before.fiber.switch_to(g_main);
+  }
+  std::vector<uint32_t>& runnable = own_block().runnable;
+  const size_t chosen = draw(runnable.size());
+  g_current = runnable[chosen];
+  runnable[chosen] = runnable.back();
+  runnable.pop_back();
+  if (&current() != &before) before.fiber.switch_to(current().fiber);
+}
 
 void set_seed(uint64_t seed) { g_random = seed; }
 
@@ -244,10 +141,10 @@ void fail(const char* format, ...) {
 
 void run(const LaunchedKernel& launched, const std::function<void()>& body) {
   const auto& [kernel, grid, threads, shared_bytes, depends, cluster] = launched;
-  g_rank = g_current = 0;
-  g_cluster = std::clamp(cluster, 1u, kMostClusterBlocks);
-  for (uint32_t rank = 0; rank < g_cluster; ++rank) {
-    Block& b = g_blocks[rank];
+  g_cluster.rank = g_current = 0;
+  g_cluster.size = std::clamp(cluster, 1u, kMostClusterBlocks);
+  for (uint32_t rank = 0; rank < g_cluster.size; ++rank) {
+    Block& b = g_cluster.blocks[rank];
     b.kernel = kernel, b.body = &body, b.threads = threads, b.shared_bytes = shared_bytes, b.depends = depends;
     b.index = {0, 0, 0};
   }
@@ -255,7 +152,8 @@ void run(const LaunchedKernel& launched, const std::function<void()>& body) {
   if (shared_bytes > kMostSharedBytes) fail("launched with %u bytes of shared memory", shared_bytes);
   if (grid.x == 0 || grid.x > 0x7FFFFFFF || grid.y == 0 || grid.y > 65535 || grid.z == 0 || grid.z > 65535)
     fail("launched with grid (%u, %u, %u)", grid.x, grid.y, grid.z);
-  if (cluster != g_cluster || grid.y % cluster != 0) fail("launched with clusters of %u of %u blocks", cluster, grid.y);
+  if (cluster != g_cluster.size || grid.y % cluster != 0)
+    fail("launched with clusters of %u of %u blocks", cluster, grid.y);
   std::vector<Size> clusters;
   for (uint32_t z = 0; z < grid.z; ++z)
     for (uint32_t y = 0; y < grid.y; y += cluster)
@@ -268,7 +166,6 @@ void run(const LaunchedKernel& launched, const std::function<void()>& body) {
 
 uint32_t thread() { return g_current; }
 Size block() { return own_block().index; }
-uint32_t cluster_rank() { return g_rank; }
 SharedMemory& shared_memory() { return own_block().memory; }
 
 void wait_for(std::string what) {
@@ -287,15 +184,6 @@ void let_others_run() {
 }
 
 // ---------------------------------------------------------------------------------------------- together
-
-void cluster_barrier() {
-  Block& b = own_block();
-  b.memory.publish(g_current, b.cluster_clock);
-  ++b.waiting_for_cluster;
-  current().waits_for = kClusterBarrier;
-  pass_cluster_barrier();
-  switch_away();
-}
 
 void barrier() { named_barrier(0, own_block().threads, true); }
 
@@ -373,15 +261,6 @@ void wait_for_launches() { current().waited_for_launches = true; }
 void read_shared(uint32_t from, void* to, uint32_t bytes, uint32_t reader) {
   own_block().memory.mark_read(from, bytes, reader);
   memcpy(to, own_block().memory.at(from), bytes);
-}
-
-void read_shared_of(uint32_t rank, uint32_t from, void* to, uint32_t bytes) {
-  if (rank >= g_cluster) fail("reads shared memory of block %u of a cluster of %u", rank, g_cluster);
-  Block& other = g_blocks[rank];
-  if (other.ended == other.threads) fail("reads shared memory of block %u of the cluster, which has ended", rank);
-  other.memory.mark_read_by_others(from, bytes, other.cluster_clock, {other.threads + kMostMbarriers, g_epoch});
-  other.read_in_epoch = g_epoch;
-  memcpy(to, other.memory.at(from), bytes);
 }
 
 void write_shared(uint32_t to, const void* from, uint32_t bytes) {
