@@ -15,8 +15,8 @@ from sce_fast.native import CUDA
 KERNELS = {"best": 0, "sm80": 1, "sm90": 2}
 LARGEST_DIM, DIM_STEP = 256, 16  # kLargestDim and kDimStep in csrc/cuda/plan.h
 ALIGNMENT = 16  # bytes; asynchronous copies move so many at a time
-# Workspaces of at most so many bytes are kept for the next calls, and so many of them. An H100 takes 17 MiB at D 256,
-# whatever N is up to 8192 rows.
+# Workspaces of at most so many bytes are kept for the next calls, and so many of them. At D 256 an H100 takes 17
+# to 26 MB for up to 8192 rows.
 KEPT_BYTES, KEPT_WORKSPACES = 64 << 20, 4
 _workspaces: dict[tuple[int, int], Tensor] = {}  # by device and stream
 
