@@ -47,6 +47,7 @@ CUDA_SOURCES = (
     "solve.cu",
     "sm80_forward_pass.cu",
     "sm90_products.cu",
+    "sm90_variants.cu",
     "sm90_forward_pass.cu",
 )
 

@@ -3,6 +3,7 @@
 This module imports only the standard library.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,7 @@ EAGER = "official"
 ATTENTION = ("attention", "attention-efficient", "attention-cudnn", "attention-math", "flex", "flash-attn")
 QUEUE_DTYPES = ("float32", "float16", "bfloat16")  # the most accurate first
 NEAR = 1.03  # a more accurate dtype may take so much longer
+LEAST_GAIN = 1.005  # of a choice, for another default
 LONGEST_LIST = 12  # failures, and reasons for not running, on the page
 
 
@@ -87,8 +89,8 @@ def _title(result: Record | None) -> str:
 def page(record: Record) -> str:
     """Return the one-page report; acceptance.json and output.log hold the details."""
     parts = [heading(record), targets_table(record), parts_table(record), tests_table(record), parity_table(record)]
-    parts += [loss_table(record), dtypes_table(record), step_lines(record), graph_lines(record)]
-    parts += [other_lines(record), pixel_lines(record)]
+    parts += [loss_table(record), dtypes_table(record), choice_lines(record), step_lines(record)]
+    parts += [graph_lines(record), other_lines(record), pixel_lines(record)]
     parts += [frames_table(record), clip_lines(record), failures(record), not_run(record)]
     return "\n\n".join(part for part in parts if part)
 
@@ -233,6 +235,30 @@ def _queue_default(mixes: list[Record]) -> Iterator[str]:
     times = ", ".join(f"{dtype} {_us(seconds[dtype])}" for dtype in QUEUE_DTYPES)
     verdict = "as the recipes have it" if chosen == default else f"the recipes have {default}"
     yield f"\n- The queue of float32 rows, µs: {times}. This run would choose {chosen}; {verdict}"
+
+
+def choice_lines(record: Record) -> str:
+    """Return a line for each choice of the Hopper kernel: which default the measurements choose."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for outcome in outcomes_of(record, "choices"):
+        if outcome["data"]:
+            groups.setdefault(outcome["data"]["where"], []).append(outcome | outcome["data"])
+    return "\n".join(_choice_line(where, group) for where, group in groups.items())
+
+
+def _choice_line(where: str, group: list[dict[str, Any]]) -> str:
+    """Return the line of a choice, whose value is the faster one over all shapes if the gain is above the noise."""
+    gain = math.exp(sum(math.log(g["no"] / g["yes"]) for g in group) / len(group))
+    name, default, faster = group[0]["choice"], group[0]["default"], gain >= 1
+    words = {True: "yes", False: "no"}
+    each = "; ".join(
+        f"{g['item'].partition(': ')[2]}: {_us(g['yes'])} µs with, {_us(g['no'])} µs without" for g in group
+    )
+    if faster == default or max(gain, 1 / gain) < LEAST_GAIN:
+        verdict = f"keep the default, {words[default]}"
+    else:
+        verdict = f"**change the default to {words[faster]}**"
+    return f"- {name} ({where}): {verdict}; with is {gain:.3f} times as fast as without. {each}"
 
 
 def step_lines(record: Record) -> str:

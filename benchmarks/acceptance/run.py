@@ -128,6 +128,12 @@ def dtype_workers(context: Context) -> list[Worker] | str:
     return [module_worker("dtypes", "--device", context.device, patience=30, title="dtypes")]
 
 
+def choice_workers(context: Context) -> list[Worker] | str:
+    if context.device == "cpu":
+        return NOT_FOR_A_CPU
+    return [module_worker("choices", patience=15)]
+
+
 def step_workers(context: Context) -> list[Worker] | str:
     return [module_worker("items", "step", "--device", context.device, patience=45, title="step")]
 
@@ -166,8 +172,9 @@ PARTS = {
     "build": Part("Extension built for this GPU", 130, build_workers),
     "tests": Part("Tests marked gpu", 120, test_workers, lambda context: context.processes),
     "parity": Part("Parity at real sizes", 60, parity_workers, lambda context: context.processes),
-    "loss": Part("The loss against its peers", 120, loss_workers),
+    "loss": Part("The loss against its peers", 95, loss_workers),
     "dtypes": Part("Mixes of dtypes", 35, dtype_workers),
+    "choices": Part("Choices of the Hopper kernel", 25, choice_workers),
     "step": Part("Training step", 50, step_workers),
     "graph": Part("Training step in a CUDA graph", 45, graph_workers),
     "sanitizer": Part("compute-sanitizer", 60, sanitizer_workers, lambda context: context.processes),

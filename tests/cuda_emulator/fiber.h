@@ -16,11 +16,11 @@ inline void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
 #endif
 
 #ifdef __x86_64__
-// Pushes the registers that a function call must preserve, exchanges the stacks, pops.
+// Pushes the registers that a function call must preserve, exchanges the stacks, pops. Weak: several files include this.
 extern "C" void sce_fast_switch_stack(void** save, void* stack);
 asm(R"(
 .text
-.globl sce_fast_switch_stack
+.weak sce_fast_switch_stack
 .type sce_fast_switch_stack, @function
 sce_fast_switch_stack:
   pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15

@@ -55,8 +55,8 @@ def test_the_parts_that_measure_run_on_a_cpu(tmp_path):
     states = {name: part["state"] for name, part in record["parts"].items()}
     assert states == {
         "build": "not run", "tests": "not run", "parity": "passed", "loss": "passed", "dtypes": "passed",
-        "step": "passed", "graph": "not run", "sanitizer": "not run", "loader": "passed", "pixels": "passed",
-        "video": "passed",
+        "choices": "not run", "step": "passed", "graph": "not run", "sanitizer": "not run", "loader": "passed",
+        "pixels": "passed", "video": "passed",
     }  # fmt: skip
     parity = record["parts"]["parity"]["outcomes"]
     assert {outcome["item"].split(":")[0] for outcome in parity} == set(gpu_kernels.cpu_backends())
