@@ -3,25 +3,22 @@
 This module imports only the standard library.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-Record = dict[str, Any]
+from .default_choices import choice_lines, dtypes_table, pixel_lines
+from .figures import Record, data_of, error_cell, fastest, microseconds, ours_of, outcomes_of, shape_of
+
 # The targets are set for these two shapes.
 MAIN_SHAPE, SMALL_SHAPE = (
     {"n": 1024, "k": 65536, "d": 256, "dtype": "bfloat16"},
     {"n": 256, "k": 65536, "d": 256, "dtype": "bfloat16"},
 )
 JUDGED_ON = ("H100", "H200")
-NOT_OURS = ("reference",)  # a backend, but not a competitor
 EAGER = "official"
 ATTENTION = ("attention", "attention-efficient", "attention-cudnn", "attention-math", "flex", "flash-attn")
-QUEUE_DTYPES = ("float32", "float16", "bfloat16")  # the most accurate first
-NEAR = 1.03  # a more accurate dtype may take so much longer
-LEAST_GAIN = 1.005  # of a choice, for another default
 LONGEST_LIST = 12  # failures, and reasons for not running, on the page
 
 
@@ -152,16 +149,8 @@ def parity_table(record: Record) -> str:
     if not products:
         return ""
     lines = [f"| largest error / allowed error | {' | '.join(products)} |", "|---|" + "--:|" * len(products)]
-    lines += [f"| {kernel} | {' | '.join(_cell(c.get(p, [])) for p in products)} |" for kernel, c in worst.items()]
+    lines += [f"| {kernel} | {' | '.join(error_cell(c.get(p, [])) for p in products)} |" for kernel, c in worst.items()]
     return "\n".join(lines)
-
-
-def _cell(values: list[str | float]) -> str:
-    numbers = [value for value in values if not isinstance(value, str)]
-    if "failed" in values:
-        return "**failed**"
-    largest = max(numbers, default=None)
-    return "–" if largest is None else f"{largest:.2f}" if largest <= 1 else f"**{largest:.3g}**"
 
 
 def loss_table(record: Record) -> str:
@@ -189,76 +178,17 @@ def loss_rows(shape: dict[str, Any]) -> Iterator[str]:
         seconds = r["graph"] or r["seconds"]
         rate, bandwidth = shape["operations"] / seconds, shape["queue_bytes"] / seconds
         over_eager, over_best = _ratio(eager, r), _ratio(best, r)
-        cells = [f"{sizes['n']}, {sizes['k']}, {sizes['d']} {sizes['dtype']}", r["peer"], _us(r["seconds"])]
+        cells = [f"{sizes['n']}, {sizes['k']}, {sizes['d']} {sizes['dtype']}", r["peer"], microseconds(r["seconds"])]
         cells += [
-            _us(r["graph"]),
+            microseconds(r["graph"]),
             f"{rate / 1e12:.3g}",
             f"{rate / gemm:.0%}",
             f"{bandwidth / copy:.0%}",
-            _us(r["host"]),
+            microseconds(r["host"]),
         ]
         cells.append("–" if over_eager is None else f"{over_eager:.2f} ×")
         cells.append("–" if best is None else f"{over_best:.2f} × {best['peer']}")
         yield f"| {' | '.join(cells)} |"
-
-
-def _us(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{1e6 * seconds:.1f}"
-
-
-def dtypes_table(record: Record) -> str:
-    """Return the GPU time of each mix of dtypes, and the dtype that recipes should give their queue."""
-    mixes = [outcome["data"] for outcome in outcomes_of(record, "dtypes") if outcome["data"]]
-    if not mixes:
-        return ""
-    at = "dtypes at N {n}, K {k}, D {d}".format(**mixes[0]["sizes"])
-    lines = [f"| {at} | products | backend | µs | µs in a graph | error / allowed |", "|---|---|---|--:|--:|--:|"]
-    for mix in mixes:
-        for r in mix["results"]:
-            cells = [r["mix"], mix["product"], r["backend"], _us(r["seconds"]), _us(r["graph"]), _cell([r["worst"]])]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, *_queue_default(mixes)])
-
-
-def _queue_default(mixes: list[Record]) -> Iterator[str]:
-    """Yield a line about the recipes' queue if their default and a float32 queue were measured.
-
-    The choice is the most accurate dtype whose time is at most NEAR times the shortest.
-    """
-    seconds = {
-        mix["queue"]: min(r["graph"] or r["seconds"] for r in mix["results"]) for mix in mixes if mix["may_be_default"]
-    }
-    default = next((mix["queue"] for mix in mixes if mix["default"]), None)
-    if default is None or len(seconds) < len(QUEUE_DTYPES):
-        return
-    chosen = next(dtype for dtype in QUEUE_DTYPES if seconds[dtype] <= NEAR * min(seconds.values()))
-    times = ", ".join(f"{dtype} {_us(seconds[dtype])}" for dtype in QUEUE_DTYPES)
-    verdict = "as the recipes have it" if chosen == default else f"the recipes have {default}"
-    yield f"\n- The queue of float32 rows, µs: {times}. This run would choose {chosen}; {verdict}"
-
-
-def choice_lines(record: Record) -> str:
-    """Return a line for each choice of the Hopper kernel: which default the measurements choose."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for outcome in outcomes_of(record, "choices"):
-        if outcome["data"]:
-            groups.setdefault(outcome["data"]["where"], []).append(outcome | outcome["data"])
-    return "\n".join(_choice_line(where, group) for where, group in groups.items())
-
-
-def _choice_line(where: str, group: list[dict[str, Any]]) -> str:
-    """Return the line of a choice, whose value is the faster one over all shapes if the gain is above the noise."""
-    gain = math.exp(sum(math.log(g["no"] / g["yes"]) for g in group) / len(group))
-    name, default, faster = group[0]["choice"], group[0]["default"], gain >= 1
-    words = {True: "yes", False: "no"}
-    each = "; ".join(
-        f"{g['item'].partition(': ')[2]}: {_us(g['yes'])} µs with, {_us(g['no'])} µs without" for g in group
-    )
-    if faster == default or max(gain, 1 / gain) < LEAST_GAIN:
-        verdict = f"keep the default, {words[default]}"
-    else:
-        verdict = f"**change the default to {words[faster]}**"
-    return f"- {name} ({where}): {verdict}; with is {gain:.3f} times as fast as without. {each}"
 
 
 def step_lines(record: Record) -> str:
@@ -311,26 +241,6 @@ def other_lines(record: Record) -> str:
         if "images_per_second" in data:
             each = ", ".join(f"{place} {rate:.0f}" for place, rate in data["images_per_second"].items())
             lines.append(f"- DALI, two strong views, images/s: {each}")
-    return "\n".join(lines)
-
-
-def pixel_lines(record: Record) -> str:
-    """Return a line for each time of the kernel that finishes views, and which default it speaks for."""
-    lines = []
-    for outcome in outcomes_of(record, "pixels"):
-        if "dali" in (d := outcome["data"] or {}):
-            ratio = d["dali"] / d["seconds"]
-            better = "views.photometric=auto takes it" if ratio >= 1 else "views.photometric=auto should take dali"
-            shape = outcome["item"].removeprefix("time of ")
-            lines.append(
-                f"- Kernel that finishes views, {shape}: {1e6 * d['seconds']:.0f} µs, "
-                f"{d['bytes'] / d['seconds'] / d['copy']:.0%} of the copy rate, host {_us(d['host'])} µs; DALI's "
-                f"operators take {ratio:.1f} times as long; {better}"
-            )
-    compared = [o["data"] for o in outcomes_of(record, "pixels") if "unequal" in (o["data"] or {})]
-    if compared:
-        unequal, values = (sum(data[name] for data in compared) for name in ("unequal", "values"))
-        lines.append(f"- Its pixels against csrc/cpu: {unequal} of {values} values differ")
     return "\n".join(lines)
 
 
@@ -408,31 +318,6 @@ def _names(items: list[str]) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= 300 else text[:300] + "…"
-
-
-def outcomes_of(record: Record, part: str) -> list[dict[str, Any]]:
-    return record["parts"].get(part, {}).get("outcomes", [])
-
-
-def data_of(record: Record, part: str, item: str) -> dict[str, Any] | None:
-    """Return the data of the first item with that prefix that has data, or None."""
-    return next((o["data"] for o in outcomes_of(record, part) if o["item"].startswith(item) and o["data"]), None)
-
-
-def shape_of(record: Record, shape: dict[str, Any]) -> dict[str, Any] | None:
-    return next((o["data"] for o in outcomes_of(record, "loss") if o["data"] and o["data"]["shape"] == shape), None)
-
-
-def ours_of(shape: dict[str, Any] | None) -> tuple[str, ...]:
-    """Return the names of our backends among the peers."""
-    peers = ((r["peer"], r["title"]) for r in (shape or {}).get("results", []))
-    return tuple(peer for peer, title in peers if title.startswith("sce_fast") and peer not in NOT_OURS)
-
-
-def fastest(shape: dict[str, Any] | None, peers: tuple[str, ...], by: str) -> dict[str, Any] | None:
-    """Return the result with the shortest time among these peers, or None if none was measured."""
-    results = [r for r in (shape or {}).get("results", []) if r["peer"] in peers and r[by] is not None]
-    return min(results, key=lambda r: r[by], default=None)
 
 
 def judged(record: Record) -> list[dict[str, Any]]:

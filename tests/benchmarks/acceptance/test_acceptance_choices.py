@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sce_fast.benchmarks.acceptance import choices
+from sce_fast.benchmarks.acceptance.default_choices import choice_lines
 from sce_fast.benchmarks.acceptance.gpu_kernels import ROOT
-from sce_fast.benchmarks.acceptance.report import choice_lines
 from sce_fast.benchmarks.acceptance.supervise import Failure, NotRun
 from sce_fast.loss.cuda import Tuning
 from sce_fast.loss.parity import make_inputs

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from sce_fast.benchmarks.acceptance.default_choices import pixel_lines
 from sce_fast.benchmarks.acceptance.pixels import moved_bytes, plan_of
-from sce_fast.benchmarks.acceptance.report import pixel_lines
 from sce_fast.data.image.augment import Augmentation
 
 
