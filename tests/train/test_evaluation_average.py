@@ -50,7 +50,7 @@ def test_the_average_is_evaluated_saved_and_exported(run, tmp_path):
     assert torch.equal(open_backbone(trainer.config.out, momentum=True).network.state_dict()[conv], teacher)
 
 
-@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_it_resumes_with_the_same_bits(run, tmp_path, step):
     whole = run[0].config
     part = dataclasses.replace(whole, out=tmp_path / "part", resume=True)
