@@ -1,6 +1,6 @@
 # make demo    train on real digits and show that it learned (two to four minutes on two CPU cores)
 # make demo-video    the same on videos of moving digits (six to seven minutes)
-# make test    the quick tests (four to five minutes)      make test-slow   the rest
+# make test    the quick tests (three to four minutes)     make test-slow   the rest
 # make kernels compile every GPU kernel, without a GPU, and look at registers, shared memory and spills
 # make gpu     on a GPU, in ten minutes: build for it, all its tests, parity, benchmarks; two pages in runs/gpu
 # make lint    ruff, clang-format, large files, mypy     make format      ruff and clang-format, in place
