@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from helpers import image_sets
+from helpers.backbones import write_backbone
 from helpers.clip_backbones import SAMPLING, write_clip_backbone, write_colour, write_colours
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.index import index_videos
@@ -152,3 +154,23 @@ def test_wrong_options(data, change, message):
     settings = {"bank": data / "bank", "queries": data / "queries", "device": "cpu"}
     with pytest.raises(ValueError, match=message):
         retrieval(data / "network.safetensors", **{**settings, **change})
+
+
+def test_images_are_retrieved_by_their_centre_crops(tmp_path, data):
+    """A backbone of images shows each image once; a split of videos is refused."""
+    image_sets.class_folders(tmp_path / "mine", image_sets.coloured, images=6)
+    write_backbone(tmp_path / "network.safetensors")
+    sets = {"bank": tmp_path / "mine" / "train", "queries": tmp_path / "mine" / "test"}
+    found = retrieval(tmp_path / "network.safetensors", **sets, recall_at=(1,), device="cpu")
+    assert found.rows[0]["R@1"] > found.rows[1]["R@1"]
+    assert "clips" not in found.settings["view"]
+    assert "images in the bank" in found.title
+    assert "clips" not in found.title
+    assert (tmp_path / "network_evaluations" / "retrieval" / "neighbours.png").exists()
+    split = tmp_path / "splits"
+    split.mkdir()
+    for name in ("red", "green"):
+        (split / f"{name}_test_split1.txt").write_text("0.avi 1\n1.avi 2\n")
+    published = module.PublishedSplit(split=split, videos=data / "bank")
+    with pytest.raises(ValueError, match=r"splits lists videos, but the backbone takes images"):
+        retrieval(tmp_path / "network.safetensors", published=published, device="cpu")
