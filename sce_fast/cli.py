@@ -191,6 +191,10 @@ EVALUATIONS = {
         "RUN VOCDEVKIT", "mAP of one-vs-all SVMs on frozen features, from few and from all images of VOC2007",
         "sce_fast.tools.svm:svm",
     ),
+    "retrieval": Command(
+        "[RUN]", "share of query videos whose nearest videos in a bank have their class",
+        "sce_fast.tools.retrieval:retrieval",
+    ),
 }  # fmt: skip
 BENCHMARKS = {
     "loss": _bench("loss", "loss and gradient of every backend and peer: time, FLOP/s, share of the GEMM rate, memory"),
@@ -220,6 +224,10 @@ COMMANDS: dict[str, Command | Group] = {
         "DIR", "decode every image and name the bad files; exit status 1 if there are any", "sce_fast.tools.scan:scan",
         show=lambda scan: scan.table(), passed=lambda scan: not scan.bad_files(),
     ),
+    "split": Command(
+        "SPLIT VIDEOS --part PART", "write a list file of a published split: UCF101, HMDB51, Kinetics, SSv2",
+        "sce_fast.tools.split:write_split", show=printable,
+    ),
     "train": Group(
         "recipe", "RECIPE --data DIR", "pretrain on images or videos; --dry-run checks, --resume continues", recipes
     ),
@@ -232,7 +240,7 @@ COMMANDS: dict[str, Command | Group] = {
         passed=lambda summary: True,
     ),
     "evaluate": Group(
-        "evaluation", "METHOD [RUN]", "accuracy on labelled images: " + ", ".join(EVALUATIONS),
+        "evaluation", "METHOD [RUN]", "accuracy on labelled images and videos: " + ", ".join(EVALUATIONS),
         lambda: EVALUATIONS,
     ),
     "embed": Command(
