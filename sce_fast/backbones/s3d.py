@@ -13,6 +13,13 @@ from sce_fast.backbones.scaling import scaled
 
 # Channels of a block's branches: 1×1×1; 1×1×1 and 3×3×3; the same, narrower; 1×1×1 after a pool.
 Channels = tuple[int, int, int, int, int, int]
+# Blocks of the stages after the second, third and fourth pool.
+THIRD: tuple[Channels, ...] = ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64))
+FOURTH: tuple[Channels, ...] = (
+    (192, 96, 208, 16, 48, 64), (160, 112, 224, 24, 64, 64), (128, 128, 256, 24, 64, 64), (112, 144, 288, 32, 64, 64),
+    (256, 160, 320, 32, 128, 128),
+)  # fmt: skip
+FIFTH: tuple[Channels, ...] = ((256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128))
 # Numbers of the modules in `features` → their names in the code of SCE.
 SCE_NAMES = {
     0: "Conv_1a", 2: "Conv_2b", 3: "Conv_2c", 5: "Mixed_3b", 6: "Mixed_3c", 8: "Mixed_4b", 9: "Mixed_4c",
@@ -58,9 +65,9 @@ def separated(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
 class Inception(nn.Module):
     """Four branches, whose channels are joined."""
 
-    def __init__(self, inputs: int, channels: Channels) -> None:
+    def __init__(self, inputs: int, channels: Channels, width: int) -> None:
         super().__init__()
-        one, narrow1, wide1, narrow2, wide2, pooled = channels
+        one, narrow1, wide1, narrow2, wide2, pooled = (scaled(count, width) for count in channels)
         self.branch0 = pointwise(inputs, one)
         self.branch1 = nn.Sequential(pointwise(inputs, narrow1), separated(narrow1, wide1))
         self.branch2 = nn.Sequential(pointwise(inputs, narrow2), separated(narrow2, wide2))
@@ -69,6 +76,14 @@ class Inception(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)], 1)
+
+
+def inceptions(inputs: int, width: int, stage: tuple[Channels, ...]) -> list[Inception]:
+    """Return the blocks of a stage with the published channels scaled to a width."""
+    blocks: list[Inception] = []
+    for channels in stage:
+        blocks.append(Inception(blocks[-1].outputs if blocks else inputs, channels, width))
+    return blocks
 
 
 class HalvingPool(nn.Module):
@@ -96,17 +111,12 @@ class S3D(nn.Module):
 
     def __init__(self, width: int = 64, small_input: bool = False) -> None:
         super().__init__()
-
-        def block(*channels: int) -> Inception:
-            nonlocal inputs
-            one, narrow1, wide1, narrow2, wide2, pooled = (scaled(count, width) for count in channels)
-            made = Inception(inputs, (one, narrow1, wide1, narrow2, wide2, pooled))
-            inputs = made.outputs
-            return made
-
-        first, inputs = scaled(64, width), scaled(192, width)
+        first, second = scaled(64, width), scaled(192, width)
         side, stride = (3, 1) if small_input else (7, 2)
         pool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1))
+        third = inceptions(second, width, THIRD)
+        fourth = inceptions(third[-1].outputs, width, FOURTH)
+        fifth = inceptions(fourth[-1].outputs, width, FIFTH)
         self.features = nn.Sequential(
             nn.Sequential(
                 Convolution(3, first, (1, side, side), (1, stride, stride)),
@@ -114,21 +124,15 @@ class S3D(nn.Module):
             ),
             nn.Identity() if small_input else pool,
             pointwise(first, first),
-            separated(first, inputs),
+            separated(first, second),
             pool,
-            block(64, 96, 128, 16, 32, 32),
-            block(128, 128, 192, 32, 96, 64),
+            *third,
             nn.MaxPool3d(3, 2, padding=1),
-            block(192, 96, 208, 16, 48, 64),
-            block(160, 112, 224, 24, 64, 64),
-            block(128, 128, 256, 24, 64, 64),
-            block(112, 144, 288, 32, 64, 64),
-            block(256, 160, 320, 32, 128, 128),
+            *fourth,
             HalvingPool(),
-            block(256, 160, 320, 32, 128, 128),
-            block(384, 192, 384, 48, 128, 128),
+            *fifth,
         )
-        self.dim = inputs
+        self.dim = fifth[-1].outputs
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
