@@ -20,12 +20,11 @@ FOURTH: tuple[Channels, ...] = (
     (256, 160, 320, 32, 128, 128),
 )  # fmt: skip
 FIFTH: tuple[Channels, ...] = ((256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128))
-# Numbers of the modules in `features` → their names in the code of SCE.
-SCE_NAMES = {
-    0: "Conv_1a", 2: "Conv_2b", 3: "Conv_2c", 5: "Mixed_3b", 6: "Mixed_3c", 8: "Mixed_4b", 9: "Mixed_4c",
-    10: "Mixed_4d", 11: "Mixed_4e", 12: "Mixed_4f", 14: "Mixed_5b", 15: "Mixed_5c",
+# Modules in the code of SCE → their numbers in `features`.
+SCE_NUMBERS = {
+    "Conv_1a": 0, "Conv_2b": 2, "Conv_2c": 3, "Mixed_3b": 5, "Mixed_3c": 6, "Mixed_4b": 8, "Mixed_4c": 9,
+    "Mixed_4d": 10, "Mixed_4e": 11, "Mixed_4f": 12, "Mixed_5b": 14, "Mixed_5c": 15,
 }  # fmt: skip
-SCE_NUMBERS = {name: number for number, name in SCE_NAMES.items()}
 SCE_BLOCKS = (0, 1, 4, 7, 13)  # where block1 to block5 of that code begin, which hold the same modules once more
 # The layers of a convolution in the files of other programs → torchvision's.
 LAYERS = {
@@ -33,8 +32,9 @@ LAYERS = {
     "bn1": "0.1", "conv2": "1.0", "bn2": "1.1",
 }  # fmt: skip
 OTHER_NAME = re.compile(
-    r"^(?P<prefix>(?:.*\.)?)(?:base\.(?P<base>\d+)|block(?P<block>\d)\.(?P<index>\d+)|(?P<name>(?:Conv|Mixed)_\d[a-z]))"
-    r"\.(?P<branch>(?:branch\d\.\d\.)?)(?P<layer>conv|bn|conv_[st]|bn_[st]|conv[12]|bn[12])\.(?P<tensor>\w+)$"
+    r"^(?P<prefix>(?:.*\.)?)(?:base\.(?P<base>\d+)|block(?P<block>[1-5])\.(?P<index>\d+)|"
+    rf"(?P<name>{'|'.join(SCE_NUMBERS)}))"
+    rf"\.(?P<branch>(?:branch\d\.\d\.)?)(?P<layer>{'|'.join(LAYERS)})\.(?P<tensor>\w+)$"
 )
 
 
@@ -54,11 +54,10 @@ def pointwise(inputs: int, outputs: int) -> Convolution:
     return Convolution(inputs, outputs, (1, 1, 1), (1, 1, 1))
 
 
-def separated(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
+def separated(inputs: int, outputs: int) -> nn.Sequential:
     """Return a convolution in space and one in time."""
     return nn.Sequential(
-        Convolution(inputs, outputs, (1, kernel, kernel), (1, 1, 1)),
-        Convolution(outputs, outputs, (kernel, 1, 1), (1, 1, 1)),
+        Convolution(inputs, outputs, (1, 3, 3), (1, 1, 1)), Convolution(outputs, outputs, (3, 1, 1), (1, 1, 1))
     )
 
 

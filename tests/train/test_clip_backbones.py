@@ -30,11 +30,12 @@ def test_a_step_trains_and_its_memory_is_estimated(tmp_path, name):
     assert found.activations > found.state / 100
     before, keys = [p.detach().clone() for p in step.parameters], step.queue.keys.clone()
     views = [torch.randn(4, 3, 4, 32, 32) for _ in range(2)]
-    measures = step([views], number=0, learning_rate=0.01, momentum=0.99)
-    assert measures["loss"].isfinite()
+    for number in range(2):  # γ = 0 at the start holds back the first gradients of an X3D
+        measures = step([views], number=number, learning_rate=0.01, momentum=0.99)
+        assert measures["loss"].isfinite()
     changed = [not torch.equal(p, old) for p, old in zip(step.parameters, before, strict=True)]
-    assert sum(changed) > 0.4 * len(changed)  # γ = 0 at the start holds back the gradients of some layers
-    assert (step.queue.keys != keys).any(1).sum() == 8
+    assert sum(changed) > 0.95 * len(changed)
+    assert (step.queue.keys != keys).any(1).sum() == 16
     assert all(p.is_contiguous(memory_format=torch.channels_last_3d) for p in step.parameters if p.dim() == 5)
 
 
