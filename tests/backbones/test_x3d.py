@@ -46,7 +46,7 @@ def test_the_network_equals_a_plain_implementation():
         if isinstance(module, torch.nn.Conv3d):
             torch.nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
     away_from_the_start(network)
-    weights, clips = Weights(network), torch.randn(2, 3, 5, 45, 36, dtype=torch.float64)
+    weights, clips = Weights(network), torch.randn(2, 3, 5, 21, 28, dtype=torch.float64)
     with torch.no_grad():
         found, expected = network(clips), plain_forward(weights, clips)
     assert weights.unread == set()
