@@ -232,7 +232,7 @@ def test_every_setting_refuses_nonsense_and_names_itself(tmp_path):
 @pytest.mark.parametrize(
     ("backbone", "frames", "message"),
     [
-        ("resnet18", 8, r"clips.frames=8: expected 0, since model.backbone='resnet18' takes images; r3d18 and r3d50 "),
+        ("resnet18", 8, r"clips.frames=8: expected 0, since model.backbone='resnet18' takes images; r3d18, r3d50, r2"),
         ("timm:vit_tiny", 8, r"clips.frames=8: expected 0, since model.backbone='timm:vit_tiny' takes images"),
         ("r3d50", 0, r"model.backbone='r3d50': expected resnet18, .*timm:NAME with clips.frames=0, which means images"),
     ],

@@ -262,7 +262,7 @@ class TrainConfig:
         """Check that the backbone and the evaluation take what the run trains on."""
         frames, backbone = self.clips.frames, self.model.backbone
         if frames and takes_clips(backbone) is False:
-            expected = f"0, since model.backbone={backbone!r} takes images; {' and '.join(CLIP_BACKBONES)} take clips"
+            expected = f"0, since model.backbone={backbone!r} takes images; {', '.join(CLIP_BACKBONES)} take clips"
             require(False, "clips.frames", frames, expected)
         if not frames and takes_clips(backbone):
             others = ", ".join((*IMAGE_BACKBONES, "timm:NAME"))
