@@ -56,9 +56,13 @@ class Index(ABC):
     def notes(self, background: str) -> list[str]:
         """Return lines for the user: files left out and, for images, what becomes of transparency."""
         listing = self.listing
-        return list(
-            filter(None, [listing.describe_ignored(), listing.describe_others(), listing.describe_large_pages()])
+        lines = (
+            listing.describe_ignored(),
+            listing.describe_missing(),
+            listing.describe_others(),
+            listing.describe_large_pages(),
         )
+        return list(filter(None, lines))
 
     def subset(self, samples: NDArray[np.int64]) -> Self:
         """Return the index of these samples, in this order."""

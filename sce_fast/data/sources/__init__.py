@@ -9,6 +9,7 @@ from sce_fast.data.sources.frames import frame_files, is_frame_folder
 from sce_fast.data.sources.listfile import list_file
 from sce_fast.data.sources.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Listing, Part, is_image_name, is_video_name
 from sce_fast.data.sources.shards import Shards, find_shards, packed_splits
+from sce_fast.data.sources.splits import SplitPart, read_split
 from sce_fast.data.sources.videolist import list_video_file
 from sce_fast.util.files import printable
 
@@ -16,12 +17,14 @@ __all__ = [
     "Listing",
     "Part",
     "Shards",
+    "SplitPart",
     "find_shards",
     "frame_files",
     "kinds_found",
     "list_images",
     "list_videos",
     "packed_splits",
+    "read_split",
 ]
 
 

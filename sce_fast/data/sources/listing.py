@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sce_fast.data.faults import MAX_BAD_SHARE, describe_bad_files
+from sce_fast.data.faults import MAX_BAD_SHARE, NAMES_SHOWN, describe_bad_files
 from sce_fast.data.sources.packed import WHOLE_PAGES, Packed
 from sce_fast.util.files import printable
 
@@ -40,6 +40,7 @@ class Listing:
     parts: list[Part] | None = None  # of videos; None if all are whole
     packed: Packed | None = None  # where the samples lie inside large files; None if each is a file of its own
     others: tuple[str, ...] = ()  # splits of the data set that are left out
+    missing: tuple[str, ...] = ()  # files that a published split names, left out as they are not on the disk
 
     @property
     def title(self) -> str:
@@ -141,6 +142,20 @@ class Listing:
     def describe_others(self) -> str:
         """Return one line that names the splits that are left out; empty if there are none."""
         return f"{self.title} has further splits, which are left out: {', '.join(self.others)}" if self.others else ""
+
+    def describe_missing(self) -> str:
+        """Return one line that counts the files that a split names and the disk lacks; empty if there are none.
+
+        Example:
+            >>> Listing(Path("films"), ["a.mp4"], [0], ["run"], missing=("b.mp4",)).describe_missing()
+            '1 of 2 files of films is missing and left out: b.mp4'
+        """
+        if not self.missing:
+            return ""
+        total, more = len(self.names) + len(self.missing), len(self.missing) - NAMES_SHOWN
+        names = ", ".join(map(printable, self.missing[:NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
+        are = "is" if len(self.missing) == 1 else "are"
+        return f"{len(self.missing)} of {total} files of {self.title} {are} missing and left out: {names}"
 
 
 def _name_and_part(entry: str) -> tuple[str, Part]:

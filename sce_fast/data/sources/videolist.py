@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,21 +102,36 @@ def _split_header(line: str) -> list[str]:
     return [name.strip() for name in line.split(",")]
 
 
-def _list_kinetics(path: Path) -> Listing:
-    """Read a table of Kinetics: label, youtube_id, time_start, time_end, split, of which label and split may lack.
+class KineticsRow(NamedTuple):
+    """A row of a table of Kinetics."""
 
-    The file of a row is named ID_START_END.mp4 with times of six digits. It stands beside the table, in a folder of its
-    label (with spaces or underscores), in a folder of its split, or in a label's folder there. A row without a file
-    names the file in its label's folder, and is found to be missing.
+    file: str
+    label: str | None
+    split: str  # empty without this column
+
+    def places(self, splits: Sequence[str] = ()) -> list[str]:
+        """Return where the file may be, first in its label's folder: see _list_kinetics.
+
+        Args:
+            splits: further names of the folder of its split.
+        """
+        label = self.label or ""
+        inside = (label, label.replace(" ", "_"), "")
+        folders = [os.path.join(outer, folder) for outer in ("", self.split, *splits) for folder in inside]
+        return [os.path.join(folder, self.file) for folder in dict.fromkeys(folders)]
+
+
+def kinetics_rows(path: Path) -> list[KineticsRow]:
+    """Return the rows of a table of Kinetics: label, youtube_id, time_start, time_end, split; see _list_kinetics.
 
     Raises:
-        ValueError: a row is malformed.
+        ValueError: the file is no such table, or a row is malformed.
     """
     lines = list(lines_of(path, "videos"))
-    header = _split_header(lines[0][1])
-    folders = _Folders(path.parent)
-    names: list[str] = []
-    class_names: list[str] = []
+    header = _split_header(lines[0][1]) if lines else []
+    if not set(KINETICS_COLUMNS) <= set(header):
+        raise ValueError(f"{printable(path)}: expected a table with the columns {', '.join(KINETICS_COLUMNS)}")
+    rows = []
     for number, line in lines[1:]:
         (fields,) = csv.reader([line])
         row = dict(zip(header, fields, strict=False))
@@ -127,9 +143,24 @@ def _list_kinetics(path: Path) -> Listing:
             start, end = (int(_seconds(row[column])) for column in KINETICS_COLUMNS[1:])
         except ValueError as error:
             raise ValueError(f"{printable(path)}, line {number}: {error}") from None
-        names.append(folders.find(f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4", row))
-        class_names += [row["label"]] if "label" in row else []
-    labels, classes = numbered_classes(class_names)
+        file = f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"
+        rows.append(KineticsRow(file, row.get("label"), row.get("split", "")))
+    return rows
+
+
+def _list_kinetics(path: Path) -> Listing:
+    """Read a table of Kinetics: label, youtube_id, time_start, time_end, split, of which label and split may lack.
+
+    The file of a row is named ID_START_END.mp4 with times of six digits. It stands beside the table, in a folder of its
+    label (with spaces or underscores), in a folder of its split, or in a label's folder there. A row without a file
+    names the file in its label's folder, and is found to be missing.
+
+    Raises:
+        ValueError: a row is malformed.
+    """
+    rows, folders = kinetics_rows(path), _Folders(path.parent)
+    names = [folders.find(row.places()) for row in rows]
+    labels, classes = numbered_classes([row.label for row in rows if row.label is not None])
     return Listing(path.parent, names, labels, classes, source=path)
 
 
@@ -150,18 +181,14 @@ class _Folders:
         self._root = root
         self._names: dict[str, frozenset[str]] = {}
 
-    def find(self, file: str, row: dict[str, str]) -> str:
-        """Return the relative name of a row's file, in its label's folder if it is nowhere."""
-        label, split = row.get("label", ""), row.get("split", "")
-        inside = [label, label.replace(" ", "_"), ""]
-        folders = [os.path.join(outer, folder) for outer in ("", split) for folder in inside]
-        found = (folder for folder in folders if file in self._listed(folder))
-        return os.path.join(next(found, label), file)
+    def find(self, places: Sequence[str]) -> str:
+        """Return the first of these relative names that exists; the first one if none does."""
+        return next((place for place in places if self._exists(*os.path.split(place))), places[0])
 
-    def _listed(self, folder: str) -> frozenset[str]:
+    def _exists(self, folder: str, file: str) -> bool:
         if folder not in self._names:
             try:
                 self._names[folder] = frozenset(os.listdir(self._root / folder))
             except OSError:
                 self._names[folder] = frozenset()
-        return self._names[folder]
+        return file in self._names[folder]

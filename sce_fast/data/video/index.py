@@ -1,5 +1,6 @@
 """The index of videos: what probing finds in each file, cached, and the timelines of the samples."""
 
+import hashlib
 import math
 import os
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class VideoIndex(Index):
 
 
 def index_videos(
-    path: str | Path, *, threads: int = 2, cache: Path | None = None, frame_rate: float = FRAME_RATE
+    path: str | Path | Listing, *, threads: int = 2, cache: Path | None = None, frame_rate: float = FRAME_RATE
 ) -> VideoIndex:
     """Return the index of a folder or list file of videos. Files that did not change are read from the cache.
 
@@ -83,7 +84,7 @@ def index_videos(
     frames of a part are those shown in [start, end), counted from the first frame of the file.
 
     Args:
-        path: any path that list_videos accepts.
+        path: any path that list_videos accepts, or a listing, such as read_split returns.
         threads: number of threads that read files.
         cache: folder of the cache; as for index_images.
         frame_rate: frames per second of folders of extracted frames.
@@ -93,11 +94,11 @@ def index_videos(
     """
     if not 0 < frame_rate < math.inf:
         raise ValueError(f"frame_rate={frame_rate}: expected frames per second, more than 0")
-    listing = list_videos(path)
+    listing = path if isinstance(path, Listing) else list_videos(path)
     names = list(dict.fromkeys(listing.names))  # a list file may name several parts of a file
     paths = [os.fsencode(os.path.join(listing.root, name)) for name in names]
     stamps, unopened = file_stamps(paths, folders=True)
-    files = probed_files(cache_file_of(path, cache, "-videos"), names, paths, stamps, set(unopened), threads)
+    files = probed_files(_cache_file(path, cache, names), names, paths, stamps, set(unopened), threads)
     number = {name: i for i, name in enumerate(names)}
     rows = np.array([number[name] for name in listing.names], dtype=np.int64)
     reasons = {**{i: str(files.reasons[i]) for i in np.flatnonzero(files.reasons != "").tolist()}, **unopened}
@@ -134,6 +135,14 @@ def index_videos(
         plain=samples.plain,
         one_picture=samples.one_picture,
     )
+
+
+def _cache_file(path: str | Path | Listing, cache: Path | None, names: list[str]) -> Path:
+    """Return the file of the cache; the parts of a split have the same folder and other names."""
+    if isinstance(path, Listing):
+        digest = hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()[:16]
+        return cache_file_of(path.root, cache, f"-videos-{digest}")
+    return cache_file_of(path, cache, "-videos")
 
 
 def _cut(timelines: Timelines, sample: int, part: tuple[float, float]) -> None:

@@ -21,6 +21,7 @@ from sce_fast.util.files import printable, save_tensors
 
 CLASSIFIER = "classifier.safetensors"
 FREE_TO_CHANGE = ("checkpoint_every", "log_every")  # no result depends on them
+ADDED = {"dropout": 0.0}  # settings that earlier versions lack, left out where they have these values
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,11 @@ class Setup:
     def described(self) -> dict[str, Any]:
         """Return everything that determines the result, as JSON values, with a hash of the untrained weights."""
         settings = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.settings).items()}
-        lasting = {name: value for name, value in settings.items() if name not in FREE_TO_CHANGE}
+        lasting = {
+            name: value
+            for name, value in settings.items()
+            if name not in FREE_TO_CHANGE and not (name in ADDED and value == ADDED[name])
+        }
         return {**self.origin, "weights": weights_digest(self.network), **lasting}
 
 
