@@ -195,6 +195,10 @@ EVALUATIONS = {
         "RUN VOCDEVKIT", "mAP of one-vs-all SVMs on frozen features, from few and from all images of VOC2007",
         "sce_fast.tools.svm:svm",
     ),
+    "retrieval": Command(
+        "[RUN]", "share of query videos whose nearest videos in a bank have their class",
+        "sce_fast.tools.retrieval:retrieval",
+    ),
 }  # fmt: skip
 BENCHMARKS = {
     "loss": _bench("loss", "loss and gradient of every backend and peer: time, FLOP/s, share of the GEMM rate, memory"),
@@ -234,7 +238,7 @@ COMMANDS: dict[str, Command | Group] = {
         passed=lambda summary: True,
     ),
     "evaluate": Group(
-        "evaluation", "METHOD [RUN]", "accuracy on labelled images: " + ", ".join(EVALUATIONS),
+        "evaluation", "METHOD [RUN]", "accuracy on labelled images and videos: " + ", ".join(EVALUATIONS),
         lambda: EVALUATIONS,
     ),
     "embed": Command(
