@@ -177,11 +177,15 @@ EVALUATIONS = {
     "knn": Command("[RUN]", "weighted vote of the nearest train images", "sce_fast.tools.evaluate:knn"),
     "logistic": Command("[RUN]", "logistic regression on frozen features", "sce_fast.tools.evaluate:logistic"),
     "linear": Command(
-        "[RUN]", "the papers' protocol: linear classifiers trained by SGD on augmented images",
+        "[RUN]", "the papers' protocol: linear classifiers trained by SGD on augmented images or clips",
         "sce_fast.tools.linear:linear",
     ),
     "semi-supervised": Command(
         "RUN", "fine-tune the backbone on 1 % or 10 % of the labels", "sce_fast.tools.semi_supervised:semi_supervised"
+    ),
+    "finetune": Command(
+        "RUN", "fine-tune a backbone of clips on UCF101, HMDB51, Something-Something or your own videos",
+        "sce_fast.tools.finetune:finetune",
     ),
     "transfer": Command(
         "RUN", "logistic regression on frozen features of up to eleven data sets, or your own",
@@ -190,6 +194,10 @@ EVALUATIONS = {
     "svm": Command(
         "RUN VOCDEVKIT", "mAP of one-vs-all SVMs on frozen features, from few and from all images of VOC2007",
         "sce_fast.tools.svm:svm",
+    ),
+    "retrieval": Command(
+        "[RUN]", "share of query videos whose nearest videos in a bank have their class",
+        "sce_fast.tools.retrieval:retrieval",
     ),
 }  # fmt: skip
 BENCHMARKS = {
@@ -230,7 +238,7 @@ COMMANDS: dict[str, Command | Group] = {
         passed=lambda summary: True,
     ),
     "evaluate": Group(
-        "evaluation", "METHOD [RUN]", "accuracy on labelled images: " + ", ".join(EVALUATIONS),
+        "evaluation", "METHOD [RUN]", "accuracy on labelled images and videos: " + ", ".join(EVALUATIONS),
         lambda: EVALUATIONS,
     ),
     "embed": Command(

@@ -8,18 +8,26 @@ from torch import Tensor
 
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.index import ImageIndex, Index, index_images
+from sce_fast.data.sources import Listing
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.index import VideoIndex, index_videos
 
 
-def open_index(path: str | Path, view: EvaluationView, *, threads: int = 2) -> ImageIndex | VideoIndex:
+def open_index(path: str | Path | Listing, view: EvaluationView, *, threads: int = 2) -> ImageIndex | VideoIndex:
     """Return the index of the images of a folder or list file, or of its videos for a ClipEvaluationView.
 
+    Args:
+        path: as for index_images and index_videos; a listing holds videos.
+        view: of the samples.
+        threads: number of threads that read files.
+
     Raises:
-        FileNotFoundError, ValueError: as index_images and index_videos.
+        FileNotFoundError, ValueError: as index_images and index_videos; or a listing of videos is given for images.
     """
     if isinstance(view, ClipEvaluationView):
         return index_videos(path, threads=threads, frame_rate=view.frame_rate)
+    if isinstance(path, Listing):
+        raise ValueError(f"{path.title} lists videos, but the backbone takes images; expected one that takes clips")
     return index_images(path, threads=threads)
 
 

@@ -7,6 +7,7 @@ from sce_fast.evaluate.features import FeatureFile, extract_features, load_featu
 from sce_fast.evaluate.knn import knn_accuracy, knn_top1
 from sce_fast.evaluate.logistic import LogisticResult, logistic_accuracy, logistic_top1
 from sce_fast.evaluate.results import EvaluationResult
+from sce_fast.evaluate.retrieval import Retrieval, chance_recall, retrieve
 from sce_fast.evaluate.store import FeatureStore
 from sce_fast.evaluate.svm import SVMEvaluation
 from sce_fast.evaluate.transfer import TransferSet, transfer_score
@@ -17,8 +18,10 @@ __all__ = [
     "FeatureFile",
     "FeatureStore",
     "LogisticResult",
+    "Retrieval",
     "SVMEvaluation",
     "TransferSet",
+    "chance_recall",
     "eleven_point_precision",
     "extract_features",
     "interpolated_precision",
@@ -30,6 +33,7 @@ __all__ = [
     "logistic_top1",
     "majority_accuracy",
     "pixel_features",
+    "retrieve",
     "save_features",
     "transfer_score",
 ]

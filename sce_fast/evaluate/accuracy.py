@@ -51,21 +51,31 @@ def ranks_of_truth(scores: Tensor, labels: Tensor) -> Tensor:
     return torch.where(own[:, 0] > -torch.inf, before.sum(1), scores.shape[1])
 
 
-def check_sets(train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor) -> None:
-    """Raise an error unless features and labels fit together.
+def check_sets(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    *,
+    names: tuple[str, str] = ("train", "test"),
+) -> None:
+    """Raise an error unless features and labels fit together; `names` are those of the sets in messages.
 
     Raises:
         ValueError: lengths or widths differ, or a set is empty.
     """
     if len(train_features) != len(train_labels) or len(test_features) != len(test_labels):
         raise ValueError(
-            f"{len(train_features)} train and {len(test_features)} test features: expected as many labels, "
+            f"{len(train_features)} {names[0]} and {len(test_features)} {names[1]} features: expected as many labels, "
             f"not {len(train_labels)} and {len(test_labels)}"
         )
     widths = tuple(train_features.shape[1:]), tuple(test_features.shape[1:])
     if widths[0] != widths[1]:
-        raise ValueError(f"train features are {widths[0]} wide, test features {widths[1]}: expected the same width")
+        raise ValueError(
+            f"{names[0]} features are {widths[0]} wide, {names[1]} features {widths[1]}: expected the same width"
+        )
     if not len(train_features) or not len(test_features):
         raise ValueError(
-            f"{len(train_features)} train and {len(test_features)} test features: expected at least one of each"
+            f"{len(train_features)} {names[0]} and {len(test_features)} {names[1]} features: "
+            "expected at least one of each"
         )

@@ -8,18 +8,24 @@ from torch import Tensor, as_tensor
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.index import ImageIndex
 from sce_fast.data.kinds import open_index
+from sce_fast.data.sources import Listing
 from sce_fast.data.subset import subset
 from sce_fast.data.video.index import VideoIndex
 from sce_fast.util.files import printable
 
 
 def labelled_indices(
-    train_path: Path, test_path: Path, view: EvaluationView, *, threads: int, classes: Path | None = None
+    train_path: Path | Listing,
+    test_path: Path | Listing,
+    view: EvaluationView,
+    *,
+    threads: int,
+    classes: Path | None = None,
 ) -> tuple[ImageIndex | VideoIndex, ImageIndex | VideoIndex]:
     """Return the train and test index of an evaluation; a class has the same number in both.
 
     Args:
-        train_path, test_path: of the sets.
+        train_path, test_path: of the sets, or listings of videos.
         view: of images, or of videos.
         threads: number of threads that read files.
         classes: take these classes of both sets; see subset.

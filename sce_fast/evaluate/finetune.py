@@ -5,6 +5,7 @@ fine-tune on Something-Something v2 in SlowFast, whose settings these are (confi
 eight parts of a batch of 64, each with a rate of 0.12.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
@@ -40,3 +41,16 @@ PRESETS: dict[str, VideoPreset] = {
         ClipViews(flip=0.0, clips=1, crops=1, seconds=WHOLE),
     ),
 }
+
+
+def mean_over_splits(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the row of the means of the accuracies over the splits.
+
+    Example:
+        >>> rows = [{"best_top1": 0.5, "top1": t, "top5": None, "mean_per_class": t} for t in (0.25, 0.5)]
+        >>> mean_over_splits(rows)
+        {'split': 'mean', 'best_top1': 0.5, 'top1': 0.375, 'top5': None, 'mean_per_class': 0.375}
+    """
+    columns = {name: [row[name] for row in rows] for name in ("best_top1", "top1", "top5", "mean_per_class")}
+    means = {name: None if None in values else sum(values) / len(values) for name, values in columns.items()}
+    return {"split": "mean", **means}

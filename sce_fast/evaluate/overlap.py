@@ -82,9 +82,9 @@ def shared_rows(train: FeatureFile, test: FeatureFile) -> int:
     return shared
 
 
-def warning(shared: int, test: int, kind: str = "images") -> str:
-    """Return a warning for this number of shared samples among the test samples."""
+def warning(shared: int, test: int, kind: str = "images", names: tuple[str, str] = ("train", "test")) -> str:
+    """Return a warning for this number of shared samples, out of those of the second set; `names` are the sets'."""
     return (
-        f"{shared} of {test} test {kind} are train {kind} too, so the accuracy is not that of unseen {kind}; "
+        f"{shared} of {test} {kind} in {names[1]} are in {names[0]} too, so the accuracy is not that of unseen {kind}; "
         f"expected two sets without a common {kind.removesuffix('s')}"
     )

@@ -15,7 +15,15 @@ from sce_fast.evaluate.knn import check_votes
 from sce_fast.evaluate.logistic import REGULARIZATIONS, check_fit
 from sce_fast.evaluate.results import EvaluationResult, read_result, require_room
 from sce_fast.export import Foreign
-from sce_fast.tools.arguments import ForeignWeights, OptionalClasses, OptionalFolder, OptionalImages, OptionalRun
+from sce_fast.tools.arguments import (
+    ForeignWeights,
+    OptionalClasses,
+    OptionalFolder,
+    OptionalImages,
+    OptionalRun,
+    PublishedVideos,
+)
+from sce_fast.tools.chosen_sets import PublishedSplit
 from sce_fast.tools.frozen import finish, results_place
 from sce_fast.tools.labelled_sets import LabelledSets, labelled_sets
 from sce_fast.tools.pictures import draw_bars, draw_lines
@@ -45,6 +53,7 @@ def knn(
     *,
     train: OptionalImages = None,
     test: OptionalImages = None,
+    published: PublishedVideos = PublishedSplit(),  # noqa: B008 (frozen)
     classes: OptionalClasses = None,
     neighbours: tuple[int, ...] = (10, 20, 100, 200),
     temperature: float = 0.07,
@@ -65,6 +74,7 @@ def knn(
             are feature files.
         train: Class folders, a list file with classes, or a feature file of sce-fast embed; by default the run's own.
         test: Images to classify, in the same forms; by default the run's own.
+        published: A published split of videos.
         classes: Evaluate these classes of both sets: a list file of their names, one a line, or imagenet100. Default:
             all, or those that the run trains on if train and test are the run's own.
         neighbours: Numbers k of neighbours that vote, each of which is evaluated. A number above that of the train
@@ -101,7 +111,14 @@ def knn(
         classify,
         {"neighbours": list(neighbours), "temperature": temperature, "baselines": baselines},
         (run, train, test),
-        {"network": foreign, "classes": classes, "features": features, "batch_size": batch_size, "device": device},
+        {
+            "network": foreign,
+            "published": published,
+            "classes": classes,
+            "features": features,
+            "batch_size": batch_size,
+            "device": device,
+        },
         require=lambda images: _fitting(neighbours, images),
         draw=draw_knn,
         out=out,
@@ -115,6 +132,7 @@ def logistic(
     *,
     train: OptionalImages = None,
     test: OptionalImages = None,
+    published: PublishedVideos = PublishedSplit(),  # noqa: B008 (frozen)
     classes: OptionalClasses = None,
     regularization: tuple[float, ...] = REGULARIZATIONS,
     max_iterations: int = 1000,
@@ -136,6 +154,7 @@ def logistic(
             are feature files.
         train: Class folders, a list file with classes, or a feature file of sce-fast embed; by default the run's own.
         test: Images to classify, in the same forms; by default the run's own.
+        published: A published split of videos.
         classes: Evaluate these classes of both sets: a list file of their names, one a line, or imagenet100. Default:
             all, or those that the run trains on if train and test are the run's own.
         regularization: Inverse strength C of the penalty. Of several values, the best on a held-out fifth of each
@@ -183,7 +202,14 @@ def logistic(
         classify,
         {"regularization": list(regularization), "max_iterations": max_iterations, "baselines": baselines},
         (run, train, test),
-        {"network": foreign, "classes": classes, "features": features, "batch_size": batch_size, "device": device},
+        {
+            "network": foreign,
+            "published": published,
+            "classes": classes,
+            "features": features,
+            "batch_size": batch_size,
+            "device": device,
+        },
         draw=draw_logistic,
         out=out,
         resume=resume,
@@ -229,7 +255,8 @@ def _evaluate(
         if not found:
             baselines = list(sets.baselines()) if settings["baselines"] else []
             found = ranks.first(lambda: _rows(sets, baselines, classify, wanted=settings["baselines"]))
-        result = EvaluationResult(evaluation, settings, found["rows"], found["notes"], f"{title}: {_sizes(sets)}")
+        notes = list(dict.fromkeys([*sets.notes, *found["notes"]]))
+        result = EvaluationResult(evaluation, settings, found["rows"], notes, f"{title}: {_sizes(sets)}")
         return finish(result, folder, draw, ranks)
 
 

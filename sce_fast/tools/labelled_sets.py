@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sce_fast.config import default_loader_threads
+from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.index import Index
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate import load_features, pixel_features
@@ -18,7 +19,7 @@ from sce_fast.evaluate.class_labels import labels_among
 from sce_fast.evaluate.overlap import shared_rows, shared_samples, warning
 from sce_fast.evaluate.store import FeatureStore
 from sce_fast.export import Description, ForeignNetwork
-from sce_fast.tools.chosen_sets import chosen_sets
+from sce_fast.tools.chosen_sets import NAMES, PublishedSplit, chosen_sets
 from sce_fast.tools.frozen import Frozen, open_frozen
 from sce_fast.train.folder import choose_device, read_config
 from sce_fast.util.files import printable
@@ -35,6 +36,8 @@ class ImageSets:
     indices: tuple[Index, Index]  # train, test; of images or videos
     frozen: Frozen
     seed: int
+    view: EvaluationView
+    names: tuple[str, str] = NAMES
 
     @property
     def description(self) -> Description:
@@ -42,8 +45,8 @@ class ImageSets:
 
     def features(self, store: FeatureStore) -> list[Tensor]:
         """Return the features (n, F) and (m, F) of a store's network."""
-        view, names = self.description.view(), ("train", "test")
-        return [store.features(index, view, name) for index, name in zip(self.indices, names, strict=True)]
+        pairs = zip(self.indices, self.names, strict=True)
+        return [store.features(index, self.view, name) for index, name in pairs]
 
     def untrained(self) -> list[Tensor]:
         """Return the features of the same architecture with fresh weights; a run began with these."""
@@ -54,7 +57,7 @@ class ImageSets:
 
     def pixels(self) -> tuple[int, list[Tensor]]:
         """Return a side, at most PIXELS, and the pixels of both sets at this size."""
-        full = self.description.view()
+        full = self.view
         side = min(full.crop, PIXELS)
         view = dataclasses.replace(full, resize=round(full.resize * side / full.crop), crop=side)
         return side, [pixel_features(index, view, threads=default_loader_threads()) for index in self.indices]
@@ -71,6 +74,7 @@ class LabelledSets:
     shared: int  # test images that are train images too
     origin: dict[str, Any]  # for the JSON file of the results
     images: ImageSets | None = None  # None for feature files
+    notes: tuple[str, ...] = ()  # below the table
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return features and labels on a device, in the order of the fields."""
@@ -101,6 +105,9 @@ def labelled_sets(
     require: Callable[[int], object] = lambda train_images: None,
     features: Path | None = None,
     ranks: Ranks | None = None,
+    published: PublishedSplit = PublishedSplit(),  # noqa: B008 (frozen)
+    view_of: Callable[[EvaluationView], EvaluationView] = lambda own: own,
+    names: tuple[str, str] = NAMES,
 ) -> LabelledSets:
     """Return features and labels of both sets, computed from images or read from feature files.
 
@@ -109,13 +116,14 @@ def labelled_sets(
 
     Args:
         source: run folder or file; None if train and test are feature files.
-        train, test, classes: see chosen_sets.
+        train, test, classes, published, names: see chosen_sets.
         network: of weights from elsewhere.
         batch_size: images or videos at a time; by default that of extract_features.
         device: name of the backbone's device.
         require: see above.
         features: folder of kept features; by default one beside the run's evaluations.
         ranks: that share the images; every one has to make the call.
+        view_of: turns the backbone's own view into the one to compute features of.
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError: see the command knn.
@@ -126,32 +134,41 @@ def labelled_sets(
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
     if source is None:
         if (train is None) != (test is None):
-            raise ValueError(f"train={train}, test={test}: expected both or neither")
+            raise ValueError(f"{names[0]}={train}, {names[1]}={test}: expected both or neither")
+        if published != PublishedSplit():
+            raise ValueError(f"split={published.split}: give a run or an exported backbone, too, to compute features")
         if train is None or test is None:
             raise ValueError(
-                "nothing to evaluate: give a run or an exported backbone, or two feature files as --train and --test"
+                "nothing to evaluate: give a run or an exported backbone, or two feature files as "
+                f"--{names[0]} and --{names[1]}"
             )
         if classes is not None:
             raise ValueError(
                 f"classes={classes}: expected none for feature files; choose them by sce-fast embed --classes"
             )
-        return _from_files(train, test, require, ranks)
-    sets, threads = chosen_sets(source, train, test, classes), default_loader_threads()
+        return _from_files(train, test, require, ranks, names)
+    sets = chosen_sets(source, train, test, classes, published=published, names=names)
+    threads = default_loader_threads()
     frozen = open_frozen(source, network=network, features=features, batch_size=batch_size, device=target, ranks=ranks)
-    view = frozen.description.view()
+    view = view_of(frozen.description.view())
     indices = ranks.first_then_others(lambda: sets.indices(view, threads=threads))
     require(len(indices[0]))
-    shared = ranks.first(lambda: _warned(shared_samples(*indices), len(indices[1]), indices[1].kind))
-    images = ImageSets(indices, frozen, read_config(source).seed if source.is_dir() else SEED)
+    notes = tuple(f"Warning: {line}" for line in sets.missing())
+    for note in notes if ranks.is_first else ():
+        say(note)
+    shared = ranks.first(lambda: _warned(shared_samples(*indices), len(indices[1]), indices[1].kind, names))
+    images = ImageSets(indices, frozen, read_config(source).seed if source.is_dir() else SEED, view, names)
     found = images.features(frozen.store)
     labels = [torch.as_tensor(index.labels) for index in indices]
-    origin = {**frozen.origin(), "train": str(sets.train), "test": str(sets.test), **sets.choice()}
-    for name, index in zip(("train", "test"), indices, strict=True):
+    origin = {**frozen.origin(), **sets.origin(names)}
+    for name, index in zip(names, indices, strict=True):
         origin[f"{name}_files"] = index.fingerprint
-    return LabelledSets(found[0], labels[0], found[1], labels[1], shared, origin, images)
+    return LabelledSets(found[0], labels[0], found[1], labels[1], shared, origin, images, notes)
 
 
-def _from_files(train: Path, test: Path, require: Callable[[int], object], ranks: Ranks) -> LabelledSets:
+def _from_files(
+    train: Path, test: Path, require: Callable[[int], object], ranks: Ranks, names: tuple[str, str]
+) -> LabelledSets:
     for path in (train, test):
         if path.is_dir():
             raise ValueError(
@@ -174,17 +191,17 @@ def _from_files(train: Path, test: Path, require: Callable[[int], object], ranks
         first.classes, second.labels, second.classes, train_name=printable(train), test_name=printable(test)
     )
     require(len(first.names))
-    shared = ranks.first(lambda: _warned(shared_rows(first, second), len(second.names), "samples"))
-    origin: dict[str, Any] = {"source": None, "train": str(train), "test": str(test)}
-    for name, file in (("train", first), ("test", second)):
+    shared = ranks.first(lambda: _warned(shared_rows(first, second), len(second.names), "samples", names))
+    origin: dict[str, Any] = {"source": None, names[0]: str(train), names[1]: str(test)}
+    for name, file in zip(names, (first, second), strict=True):
         content = file.features.contiguous().numpy().tobytes()
         origin[f"{name}_features"] = hashlib.sha256(content).hexdigest()[:16]
     return LabelledSets(first.features.float(), first.labels, second.features.float(), labels, shared, origin)
 
 
-def _warned(shared: int, test: int, kind: str) -> int:
+def _warned(shared: int, test: int, kind: str, names: tuple[str, str]) -> int:
     if shared:
-        say(f"Warning: {warning(shared, test, kind)}")
+        say(f"Warning: {warning(shared, test, kind, names)}")
     return shared
 
 

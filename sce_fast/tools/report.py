@@ -6,30 +6,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sce_fast.config import TrainConfig
-from sce_fast.data.index import ImageIndex, Index
-from sce_fast.data.kinds import evaluation_inputs
+from sce_fast.data.index import ImageIndex
 from sce_fast.data.loader import TrainingLoader
-from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.index import VideoIndex
 from sce_fast.evaluate import extract_features, labelled_indices
 from sce_fast.evaluate.knn import nearest_rows
 from sce_fast.export import open_backbone
 from sce_fast.tools.arguments import Run
 from sce_fast.tools.film_strips import SIDE as STRIP_SIDE
-from sce_fast.tools.film_strips import film_strips
+from sce_fast.tools.neighbours import NEIGHBOURS, QUERIES, neighbour_rows, spread, visible
 from sce_fast.tools.pictures import SIDE, Curve, Tile, draw_curves, draw_rows
 from sce_fast.train.checkpoint import checkpoints, read_state
 from sce_fast.train.data import open_data, random_views
 from sce_fast.train.folder import CHECKPOINTS, choose_device, read_config
 from sce_fast.train.log import LOG, read_log
-from sce_fast.util.files import printable
 
 PAIRS = {"images": 10, "videos": 6}
-QUERIES, NEIGHBOURS = {"images": 10, "videos": 8}, {"images": 5, "videos": 3}
 POOL = 1000  # of the run's samples, among which neighbours are looked for: a minute of a large network on a CPU
 CURVES = (
     Curve("loss", "loss"),
@@ -37,8 +32,6 @@ CURVES = (
     Curve("images_per_second", "images/s", from_zero=True),
     Curve("videos_per_second", "videos/s", from_zero=True),
 )
-NAME_LENGTH = 16  # of a class, in characters
-SAME_CLASS, OTHER_CLASS = "#1a7f37", "#c2410c"
 
 AnyIndex = ImageIndex | VideoIndex
 
@@ -88,7 +81,9 @@ def view_pairs(config: TrainConfig, path: Path) -> Path:
     index = open_data(config)
     views = random_views(config, index, threads=1)
     loader = TrainingLoader(index, views, batch_size=min(PAIRS[index.kind], len(index)))
-    pictures = [[Tile(picture) for picture in _visible(view, config)] for view in next(loader).views]
+    pictures = [
+        [Tile(picture) for picture in visible(view, config.views.mean, config.views.std)] for view in next(loader).views
+    ]
     names = [f"view {v}\n{name}" for v, name in enumerate(config.views.names)]
     if not config.clips.frames:
         return draw_rows(pictures, path, names=names)
@@ -112,14 +107,14 @@ def nearest_neighbours(run: Path, config: TrainConfig, path: Path) -> Path:
         train, test = labelled_indices(sets.train, sets.test, view, threads=threads)
     else:
         train = test = _pool(run, open_data(config))
-    numbers = _spread(len(test), QUERIES[test.kind])
+    numbers = spread(len(test), QUERIES[test.kind])
     queries = test.subset(numbers)
     features = extract_features(network, train, view, device=device, threads=threads)
     asked = extract_features(network, queries, view, device=device, threads=threads)
     similarity, nearest = nearest_rows(asked, features, NEIGHBOURS[test.kind] + (not labelled))  # (queries, neighbours)
     if not labelled:
         similarity, nearest = _without(torch.from_numpy(numbers), similarity, nearest)
-    rows = _neighbour_rows(config, queries, train, similarity, nearest)
+    rows = neighbour_rows(queries, train, similarity, nearest, view, threads=threads)
     return draw_rows(rows, path, first_apart=True, side=STRIP_SIDE if config.clips.frames else SIDE)
 
 
@@ -130,14 +125,8 @@ def _pool(run: Path, index: AnyIndex) -> AnyIndex:
         known = set(read_state(checkpoint)["bad_files"])
     entries = index.listing.entries()
     good = np.array([i for i, entry in enumerate(entries) if i not in index.bad and entry not in known])
-    pool = index.subset(good[_spread(len(good), POOL)])
+    pool = index.subset(good[spread(len(good), POOL)])
     return dataclasses.replace(pool, listing=dataclasses.replace(pool.listing, unreadable={}))
-
-
-def _spread(length: int, count: int) -> NDArray[np.int64]:
-    """Return up to `count` numbers below `length` in equal distances: an index is sorted by class."""
-    count = min(count, length)
-    return np.arange(count) * length // max(count, 1)
 
 
 def _without(own: Tensor, similarity: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,52 +135,3 @@ def _without(own: Tensor, similarity: Tensor, nearest: Tensor) -> tuple[Tensor, 
     keep[keep.all(1), -1] = False
     shape = len(own), nearest.shape[1] - 1
     return similarity[keep].view(shape), nearest[keep].view(shape)
-
-
-def _neighbour_rows(
-    config: TrainConfig, queries: Index, train: Index, similarity: Tensor, nearest: Tensor
-) -> list[list[Tile]]:
-    """Return a row for each query: the query with its class, and its neighbours with similarities and classes."""
-    found = train.subset(nearest.flatten().numpy())
-    pictures = _pictures(found, config)
-    rows = []
-    for q, picture in enumerate(_pictures(queries, config)):
-        name, row = _class_of(queries, q), []
-        for k, cosine in enumerate(similarity[q].tolist(), start=q * nearest.shape[1]):
-            other = _class_of(found, k)
-            color = "black" if not name else SAME_CLASS if other == name else OTHER_CLASS
-            row.append(Tile(pictures[k], text=f"{cosine:.2f} {other}".rstrip(), color=color))
-        rows.append([Tile(picture, text=name), *row])
-    rows[0][0] = dataclasses.replace(rows[0][0], heading=queries.kind.removesuffix("s"))
-    if len(rows[0]) > 1:
-        heading = f"nearest {queries.kind}, with their cosine similarity"
-        rows[0][1] = dataclasses.replace(rows[0][1], heading=heading)
-    return rows
-
-
-def _class_of(index: Index, sample: int) -> str:
-    """Return the name of a sample's class, cut to NAME_LENGTH; empty without classes."""
-    if index.listing.labels is None:
-        return ""
-    name = printable(index.listing.classes[index.listing.labels[sample]])
-    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
-
-
-def _pictures(index: Index, config: TrainConfig) -> Tensor:
-    """Return the samples of an index as the evaluation sees them, (n, H, W, 3) in [0, 1]: images, or strips of clips.
-
-    Of a video, this is the clip in the middle of it.
-    """
-    if not len(index):
-        return torch.empty(0)
-    view = config.evaluation_view()
-    if isinstance(view, ClipEvaluationView):
-        view = dataclasses.replace(view, clips=1, crops=1)
-    inputs = evaluation_inputs(index, view, threads=config.loader_threads)
-    return torch.cat([_visible(views[:, 0], config) for views in inputs])
-
-
-def _visible(views: Tensor, config: TrainConfig) -> Tensor:
-    """Return normalised images (N, 3, H, W), or clips (N, 3, F, H, W) as strips, as (N, H, W', 3) in [0, 1]."""
-    mean, std = config.views.mean, config.views.std
-    return film_strips(views if views.dim() == 5 else views[:, :, None], mean, std)

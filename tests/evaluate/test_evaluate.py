@@ -138,7 +138,7 @@ def test_shared_samples_are_told_before_and_in_the_table_and_file(tmp_path, caps
         found = evaluate(None, train=train, test=train, device="cpu")
         assert "12 train and 12 test images (12 of them in train), 2 classes" in found.title
         assert found.settings["test_images_in_train"] == 12
-        assert "Warning: 12 of 12 test samples are train samples too, so the accuracy " in capsys.readouterr().err
+        assert "Warning: 12 of 12 samples in test are in train too, so the accuracy " in capsys.readouterr().err
         found = evaluate(None, train=train, test=other, device="cpu")
         assert "12 train and 12 test images, 2 classes" in found.title
         assert capsys.readouterr().err == ""

@@ -11,7 +11,7 @@ from helpers.runs import small_config
 from helpers.videos import number_of, write_video
 from sce_fast.config import ClipsConfig, EvaluationConfig, ModelConfig, ViewsConfig
 from sce_fast.data.index import index_images
-from sce_fast.tools import report
+from sce_fast.tools import neighbours, report
 from sce_fast.tools.report import _pool, loss_curve, write_report
 from sce_fast.train import train
 
@@ -71,7 +71,7 @@ def test_neighbours_with_labels_have_their_classes(photo_folder, tmp_path, drawn
         assert row[1].text == f"1.00 {row[0].text}"  # train and test are the same folder here
         for tile in row[1:]:
             same = tile.text.split()[1] == row[0].text
-            assert tile.color == (report.SAME_CLASS if same else report.OTHER_CLASS)
+            assert tile.color == (neighbours.SAME_CLASS if same else neighbours.OTHER_CLASS)
 
 
 def test_videos_appear_as_film_strips(tmp_path, drawn):

@@ -35,6 +35,7 @@ class Setup:
     batches: LabelledBatches  # of this rank, labelled with numbers of these classes
     settings: SupervisedSettings
     origin: Mapping[str, Any]  # further settings on which the result depends, as JSON values
+    notes: tuple[str, ...] = ()  # below the table
 
     def described(self) -> dict[str, Any]:
         """Return everything that determines the result, as JSON values, with a hash of the untrained weights."""
@@ -79,7 +80,7 @@ def run_supervised(
     training = SupervisedTraining(classifier, setup.batches, out, ranks, newest=newest and Path(newest))
     tested = training.train()
     found = rows(settings, tested, classifier.failed_steps())
-    result = EvaluationResult(setup.evaluation, described, found, notes(tested))
+    result = EvaluationResult(setup.evaluation, described, found, [*setup.notes, *notes(tested)])
     if ranks.is_first:
         tensors = {name: t.cpu().contiguous() for name, t in classifier.weights().items()}
         save_tensors(out / CLASSIFIER, tensors, {"classes": json.dumps([printable(name) for name in setup.classes])})
