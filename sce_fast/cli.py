@@ -199,6 +199,10 @@ EVALUATIONS = {
         "[RUN]", "share of query videos whose nearest videos in a bank have their class",
         "sce_fast.tools.retrieval:retrieval",
     ),
+    "detection": Command(
+        "[RUN]", "mAP of the actions of persons in videos, by a RoI head in AVA's protocol",
+        "sce_fast.tools.detection:detection",
+    ),
 }  # fmt: skip
 BENCHMARKS = {
     "loss": _bench("loss", "loss and gradient of every backend and peer: time, FLOP/s, share of the GEMM rate, memory"),

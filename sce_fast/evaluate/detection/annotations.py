@@ -109,7 +109,7 @@ def read_persons(
 
     Args:
         paths: of the files, in the published form.
-        actions: A, the highest number of an action.
+        actions: A is at least this, or a higher number of an action in the files.
         excluded: key frames to leave out.
         detected: those of the paths whose boxes are detections. The eighth column is their score.
         min_score: detections with lower scores are left out.
@@ -126,15 +126,14 @@ def read_persons(
         for number, row in _rows(path):
             if row.frame in excluded or (path in detected and _number(path, number, row.value) < min_score):
                 continue
-            if row.action is not None and row.action > actions:
-                raise ValueError(f"{printable(path)}, line {number}: action {row.action}; expected at most {actions}")
             person = found.setdefault(row.frame, {}).setdefault(row.box, set())
             person |= set() if row.action is None else {row.action}
     if not found:
         raise ValueError(f"{', '.join(map(printable, paths))}: no person is left; expected boxes in key frames")
     frames = sorted(found)
     persons = [(i, box, done) for i, frame in enumerate(frames) for box, done in found[frame].items()]
-    labels = np.zeros((len(persons), actions), dtype=np.bool_)
+    highest = max((action for _, _, done in persons for action in done), default=0)
+    labels = np.zeros((len(persons), max(actions, highest)), dtype=np.bool_)
     for label, (_, _, done) in zip(labels, persons, strict=True):
         label[[action - 1 for action in done]] = True
     boxes = np.array([[float(text) for text in box] for _, box, _ in persons])

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from sce_fast.data.faults import BadFilesError, evaluation_refusal
+from sce_fast.data.faults import EMPTY_PART, BadFilesError, evaluation_refusal
 from sce_fast.data.image.augment import Augmentation
 from sce_fast.data.image.plan import ViewPlan, evaluation_boxes, plan_view
 from sce_fast.data.loader import TrainingLoader
-from sce_fast.data.sources import Listing, is_frame_folder, is_video_name
+from sce_fast.data.sources import Listing, Part, is_frame_folder, is_video_name
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.clips import ClipSampling, uniform_clips
 from sce_fast.data.video.decode import ClipRequest, VideoError, decode_clips
@@ -30,6 +30,7 @@ from sce_fast.evaluate.detection.network import MOST_PERSONS, PersonClips
 from sce_fast.evaluate.supervised.batches import share_of
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
 from sce_fast.util.ahead import Work, run_ahead
+from sce_fast.util.files import printable
 
 WHOLE = 1e6  # seconds, more than any sample has: a clip takes all of its sample's time
 TEST_CLIPS = 8  # at a time; neighbours of other sizes are tested apart
@@ -50,18 +51,39 @@ def key_frame_index(
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: a key frame lies before the start.
+        ValueError: a key frame lies before the start or after the end of its video.
     """
     found = _videos_in(Path(videos))
     names = [found.get(video, f"{video}.mp4") for video, _ in persons.frames]
-    parts = []
+    parts: list[Part] = []
     for video, second in persons.frames:
         middle = second - start
         if middle < 0:
             raise ValueError(f"start={start:g}: the key frame at second {second} of {video} lies before it")
         parts.append((max(middle - seconds / 2, 0.0), middle + seconds / 2))
-    listing = Listing(Path(videos), names, None, [], parts=list(parts))
-    return index_videos(listing, threads=threads, frame_rate=frame_rate)
+    whole = list(dict.fromkeys(names))
+    listing = Listing(Path(videos), names + whole, None, [], parts=[*parts, *[None] * len(whole)])
+    index = index_videos(listing, threads=threads, frame_rate=frame_rate)
+    lengths = dict(zip(whole, index.timelines.seconds(np.arange(len(names), len(index))).tolist(), strict=True))
+    index = index.subset(np.arange(len(names)))
+    _require_inside(persons, index, start)
+    named = zip(names, persons.frames, strict=True)
+    if start > 0 and (long := [name for name, (_, second) in named if second < lengths[name]]):
+        warnings.warn(
+            f"start={start:g}: {printable(long[0])} lasts {lengths[long[0]]:.0f} seconds, so it may be a whole film, "
+            "which begins at second 0; pass --start 0 then",
+            stacklevel=2,
+        )
+    return index
+
+
+def _require_inside(persons: Persons, index: VideoIndex, start: float) -> None:
+    late = [persons.frames[sample] for sample, reason in index.bad.items() if reason == EMPTY_PART]
+    if late:
+        raise ValueError(
+            f"start={start:g}: {len(late)} key frames lie after the end of their video, such as second {late[0][1]} of "
+            f"{late[0][0]}; expected the second of the annotations at which the videos begin"
+        )
 
 
 class PersonBatches:

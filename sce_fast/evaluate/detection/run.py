@@ -1,6 +1,7 @@
 """Action detection from its batches, or from a file of detections, to its results."""
 
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Mapping
@@ -37,6 +38,22 @@ SETTINGS = SupervisedSettings(
     evaluate_every=4,
 )
 MIN_PERSON_SCORE = 0.9  # of detected boxes, in SlowFast's configs
+
+
+def of_epochs(epochs: int) -> SupervisedSettings:
+    """Return the published settings for a number of epochs: rates drop at 1/2, 3/4 and 7/8 of them, after a warm-up.
+
+    Example:
+        >>> of_epochs(32).milestones, of_epochs(8).milestones
+        ((16, 24, 28), (4, 6, 7))
+    """
+    marks = {round(mark * epochs / SETTINGS.epochs) for mark in SETTINGS.milestones}
+    return dataclasses.replace(
+        SETTINGS,
+        epochs=epochs,
+        milestones=tuple(sorted(mark for mark in marks if 0 < mark < epochs)),
+        warmup_epochs=SETTINGS.warmup_epochs * epochs / SETTINGS.epochs,
+    )
 
 
 def run_detection(
@@ -79,7 +96,7 @@ def run_detection(
         for head, score in enumerate(training.scores)
     ]
     best = max(training.scores, key=lambda score: score.mean)
-    result = EvaluationResult(EVALUATION, described, found, _notes(truth, actions, best, tested))
+    result = EvaluationResult(EVALUATION, described, found, [*setup.notes, *_notes(truth, actions, best, tested)])
     if ranks.is_first:
         tensors = {name: t.cpu().contiguous() for name, t in detector.weights().items()}
         save_tensors(out / CLASSIFIER, tensors, {"classes": json.dumps([printable(name) for name in setup.classes])})
@@ -148,13 +165,7 @@ def _notes(truth: Persons, actions: Mapping[int, str], score: Score, tested: lis
     ]
     if missing := len(actions) - len(score.precisions):
         notes[0] += f" ({missing} actions have no person and do not count)"
-    chosen = ["the best epoch"] * (len(tested) > 1) + ["the best learning rate"] * bool(
-        tested and len(tested[-1].top1) > 1
-    )
-    if chosen:
-        is_are = f"{' and '.join(chosen)} {'is' if len(chosen) == 1 else 'are'}"
-        notes.append(f"{is_are[0].upper()}{is_are[1:]} chosen on the test key frames.")
-    return notes
+    return notes + choices(tested) if tested else notes
 
 
 def _text(path: Path | None) -> str | None:
