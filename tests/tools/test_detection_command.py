@@ -126,7 +126,7 @@ def test_missing_files_and_options_are_named(films, tmp_path):
         detection(files=DetectionFiles(data=films, test=tmp_path / "nothing.csv"))
     with pytest.raises(ValueError, match="run=None, videos=None: expected both, or --detections FILE alone"):
         detection(files=DetectionFiles(data=films))
-    with pytest.raises(ValueError, match="are evaluated alone: leave out .*run"):
+    with pytest.raises(ValueError, match=r"are evaluated alone: leave out .*run"):
         detection(tmp_path / "run", files=DetectionFiles(data=films), detections=films / "ava_val_v2.2.csv")
 
 

@@ -1,6 +1,5 @@
 """Features of persons in clips by a 3D residual network, and linear heads that score each action by itself."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -58,9 +57,12 @@ class PersonFeatures(nn.Module):
         self.network = network
         self.dim = network.dim
         dilate(network.blocks[-1])
-        strided = {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv3d | nn.MaxPool3d)}
-        # A shortcut strides together with the branch beside it.
-        self.stride = math.prod(m.stride[-1] for name, m in strided.items() if not name.endswith("branch1_conv"))  # type: ignore[index]
+        self.stride = 1
+        for name, module in network.named_modules():
+            # A shortcut strides together with the branch beside it.
+            if isinstance(module, nn.Conv3d | nn.MaxPool3d) and not name.endswith("branch1_conv"):
+                stride = module.stride
+                self.stride *= stride if isinstance(stride, int) else stride[-1]
 
     def forward(self, clips: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
         for block in self.network.blocks:
