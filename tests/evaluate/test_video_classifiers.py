@@ -16,7 +16,7 @@ from sce_fast.evaluate.supervised.classifier import Classifier
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
 from sce_fast.evaluate.supervised.testing import count_right
 from sce_fast.evaluate.supervised.videos import ClipViews, video_batches
-from sce_fast.export import open_backbone
+from sce_fast.export import ForeignNetwork, open_backbone
 from sce_fast.tools.clip_options import ClipOptions
 from sce_fast.tools.finetune import finetune
 from sce_fast.tools.linear import linear
@@ -147,13 +147,13 @@ def test_features_of_test_clips_are_computed_once_and_kept(videos, tmp_path):
     assert again.rows[0]["top1"] == 1.0
 
 
-def tune(root, out, **changes):
+def tune(root, out, source=None, **changes):
     settings = {
         "learning_rate": 0.02, "epochs": 3, "batch_size": 6, "scaling": "none", "evaluate_every": 1, "size": 28,
         "resize": 32, "dropout": 0.2, "clips": ClipOptions(clips=1, crops=1, flip=0.5, jitter=0.0, grayscale=0.0),
     }  # fmt: skip
     places = {"device": "cpu", "loader_threads": 1, "out": out}
-    return finetune(root / "backbone.safetensors", **{**settings, **places, **changes})
+    return finetune(source or root / "backbone.safetensors", **{**settings, **places, **changes})
 
 
 @pytest.mark.slow
@@ -177,6 +177,18 @@ def test_fine_tuning_trains_the_backbone_and_resumes_with_the_same_bits(videos, 
     assert tune(videos, tmp_path / "broken", **lists, resume=True) == found
     for name in ("results.json", "classifier.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_published_weights_are_fine_tuned(videos, tmp_path):
+    """A file of weights says neither its network nor its clips; with both named, it is the exported backbone."""
+    path = tmp_path / "weights.pth"
+    torch.save(open_backbone(videos / "backbone.safetensors").network.state_dict(), path)
+    clips = ClipOptions(clips=1, crops=1, frames=2, seconds=0.2, jitter=0.0, grayscale=0.0)
+    changes = {**sets(videos), "epochs": 1, "clips": clips}
+    named = ForeignNetwork(backbone="r3d18", width=4)
+    found = tune(videos, tmp_path / "weights", path, **changes, foreign=named)
+    assert found.rows == tune(videos, tmp_path / "exported", **changes).rows
 
 
 @pytest.mark.slow
