@@ -230,6 +230,10 @@ COMMANDS: dict[str, Command | Group] = {
         "DIR", "decode every image and name the bad files; exit status 1 if there are any", "sce_fast.tools.scan:scan",
         show=lambda scan: scan.table(), passed=lambda scan: not scan.bad_files(),
     ),
+    "split": Command(
+        "SPLIT VIDEOS --part PART", "write a list file of a published split: UCF101, HMDB51, Kinetics, SSv2",
+        "sce_fast.tools.split:write_split", show=printable,
+    ),
     "train": Group(
         "recipe", "RECIPE --data DIR", "pretrain on images or videos; --dry-run checks, --resume continues", recipes
     ),

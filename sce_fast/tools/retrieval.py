@@ -133,7 +133,6 @@ def retrieval(
 
         notes = [*sets.notes, *_notes(sets, recall_at, fitting, baselines)]
         result = EvaluationResult("retrieval", settings, ranks.first(rows), notes, _title(sets, clips, crops))
-
         return finish(result, folder, draw, ranks)
 
 
@@ -151,8 +150,9 @@ def draw_neighbours(images: ImageSets, found: Retrieval, folder: Path) -> Path:
     bank, queries = images.indices
     numbers = spread(len(queries), QUERIES[queries.kind])
     chosen, shown = torch.from_numpy(numbers), NEIGHBOURS[queries.kind]
-    nearest = [tensor.cpu()[chosen, :shown] for tensor in (found.similarity, found.nearest)]
-    rows = neighbour_rows(queries.subset(numbers), bank, *nearest, images.view, threads=default_loader_threads())
+    similarity, nearest = (tensor.cpu()[chosen, :shown] for tensor in (found.similarity, found.nearest))
+    threads = default_loader_threads()
+    rows = neighbour_rows(queries.subset(numbers), bank, similarity, nearest, images.view, threads=threads)
     side = STRIP_SIDE if queries.kind == "videos" else SIDE
     return draw_rows(rows, folder / NEIGHBOUR_STRIPS, first_apart=True, side=side)
 

@@ -12,6 +12,7 @@ from sce_fast.evaluate import extract_features, load_features, retrieve
 from sce_fast.evaluate.results import read_result
 from sce_fast.export import open_backbone
 from sce_fast.tools import retrieval as module
+from sce_fast.tools.evaluate import knn
 from sce_fast.tools.retrieval import retrieval
 
 CPU = torch.device("cpu")
@@ -111,6 +112,14 @@ def test_published_splits(data, tmp_path, capsys):
     assert line in capsys.readouterr().err
     names = ("bank_samples", "query_samples", "missing_bank", "missing_queries", "split_number")
     assert [found.settings[name] for name in names] == [3, 2, 1, 0, 2]
+
+    settings = {"neighbours": (1,), "features": tmp_path / "features", "out": tmp_path / "knn", "device": "cpu"}
+    of_knn = knn(data / "network.safetensors", published=published, **settings)
+    assert (of_knn.rows[0]["top1"], of_knn.notes) == (1.0, [line])
+    with pytest.raises(ValueError, match=r"split=.*, videos=None: expected both or neither"):
+        knn(data / "network.safetensors", published=module.PublishedSplit(split=split))
+    with pytest.raises(ValueError, match=r"split=.*: give a run or an exported backbone, too"):
+        retrieval(None, published=published)
 
 
 def test_results_do_not_depend_on_the_batch_size(data):
