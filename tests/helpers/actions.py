@@ -12,17 +12,21 @@ BOXES = ((0.05, 0.1, 0.4, 0.9), (0.55, 0.1, 0.95, 0.9))  # left, top, right, bot
 FIRST = 900  # second of the annotations at which the videos begin
 
 
-def write_action_videos(root: Path, *, videos: int = 4, seed: int = 0) -> Path:
+def write_action_videos(root: Path, *, videos: int = 4, told: bool = True, seed: int = 0) -> Path:
     """Write videos with two persons each, and AVA's files for training and testing on them; return the folder.
 
-    The persons of a video keep their places. The action of a person changes from second to second; colours tell it.
+    The persons of a video keep their places. The action of a person changes from second to second.
+
+    Args:
+        told: whether colours tell the actions; otherwise all persons have the same colour.
     """
     random = np.random.default_rng(seed)
     rows = []
     for number in range(videos):
         name = f"film{number}"
         actions = random.choice([BLUE, RED], (SECONDS, len(BOXES)))
-        frames = [_frame(actions[time // RATE], random) for time in range(SECONDS * RATE)]
+        shown = actions if told else np.full_like(actions, BLUE)
+        frames = [_frame(shown[time // RATE], random) for time in range(SECONDS * RATE)]
         write_frames(root / "videos" / f"{name}.mp4", frames)
         for second, own in enumerate(actions):
             for person, (box, action) in enumerate(zip(BOXES, own, strict=True)):

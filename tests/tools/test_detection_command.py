@@ -7,11 +7,12 @@ import signal
 
 import pytest
 
-from helpers.actions import write_action_videos
+from helpers.actions import BLUE, BOXES, RED, write_action_videos
 from helpers.clip_backbones import write_clip_backbone
 from helpers.images import write_png
 from helpers.videos import numbered_frame
 from sce_fast.cli import main
+from sce_fast.evaluate.detection import clips
 from sce_fast.evaluate.detection import run as detection_run
 from sce_fast.evaluate.detection.network import Detector
 from sce_fast.tools.detection import detection
@@ -77,17 +78,35 @@ def test_a_stopped_evaluation_resumes_with_the_same_bits(films, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_detected_boxes_with_low_scores_count_as_missed(films, tmp_path):
-    rows = (films / "ava_val_v2.2.csv").read_text().splitlines()
-    boxes = [",".join([*row.split(",")[:6], "", "0.95" if i % 2 else "0.5"]) for i, row in enumerate(rows)]
-    (tmp_path / "boxes.csv").write_text("\n".join(boxes) + "\n")
-    files = DetectionFiles(data=films, test_boxes=tmp_path / "boxes.csv")
-    result = evaluate(films, tmp_path / "out", files=files, freeze=True, learning_rates=(0.1, 1.0))
-    assert [row["learning_rate"] for row in result.rows] == [0.1, 1.0]
+def test_persons_that_are_not_detected_count_as_missed(films, tmp_path):
+    rows = [row.split(",") for row in (films / "ava_val_v2.2.csv").read_text().splitlines()]
+    scored = [",".join([*row[:6], "", "0.5" if row[7] == "0" else "0.95"]) for row in rows]
+    (tmp_path / "boxes.csv").write_text("\n".join(scored) + "\n")
+    result = evaluate(films, tmp_path / "out", files=DetectionFiles(data=films, test_boxes=tmp_path / "boxes.csv"))
     assert not any("annotated ones" in note for note in result.notes)
+    # All persons on the right are found before any mistake: precision 1 up to their share of the action's persons.
+    for action, name in ((BLUE, "be blue"), (RED, "be red")):
+        persons = [row[7] for row in rows if row[6] == str(action)]
+        assert result.rows[0]["average_precisions"][name] == pytest.approx(persons.count("1") / len(persons))
     found = {row.split(",")[2] for row in (tmp_path / "out" / "detections.csv").read_text().splitlines()}
-    assert found == {"0.55"}  # the persons on the right; only their boxes are certain
-    assert result.rows[0]["mean_average_precision"] < 0.75
+    assert found == {str(BOXES[1][0])}
+
+
+@pytest.mark.slow
+def test_actions_that_nothing_tells_are_chance_on_any_batch_size(tmp_path, monkeypatch):
+    root = write_action_videos(tmp_path, videos=8, told=False)
+    write_clip_backbone(root / "backbone.safetensors")
+    for part, films in (("train", "0123"), ("val", "4567")):
+        path = root / f"ava_{part}_v2.2.csv"
+        path.write_text("".join(row for row in path.open().readlines() if row[4] in films))
+    more = {"freeze": True, "learning_rates": (0.1, 1.0), "epochs": 2}
+    result = evaluate(root, tmp_path / "whole", **more)
+    assert [row["learning_rate"] for row in result.rows] == [0.1, 1.0]
+    assert all(0.35 < row["mean_average_precision"] < 0.7 for row in result.rows)
+    monkeypatch.setattr(clips, "TEST_CLIPS", 1)
+    single = evaluate(root, tmp_path / "single", **more)
+    for row, other in zip(result.rows, single.rows, strict=True):
+        assert row["average_precisions"] == pytest.approx(other["average_precisions"], abs=1e-12)
 
 
 @pytest.mark.slow

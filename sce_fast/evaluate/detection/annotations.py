@@ -2,6 +2,7 @@
 
 import csv
 import re
+from array import array
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,17 +149,20 @@ def read_detections(path: str | Path, *, excluded: Collection[Frame] = ()) -> De
         ValueError: a row is malformed, or there is none.
     """
     frames: dict[Frame, int] = {}
-    rows: list[tuple[int, list[float], int, float]] = []
+    frame, actions, boxes, scores = array("q"), array("q"), array("d"), array("d")  # there may be millions of rows
     for number, row in _rows(path):
         if row.action is None:
             raise ValueError(f"{printable(path)}, line {number}: expected an action of at least 1")
         if row.frame not in excluded:
-            box = [float(text) for text in row.box]
-            rows.append((frames.setdefault(row.frame, len(frames)), box, row.action, _number(path, number, row.value)))
-    if not rows:
+            frame.append(frames.setdefault(row.frame, len(frames)))
+            boxes.extend(map(float, row.box))
+            actions.append(row.action)
+            scores.append(_number(path, number, row.value))
+    if not frames:
         raise ValueError(f"{printable(path)} holds no detection")
-    frame, boxes, actions, scores = zip(*rows, strict=True)
-    return Detections(list(frames), np.array(frame), np.array(boxes), np.array(actions), np.array(scores))
+    return Detections(
+        list(frames), np.array(frame), np.array(boxes).reshape(-1, 4), np.array(actions), np.array(scores)
+    )
 
 
 def _lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
