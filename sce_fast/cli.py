@@ -177,11 +177,15 @@ EVALUATIONS = {
     "knn": Command("[RUN]", "weighted vote of the nearest train images", "sce_fast.tools.evaluate:knn"),
     "logistic": Command("[RUN]", "logistic regression on frozen features", "sce_fast.tools.evaluate:logistic"),
     "linear": Command(
-        "[RUN]", "the papers' protocol: linear classifiers trained by SGD on augmented images",
+        "[RUN]", "the papers' protocol: linear classifiers trained by SGD on augmented images or clips",
         "sce_fast.tools.linear:linear",
     ),
     "semi-supervised": Command(
         "RUN", "fine-tune the backbone on 1 % or 10 % of the labels", "sce_fast.tools.semi_supervised:semi_supervised"
+    ),
+    "finetune": Command(
+        "RUN", "fine-tune a backbone of clips on UCF101, HMDB51, Something-Something or your own videos",
+        "sce_fast.tools.finetune:finetune",
     ),
     "transfer": Command(
         "RUN", "logistic regression on frozen features of up to eleven data sets, or your own",
@@ -194,6 +198,10 @@ EVALUATIONS = {
     "retrieval": Command(
         "[RUN]", "share of query videos whose nearest videos in a bank have their class",
         "sce_fast.tools.retrieval:retrieval",
+    ),
+    "detection": Command(
+        "[RUN]", "mAP of the actions of persons in videos, by a RoI head in AVA's protocol",
+        "sce_fast.tools.detection:detection",
     ),
 }  # fmt: skip
 BENCHMARKS = {

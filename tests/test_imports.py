@@ -30,8 +30,9 @@ ROOMS = """
     sce_fast.evaluate
     sce_fast.train
     sce_fast.evaluate.supervised
-    sce_fast.evaluate.linear sce_fast.evaluate.semi_supervised
+    sce_fast.evaluate.linear sce_fast.evaluate.finetune sce_fast.evaluate.semi_supervised
     sce_fast.export
+    sce_fast.evaluate.detection
     sce_fast.benchmarks.machine sce_fast.benchmarks.record
     sce_fast.tools
     sce_fast.benchmarks

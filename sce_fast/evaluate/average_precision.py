@@ -27,21 +27,31 @@ def eleven_point_precision(relevant: NDArray[np.bool_], scores: NDArray[np.float
     return float(precision[ranks].mean())
 
 
-def interpolated_precision(relevant: NDArray[np.bool_], scores: NDArray[np.floating]) -> float:
+def interpolated_precision(
+    relevant: NDArray[np.bool_], scores: NDArray[np.floating], *, total: int | None = None
+) -> float:
     """Return the area under the interpolated precision-recall curve, the average precision of VOC from 2010 on.
 
-    Args, Raises: see eleven_point_precision.
+    Args:
+        relevant, scores: see eleven_point_precision.
+        total: number of examples of the class if the ranking may lack some, as a detector does; none of the rows needs
+            to be relevant then.
+
+    Raises:
+        ValueError: see eleven_point_precision.
 
     Example:
         >>> interpolated_precision(np.array([True, False, True]), np.array([0.9, 0.5, 0.1]))  # (1 + 2 / 3) / 2
         0.8333333333333333
     """
-    precision, recall = _interpolated(relevant, scores)
+    if total is not None and not relevant.any():
+        return 0.0
+    precision, recall = _interpolated(relevant, scores, total)
     return float((np.diff(recall, prepend=0.0) * precision).sum())
 
 
 def _interpolated(
-    relevant: NDArray[np.bool_], scores: NDArray[np.floating]
+    relevant: NDArray[np.bool_], scores: NDArray[np.floating], total: int | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return interpolated precision and recall after each group of equal scores, from the highest score on."""
     if relevant.shape != scores.shape or relevant.ndim != 1:
@@ -54,4 +64,4 @@ def _interpolated(
     last_of_group = np.append(np.diff(scores[order]) != 0, True)
     found = np.cumsum(relevant[order])[last_of_group]
     precision = found / (np.flatnonzero(last_of_group) + 1)
-    return np.maximum.accumulate(precision[::-1])[::-1], found / relevant.sum()
+    return np.maximum.accumulate(precision[::-1])[::-1], found / (relevant.sum() if total is None else total)

@@ -1,4 +1,4 @@
-"""The command evaluate linear: the papers' linear classifiers on a frozen backbone."""
+"""The command evaluate linear: the papers' linear classifiers on a frozen backbone of images or clips."""
 
 import json
 from pathlib import Path
@@ -10,22 +10,38 @@ from torch import nn
 
 from sce_fast.config import Device, default_loader_threads
 from sce_fast.config.batch import Scaling
+from sce_fast.data.index import ImageIndex
+from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.distributed import Ranks, process_group
-from sce_fast.evaluate.linear import PRESETS
+from sce_fast.evaluate.linear import PRESETS, VIDEO_PRESETS
 from sce_fast.evaluate.results import EvaluationResult, evaluations_folder, require_room
 from sce_fast.evaluate.store import FeatureStore, weights_digest
-from sce_fast.evaluate.supervised.batches import LabelledBatches
-from sce_fast.evaluate.supervised.images import Crop, feature_batches, image_batches
+from sce_fast.evaluate.supervised.images import feature_batches, image_batches
 from sce_fast.evaluate.supervised.run import Setup
 from sce_fast.evaluate.supervised.settings import Precision, Schedule, SupervisedSettings
-from sce_fast.export import ForeignNetwork
-from sce_fast.tools.arguments import ForeignNetworkWeights, OptionalClasses, OptionalFolder, OptionalImages, OptionalRun
+from sce_fast.export import Backbone, ForeignNetwork, open_backbone
+from sce_fast.tools.arguments import (
+    ForeignNetworkWeights,
+    OptionalClasses,
+    OptionalFolder,
+    OptionalImages,
+    OptionalRun,
+    PublishedVideos,
+)
+from sce_fast.tools.chosen_sets import ChosenSets, PublishedSplit, chosen_sets
+from sce_fast.tools.clip_options import ClipOptions, TrainingClips, clip_views, video_setup
 from sce_fast.tools.frozen import FEATURES, architecture_of
 from sce_fast.tools.labelled_sets import labelled_sets
-from sce_fast.tools.supervised import Task, evaluated, open_task, preset_of
+from sce_fast.tools.supervised import Task, evaluated, image_view, open_task, with_given
 from sce_fast.train.folder import choose_device
+from sce_fast.util.files import printable
+from sce_fast.util.names import pick
 
-Name = Literal["imagenet", "imagenet-moco", "cifar10"]
+Name = Literal[
+    "imagenet", "imagenet-moco", "cifar10",
+    "kinetics400", "kinetics200", "kinetics400-small", "kinetics200-small",
+]  # fmt: skip
+AnyCrop = Literal["resized", "padded", "scaled", "centre"]
 
 
 def linear(
@@ -34,6 +50,7 @@ def linear(
     *,
     train: OptionalImages = None,
     test: OptionalImages = None,
+    published: PublishedVideos = PublishedSplit(),  # noqa: B008 (frozen)
     classes: OptionalClasses = None,
     preset: Name | None = None,
     learning_rates: tuple[float, ...] | None = None,
@@ -47,9 +64,10 @@ def linear(
     warmup_epochs: float | None = None,
     momentum: float | None = None,
     weight_decay: float | None = None,
-    crop: Crop | None = None,
+    crop: AnyCrop | None = None,
     size: int | None = None,
     resize: int | None = None,
+    clips: TrainingClips = ClipOptions(),  # noqa: B008 (frozen)
     precision: Precision | None = None,
     seed: int | None = None,
     evaluate_every: int | None = None,
@@ -60,22 +78,25 @@ def linear(
     out: OptionalFolder = None,
     resume: bool = False,
 ) -> EvaluationResult:
-    """Train linear classifiers on a frozen backbone by SGD on augmented images, as the papers do; print a table.
+    """Train linear classifiers on a frozen backbone by SGD on augmented images or clips, as the papers do.
 
-    Several learning rates are trained at once: each has a head of its own on the same features. Runs under torchrun.
+    Prints a table. Several learning rates are trained at once: each has a head of its own on the same features. Runs
+    under torchrun.
 
     Args:
         run: Run folder, a file written by sce-fast export, or weights from elsewhere. Leave it out if train and test
             are feature files.
         train: Class folders, a list file with classes, or a feature file of sce-fast embed; by default the run's own.
-        test: Images to classify, in the same forms; by default the run's own.
+        test: Images or videos to classify, in the same forms; by default the run's own.
+        published: A published split of videos.
         classes: Evaluate these classes of both sets: a list file of their names, one a line, or imagenet100. Default:
             all, or those that the run trains on if train and test are the run's own.
-        preset: Published settings, which options change: imagenet (the papers' results), imagenet-moco or cifar10.
-            Default: imagenet, with the run's own image sizes.
+        preset: Published settings, which options change: imagenet (the papers' results), imagenet-moco or cifar10;
+            for videos kinetics400 or kinetics200, or -small for clips of 16 frames of 112 pixels. Default: imagenet or
+            kinetics400, with the run's own sizes.
         learning_rates: Base learning rates, for a batch of 256.
-        epochs: Passes over the train images.
-        batch_size: Images per optimizer step, over all ranks.
+        epochs: Passes over the train set.
+        batch_size: Images or videos per optimizer step, over all ranks.
         accumulation: Parts into which a rank's batch is split to save memory.
         scaling: The rate used is the base rate times batch / 256 (linear), times its square root (sqrt), or the base
             rate (none).
@@ -86,10 +107,11 @@ def linear(
         momentum: Momentum of SGD.
         weight_decay: L2 penalty on the weights.
         crop: Train images: resized, a resized crop of 8 to 100 % of the area; padded, a crop of the image in a frame
-            of four black pixels; both flipped at random. centre shows them as test images, so that their features are
-            computed once.
-        size: Side of the train crop and of the test image's centre crop, in pixels.
-        resize: Shorter side of a test image before its centre crop, in pixels.
+            of four black pixels. Clips: scaled, a crop of frames whose shorter side is random (default); or resized.
+            All are flipped at random. centre shows samples as in a test, so that features are computed once.
+        size: Side of the train crop, and of a test image's centre crop, in pixels.
+        resize: Shorter side of a test image, or of a test video's frames, in pixels.
+        clips: How clips look.
         precision: Precision of the backbone. bfloat16 uses autocast.
         seed: Seed of the heads, the order of the images and the augmentations.
         evaluate_every: Epochs between two tests.
@@ -106,54 +128,120 @@ def linear(
         Stopped: a signal asked to end; the state is saved, and the exit status is 75.
         RuntimeError: an image cannot be decoded (the message names it), or no head is finite any more.
     """
-    chosen, settings = preset_of(
-        PRESETS,
-        preset or "imagenet",
-        learning_rates=learning_rates,
-        epochs=epochs,
-        batch_size=batch_size,
-        accumulation=accumulation,
-        scaling=scaling,
-        schedule=schedule,
-        milestones=milestones,
-        decay=decay,
-        warmup_epochs=warmup_epochs,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        precision=precision,
-        seed=seed,
-        evaluate_every=evaluate_every,
-        checkpoint_every=checkpoint_every,
-    )
+    given: dict[str, Any] = {
+        "learning_rates": learning_rates,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "accumulation": accumulation,
+        "scaling": scaling,
+        "schedule": schedule,
+        "milestones": milestones,
+        "decay": decay,
+        "warmup_epochs": warmup_epochs,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "precision": precision,
+        "seed": seed,
+        "evaluate_every": evaluate_every,
+        "checkpoint_every": checkpoint_every,
+    }
     require_room(None if out is None else Path(out), resume=resume)
-    threads, target = loader_threads or default_loader_threads(), choose_device(device)
-    with process_group(target) as ranks:
+    places: dict[str, Any] = {"threads": loader_threads or default_loader_threads(), "device": choose_device(device)}
+    with process_group(places["device"]) as ranks:
+        places["ranks"] = ranks
         if run is None:
+            every = {name: some.settings for name, some in (*PRESETS.items(), *VIDEO_PRESETS.items())}
+            settings = with_given(pick("preset", preset or "imagenet", every), **given)
             setup = _of_features(train, test, classes, settings, ranks)
         else:
-            view: dict[str, Any] = {"preset": chosen if preset else None, "size": size, "resize": resize}
-            task = open_task(run, train, test, classes=classes, network=foreign, **view, threads=threads, ranks=ranks)
-            setup = _of_images(task, crop or chosen.crop, settings, ranks=ranks, threads=threads, device=target)
-        return evaluated(setup, run, out, device=target, ranks=ranks, resume=resume)
+            run = Path(run)
+            backbone = open_backbone(run, backbone=foreign)
+            sets = chosen_sets(run, train, test, classes, published=published)
+            prepare = _of_clips if isinstance(backbone.description.view(), ClipEvaluationView) else _of_images
+            look: dict[str, Any] = {"preset": preset, "crop": crop, "size": size, "resize": resize, "clips": clips}
+            setup = prepare(run, backbone, sets, given, places, **look)
+        return evaluated(setup, run, out, device=places["device"], ranks=ranks, resume=resume)
 
 
-def _of_images(task: Task, crop: Crop, settings: SupervisedSettings, **places: Any) -> Setup:
-    """Return the setup for images, or for their features if every epoch shows them alike."""
-    network, origin = task.network, {**task.origin, "crop": crop}
-    batches: LabelledBatches
+def _of_images(
+    run: Path,
+    backbone: Backbone,
+    sets: ChosenSets,
+    given: dict[str, Any],
+    places: dict[str, Any],
+    *,
+    preset: str | None,
+    crop: AnyCrop | None,
+    size: int | None,
+    resize: int | None,
+    clips: ClipOptions,
+) -> Setup:
+    """Return the setup for images, or for their features if every epoch shows them alike.
+
+    Raises:
+        ValueError: a preset, crop or option is for clips.
+    """
+    clips.require_none(run)
+    chosen = pick("preset for images", preset or "imagenet", PRESETS)
+    if crop == "scaled":
+        raise ValueError(f"crop='scaled': expected resized, padded or centre, as {printable(run)} takes images")
+    shown, settings = crop or chosen.crop, with_given(chosen.settings, **given)
+    view = image_view(run, backbone.description, preset=chosen if preset else None, size=size, resize=resize)
+    task = open_task(run, backbone, view, sets, threads=places["threads"], ranks=places["ranks"])
+    if shown == "centre":
+        return _of_stored(task, settings, places)
+    assert isinstance(task.train, ImageIndex)
+    assert isinstance(task.test, ImageIndex)
+    batches = image_batches(task.train, task.test, task.view, settings, crop=shown, **places)
+    return task.setup("linear", batches, settings, crop=shown)
+
+
+def _of_clips(
+    run: Path,
+    backbone: Backbone,
+    sets: ChosenSets,
+    given: dict[str, Any],
+    places: dict[str, Any],
+    *,
+    preset: str | None,
+    crop: AnyCrop | None,
+    size: int | None,
+    resize: int | None,
+    clips: ClipOptions,
+) -> Setup:
+    """Return the setup for videos, or for their features if every epoch shows them alike.
+
+    Raises:
+        ValueError: a preset or crop is for images.
+    """
+    chosen = pick("preset for videos", preset or "kinetics400", VIDEO_PRESETS)
+    settings = with_given(chosen.settings, **given)
+    if crop == "padded":
+        raise ValueError(f"crop='padded': expected scaled, resized or centre, as {printable(run)} takes clips")
+    own = backbone.description.view()
+    assert isinstance(own, ClipEvaluationView)
+    sizes: dict[str, Any] = {"size": size, "resize": resize}
+    shown = None if crop == "centre" else crop
+    views = clip_views(run, own, chosen, clips, named=preset is not None, crop=shown, **sizes)
+    view = views.test_view(own)
+    task = open_task(run, backbone, view, sets, threads=places["threads"], ranks=places["ranks"])
     if crop == "centre":
-        folder = evaluations_folder(task.source) / FEATURES
-        network = network.to(places["device"])
-        store = FeatureStore(folder, network, architecture_of(task.description), **places)
-        origin["features_by"] = store.weights
-        train, test = (
-            (store.features(index, task.view, name), torch.as_tensor(index.labels))
-            for name, index in (("train", task.train), ("test", task.test))
-        )
-        batches, network = feature_batches(train, test, settings, places["ranks"]), nn.Identity()
-    else:
-        batches = image_batches(task.train, task.test, task.view, settings, crop=crop, **places)
-    return Setup("linear", network, task.dim, task.classes, batches, settings, origin)
+        return _of_stored(task, settings, places)
+    return video_setup("linear", task, view, views, settings, places)
+
+
+def _of_stored(task: Task, settings: SupervisedSettings, places: dict[str, Any]) -> Setup:
+    """Return the setup for features that are computed once and kept, of videos their means over clips and crops."""
+    folder = evaluations_folder(task.source) / FEATURES
+    network = task.network.to(places["device"])
+    store = FeatureStore(folder, network, architecture_of(task.description), **places)
+    train, test = (
+        (store.features(index, task.view, name), torch.as_tensor(index.labels))
+        for name, index in (("train", task.train), ("test", task.test))
+    )
+    batches = feature_batches(train, test, settings, places["ranks"], kind=task.train.kind)
+    origin = {**task.origin, "crop": "centre", "features_by": store.weights}
+    return Setup("linear", nn.Identity(), task.dim, task.classes, batches, settings, origin, task.notes)
 
 
 def _of_features(

@@ -12,9 +12,8 @@ from sce_fast.distributed import process_group
 from sce_fast.evaluate.results import EvaluationResult, require_room
 from sce_fast.evaluate.semi_supervised import PRESETS, SHARES
 from sce_fast.evaluate.supervised.images import Crop, image_batches
-from sce_fast.evaluate.supervised.run import Setup
 from sce_fast.evaluate.supervised.settings import Precision, Schedule
-from sce_fast.export import ForeignNetwork
+from sce_fast.export import ForeignNetwork, open_backbone
 from sce_fast.tools.arguments import (
     ForeignNetworkWeights,
     OptionalClasses,
@@ -23,8 +22,10 @@ from sce_fast.tools.arguments import (
     OptionalImages,
     Run,
 )
-from sce_fast.tools.supervised import Task, evaluated, open_task, preset_of
+from sce_fast.tools.chosen_sets import chosen_sets
+from sce_fast.tools.supervised import Task, evaluated, image_view, open_task, with_given
 from sce_fast.train.folder import choose_device
+from sce_fast.util.names import pick
 
 Name = Literal["1%", "10%"]
 
@@ -118,9 +119,9 @@ def semi_supervised(
         Stopped: a signal asked to end; the state is saved, and the exit status is 75.
         RuntimeError: an image cannot be decoded (the message names it), or a loss is not finite.
     """
-    chosen, settings = preset_of(
-        PRESETS,
-        preset or "10%",
+    chosen = pick("preset", preset or "10%", PRESETS)
+    settings = with_given(
+        chosen.settings,
         learning_rates=None if learning_rate is None else (learning_rate,),
         backbone_learning_rate=backbone_learning_rate,
         epochs=epochs,
@@ -139,19 +140,23 @@ def semi_supervised(
         evaluate_every=evaluate_every,
         checkpoint_every=checkpoint_every,
     )
+    run = Path(run)
     require_room(None if out is None else Path(out), resume=resume)
     threads, target = loader_threads or default_loader_threads(), choose_device(device)
     with process_group(target) as ranks:
         places: dict[str, Any] = {"threads": threads, "ranks": ranks}
-        view: dict[str, Any] = {"preset": chosen if preset else None, "size": size, "resize": resize}
-        task = open_task(run, train, test, classes=classes, network=foreign, **view, **places)
+        backbone = open_backbone(run, backbone=foreign)
+        sizes: dict[str, Any] = {"preset": chosen if preset else None, "size": size, "resize": resize}
+        view = image_view(run, backbone.description, **sizes)
+        task = open_task(run, backbone, view, chosen_sets(run, train, test, classes), **places)
         if share is None and per_class is None and files is None:
             share = SHARES[preset or "10%"]
         task = _part(task, share=share, per_class=per_class, files=files, seed=subset_seed)
         shown: Crop = crop or chosen.crop
+        assert isinstance(task.train, ImageIndex)
+        assert isinstance(task.test, ImageIndex)
         batches = image_batches(task.train, task.test, task.view, settings, crop=shown, device=target, **places)
-        origin = {**task.origin, "crop": shown}
-        setup = Setup("semi-supervised", task.network, task.dim, task.classes, batches, settings, origin)
+        setup = task.setup("semi-supervised", batches, settings, crop=shown)
         return evaluated(setup, run, out, device=target, ranks=ranks, resume=resume)
 
 
@@ -161,7 +166,7 @@ def _part(task: Task, **choice: Any) -> Task:
     Raises:
         FileNotFoundError, ValueError: as subset.
     """
-    train: ImageIndex = subset(task.train, classes=None, **choice)
+    train = subset(task.train, classes=None, **choice)
     if not len(train):
         raise ValueError("no train images are chosen; expected at least one")
     chosen = {name: str(value) if isinstance(value, Path) else value for name, value in choice.items()}

@@ -39,6 +39,7 @@ class Draw(enum.IntEnum):
     CLIP_ORDER = 22
     TEMPORAL_DIFFERENCE = 23
     SUBSET = 24
+    DROPOUT = 25
 
 
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)

@@ -25,6 +25,9 @@ class Augmentation:
     padding: int | None = None
     """If given, the crop is `size` pixels of the image itself, wherever they fit into the image with so many black
     pixels on each side (the papers' CIFAR augmentation). `scale` and `ratio` are not used then."""
+    shorter_side: tuple[int, int] | None = None
+    """If given, the crop is `size` pixels of the image resized to a shorter side drawn from this range, both ends
+    included (the papers' crop of labelled videos). `scale` and `ratio` are not used then."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     jitter: float = 0.0
@@ -55,6 +58,8 @@ class Augmentation:
             raise ValueError(f"size={self.size}: expected at least 1 pixel")
         if self.padding is not None and self.padding < 0:
             raise ValueError(f"padding={self.padding}: expected at least 0 pixels, or None")
+        if self.shorter_side is not None:
+            self._check_shorter_side(*self.shorter_side)
         for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a probability in [0, 1]")
@@ -65,6 +70,12 @@ class Augmentation:
         for name, high in (("brightness", math.inf), ("contrast", math.inf), ("saturation", math.inf), ("hue", 0.5)):
             if not 0 <= getattr(self, name) <= high:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 to {high}")
+
+    def _check_shorter_side(self, shortest: int, longest: int) -> None:
+        if not self.size <= shortest <= longest:
+            raise ValueError(f"shorter_side={self.shorter_side}: expected size={self.size} <= shortest <= longest")
+        if self.padding is not None:
+            raise ValueError(f"shorter_side={self.shorter_side}: expected None with padding={self.padding}")
 
     @property
     def changes_values(self) -> bool:

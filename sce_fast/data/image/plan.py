@@ -113,10 +113,13 @@ def plan_views(
     sigma = a["sigma_low"] + a["sigma_width"] * random[Draw.BLUR_SIGMA]
     boxes = _random_boxes(a, sizes[None].repeat(views, axis=0).reshape(-1, 2), rows, random)
     for view, augmentation in enumerate(augmentations):
+        own = slice(view * count, (view + 1) * count)
+        corners = {"tops": random[Draw.CROP_TOP][own], "lefts": random[Draw.CROP_LEFT][own]}
         if augmentation.padding is not None:
-            own = slice(view * count, (view + 1) * count)
-            corners = {"tops": random[Draw.CROP_TOP][own], "lefts": random[Draw.CROP_LEFT][own]}
             boxes[own] = _padded_boxes(augmentation.size, augmentation.padding, sizes, **corners)
+        elif augmentation.shorter_side is not None:
+            lengths = random[Draw.CROP_AREA][own, 0]
+            boxes[own] = _scaled_boxes(augmentation.size, augmentation.shorter_side, sizes, lengths, **corners)
     plan = ViewPlan(
         boxes=boxes,
         operations=operations,
@@ -208,6 +211,23 @@ def _padded_boxes(
     low, high = np.minimum(-padding, far), np.maximum(-padding, far)
     corner = low + np.floor(np.stack([tops, lefts], axis=1) * (high - low + 1)).astype(np.int64)
     return np.concatenate([corner, corner + size], axis=1).astype(np.int32)
+
+
+def _scaled_boxes(
+    size: int,
+    shorter_side: tuple[int, int],
+    sizes: NDArray[np.int32],
+    lengths: NDArray[np.float64],
+    *,
+    tops: NDArray[np.float64],
+    lefts: NDArray[np.float64],
+) -> NDArray[np.int32]:
+    """Return square crops (N, 4) that become `size` pixels where the shorter side becomes a drawn length."""
+    shortest, longest = shorter_side
+    drawn = shortest + np.floor(lengths * (longest - shortest + 1))
+    side = np.maximum(np.rint(size * sizes.min(axis=1) / drawn), 1).astype(np.int64)[:, None]
+    corner = np.floor(np.stack([tops, lefts], axis=1) * (sizes - side + 1)).astype(np.int64)
+    return np.concatenate([corner, corner + side], axis=1).astype(np.int32)
 
 
 def evaluation_boxes(view: EvaluationView, sizes: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

@@ -117,7 +117,7 @@ class LoadedBatches:
 
 
 class StoredBatches:
-    """Features of images that are the same in every epoch, as those of samples without augmentation are.
+    """Features that are the same in every epoch, as those of samples without augmentation are.
 
     The order of the rows is that of a TrainingLoader with the same seed.
 
@@ -129,12 +129,11 @@ class StoredBatches:
         test_batch_size: rows at a time when testing.
         seed: of the order, in [0, 2³²).
         ranks: that share each batch, and the test rows.
+        kind: of the samples: "images" or "videos".
 
     Raises:
         ValueError: there are fewer train rows than in a global batch.
     """
-
-    kind = "images"
 
     def __init__(
         self,
@@ -148,8 +147,9 @@ class StoredBatches:
         test_batch_size: int = 4096,
         seed: int = 0,
         ranks: Ranks | None = None,
+        kind: str = "images",
     ) -> None:
-        self._ranks = ranks or Ranks()
+        self._ranks, self.kind = ranks or Ranks(), kind
         whole = batch_size * batches_per_step * self._ranks.size
         if whole > len(train):
             raise ValueError(f"batch_size={whole} is larger than the {len(train)} train features")

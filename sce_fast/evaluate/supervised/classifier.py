@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -14,6 +16,7 @@ from sce_fast.train.checkpoint import Checkpoint, collect, restore
 from sce_fast.train.guard import Guard
 from sce_fast.train.optim import SGD
 from sce_fast.util.layout import channels_last, to_channels_last
+from sce_fast.util.philox import Draw, uniform
 
 HEAD_STD = 0.01
 
@@ -68,6 +71,7 @@ class Classifier:
         ranks: Ranks | None = None,
     ) -> None:
         self.settings, self.device, self.classes = settings, device, classes
+        self._rank = (ranks or Ranks()).rank
         self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
         self.trains_backbone = settings.backbone_learning_rate is not None
         backbone = to_channels_last(backbone.to(device, self.dtype)).requires_grad_(self.trains_backbone).eval()
@@ -93,8 +97,10 @@ class Classifier:
                 group["lr"] = self.settings.rate(group["base"], number, steps_per_epoch)
         share, losses = 1 / self.settings.accumulation, []
         self.backbone.train(self.trains_backbone)
-        for inputs, labels in parts:
+        for part, (inputs, labels) in enumerate(parts):
             features, labels = self._features(inputs), labels.to(self.device, non_blocking=True)
+            if self.settings.dropout:
+                features = features * self._dropout(features, number, part)
             own = [cross_entropy(learner.head(features), labels) for learner in self.learners]
             guarded = [learner.guard.guarded(loss * share) for learner, loss in zip(self.learners, own, strict=True)]
             torch.stack(guarded).sum().backward()
@@ -160,6 +166,13 @@ class Classifier:
             features = self.backbone(inputs)
         return features.to(self.dtype)
 
+    def _dropout(self, features: Tensor, step: int, part: int) -> Tensor:
+        """Return the factors (N, F) of the features: 0, or 1 / (1 − dropout)."""
+        settings, rows = self.settings, len(features)
+        first = self._rank * rows  # the rows of a global batch have the same factors on any number of ranks
+        kept = kept_features(settings.seed, step, part, first + np.arange(rows), features.shape[1], settings.dropout)
+        return torch.from_numpy(kept / (1 - settings.dropout)).to(self.device, self.dtype, non_blocking=True)
+
     def _by_learner(self) -> list[tuple[dict[str, nn.Module], Learner]]:
         shared = {"backbone": self.backbone} if self.trains_backbone else {}
         return [
@@ -174,6 +187,22 @@ def linear_head(dim: int, classes: int, *, seed: int) -> nn.Linear:
     nn.init.normal_(head.weight, std=HEAD_STD, generator=torch.Generator().manual_seed(seed))
     nn.init.zeros_(head.bias)
     return head
+
+
+def kept_features(
+    seed: int, step: int, part: int, rows: NDArray[np.int64], dim: int, dropout: float
+) -> NDArray[np.bool_]:
+    """Return which features (N, dim) a step keeps, as a pure function of the numbers of the rows in the global batch.
+
+    Args:
+        seed: in [0, 2³²).
+        step: number of the optimizer step.
+        part: number of the part of an accumulated batch.
+        rows: (N,).
+        dim: number of features.
+        dropout: probability of each feature to be left out.
+    """
+    return uniform(seed, step, rows, Draw.DROPOUT, part, dim).reshape(len(rows), dim) >= dropout
 
 
 @torch.no_grad()

@@ -84,9 +84,13 @@ def image_batches(
 
 
 def feature_batches(
-    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], settings: SupervisedSettings, ranks: Ranks
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    settings: SupervisedSettings,
+    ranks: Ranks,
+    kind: str = "images",
 ) -> StoredBatches:
-    """Return batches of features (n, F) and labels (n,) of both sets.
+    """Return batches of features (n, F) and labels (n,) of both sets, of images or videos.
 
     Raises:
         ValueError: the batch is larger than the train set, or cannot be shared among the ranks.
@@ -98,4 +102,5 @@ def feature_batches(
         batches_per_step=settings.accumulation,
         seed=settings.seed,
         ranks=ranks,
+        kind=kind,
     )

@@ -21,6 +21,7 @@ from sce_fast.util.files import printable, save_tensors
 
 CLASSIFIER = "classifier.safetensors"
 FREE_TO_CHANGE = ("checkpoint_every", "log_every")  # no result depends on them
+ADDED = {"dropout": 0.0}  # settings that earlier versions lack, left out where they have these values
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,16 @@ class Setup:
     batches: LabelledBatches  # of this rank, labelled with numbers of these classes
     settings: SupervisedSettings
     origin: Mapping[str, Any]  # further settings on which the result depends, as JSON values
+    notes: tuple[str, ...] = ()  # below the table
 
     def described(self) -> dict[str, Any]:
         """Return everything that determines the result, as JSON values, with a hash of the untrained weights."""
         settings = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.settings).items()}
-        lasting = {name: value for name, value in settings.items() if name not in FREE_TO_CHANGE}
+        lasting = {
+            name: value
+            for name, value in settings.items()
+            if name not in FREE_TO_CHANGE and not (name in ADDED and value == ADDED[name])
+        }
         return {**self.origin, "weights": weights_digest(self.network), **lasting}
 
 
@@ -74,7 +80,7 @@ def run_supervised(
     training = SupervisedTraining(classifier, setup.batches, out, ranks, newest=newest and Path(newest))
     tested = training.train()
     found = rows(settings, tested, classifier.failed_steps())
-    result = EvaluationResult(setup.evaluation, described, found, notes(tested))
+    result = EvaluationResult(setup.evaluation, described, found, [*setup.notes, *notes(tested)])
     if ranks.is_first:
         tensors = {name: t.cpu().contiguous() for name, t in classifier.weights().items()}
         save_tensors(out / CLASSIFIER, tensors, {"classes": json.dumps([printable(name) for name in setup.classes])})

@@ -40,6 +40,8 @@ class SupervisedSettings:
     """Factor at each milestone."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up from 0."""
+    dropout: float = 0.0
+    """Share of the features that a training step sets to 0 before the head."""
     batch_norm: Literal["sync", "local"] = "sync"
     """Rows that share the batch statistics of a trained backbone: all ranks' rows, or a rank's rows."""
     precision: Precision = "float32"
@@ -72,6 +74,7 @@ class SupervisedSettings:
         require(self.schedule == "steps" or not marks, "milestones", marks, "none, unless schedule='steps'")
         require(self.decay > 0, "decay", self.decay, "a number > 0")
         require(0 <= self.warmup_epochs <= self.epochs, "warmup_epochs", self.warmup_epochs, f"0 to {self.epochs}")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "a share in [0, 1)")
         require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
 
     def rank_batch(self, ranks: int) -> int:

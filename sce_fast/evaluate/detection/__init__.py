@@ -1,0 +1,1 @@
+"""Action detection: what persons do in key frames of videos, as in AVA."""

@@ -1,0 +1,292 @@
+"""Clips round key frames with the boxes of the persons in them: random crops to train on, whole frames to test."""
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from sce_fast.data.faults import EMPTY_PART, BadFilesError, evaluation_refusal
+from sce_fast.data.image.augment import Augmentation
+from sce_fast.data.image.plan import ViewPlan, evaluation_boxes, plan_view
+from sce_fast.data.loader import TrainingLoader
+from sce_fast.data.sources import Listing, Part, is_frame_folder, is_video_name
+from sce_fast.data.video.augment import ClipEvaluationView
+from sce_fast.data.video.clips import ClipSampling, uniform_clips
+from sce_fast.data.video.decode import ClipRequest, VideoError, decode_clips
+from sce_fast.data.video.index import VideoIndex, index_videos
+from sce_fast.data.video.views import RandomClips
+from sce_fast.distributed import Ranks
+from sce_fast.evaluate.detection.annotations import Persons
+from sce_fast.evaluate.detection.network import MOST_PERSONS, PersonClips
+from sce_fast.evaluate.supervised.batches import share_of
+from sce_fast.evaluate.supervised.settings import SupervisedSettings
+from sce_fast.util.ahead import Work, run_ahead
+from sce_fast.util.files import printable
+
+WHOLE = 1e6  # seconds, more than any sample has: a clip takes all of its sample's time
+TEST_CLIPS = 8  # at a time; neighbours of other sizes are tested apart
+
+
+def key_frame_index(
+    persons: Persons, videos: Path, *, seconds: float, start: float, frame_rate: float, threads: int
+) -> VideoIndex:
+    """Return an index with a sample for each key frame: the part of its video that a clip covers.
+
+    Args:
+        persons: whose key frames are wanted.
+        videos: folder of video files NAME.mp4 (or another ending) or folders NAME of numbered frames, at any depth.
+        seconds: time that a clip covers, half of it before the key frame.
+        start: second of the annotations at which the videos begin.
+        frame_rate: frames per second of folders of frames.
+        threads: number of threads that read files.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: a key frame lies before the start or after the end of its video.
+    """
+    found = _videos_in(Path(videos))
+    names = [found.get(video, f"{video}.mp4") for video, _ in persons.frames]
+    parts: list[Part] = []
+    for video, second in persons.frames:
+        middle = second - start
+        if middle < 0:
+            raise ValueError(f"start={start:g}: the key frame at second {second} of {video} lies before it")
+        parts.append((max(middle - seconds / 2, 0.0), middle + seconds / 2))
+    whole = list(dict.fromkeys(names))
+    listing = Listing(Path(videos), names + whole, None, [], parts=[*parts, *[None] * len(whole)])
+    index = index_videos(listing, threads=threads, frame_rate=frame_rate)
+    lengths = dict(zip(whole, index.timelines.seconds(np.arange(len(names), len(index))).tolist(), strict=True))
+    index = index.subset(np.arange(len(names)))
+    _require_inside(persons, index, start)
+    named = zip(names, persons.frames, strict=True)
+    if start > 0 and (long := [name for name, (_, second) in named if second < lengths[name]]):
+        warnings.warn(
+            f"start={start:g}: {printable(long[0])} lasts {lengths[long[0]]:.0f} seconds, so it may be a whole film, "
+            "which begins at second 0; pass --start 0 then",
+            stacklevel=2,
+        )
+    return index
+
+
+def _require_inside(persons: Persons, index: VideoIndex, start: float) -> None:
+    late = [persons.frames[sample] for sample, reason in index.bad.items() if reason == EMPTY_PART]
+    if late:
+        raise ValueError(
+            f"start={start:g}: {len(late)} key frames lie after the end of their video, such as second {late[0][1]} of "
+            f"{late[0][0]}; expected the second of the annotations at which the videos begin"
+        )
+
+
+class PersonBatches:
+    """Batches of random crops of clips, and the clips of this rank's test key frames, both with boxes.
+
+    Args:
+        train: persons to train on.
+        train_index: a sample for each of their key frames.
+        test: persons to score.
+        test_index: a sample for each of their key frames.
+        view: of the test clips: shorter side, normalisation and number of frames. They are not cropped.
+        settings: batch size and seed.
+        augmentation: of the train clips.
+        device: of the pixels.
+        ranks: that share each batch, and the test key frames.
+        threads: number of threads that decode.
+
+    Raises:
+        ValueError: the batch is larger than the number of train key frames, or cannot be shared among the ranks.
+    """
+
+    kind = "clips"
+
+    def __init__(
+        self,
+        train: Persons,
+        train_index: VideoIndex,
+        test: Persons,
+        test_index: VideoIndex,
+        view: ClipEvaluationView,
+        settings: SupervisedSettings,
+        *,
+        augmentation: Augmentation,
+        device: torch.device,
+        ranks: Ranks | None = None,
+        threads: int = 2,
+    ) -> None:
+        self.ranks = ranks or Ranks()
+        self.train, self.test = train, test
+        self._train_index, self._test_index, self._augmentation = train_index, test_index, augmentation
+        self._view = dataclasses.replace(view, sampling=ClipSampling(frames=view.sampling.frames, seconds=WHOLE))
+        self._threads, self._device = threads, device
+        self._share = share_of(len(test_index), self.ranks)
+        self.test_samples = len(self._share)
+        views = RandomClips(
+            train_index,
+            self._view.sampling,
+            (augmentation,),
+            seed=settings.seed,
+            threads=threads,
+            device="gpu" if device.type == "cuda" else "cpu",
+        )
+        self._loader = TrainingLoader(
+            train_index,
+            views,
+            batch_size=settings.rank_batch(self.ranks.size),
+            batches_per_step=settings.accumulation,
+            rank=self.ranks.rank,
+            ranks=self.ranks.size,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches in an epoch."""
+        return self._loader.steps_per_epoch
+
+    def __next__(self) -> tuple[PersonClips, Tensor]:
+        """Return clips with boxes, and the actions (n, A) of the persons.
+
+        Raises:
+            BadFilesError: a file cannot be decoded; the message names it.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*\nOther .* replace them", UserWarning)  # here, none replaces them
+            batch = next(self._loader)
+        index = self._train_index
+        if bad := self._loader.bad_files:
+            raise BadFilesError(evaluation_refusal(bad, len(index), index.kind))
+        plan = plan_view(
+            self._augmentation,
+            index.sizes[batch.samples],
+            seed=self._loader.seed,
+            epoch=batch.epoch,
+            samples=batch.samples,
+            view=0,
+        )
+        persons, rows, places = self.train.of_frames(batch.samples)
+        shares = self.train.boxes[persons]
+        boxes = cropped_boxes(shares, index.sizes[batch.samples][rows], plan, rows, self._augmentation.size)
+        slots = self.ranks.rank * len(batch.samples) + rows
+        clips = PersonClips(
+            batch.views[0], torch.from_numpy(boxes), torch.from_numpy(rows), slots * MOST_PERSONS + places
+        )
+        return clips, torch.from_numpy(self.train.actions[persons])
+
+    def tests(self) -> Iterator[PersonClips]:
+        """Yield the clips of this rank's test key frames, in their order.
+
+        Raises:
+            BadFilesError: a file cannot be decoded; the message names it.
+        """
+        index, view = self._test_index, self._view
+        resized, _ = evaluation_boxes(view, index.sizes)
+        with closing(self._decoded()) as frames:
+            for samples, pixels in frames:
+                height, width = resized[samples[0]].tolist()
+                clips = torch.stack([self._normalised(clip, height, width) for clip in pixels])
+                persons, rows, places = self.test.of_frames(np.array(samples))
+                boxes = self.test.boxes[persons] * [width, height, width, height]
+                yield PersonClips(clips, torch.from_numpy(boxes), torch.from_numpy(rows), places)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position of the next batch."""
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue with the batch that would have come next."""
+        self._loader.load_state_dict(state)
+
+    def close(self) -> None:
+        """Stop to read ahead."""
+        self._loader.close()
+
+    def _decoded(self) -> Generator[tuple[list[int], list[NDArray[np.uint8]]], None, None]:
+        """Yield samples and their clips (F, h, w, 3) of one size, batch by batch."""
+        index = self._test_index
+        frames = uniform_clips(self._view.sampling, index.timelines, self._share, 1)[:, 0]
+        requests = dict(zip(self._share.tolist(), map(ClipRequest, frames), strict=True))
+
+        def works() -> Iterator[Work[tuple[int, NDArray[np.uint8]]]]:
+            for part in _parts_of_one_size(self._share, index.sizes):
+                size = sum(int(index.sizes[i].prod()) * 3 * self._view.sampling.frames for i in part)
+                yield Work([partial(_decoded_clip, index, i, requests[i]) for i in part], size)
+
+        with closing(run_ahead(works(), threads=self._threads)) as ready:
+            for results in ready:
+                yield [sample for sample, _ in results], [clip for _, clip in results]
+
+    def _normalised(self, clip: NDArray[np.uint8], height: int, width: int) -> Tensor:
+        """Return a clip (3, F, height, width) of decoded frames."""
+        pixels = torch.from_numpy(clip).to(self._device).permute(0, 3, 1, 2).float() / 255  # (F, 3, h, w)
+        resized = interpolate(pixels, (height, width), mode="bilinear", antialias=True, align_corners=False)
+        view = self._view
+        mean, std = (torch.tensor(values, device=self._device).view(3, 1, 1) for values in (view.mean, view.std))
+        return ((resized - mean) / std).transpose(0, 1)
+
+
+def cropped_boxes(
+    shares: NDArray[np.float64], sizes: NDArray[np.int32], plan: ViewPlan, rows: NDArray[np.int64], size: int
+) -> NDArray[np.float64]:
+    """Return boxes (n, 4) in pixels of cropped, resized and flipped clips; what lies outside is cut off.
+
+    Args:
+        shares: (n, 4) left, top, right, bottom as shares of the frames.
+        sizes: (n, 2) height and width of each person's frames.
+        plan: of the clips.
+        rows: (n,) number of each person's clip in the plan.
+        size: side of the crops after resizing.
+    """
+    top, left, bottom, right = plan.boxes[rows].T[:, :, None]  # (n, 1)
+    height, width = sizes.T[:, :, None]
+    across = (shares[:, 0::2] * width - left) * size / (right - left)  # (n, 2) left, right
+    down = (shares[:, 1::2] * height - top) * size / (bottom - top)
+    across = np.where(plan.flip[rows][:, None], size - across[:, ::-1], across)
+    return np.stack([across[:, 0], down[:, 0], across[:, 1], down[:, 1]], axis=1).clip(0, size)
+
+
+def _parts_of_one_size(samples: NDArray[np.int64], sizes: NDArray[np.int32]) -> Iterator[list[int]]:
+    """Yield runs of at most TEST_CLIPS samples whose frames have the same size."""
+    part: list[int] = []
+    for sample in samples.tolist():
+        if part and (len(part) == TEST_CLIPS or tuple(sizes[sample]) != tuple(sizes[part[0]])):
+            yield part
+            part = []
+        part.append(sample)
+    if part:
+        yield part
+
+
+def _decoded_clip(index: VideoIndex, sample: int, request: ClipRequest) -> tuple[int, NDArray[np.uint8]]:
+    try:
+        (clip,) = decode_clips(index, sample, [request])
+    except VideoError as error:
+        raise BadFilesError(
+            evaluation_refusal(index.by_path({sample: error.reason}), len(index), index.kind)
+        ) from error
+    return sample, clip
+
+
+def _videos_in(folder: Path) -> dict[str, str]:
+    """Return name → relative path of the videos and the folders of frames below a folder.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"videos={folder}: no such folder")
+    found: dict[str, str] = {}
+    for root, folders, files in os.walk(folder, followlinks=True):
+        relative = os.path.relpath(root, folder)
+        if relative != "." and is_frame_folder(files):
+            found.setdefault(os.path.basename(root), relative)
+            folders.clear()
+        for name in filter(is_video_name, files):
+            found.setdefault(os.path.splitext(name)[0], os.path.normpath(os.path.join(relative, name)))
+    return found
