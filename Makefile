@@ -1,6 +1,6 @@
 # make demo    train on real digits and show that it learned (two to four minutes on two CPU cores)
 # make demo-video    the same on videos of moving digits (five to six minutes)
-# make test    the quick tests (four to five minutes)      make test-slow   the rest
+# make test    the quick tests (three to four minutes)     make test-slow   the rest
 # make kernels compile every GPU kernel, without a GPU, and look at registers, shared memory and spills
 # make gpu     on a GPU, in ten minutes: build for it, all its tests, parity, benchmarks; two pages in runs/gpu
 # make lint    ruff, clang-format, large files, mypy     make format      ruff and clang-format, in place
@@ -19,15 +19,16 @@ demo: venv
 demo-video: venv
 	$(BIN)/sce-fast demo-video
 
-# Two tests at a time, but those that start processes of their own, to be timed or killed, one after another.
-# Threads that wait sleep instead of spinning: the processes share the cores.
+# Two tests at a time, but slow ones that start processes of their own, to be timed or killed, one after another.
+# Threads that wait sleep instead of spinning: the processes share the cores. oneDNN's threads spin all the same, and
+# two of them in each of two tests take several times the time of one.
 test test-slow: export OMP_WAIT_POLICY = passive
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 test: venv
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not processes"
-	$(BIN)/python -m pytest -q -m "not slow and processes"
+	$(PARALLEL) -m "not slow"
 
 test-slow: venv
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not processes"
+	$(PARALLEL) -m "slow and not processes"
 	$(BIN)/python -m pytest -q -m "slow and processes"
 
 kernels: venv

@@ -34,6 +34,7 @@ CPU_SOURCES = [
     "csrc/cpu/forward_pass.cpp",
     "csrc/cpu/temporal_difference.cpp",
     "csrc/cpu/tile.cpp",
+    "csrc/cpu/transpose.cpp",
     "csrc/cpu/yuv.cpp",
 ]
 # No -ffast-math: NaN stays NaN. No contraction to fused multiply-adds: pixels are the same on every instruction set.
@@ -46,6 +47,7 @@ CUDA_SOURCES = (
     "solve.cu",
     "sm80_forward_pass.cu",
     "sm90_products.cu",
+    "sm90_variants.cu",
     "sm90_forward_pass.cu",
 )
 

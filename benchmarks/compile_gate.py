@@ -8,7 +8,8 @@ exit status is 1 if a kernel
     - takes more shared memory than a block of its GPU may have, or list_kernels.cpp does not state its shared memory;
     - was compiled to nothing;
     - is for Hopper and lacks Hopper's instructions, or has other registers than it shares out between warpgroups;
-    - is compiled by ptxas with serialised products or with setmaxnreg ignored.
+    - is Hopper's forward pass and waits for the outputs of a tile before the exponentials of the next tile;
+    - is compiled by ptxas with a message C75.. (serialised products) or with setmaxnreg ignored.
 """
 
 import importlib.util
@@ -27,13 +28,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sce_fast.benchmarks.machine import find_tool, machine
+from sce_fast.benchmarks.machine_code import INSTRUCTIONS, faults_of_code, lost_speed
 from sce_fast.benchmarks.record import write_record
 
 CUDA_SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
-# Instructions that a kernel for one architecture alone must contain: products of a warpgroup, tiles loaded by TMA.
-INSTRUCTIONS = {"90a": ("HGMMA", "UTMALDG")}
-# Messages of ptxas when it waits for products one by one, or does not move registers between warpgroups.
-LOST_SPEED = ("wgmma.mma_async instructions are serialized", "setmaxnreg ignored")
 # Registers per thread at launch of a kernel that moves registers between warpgroups: an even share of the register file
 # for 384 threads, in steps of 8. With fewer, a warpgroup would wait for ever for registers that no other gives back.
 REGISTERS = {"sm90_forward_pass": 65536 // 384 // 8 * 8}
@@ -117,9 +115,8 @@ def compile_cuda(sources: Path, jobs: int, flags: tuple[str, ...]) -> list[Kerne
             kernels = list(parse(report, file.name, architecture))
             if architecture not in INSTRUCTIONS:
                 return kernels
-            lost = tuple(f"ptxas says: {phrase}" for phrase in LOST_SPEED if phrase in report)
-            lacking = lacking_instructions(_output([find_cuobjdump(), "-sass", cubin]), architecture)
-            return [replace(kernel, complaints=lacking.get(kernel.label, ()) + lost) for kernel in kernels]
+            found, lost = complaints(_output([find_cuobjdump(), "-sass", cubin]), architecture), lost_speed(report)
+            return [replace(kernel, complaints=found.get(kernel.label, ()) + lost) for kernel in kernels]
 
     of_some = wanted.get("machine_code_of", {})
     with ThreadPoolExecutor(jobs) as pool:
@@ -137,14 +134,12 @@ def find_cuobjdump() -> str:
     return found
 
 
-def lacking_instructions(sass: str, architecture: str) -> dict[str, tuple[str, ...]]:
-    """Return label of a kernel → a complaint for each missing instruction of INSTRUCTIONS."""
+def complaints(sass: str, architecture: str) -> dict[str, tuple[str, ...]]:
+    """Return label of a kernel → what is wrong with its machine code."""
     result = {}
     for text in sass.split("Function : ")[1:]:
         name, variant = _split(_demangled(text.split()[0]))
-        result[f"{name} {variant}".rstrip()] = tuple(
-            f"its machine code lacks {wanted}" for wanted in INSTRUCTIONS[architecture] if f" {wanted}" not in text
-        )
+        result[f"{name} {variant}".rstrip()] = faults_of_code(name, variant, text, architecture)
     return result
 
 

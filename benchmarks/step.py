@@ -22,6 +22,7 @@ from sce_fast.benchmarks.machine import machine
 from sce_fast.benchmarks.measure import StageTimer
 from sce_fast.benchmarks.record import write_record
 from sce_fast.config import ClipsConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig, to_json
+from sce_fast.train.capture import CapturedStep
 from sce_fast.train.step import STAGES, TrainingStep
 from sce_fast.util.layout import FORMATS, channels_last
 from sce_fast.util.terminal import progress_bar
@@ -59,6 +60,7 @@ class Speed:
     share_of_ours: float  # loss, momentum update and queue as a share of all stages
     backend: str  # that computed the loss
     peak_bytes: int | None  # of torch's allocator, on a GPU
+    graph: str | None = None  # whether the step was captured, or why not, if that was asked for
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -73,6 +75,7 @@ def main(
     frames: int | None = None,
     videos: Path | None = None,
     layout: Layout = "channels-last",
+    cuda_graph: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int = 2,
     warmup: int | None = None,
@@ -95,6 +98,7 @@ def main(
         frames: Frames of a clip; images by default, and 8 frames with videos.
         videos: Folder of videos for the loader.
         layout: Order of weights and activations in memory.
+        cuda_graph: Time the step captured in one CUDA graph; the stages are those of the step as it is.
         device: auto uses a GPU if there is one.
         threads: Threads of torch on a CPU, and of the loader.
         warmup: Steps before the timing; by default 5 on a GPU, and on a CPU 2, or 1 with clips.
@@ -130,7 +134,7 @@ def main(
             else:
                 views = synthetic(batch_size, size, place, frames)
             step = training_step(model, loss, batch_size, size, autocast, optimizer, place, frames)
-            speed = measure(step, views, batch_size, warmup, steps, place)
+            speed = measure(step, views, batch_size, warmup, steps, place, cuda_graph=cuda_graph)
     finally:
         torch.set_num_threads(threads_before)
     settings = {
@@ -184,23 +188,33 @@ def training_step(
 
 
 def measure(
-    step: TrainingStep, views: Iterator[list[Tensor]], batch_size: int, warmup: int, steps: int, device: str
+    step: TrainingStep,
+    views: Iterator[list[Tensor]],
+    batch_size: int,
+    warmup: int,
+    steps: int,
+    device: str,
+    *,
+    cuda_graph: bool = False,
 ) -> Speed:
-    """Time the steps twice: all together, and stage by stage."""
+    """Time the steps twice: all together, captured or not, and stage by stage."""
+    captured = CapturedStep(step) if cuda_graph else None
+    if captured is not None and captured.reason is None:
+        warmup = max(warmup, captured.warm_up + 1)
     with progress_bar(warmup + 2 * steps, "Measuring", unit="step") as bar:
 
-        def one(batch: list[Tensor]) -> None:
-            step([batch], number=0, learning_rate=0.01, momentum=0.99)
+        def one(batch: list[Tensor], taken: TrainingStep | CapturedStep) -> None:
+            taken([batch], number=0, learning_rate=0.01, momentum=0.99)
 
         def timed(batch: list[Tensor]) -> dict[str, float]:
             timer = StageTimer(device)
             step.stage = timer.stage
-            one(batch)
+            one(batch, step)
             return timer.seconds()
 
         def take(count: int) -> None:
             for _ in range(count):
-                one(next(views))
+                one(next(views), captured or step)
                 bar.update()
 
         take(warmup)
@@ -209,6 +223,8 @@ def measure(
         take(steps)
         _wait(device)
         seconds = (time.perf_counter() - start) / steps
+        graph = None if captured is None else captured.describe()
+        captured = None  # frees the graph's memory
         turns = []
         for _ in range(steps):
             turns.append(timed(next(views)))
@@ -216,7 +232,7 @@ def measure(
     stages = {name: statistics.median(turn[name] for turn in turns) for name in STAGES}
     share = sum(stages[name] for name in OURS) / sum(stages.values())
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
-    return Speed(seconds, batch_size / seconds, stages, share, step.backend, peak)
+    return Speed(seconds, batch_size / seconds, stages, share, step.backend, peak, graph)
 
 
 def synthetic(batch_size: int, size: int, device: str, frames: int = 0) -> Iterator[list[Tensor]]:
@@ -276,6 +292,7 @@ def table(speed: Speed, processor: str) -> str:
         f"{processor}: {1e3 * speed.seconds:.1f} ms per step, {rate}",
         f"  loss computed by backend {speed.backend}",
     ]
+    lines += [] if speed.graph is None else [f"  CUDA graph: {speed.graph}"]
     lines += [f"  {name:<10}{1e3 * t:>10.3f} ms{t / total:>9.2%}" for name, t in speed.stages.items()]
     lines.append(f"  loss, momentum update and queue together {speed.share_of_ours:.2%}")
     return "\n".join(lines)

@@ -83,7 +83,7 @@ inline void bind_problem(py::module_& m) {
   bind_struct(m, "Solution", "Where the results of a call go; see csrc/problem.h. Every field is a required keyword.",
               field("rows", &Solution::rows), field("gradient", &Solution::gradient),
               field("gradient_type", &Solution::gradient_type), field("target_entropy", &Solution::target_entropy),
-              field("positive_probability", &Solution::positive_probability));
+              field("positive_probability", &Solution::positive_probability), field("mean", &Solution::mean));
 }
 
 }  // namespace sce_fast

@@ -45,6 +45,7 @@ struct Solution {
   Type gradient_type = Type::kFloat32;    // the CPU backend writes float32 only
   float* target_entropy = nullptr;        // (U, N); NaN without needs_target
   float* positive_probability = nullptr;  // (N,)
+  float* mean = nullptr;                  // the mean of rows, whose gradient is then meant; CPU backend only, or null
 };
 
 // What a row has seen in one part of the candidates, besides its output Σ weight · candidate. A weight is

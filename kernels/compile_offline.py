@@ -16,10 +16,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sce_fast.kernels import plan
+from sce_fast.kernels import photometric, plan
+from sce_fast.kernels.color_jitter import color_jitter_kernel, grey_sums_kernel
 from sce_fast.kernels.combine import combine_kernel, combine_splits_kernel
 from sce_fast.kernels.enqueue import advance_cursor_kernel, enqueue_kernel
 from sce_fast.kernels.forward_pass import forward_pass_kernel
+from sce_fast.kernels.gaussian_blur import gaussian_blur_kernel
 from sce_fast.kernels.solve import triton_dtype
 
 ARCHITECTURES = (80, 90, 100)
@@ -54,6 +56,7 @@ class Variant:
     num_warps: int = 1
     num_stages: int = 1
     other_dtypes: dict[str, torch.dtype] = field(default_factory=dict)  # of inputs that do not have `dtype`
+    options: dict[str, Any] = field(default_factory=dict)  # further options of the compiler
 
 
 class Compiled(NamedTuple):
@@ -97,7 +100,7 @@ def _compile(task: tuple[int, int]) -> Compiled:
 @functools.cache
 def variants(architecture: int) -> tuple[Variant, ...]:
     """Return the variants of every kernel for an architecture, with launches as in solve.py."""
-    return (*forward_variants(architecture), *combine_variants(), *enqueue_variants())
+    return (*forward_variants(architecture), *combine_variants(), *enqueue_variants(), *photometric_variants())
 
 
 def forward_variants(architecture: int) -> Iterator[Variant]:
@@ -215,12 +218,48 @@ def enqueue_variants() -> Iterator[Variant]:
     yield Variant(advance_cursor_kernel, "", {})
 
 
+def photometric_variants() -> Iterator[Variant]:
+    """Yield the variants of the kernels that finish views: images and clips, each dtype, and the widest blur."""
+    variant = functools.partial(Variant, options=photometric.EXACT)
+    sums, pixels = photometric.SUMS_AT_A_TIME, photometric.PIXELS_AT_A_TIME
+    # As Triton specialises a 1: one frame a sample, and one block of sums in an image of up to 45 × 45 pixels.
+    images: dict[str, Any] = {"frames_per_sample": 1}
+    tiny = {**images, "blocks": 1}
+    for name, ones in (("clips", {}), ("images", images), ("tiny images", tiny)):
+        yield variant(grey_sums_kernel, name, {"SUMS": sums, **ones}, num_warps=photometric.SUM_WARPS)
+    constants: dict[str, Any] = {"BLOCK": pixels, "SUMS": photometric.sums_block(16), **tiny}
+    yield variant(color_jitter_kernel, "tiny images", constants, num_warps=photometric.PIXEL_WARPS)
+    for dtype in photometric.DTYPES:
+        kind = str(dtype).removeprefix("torch.")
+        constants = {"BLOCK": pixels, "SUMS": photometric.sums_block(400)}
+        for name, more in (
+            ("", {}),
+            (", no blur", {"jittered": None}),
+            (", flip alone", {"jittered": None, "sums": None}),
+        ):
+            yield variant(color_jitter_kernel, f"{kind}{name}", constants | more, dtype, photometric.PIXEL_WARPS)
+        for radius in (6, photometric.LARGEST_RADIUS):
+            constants = {
+                "RADIUS": radius, "REFLECTIONS": photometric.reflections(radius, 224),
+                "ROWS": photometric.BLURRED_ROWS, "BLOCK": photometric.blur_block(radius),
+            }  # fmt: skip
+            yield variant(gaussian_blur_kernel, f"{kind}, radius {radius}", constants, dtype, photometric.BLUR_WARPS)
+
+
 FLOAT32_POINTERS = {
     "partials", "outputs", "combined_partials", "combined_outputs", "shared_partials", "shared_outputs",
     "view_partials", "view_outputs", "loss_rows", "target_entropy", "positive_probability", "scalars",
 }  # fmt: skip
-INPUT_POINTERS = {"query", "key", "batch_keys", "queue", "gradient", "keys", "new_rows"}
-NUMBERS = {"temperature", "target_temperature", "coefficient"}
+INPUT_POINTERS = {"query", "key", "batch_keys", "queue", "gradient", "keys", "new_rows", "views"}
+# Pointers to anything else: their type, and whether the launch aligns them.
+OTHER_POINTERS = {
+    "cursor": ("*i64", False), "pixels": ("*u8", True), "jittered": ("*u8", True), "sums": ("*fp32", True),
+    "settings": ("*fp32", False), "weights": ("*fp32", False),
+}  # fmt: skip
+UNALIGNED_STRIDES = {"settings_stride", "weights_stride"}
+NUMBERS = {
+    "temperature", "target_temperature", "coefficient", "mean_r", "mean_g", "mean_b", "scale_r", "scale_g", "scale_b"
+}  # fmt: skip
 
 
 def resources(variant: Variant, architecture: int) -> tuple[int, int, int]:
@@ -240,15 +279,16 @@ def compile_variant(variant: Variant, architecture: int) -> Any:
             signature[name] = "constexpr"
         elif name in NUMBERS:
             signature[name] = "fp32"
-        elif name == "cursor":
-            signature[name] = "*i64"
+        elif name in OTHER_POINTERS:
+            signature[name], is_aligned = OTHER_POINTERS[name]
+            aligned += [position] if is_aligned else []
         elif name in FLOAT32_POINTERS or name in INPUT_POINTERS:
             dtype = torch.float32 if name in FLOAT32_POINTERS else variant.other_dtypes.get(name, variant.dtype)
             signature[name] = POINTERS[dtype]
             aligned.append(position)
         else:
             signature[name] = "i32"
-            if name.endswith("stride"):
+            if name.endswith("stride") and name not in UNALIGNED_STRIDES:
                 aligned.append(position)
     source = ASTSource(
         kernel, signature, variant.constants, {(position,): [["tt.divisibility", 16]] for position in aligned}
@@ -256,7 +296,7 @@ def compile_variant(variant: Variant, architecture: int) -> Any:
     return triton.compile(
         source,
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": variant.num_warps, "num_stages": variant.num_stages},
+        options={"num_warps": variant.num_warps, "num_stages": variant.num_stages, **variant.options},
     )
 
 

@@ -135,11 +135,12 @@ class _Settings:
 def _settings(problem: Problem) -> _Settings:
     product = product_dtype(problem)
     numbers = (0.0, 0.0, 0.0)
-    fixed_shift = False
     if problem.scalars is None:
         numbers = (float(problem.temperature), float(problem.target_temperature), float(problem.coefficient))
-        coldest = min(numbers[:2]) if problem.needs_target else numbers[0]
-        fixed_shift = product != torch.float16 and 2 * math.log2(math.e) / coldest <= FIXED_SHIFT_BITS
+    fixed_shift = False
+    temperatures = (problem.temperature, problem.target_temperature)[: 2 if problem.needs_target else 1]
+    if product != torch.float16 and not any(isinstance(t, Tensor) for t in temperatures):  # also if λ alone is a tensor
+        fixed_shift = 2 * math.log2(math.e) / float(min(temperatures)) <= FIXED_SHIFT_BITS
     return _Settings(product, dot_precision(product), fixed_shift, numbers)
 
 

@@ -211,7 +211,9 @@ BENCHMARKS = {
     "shards": _bench("shards", "images/s of the loader from tar shards and Parquet tables, against files"),
     "small": _bench("small", "what the recipe folder learns from small data sets; about half an hour"),
     "motions": _bench("motions", "the video demo's accuracy for several seeds; about twenty minutes"),
-    "coefficient": _bench("coefficient", "the demo's accuracy for several λ and seeds; about half an hour"),
+    "coefficient": _bench(
+        "coefficient", "accuracy for several λ and seeds: the demo in half an hour, --data emoji in one to two"
+    ),
     "acceptance": _bench("acceptance.run", "build, tests, parity and benchmarks on a GPU; exit status 1 on failure"),
 }
 COMMANDS: dict[str, Command | Group] = {
@@ -225,6 +227,10 @@ COMMANDS: dict[str, Command | Group] = {
     "scan": Command(
         "DIR", "decode every image and name the bad files; exit status 1 if there are any", "sce_fast.tools.scan:scan",
         show=lambda scan: scan.table(), passed=lambda scan: not scan.bad_files(),
+    ),
+    "split": Command(
+        "SPLIT VIDEOS --part PART", "write a list file of a published split: UCF101, HMDB51, Kinetics, SSv2",
+        "sce_fast.tools.split:write_split", show=printable,
     ),
     "train": Group(
         "recipe", "RECIPE --data DIR", "pretrain on images or videos; --dry-run checks, --resume continues", recipes

@@ -1,19 +1,15 @@
-"""Fixtures of many tests: photographs that scikit-learn ships, seeds, caches, and the GPU."""
+"""Fixtures of many tests: photographs that scikit-learn ships, seeds, caches, and the GPU.
+
+Heavy packages are imported where they are used: pytest-xdist reads this file before it starts its workers.
+"""
 
 import functools
 import inspect
+import itertools
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import settings
-from PIL import Image
-from sklearn.datasets import load_sample_images
-
-from sce_fast.benchmarks import machine
-from sce_fast.benchmarks.acceptance.gpu_kernels import KERNELS
-from sce_fast.native import CUDA
 
 # No deadline, since times vary on a busy machine; the same examples every time.
 settings.register_profile("tests", deadline=None, max_examples=30, derandomize=True)
@@ -22,27 +18,42 @@ settings.load_profile("tests")
 
 @pytest.fixture(autouse=True)
 def seeded():
+    import torch
+
     threads = torch.get_num_threads()
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def cache_folders(tmp_path_factory):
+    """Yield folders that do not exist yet. (tmp_path_factory lists all earlier folders before it makes one.)"""
+    root = tmp_path_factory.mktemp("caches")
+    return (root / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
+def own_cache(cache_folders, monkeypatch):
     """Keep tests away from the user's cache."""
-    monkeypatch.setenv("SCE_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("SCE_FAST_CACHE", str(next(cache_folders)))
 
 
 @pytest.fixture(scope="session")
-def photographs() -> list[np.ndarray]:
-    """Return two natural images, (427, 640, 3) uint8."""
+def photographs():
+    """Return a list of two natural images, (427, 640, 3) uint8."""
+    import numpy as np
+    from sklearn.datasets import load_sample_images
+
     return [np.array(image) for image in load_sample_images().images]
 
 
 @pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory, photographs) -> Path:
     """Write 24 JPEG crops of different sizes in two class folders; one is stored sideways with an EXIF rotation."""
+    import numpy as np
+    from PIL import Image
+
     root = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(0)
     for i in range(24):
@@ -59,9 +70,19 @@ def photo_folder(tmp_path_factory, photographs) -> Path:
     return root
 
 
-@pytest.fixture(params=list(KERNELS))
+def pytest_generate_tests(metafunc):
+    """Run tests that take gpu_backend with each kernel."""
+    if "gpu_backend" in metafunc.fixturenames:
+        from sce_fast.benchmarks.acceptance.gpu_kernels import KERNELS
+
+        metafunc.parametrize("gpu_backend", list(KERNELS), indirect=True)
+
+
+@pytest.fixture
 def gpu_backend(request) -> str:
-    """Return the backend name of each kernel that is meant for this GPU, in turn."""
+    """Return the backend name of a kernel that is meant for this GPU."""
+    from sce_fast.benchmarks.acceptance.gpu_kernels import KERNELS
+
     kernel = KERNELS[request.param]
     reason = kernel.missing()
     if reason is not None:
@@ -70,8 +91,13 @@ def gpu_backend(request) -> str:
 
 
 @pytest.fixture
-def cuda() -> torch.device:
-    """Return the GPU; skip if there is no nvcc to build the CUDA kernels with."""
+def cuda():
+    """Return the GPU as a torch.device; skip if there is no nvcc to build the CUDA kernels with."""
+    import torch
+
+    from sce_fast.benchmarks import machine
+    from sce_fast.native import CUDA
+
     if CUDA.missing and machine.find_tool("nvcc") is None:
         pytest.skip("there is no nvcc, so the CUDA kernels are not built")
     assert CUDA.missing == "", "the extension is not built: SCE_FAST_BUILD=cuda"
@@ -79,11 +105,16 @@ def cuda() -> torch.device:
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests that start processes with helpers.ranks, in their own code or in that of their fixtures."""
+    """Mark the tests that start processes with helpers.ranks, in their own code or in that of their fixtures.
+
+    They come first, so that a worker of pytest-xdist runs all of them, one after another: it begins with the first
+    tests, and others steal its last.
+    """
     for item in items:
         fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
         if any({"ranks", "Broken"} & _names(function) for function in (item.function, *fixtures)):
             item.add_marker("processes")
+    items.sort(key=lambda item: "processes" not in item.keywords)
 
 
 @functools.cache

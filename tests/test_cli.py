@@ -234,7 +234,7 @@ def test_train_and_embed_a_folder(capsys, tmp_path, photo_folder):
     assert capsys.readouterr().out == f"{tmp_path}/{features.name}\n"
     text = told(capsys, "evaluate", "knn", tmp_path / "run")
     assert "names no evaluation folders: give --train and --test" in text
-    expected = "expected one of knn, logistic, linear, semi-supervised, transfer, svm; did you mean 'knn'?"
+    expected = f"expected one of {', '.join(EVALUATIONS)}; did you mean 'knn'?"
     assert f"unknown evaluation 'knm': {expected}" in told(capsys, "evaluate", "knm")
 
 

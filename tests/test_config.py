@@ -80,6 +80,7 @@ NONSENSE: dict[str, tuple[object, ...]] = {
     "accumulation": TOO_FEW,
     "precision": ("float8",),
     "compile": (),
+    "cuda_graph": (),
     "seed": (-1, 2**32),
     "device": ("tpu",),
     "loader_threads": TOO_FEW,
@@ -117,6 +118,8 @@ NONSENSE: dict[str, tuple[object, ...]] = {
     "views.mean": ((-1, 0, 0), (123.7, 116.3, 103.5), (0, 0, math.nan), (0, 0)),
     "views.std": ((0, 1, 1), (58.4, 57.1, 57.4), (1, 1, math.inf), (-1, 1, 1)),
     "views.background": ("", "no colour", "#12345", "1,2", "256,0,0", "-1,0,0"),
+    "views.photometric": ("cuda",),
+    "views.dtype": ("float64",),
     "model.backbone": ("r3d18",),  # the config is one for images
     "model.width": (0, 4, -8),
     "model.small_input": (),
@@ -229,7 +232,7 @@ def test_every_setting_refuses_nonsense_and_names_itself(tmp_path):
 @pytest.mark.parametrize(
     ("backbone", "frames", "message"),
     [
-        ("resnet18", 8, r"clips.frames=8: expected 0, since model.backbone='resnet18' takes images; r3d18 and r3d50 "),
+        ("resnet18", 8, r"clips.frames=8: expected 0, since model.backbone='resnet18' takes images; r3d18, r3d50, r2"),
         ("timm:vit_tiny", 8, r"clips.frames=8: expected 0, since model.backbone='timm:vit_tiny' takes images"),
         ("r3d50", 0, r"model.backbone='r3d50': expected resnet18, .*timm:NAME with clips.frames=0, which means images"),
     ],

@@ -1,4 +1,4 @@
-"""The items of the parts that measure: parity, loss, step, loader and video.
+"""The items of the parts that measure: parity, loss, step, graph, loader and video.
 
     python -m benchmarks.acceptance.items loss --device cuda --events FILE
 
@@ -18,6 +18,7 @@ import torch
 
 from sce_fast.benchmarks import loss, step
 from sce_fast.benchmarks.acceptance.gpu_kernels import KERNELS, launched_functions
+from sce_fast.benchmarks.acceptance.graph import graph_items
 from sce_fast.benchmarks.acceptance.loader import loader_items, photographs
 from sce_fast.benchmarks.acceptance.supervise import Events, Failure, NotRun, read_lines
 from sce_fast.benchmarks.acceptance.videos import video_items
@@ -97,7 +98,7 @@ NO_SOFT_TARGETS = ("inf-cl", "liger")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("parity", "loss", "step", "loader", "video"))
+    parser.add_argument("part", choices=("parity", "loss", "step", "graph", "loader", "video"))
     parser.add_argument("--events", type=Path, required=True)
     parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
     parser.add_argument("--kernel", default="", help="a kernel of gpu_kernels.py, or a backend on a CPU")
@@ -110,6 +111,8 @@ def main() -> None:
             items = loss_items(options.device, events)
         elif options.part == "step":
             items = step_items(options.device, Path(folder))
+        elif options.part == "graph":
+            items = graph_items(events.progress)
         elif options.part == "video":
             items = video_items(options.device, Path(folder), events)
         else:

@@ -1,4 +1,4 @@
-"""Compare the loader's graph on the GPU with its graph on the CPU: pixels and images per second."""
+"""Compare the loader on the GPU with the loader on the CPU: pixels, and images per second."""
 
 import os
 import time
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sce_fast.benchmarks.acceptance.supervise import Events, Failure, NotRun
+from sce_fast.data.image.augment import Photometric
 
 # Allowed mean difference of pixel values in 0…255. PNG files decode identically, so only the operators differ
 # (rounding, order of sums in resampling). For JPEG files the decoder's inverse transform and chroma upsampling differ
@@ -71,33 +72,39 @@ def _as_bytes(view: Tensor) -> Tensor:
     return 255 * (view * std + mean)
 
 
-def _loader(files: Path, batch_size: int, device: str) -> Any:
+def _loader(files: Path, batch_size: int, device: str, photometric: Photometric = "auto") -> Any:
     from sce_fast.benchmarks.loader import STRONG
     from sce_fast.data.image.views import RandomViews
     from sce_fast.data.index import index_images
     from sce_fast.data.loader import TrainingLoader
 
     index, threads = index_images(files, cache=files.parent / "cache"), len(os.sched_getaffinity(0))
-    views = RandomViews(index, (STRONG, STRONG), seed=0, threads=min(16, threads), device=device)
+    settings: dict[str, Any] = {"threads": min(16, threads), "device": device, "photometric": photometric}
+    views = RandomViews(index, (STRONG, STRONG), seed=0, **settings)
     return TrainingLoader(index, views, batch_size=batch_size)
 
 
 def rates(
     files: Path, batch_size: int, batches: int, device: str, on_progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Return the images per second of both graphs, measured one after the other with two strong views an image."""
+    """Return the images per second on the CPU and on the device, one after the other, with two strong views an image.
+
+    A GPU is measured with our kernel behind the graph, and with DALI's operators in it.
+    """
+    ways: dict[str, Photometric] = {"cpu": "auto", device: "auto"}
+    ways |= {"gpu, DALI's operators": "dali"} if device == "gpu" else {}
     data = {}
-    for where in dict.fromkeys(("cpu", device)):
-        on_progress(f"the graph on the {where}")
-        loader = _loader(files, batch_size, where)
+    for way, photometric in ways.items():
+        on_progress(f"the graph on the {way}")
+        loader = _loader(files, batch_size, way.split(",")[0], photometric)
         for _ in range(4):
             next(loader)
-        _wait(where)
+        _wait(device)
         start = time.perf_counter()
         for _ in range(batches):
             next(loader)
-        _wait(where)
-        data[where] = batches * batch_size / (time.perf_counter() - start)
+        _wait(device)
+        data[way] = batches * batch_size / (time.perf_counter() - start)
     return {"images_per_second": data, "batch_size": batch_size}
 
 

@@ -8,18 +8,17 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-Record = dict[str, Any]
+from .default_choices import choice_lines, dtypes_table, pixel_lines
+from .figures import Record, data_of, error_cell, fastest, microseconds, ours_of, outcomes_of, shape_of
+
 # The targets are set for these two shapes.
 MAIN_SHAPE, SMALL_SHAPE = (
     {"n": 1024, "k": 65536, "d": 256, "dtype": "bfloat16"},
     {"n": 256, "k": 65536, "d": 256, "dtype": "bfloat16"},
 )
 JUDGED_ON = ("H100", "H200")
-NOT_OURS = ("reference",)  # a backend, but not a competitor
 EAGER = "official"
 ATTENTION = ("attention", "attention-efficient", "attention-cudnn", "attention-math", "flex", "flash-attn")
-QUEUE_DTYPES = ("float32", "float16", "bfloat16")  # the most accurate first
-NEAR = 1.03  # a more accurate dtype may take so much longer
 LONGEST_LIST = 12  # failures, and reasons for not running, on the page
 
 
@@ -87,7 +86,8 @@ def _title(result: Record | None) -> str:
 def page(record: Record) -> str:
     """Return the one-page report; acceptance.json and output.log hold the details."""
     parts = [heading(record), targets_table(record), parts_table(record), tests_table(record), parity_table(record)]
-    parts += [loss_table(record), dtypes_table(record), step_lines(record), other_lines(record)]
+    parts += [loss_table(record), dtypes_table(record), choice_lines(record), step_lines(record)]
+    parts += [graph_lines(record), other_lines(record), pixel_lines(record)]
     parts += [frames_table(record), clip_lines(record), failures(record), not_run(record)]
     return "\n\n".join(part for part in parts if part)
 
@@ -149,16 +149,8 @@ def parity_table(record: Record) -> str:
     if not products:
         return ""
     lines = [f"| largest error / allowed error | {' | '.join(products)} |", "|---|" + "--:|" * len(products)]
-    lines += [f"| {kernel} | {' | '.join(_cell(c.get(p, [])) for p in products)} |" for kernel, c in worst.items()]
+    lines += [f"| {kernel} | {' | '.join(error_cell(c.get(p, [])) for p in products)} |" for kernel, c in worst.items()]
     return "\n".join(lines)
-
-
-def _cell(values: list[str | float]) -> str:
-    numbers = [value for value in values if not isinstance(value, str)]
-    if "failed" in values:
-        return "**failed**"
-    largest = max(numbers, default=None)
-    return "–" if largest is None else f"{largest:.2f}" if largest <= 1 else f"**{largest:.3g}**"
 
 
 def loss_table(record: Record) -> str:
@@ -186,52 +178,17 @@ def loss_rows(shape: dict[str, Any]) -> Iterator[str]:
         seconds = r["graph"] or r["seconds"]
         rate, bandwidth = shape["operations"] / seconds, shape["queue_bytes"] / seconds
         over_eager, over_best = _ratio(eager, r), _ratio(best, r)
-        cells = [f"{sizes['n']}, {sizes['k']}, {sizes['d']} {sizes['dtype']}", r["peer"], _us(r["seconds"])]
+        cells = [f"{sizes['n']}, {sizes['k']}, {sizes['d']} {sizes['dtype']}", r["peer"], microseconds(r["seconds"])]
         cells += [
-            _us(r["graph"]),
+            microseconds(r["graph"]),
             f"{rate / 1e12:.3g}",
             f"{rate / gemm:.0%}",
             f"{bandwidth / copy:.0%}",
-            _us(r["host"]),
+            microseconds(r["host"]),
         ]
         cells.append("–" if over_eager is None else f"{over_eager:.2f} ×")
         cells.append("–" if best is None else f"{over_best:.2f} × {best['peer']}")
         yield f"| {' | '.join(cells)} |"
-
-
-def _us(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{1e6 * seconds:.1f}"
-
-
-def dtypes_table(record: Record) -> str:
-    """Return the GPU time of each mix of dtypes, and the dtype that recipes should give their queue."""
-    mixes = [outcome["data"] for outcome in outcomes_of(record, "dtypes") if outcome["data"]]
-    if not mixes:
-        return ""
-    at = "dtypes at N {n}, K {k}, D {d}".format(**mixes[0]["sizes"])
-    lines = [f"| {at} | products | backend | µs | µs in a graph | error / allowed |", "|---|---|---|--:|--:|--:|"]
-    for mix in mixes:
-        for r in mix["results"]:
-            cells = [r["mix"], mix["product"], r["backend"], _us(r["seconds"]), _us(r["graph"]), _cell([r["worst"]])]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, *_queue_default(mixes)])
-
-
-def _queue_default(mixes: list[Record]) -> Iterator[str]:
-    """Yield a line about the recipes' queue if their default and a float32 queue were measured.
-
-    The choice is the most accurate dtype whose time is at most NEAR times the shortest.
-    """
-    seconds = {
-        mix["queue"]: min(r["graph"] or r["seconds"] for r in mix["results"]) for mix in mixes if mix["may_be_default"]
-    }
-    default = next((mix["queue"] for mix in mixes if mix["default"]), None)
-    if default is None or len(seconds) < len(QUEUE_DTYPES):
-        return
-    chosen = next(dtype for dtype in QUEUE_DTYPES if seconds[dtype] <= NEAR * min(seconds.values()))
-    times = ", ".join(f"{dtype} {_us(seconds[dtype])}" for dtype in QUEUE_DTYPES)
-    verdict = "as the recipes have it" if chosen == default else f"the recipes have {default}"
-    yield f"\n- The queue of float32 rows, µs: {times}. This run would choose {chosen}; {verdict}"
 
 
 def step_lines(record: Record) -> str:
@@ -246,6 +203,24 @@ def step_lines(record: Record) -> str:
                 f"{1e6 * d['stages']['loss']:.0f} µs ({d['backend']}), momentum update "
                 f"{1e6 * d['stages']['momentum']:.0f} µs, queue {1e6 * d['stages']['queue']:.0f} µs, together "
                 f"{d['share_of_ours']:.2%}"
+            )
+    return "\n".join(lines)
+
+
+def graph_lines(record: Record) -> str:
+    """Return in how many cases captured steps have the bits of the others, and the times of both."""
+    lines, bits = [], [o for o in outcomes_of(record, "graph") if o["item"].startswith("same bits: ")]
+    if passed := [o["item"].removeprefix("same bits: ") for o in bits if o["state"] == "passed"]:
+        lines.append(f"- Steps captured in a CUDA graph have the same bits in {len(passed)} of {len(bits)} cases: ")
+        lines[0] += "; ".join(passed)
+    for outcome in outcomes_of(record, "graph"):
+        if "seconds" in (data := outcome["data"] or {}):
+            plain, captured = (data["seconds"][name] for name in ("as it is", "captured"))
+            memory = " and ".join(f"{peak / 2**30:.1f}" for peak in data["reserved_bytes"].values())
+            lines.append(
+                f"- Training step, {outcome['item'].removeprefix('time: ')}: {1e3 * plain:.2f} ms as it is, "
+                f"{1e3 * captured:.2f} ms captured in a CUDA graph, {plain / captured:.2f} times as fast; "
+                f"{memory} GiB held"
             )
     return "\n".join(lines)
 
@@ -343,31 +318,6 @@ def _names(items: list[str]) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= 300 else text[:300] + "…"
-
-
-def outcomes_of(record: Record, part: str) -> list[dict[str, Any]]:
-    return record["parts"].get(part, {}).get("outcomes", [])
-
-
-def data_of(record: Record, part: str, item: str) -> dict[str, Any] | None:
-    """Return the data of the first item with that prefix that has data, or None."""
-    return next((o["data"] for o in outcomes_of(record, part) if o["item"].startswith(item) and o["data"]), None)
-
-
-def shape_of(record: Record, shape: dict[str, Any]) -> dict[str, Any] | None:
-    return next((o["data"] for o in outcomes_of(record, "loss") if o["data"] and o["data"]["shape"] == shape), None)
-
-
-def ours_of(shape: dict[str, Any] | None) -> tuple[str, ...]:
-    """Return the names of our backends among the peers."""
-    peers = ((r["peer"], r["title"]) for r in (shape or {}).get("results", []))
-    return tuple(peer for peer, title in peers if title.startswith("sce_fast") and peer not in NOT_OURS)
-
-
-def fastest(shape: dict[str, Any] | None, peers: tuple[str, ...], by: str) -> dict[str, Any] | None:
-    """Return the result with the shortest time among these peers, or None if none was measured."""
-    results = [r for r in (shape or {}).get("results", []) if r["peer"] in peers and r[by] is not None]
-    return min(results, key=lambda r: r[by], default=None)
 
 
 def judged(record: Record) -> list[dict[str, Any]]:

@@ -128,8 +128,20 @@ def dtype_workers(context: Context) -> list[Worker] | str:
     return [module_worker("dtypes", "--device", context.device, patience=30, title="dtypes")]
 
 
+def choice_workers(context: Context) -> list[Worker] | str:
+    if context.device == "cpu":
+        return NOT_FOR_A_CPU
+    return [module_worker("choices", patience=15)]
+
+
 def step_workers(context: Context) -> list[Worker] | str:
     return [module_worker("items", "step", "--device", context.device, patience=45, title="step")]
+
+
+def graph_workers(context: Context) -> list[Worker] | str:
+    if context.device == "cpu":
+        return NOT_FOR_A_CPU
+    return [module_worker("items", "graph", "--device", context.device, patience=30, title="graph")]
 
 
 def sanitizer_workers(context: Context) -> list[Worker] | str:
@@ -148,6 +160,10 @@ def loader_workers(context: Context) -> list[Worker] | str:
     return [module_worker("items", "loader", "--device", context.device, patience=25, title="loader")]
 
 
+def pixel_workers(context: Context) -> list[Worker] | str:
+    return [module_worker("pixels", "--device", context.device, patience=30, title="pixels")]
+
+
 def video_workers(context: Context) -> list[Worker] | str:
     return [module_worker("items", "video", "--device", context.device, patience=45, title="video")]
 
@@ -156,11 +172,14 @@ PARTS = {
     "build": Part("Extension built for this GPU", 130, build_workers),
     "tests": Part("Tests marked gpu", 120, test_workers, lambda context: context.processes),
     "parity": Part("Parity at real sizes", 60, parity_workers, lambda context: context.processes),
-    "loss": Part("The loss against its peers", 120, loss_workers),
+    "loss": Part("The loss against its peers", 95, loss_workers),
     "dtypes": Part("Mixes of dtypes", 35, dtype_workers),
+    "choices": Part("Choices of the Hopper kernel", 25, choice_workers),
     "step": Part("Training step", 50, step_workers),
+    "graph": Part("Training step in a CUDA graph", 45, graph_workers),
     "sanitizer": Part("compute-sanitizer", 60, sanitizer_workers, lambda context: context.processes),
     "loader": Part("DALI on the GPU", 30, loader_workers),
+    "pixels": Part("Kernel that finishes views", 35, pixel_workers),
     "video": Part("Videos by NVDEC, R3D", 90, video_workers),
 }
 

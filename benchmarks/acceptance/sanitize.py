@@ -89,7 +89,7 @@ def run_cases(kernel: GpuKernel) -> None:
                 print(f"{PROGRESS}{case}, {words}", flush=True)
                 run_case(kernel, case, device)
                 calls += 1
-    for call in (*enqueues(kernel, device), *products(kernel, device)):
+    for call in (*enqueues(kernel, device), *products(kernel, device), *choices(kernel, device)):
         call()
         calls += 1
     torch.cuda.synchronize()
@@ -151,6 +151,18 @@ def products(kernel: GpuKernel, device: torch.device) -> Iterator[Callable[[], o
             torch.rand(*shape, device=device) for shape in ((64, dim), (tile - 3, dim), (64, tile))
         )
         yield partial(native_cuda.tile_products, rows.bfloat16(), candidates.bfloat16(), weights.bfloat16())
+
+
+def choices(kernel: GpuKernel, device: torch.device) -> Iterator[Callable[[], object]]:
+    """Yield a call with each choice of the Hopper kernel that is not the default; nothing for other kernels."""
+    case: Case = ({"n": 70, "k": 1100, "d": 64}, "bfloat16", {}, True)
+    for tuning in (
+        native_cuda.Tuning(turns=False),
+        native_cuda.Tuning(uneven=False),
+        native_cuda.Tuning(clusters=True),
+    ):
+        if kernel.function == "sm90_forward_pass":
+            yield partial(native_cuda.solve, problem_of(case, device), "sm90", tuning)
 
 
 def run_sanitizer(name: str, tool: str, on_progress: Callable[[str], None]) -> dict[str, Any]:

@@ -145,4 +145,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "finds_brgemm", [] { return sce_fast::find_brgemm() != nullptr; },
       "Return whether the torch of this process has the brgemm that the kernels know.");
+  m.def("has_amx", &sce_fast::has_amx, "Return whether this processor offers AMX tiles of bfloat16.");
+  m.def("is_amd", &sce_fast::is_amd, "Return whether AMD made this processor.");
 }

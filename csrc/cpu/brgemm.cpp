@@ -25,4 +25,20 @@ const Brgemm* find_brgemm() {
   return found ? &functions : nullptr;
 }
 
+bool has_amx() {
+#ifdef __x86_64__
+  return __builtin_cpu_supports("amx-bf16");
+#else
+  return false;
+#endif
+}
+
+bool is_amd() {
+#ifdef __x86_64__
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
 }  // namespace sce_fast

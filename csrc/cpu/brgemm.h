@@ -17,4 +17,10 @@ struct Brgemm {
 // Returns the functions, or null if no torch is loaded or its functions have other parameters.
 const Brgemm* find_brgemm();
 
+// Returns whether this processor and its operating system have AMX tiles of bfloat16. A hypervisor may hide them.
+bool has_amx();
+
+// Returns whether AMD made this processor.
+bool is_amd();
+
 }  // namespace sce_fast

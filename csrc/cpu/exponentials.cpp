@@ -43,45 +43,40 @@ SCE_FAST_INLINE uint32_t bfloat16_bits(float value) {
 
 SCE_FAST_INLINE uint32_t bfloat16_bits_or_nan(float value) { return value == value ? bfloat16_bits(value) : 0x7FC0; }
 
-// With kNarrow the weights go to `narrow` in bfloat16, otherwise they replace the logits. The vector loop only detects
-// that a value is out of range; such rows are recomputed by a slow path.
+// With kNarrow the weights are also written to `narrow` in bfloat16; that loop stands alone, as a mix of 16 and 32 bits
+// makes compilers spill the exponentials. The vector loop only finds the farthest exponent. If that is out of range, a
+// slow path recomputes the row from its logits, which the vector loop keeps.
 template <bool kFused, bool kNarrow>
 SCE_FAST_INLINE WeightSums exponentials_of(float* __restrict logits, uint16_t* __restrict narrow, int64_t count,
                                            float scale, float shift, float underflow) {
+  float kept[kMostExponentials];
   float sum = 0.f, rounded_sum = 0.f;
-  int32_t outside = 0;
-#pragma omp simd reduction(| : outside)
+  int32_t farthest = 0;  // largest |x| as bits, which are ordered like the values, with infinity and NaN last
+#pragma omp simd reduction(+ : sum) reduction(max : farthest)
   for (int64_t i = 0; i < count; ++i) {
+    kept[i] = logits[i];
     const float x = multiply_add<kFused>(logits[i], scale, -shift);
-    outside |= !((x >= kLowest) & (x <= kHighest));
+    const int32_t distance = std::bit_cast<int32_t>(x) & 0x7FFFFFFF;
+    farthest = distance > farthest ? distance : farthest;
+    const float y = exp2_in_range<kFused>(x);
+    sum += y;
+    logits[i] = y;
   }
-  if (!outside) {
-#pragma omp simd reduction(+ : sum, rounded_sum)
+  if (farthest > std::bit_cast<int32_t>(-kLowest)) {
+    sum = 0.f;
     for (int64_t i = 0; i < count; ++i) {
-      const float y = exp2_in_range<kFused>(multiply_add<kFused>(logits[i], scale, -shift));
-      sum += y;
-      if constexpr (kNarrow) {
-        const uint32_t bits = bfloat16_bits(y);
-        narrow[i] = static_cast<uint16_t>(bits);
-        rounded_sum += std::bit_cast<float>(bits << 16);
-      } else {
-        logits[i] = y;
-      }
-    }
-  } else {
-    for (int64_t i = 0; i < count; ++i) {
-      const float y = exp2_approximate(multiply_add<kFused>(logits[i], scale, -shift), underflow);
-      sum += y;
-      if constexpr (kNarrow) {
-        const uint32_t bits = bfloat16_bits_or_nan(y);
-        narrow[i] = static_cast<uint16_t>(bits);
-        rounded_sum += std::bit_cast<float>(bits << 16);
-      } else {
-        logits[i] = y;
-      }
+      logits[i] = exp2_approximate(multiply_add<kFused>(kept[i], scale, -shift), underflow);
+      sum += logits[i];
     }
   }
-  return {sum, kNarrow ? rounded_sum : sum};
+  if constexpr (!kNarrow) return {sum, sum};
+#pragma omp simd reduction(+ : rounded_sum)
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = bfloat16_bits_or_nan(logits[i]);
+    narrow[i] = static_cast<uint16_t>(bits);
+    rounded_sum += std::bit_cast<float>(bits << 16);
+  }
+  return {sum, rounded_sum};
 }
 
 struct Functions {

@@ -22,8 +22,11 @@ struct WeightSums {
   float sum, rounded_sum;
 };
 
-// weights ← 2^(scale · logits − shift): in place for products in float32, as bfloat16 (NaN stays NaN) for products in
-// bfloat16.
+// The largest `count` that exponentials takes.
+constexpr int64_t kMostExponentials = 128;
+
+// logits ← 2^(scale · logits − shift), the weights. Products in bfloat16 take them from `weights`, rounded; NaN stays
+// NaN.
 WeightSums exponentials(float* logits, int64_t count, float scale, float shift, float underflow);
 WeightSums exponentials(float* logits, uint16_t* weights, int64_t count, float scale, float shift, float underflow);
 

@@ -14,13 +14,16 @@ namespace {
 
 // So many rows at a time: their logits with a tile stay in the second-level cache until the weights have been used.
 constexpr int64_t kRowBlock = 128;
-// Candidates are cut into slices and rows into bands. A task is a slice for a band, whose tiles are loaded once. Both
-// depend on sizes alone, so the bits of the sums do too. There are few enough slices for their outputs to fit
-// kWorkspaceBytes for any K, and enough tasks for many cores.
+// Candidates are cut into slices and rows into bands. A task is a slice for a band, whose tiles are loaded once.
+// Slices depend on sizes alone, so the bits of the sums do too. There are few enough of them for their outputs to fit
+// kWorkspaceBytes for any K, and they have enough tiles to be worth adding up.
 constexpr int64_t kWorkspaceBytes = 32 << 20;
-constexpr int64_t kMostSlices = 16, kTasks = 64, kBandBlocks = 8;
+constexpr int64_t kMostSlices = 16, kSliceTiles = 4;
+// Bands change no bits, because rows never meet. Each loads the tiles again, so there are only as many as threads need.
+constexpr int64_t kTasksOfThread = 8, kMostBandBlocks = 8;
 // The sum of so many tiles is added to the slice's total, so that small terms do not drown in a long sum.
 constexpr int64_t kChunkTiles = 64;
+static_assert(kTile <= kMostExponentials);
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // Beyond this shift, rounding it moves weights by whole powers of two, and the largest weight might overflow. Logits
@@ -57,8 +60,8 @@ struct Scratch {
 class Pass {
  public:
   Pass(const std::vector<Segment>& segments, const std::vector<Group>& groups, int64_t dim, int64_t batch,
-       Products products)
-      : segments_(segments), dim_(dim), batch_(batch), products_(products) {
+       Products products, int threads)
+      : segments_(segments), dim_(dim), batch_(batch), products_(products), threads_(threads) {
     for (const Group& group : groups) {
       for (int64_t first = 0; first < group.count; first += kRowBlock)
         blocks_.push_back(
@@ -66,23 +69,29 @@ class Pass {
       rows_ += group.count;
       output_rows_ += group.needs_output ? group.count : 0;
     }
-    for (const Segment& segment : segments) tiles_ += divided_up(segment.candidates.rows, kTile);
+    for (const Segment& segment : segments) {
+      tiles_ += divided_up(segment.candidates.rows, kTile);
+      tile_candidates_ = std::max(tile_candidates_, std::min(kTile, segment.candidates.rows));
+    }
     const int64_t slice_bytes = rows_ * dim * static_cast<int64_t>(sizeof(float));
-    slices_ = std::clamp<int64_t>(kWorkspaceBytes / slice_bytes, 1, std::min(kMostSlices, tiles_));
+    slices_ =
+        std::clamp<int64_t>(kWorkspaceBytes / slice_bytes, 1, std::min(kMostSlices, divided_up(tiles_, kSliceTiles)));
     const int64_t blocks = static_cast<int64_t>(blocks_.size());
-    band_blocks_ = std::clamp<int64_t>(blocks * slices_ / kTasks, 1, kBandBlocks);
+    band_blocks_ =
+        std::clamp<int64_t>(blocks * slices_ / (kTasksOfThread * threads), 1, std::min(blocks, kMostBandBlocks));
     bands_ = divided_up(blocks, band_blocks_);
   }
 
-  PassResult run(int threads) {
+  PassResult run() {
     partials_.resize(static_cast<size_t>(slices_ * rows_));
     outputs_ = allocate<float>(slices_ * output_rows_ * dim_);
     const int64_t tasks = slices_ * bands_;
-    threads = worthwhile(rows_ * tiles_ * kTile * dim_, static_cast<int>(std::min<int64_t>(threads, tasks)));
+    const int threads = worthwhile(rows_ * tiles_ * kTile * dim_, static_cast<int>(std::min<int64_t>(threads_, tasks)));
     const int64_t band_rows = std::min(rows_, band_blocks_ * kRowBlock);
     std::vector<Scratch> scratch;  // allocated here, as a parallel region must not throw
     for (int t = 0; t < threads; ++t)
-      scratch.push_back({Tile(dim_, std::min(rows_, kRowBlock), products_), allocate<float>(band_rows * dim_)});
+      scratch.push_back(
+          {Tile(dim_, std::min(rows_, kRowBlock), tile_candidates_, products_), allocate<float>(band_rows * dim_)});
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
       Scratch& own = scratch[static_cast<size_t>(omp_get_thread_num())];
@@ -213,8 +222,10 @@ class Pass {
   }
 
   const std::vector<Segment>& segments_;
-  int64_t dim_, batch_, rows_ = 0, output_rows_ = 0, tiles_ = 0, slices_ = 1, band_blocks_ = 1, bands_ = 1;
+  int64_t dim_, batch_, rows_ = 0, output_rows_ = 0, tiles_ = 0, tile_candidates_ = 0, slices_ = 1, band_blocks_ = 1,
+                        bands_ = 1;
   Products products_;
+  int threads_;
   std::vector<Block> blocks_;
   std::vector<Partial<double>> partials_;  // (slices, rows)
   Buffer<float> outputs_;                  // (slices, output rows, dim)
@@ -229,7 +240,7 @@ float rescaling(const Partial<double>& partial, float larger_shift) {
 
 PassResult forward_pass(const std::vector<Segment>& segments, const std::vector<Group>& groups, int64_t dim,
                         int64_t batch, Products products, int threads) {
-  return Pass(segments, groups, dim, batch, products).run(threads);
+  return Pass(segments, groups, dim, batch, products, threads).run();
 }
 
 }  // namespace sce_fast

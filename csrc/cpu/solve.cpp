@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <numbers>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <vector>
@@ -60,10 +61,14 @@ class Solver {
     const bool fixed = fixes_shift(p_.temperature) || (p_.needs_target && fixes_shift(p_.target_temperature));
     run_streams();
     combine(unsolved);
-    if (!fixed || std::find(unsolved.begin(), unsolved.end(), 1) == unsolved.end()) return;
-    may_fix_shift_ = false;
-    run_streams();
-    combine(unsolved);
+    if (fixed && std::find(unsolved.begin(), unsolved.end(), 1) != unsolved.end()) {
+      may_fix_shift_ = false;
+      run_streams();
+      combine(unsolved);
+    }
+    if (solution_.mean)
+      *solution_.mean =
+          static_cast<float>(std::accumulate(solution_.rows, solution_.rows + p_.batch, 0.) / double(p_.batch));
   }
 
  private:
@@ -176,6 +181,7 @@ class Solver {
     const int64_t n = p_.batch, d = p_.dim;
     float *target_mean = means, *student_mean = p_.needs_gradient ? means + d : nullptr;
     const int64_t terms = p_.query_views * p_.key_views - (p_.same_views ? std::min(p_.query_views, p_.key_views) : 0);
+    const double divisor = p_.temperature * double(solution_.mean ? terms * n : terms);  // of the gradient
     double loss = 0, probability = 0;
     for (int64_t v = 0; p_.needs_gradient && v < p_.query_views; ++v) std::fill_n(gradient_ + (v * n + i) * d, d, 0.f);
     for (int64_t u = 0; u < p_.key_views; ++u) {
@@ -204,8 +210,8 @@ class Solver {
         loss += softplus(log_odds) + others_weight * gap / p_.temperature;
         probability += 1 / (1 + std::exp(log_odds));
         if (!p_.needs_gradient) continue;
-        const float of_student = static_cast<float>(others_probability / (p_.temperature * double(terms)));
-        const float of_target = static_cast<float>(others_weight / (p_.temperature * double(terms)));
+        const float of_student = static_cast<float>(others_probability / divisor);
+        const float of_target = static_cast<float>(others_weight / divisor);
         float* to = gradient_ + (v * n + i) * d;
         for (int64_t j = 0; j < d; ++j)
           to[j] += of_student * (student_mean[j] - key[j]) + of_target * (key[j] - target_mean[j]);

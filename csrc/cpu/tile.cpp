@@ -8,6 +8,7 @@
 #include "brgemm.h"
 #include "clones.h"
 #include "exponentials.h"
+#include "transpose.h"
 
 namespace sce_fast {
 namespace {
@@ -25,17 +26,6 @@ SCE_FAST_CLONES void widen_float16(const uint16_t* from, float* to, int64_t coun
     const float normal = std::bit_cast<float>((rest << 13) + (0xe0u << 23)) * 0x1p-112f;
     const float small = std::bit_cast<float>(rest | (126u << 23)) - 0.5f;
     to[i] = std::bit_cast<float>(sign | std::bit_cast<uint32_t>(rest < 0x400 ? small : normal));
-  }
-}
-
-// to[j][i] = from[i][j]; a row of `to` has kTile places. A few rows at a time: rows whose distance is a power of two
-// compete for the same lines of the cache.
-SCE_FAST_CLONES void transpose(const float* from, int64_t rows, int64_t columns, float* to) {
-  constexpr int64_t kRows = 16;
-  for (int64_t first = 0; first < rows; first += kRows) {
-    const int64_t end = std::min(rows, first + kRows);
-    for (int64_t j = 0; j < columns; ++j)
-      for (int64_t i = first; i < end; ++i) to[j * kTile + i] = from[i * columns + j];
   }
 }
 
@@ -164,15 +154,30 @@ ProductRows::ProductRows(const Matrix& matrix, int64_t dim, bool bfloat16)
   }
 }
 
-Tile::Tile(int64_t dim, int64_t rows, Products products)
-    : dim_(dim), products_(products), logits_(allocate<float>(rows * kTile)) {
+namespace {
+
+// Rows of a transposed tile start at cache lines.
+constexpr int64_t kLine = 16;
+
+SCE_FAST_CLONES void interleave(const uint16_t* first, const uint16_t* second, uint16_t* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    to[2 * i] = first[i];
+    to[2 * i + 1] = second[i];
+  }
+}
+
+}  // namespace
+
+Tile::Tile(int64_t dim, int64_t rows, int64_t candidates, Products products)
+    : dim_(dim), stride_((candidates + kLine - 1) / kLine * kLine), products_(products),
+      logits_(allocate<float>(rows * stride_)) {
   if (products.bfloat16) {
-    narrow_weights_ = allocate<uint16_t>(rows * kTile);
-    dimension_pairs_ = allocate<uint16_t>(dim * kTile);
-    candidate_pairs_ = allocate<uint16_t>(dim * kTile);
+    narrow_weights_ = allocate<uint16_t>(rows * stride_);
+    dimension_pairs_ = allocate<uint16_t>(dim * stride_);
+    candidate_pairs_ = allocate<uint16_t>(dim * stride_);
   } else {
-    widened_ = allocate<float>(dim * kTile);
-    transposed_ = allocate<float>(dim * kTile);
+    widened_ = allocate<float>(dim * stride_);
+    transposed_ = allocate<float>(dim * stride_);
   }
 }
 
@@ -185,23 +190,13 @@ void Tile::load(const Matrix& candidates, int64_t first, int64_t count) {
     widen_rows(candidates, first, count, dim_, widened_.get());
     rows_ = widened_.get();
   }
-  transpose(rows_, count, dim_, transposed_.get());
+  transpose(rows_, count, dim_, transposed_.get(), stride_);
 }
-
-namespace {
-
-SCE_FAST_CLONES void interleave(const uint16_t* first, const uint16_t* second, uint16_t* to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    to[2 * i] = first[i];
-    to[2 * i + 1] = second[i];
-  }
-}
-
-}  // namespace
 
 void Tile::load_pairs(const uint16_t* rows, int64_t count) {
   // A pair of dimensions is four bytes that move together, like the bits of a float.
-  transpose(reinterpret_cast<const float*>(rows), count, dim_ / 2, reinterpret_cast<float*>(dimension_pairs_.get()));
+  transpose(reinterpret_cast<const float*>(rows), count, dim_ / 2, reinterpret_cast<float*>(dimension_pairs_.get()),
+            stride_);
   for (int64_t i = 0; i + 1 < count; i += 2)
     interleave(rows + i * dim_, rows + (i + 1) * dim_, candidate_pairs_.get() + i * dim_, dim_);
   if (count % 2)
@@ -213,20 +208,20 @@ void Tile::load_pairs(const uint16_t* rows, int64_t count) {
 
 void Tile::multiply(const void* rows, int64_t count) {
   if (products_.bfloat16)
-    product(products_.brgemm, static_cast<const uint16_t*>(rows), dim_, dimension_pairs_.get(), kTile, logits_.get(),
-            kTile, count, count_, dim_, false);
+    product(products_.brgemm, static_cast<const uint16_t*>(rows), dim_, dimension_pairs_.get(), stride_, logits_.get(),
+            stride_, count, count_, dim_, false);
   else
-    product(products_.brgemm, static_cast<const float*>(rows), dim_, transposed_.get(), kTile, logits_.get(), kTile,
+    product(products_.brgemm, static_cast<const float*>(rows), dim_, transposed_.get(), stride_, logits_.get(), stride_,
             count, count_, dim_, false);
 }
 
 void Tile::accumulate(int64_t count, float* out) {
   if (!products_.bfloat16)
-    return product(products_.brgemm, logits_.get(), kTile, rows_, dim_, out, dim_, count, dim_, count_, true);
+    return product(products_.brgemm, logits_.get(), stride_, rows_, dim_, out, dim_, count, dim_, count_, true);
   const int64_t pairs = (count_ + 1) / 2 * 2;  // an odd last candidate is paired with a zero of weight zero
   if (pairs > count_)
     for (int64_t i = 0; i < count; ++i) narrow_weights(i)[count_] = 0;
-  product(products_.brgemm, narrow_weights_.get(), kTile, candidate_pairs_.get(), dim_, out, dim_, count, dim_, pairs,
+  product(products_.brgemm, narrow_weights_.get(), stride_, candidate_pairs_.get(), dim_, out, dim_, count, dim_, pairs,
           true);
 }
 

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 
+#include <mutex>
 #include <string>
 #include <tuple>
 
@@ -41,14 +42,19 @@ float* floats(uintptr_t address) { return reinterpret_cast<float*>(address); }
 
 void* stream_of(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
-Plan plan_of(const Problem& problem, const std::tuple<int32_t, int32_t, int32_t>& limits, int32_t kernel) {
+Plan plan_of(const Problem& problem, const std::tuple<int32_t, int32_t, int32_t>& limits, int32_t kernel, int32_t turns,
+             int32_t uneven, int32_t clusters) {
   const auto [multiprocessors, shared_bytes, capability] = limits;
-  return plan(problem, {multiprocessors, shared_bytes, capability}, static_cast<Kernel>(kernel));
+  return plan(problem, {multiprocessors, shared_bytes, capability}, static_cast<Kernel>(kernel), 0,
+              {static_cast<Choice>(turns), static_cast<Choice>(uneven), static_cast<Choice>(clusters)});
 }
 
 void solve_at(const Problem& problem, const Solution& solution, const Plan& plan, uintptr_t workspace, int device,
               uintptr_t stream) {
+  // Threads that share a stream share its workspace, so the launches of a call stay together.
+  static std::mutex one_at_a_time;
   py::gil_scoped_release release;
+  const std::lock_guard lock(one_at_a_time);
   const DeviceGuard guard(device);
   solve(problem, solution, plan, reinterpret_cast<void*>(workspace), stream_of(stream));
 }
@@ -89,7 +95,7 @@ py::dict describe(const PassPlan& pass, const Shape& c, int32_t block_rows) {
   py::dict result;
   result["dim"] = c.dim, result["block_rows"] = block_rows, result["tile"] = c.tile, result["stages"] = c.stages;
   result["shared_bytes"] = c.shared_bytes(), result["splits"] = pass.splits, result["rows"] = pass.rows;
-  result["views"] = pass.views;
+  result["views"] = pass.views, result["blocks"] = pass.blocks, result["cluster"] = pass.cluster;
   return result;
 }
 
@@ -109,9 +115,12 @@ PYBIND11_MODULE(_cuda, m) {
       .def_property_readonly("kernel", [](const Plan& p) { return p.kernel == Kernel::kSm90 ? "sm90" : "sm80"; })
       .def_readonly("workspace_bytes", &Plan::workspace_bytes)
       .def_readonly("fixed_shift", &Plan::fixed_shift)
+      .def_readonly("turns", &Plan::turns)
       .def_property_readonly("shared", [](const Plan& p) { return describe(p, p.shared); })
       .def_property_readonly("per_view", [](const Plan& p) { return describe(p, p.per_view); });
-  m.def("plan", &plan_of, "Cut a problem for a GPU of these limits; needs no GPU.");
+  m.def("plan", &plan_of, py::arg("problem"), py::arg("limits"), py::arg("kernel"), py::arg("turns") = -1,
+        py::arg("uneven") = -1, py::arg("clusters") = -1,
+        "Cut a problem for a GPU of these limits; needs no GPU. Choices are 0 or 1, or -1 for the default.");
   m.def("solve", &solve_at, "Launch the kernels that compute loss and gradient.");
   m.def("enqueue", &enqueue_at, "Write the newest rows into the ring of past keys.");
   m.def("sm90_tile", &sm90_tile, "Return the number of candidates in a tile of the Hopper kernel.");

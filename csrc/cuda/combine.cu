@@ -1,5 +1,6 @@
-// Adds the partial results of the splits, in order, and finishes loss, gradient and statistics. One block for each
-// sample, one thread for each column of its rows; no atomics.
+// Adds the partial results of the splits, in a fixed order, and finishes loss, gradient and statistics. One block for
+// each sample, one thread for each column of its rows; no atomics. Its time is the latency of its loads, so the threads
+// share a row's splits, and no load waits for a comparison.
 #include <numbers>
 
 #include "pass.h"
@@ -9,6 +10,9 @@ namespace sce_fast {
 namespace {
 
 using ptx::Shared;
+
+// So many blocks share a multiprocessor, which leaves each thread 40 registers: at N 1024 they run in 1.3 waves.
+constexpr int kCombineBlocks = 6;
 
 struct Combination {
   Pass shared, per_view;  // splits 0: no such launch
@@ -27,7 +31,7 @@ struct Source {
 SCE_FAST_DEVICE Source source(const Pass& pass, int z, int place) {
   if (pass.splits == 0) return {nullptr, nullptr, 0, 0};
   const int64_t first = partial_index(pass, z, 0, place);
-  return {pass.partials + first, pass.outputs + first * pass.dim(), pass.splits, pass.rows};
+  return {pass.partials + first, pass.outputs + first * pass.dim(), splits_of(pass, place), pass.rows};
 }
 
 // What a row has seen over all splits: log Σ exp(logit), and this thread's column of the softmax-weighted mean of the
@@ -36,34 +40,85 @@ struct Seen {
   float log_sum, mean;
 };
 
-// Returns the factor that brings a partial result to a larger shift; 0 if the row has seen nothing.
-SCE_FAST_DEVICE float rescaling(const Partial<float>& partial, float larger_shift) {
-  return partial.sum == 0.f ? 0.f : ptx::exp2(partial.shift - larger_shift);
-}
+// Adds up a row over its splits. All threads of the block call this, each time with the same row.
+class Merge {
+ public:
+  SCE_FAST_DEVICE Merge(Shared scratch, int dim)
+      : scratch_(scratch), dim_(dim), group_(ptx::thread_index() / (dim / 4)),
+        column_(ptx::thread_index() % (dim / 4) * 4) {}
 
-SCE_FAST_DEVICE Seen merge(const Source& first, const Source& second, int dim, int column, bool with_mean) {
-  float shift = -kInfinity;
-  for (int s = 0; s < first.splits; ++s) shift = fmaxf(shift, first.partials[s * first.stride].shift);
-  for (int s = 0; s < second.splits; ++s) shift = fmaxf(shift, second.partials[s * second.stride].shift);
-  float sum = 0.f, rounded_sum = 0.f, output = 0.f;
-  const auto take = [&](const Source& from) {
-#pragma unroll 4
-    for (int s = 0; s < from.splits; ++s) {
-      const Partial<float> partial = from.partials[s * from.stride];
-      const float factor = rescaling(partial, shift);
+  SCE_FAST_DEVICE Seen operator()(const Source& first, const Source& second, bool with_mean) const {
+    float sum = 0.f, rounded_sum = 0.f;
+    ptx::FloatQuad output{};
+    const float shift = warp_max(fmaxf(largest_shift(first), largest_shift(second)));
+    add(first, shift, with_mean, sum, rounded_sum, output);
+    add(second, shift, with_mean, sum, rounded_sum, output);
+    sum = warp_sum(sum);
+    rounded_sum = warp_sum(rounded_sum);
+    const float log_sum = shift * std::numbers::ln2_v<float> + logf(sum);
+    // NaN if a sum has overflowed or lost its weights: a mean of finite / ∞ = 0 or a bounded sigmoid would hide that.
+    const float bad = 0.f * (log_sum + rounded_sum);
+    return {log_sum + bad, (with_mean ? own_column(output) : 0.f) / rounded_sum + bad};
+  }
+
+ private:
+  static constexpr int kRounds = kWarpSize / kSplitGroups;  // of a warp's splits, one for each group
+
+  static SCE_FAST_DEVICE int lane() { return ptx::thread_index() % kWarpSize; }
+
+  static SCE_FAST_DEVICE float largest_shift(const Source& from) {
+    float shift = -kInfinity;
+#pragma unroll 1
+    for (int s = lane(); s < from.splits; s += kWarpSize) shift = fmaxf(shift, from.partials[s * from.stride].shift);
+    return shift;
+  }
+
+  // Each lane adds the sums of one split in kWarpSize. A group of threads adds the outputs of one split in kSplitGroups,
+  // four columns in each thread; the loads of half a warp's splits are under way at the same time.
+  SCE_FAST_DEVICE void add(const Source& from, float shift, bool with_mean, float& sum, float& rounded_sum,
+                           ptx::FloatQuad& output) const {
+#pragma unroll 1
+    for (int base = 0; base < from.splits; base += kWarpSize) {
+      Partial<float> partial{-kInfinity, 0.f, 0.f};
+      if (base + lane() < from.splits) partial = from.partials[(base + lane()) * from.stride];
+      // The factor that brings the split to the largest shift; 0 if it has seen nothing.
+      const float power = ptx::exp2(partial.shift - shift), factor = partial.sum == 0.f ? 0.f : power;
       sum += factor * partial.sum;
       rounded_sum += factor * partial.rounded_sum;
-      if (with_mean && column < dim && partial.sum != 0.f)
-        output += factor * from.outputs[s * from.stride * dim + column];
+      if (!with_mean) continue;
+#pragma unroll 1
+      for (int round = 0; round < kRounds && base + round * kSplitGroups < from.splits; round += kRounds / 2) {
+        ptx::FloatQuad loaded[kRounds / 2]{};
+#pragma unroll
+        for (int r = 0; r < kRounds / 2; ++r)
+          if (const int s = base + (round + r) * kSplitGroups + group_; group_ < kSplitGroups && s < from.splits)
+            loaded[r] = *reinterpret_cast<const ptx::FloatQuad*>(from.outputs + s * from.stride * dim_ + column_);
+#pragma unroll
+        for (int r = 0; r < kRounds / 2; ++r) {
+          const float scale = ptx::shuffle(factor, (round + r) * kSplitGroups + group_ % kSplitGroups);
+#pragma unroll
+          for (int c = 0; c < 4; ++c) output.values[c] += scale == 0.f ? 0.f : scale * loaded[r].values[c];
+        }
+      }
     }
-  };
-  take(first);
-  take(second);
-  const float log_sum = shift * std::numbers::ln2_v<float> + logf(sum);
-  // NaN if a sum has overflowed or lost its weights: a mean of finite / ∞ = 0 or a bounded sigmoid would hide that.
-  const float bad = 0.f * (log_sum + rounded_sum);
-  return {log_sum + bad, output / rounded_sum + bad};
-}
+  }
+
+  // Returns the sum over the groups of this thread's column.
+  SCE_FAST_DEVICE float own_column(const ptx::FloatQuad& output) const {
+    ptx::barrier();  // the place may still be read for an earlier row
+    if (group_ < kSplitGroups) ptx::store_shared(scratch_ + (group_ * dim_ + column_) * 4, output);
+    ptx::barrier();
+    float result = 0.f;
+    const int own = ptx::thread_index();
+    if (own >= dim_) return result;
+#pragma unroll
+    for (int group = 0; group < kSplitGroups; ++group) result += ptx::load_shared(scratch_ + (group * dim_ + own) * 4);
+    return result;
+  }
+
+  Shared scratch_;
+  int dim_, group_, column_;
+};
 
 // log(1 + exp(x)) and 1 / (1 + exp(−x)); NaN stays NaN.
 SCE_FAST_DEVICE float softplus(float x) { return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x))); }
@@ -78,10 +133,8 @@ class BlockSum {
   SCE_FAST_DEVICE BlockSum(Shared scratch, int threads) : scratch_(scratch), warps_(threads / kWarpSize) {}
 
   SCE_FAST_DEVICE void operator()(float& a, float& b) const {
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
-      a += ptx::shuffle_xor(a, lanes);
-      b += ptx::shuffle_xor(b, lanes);
-    }
+    a = warp_sum(a);
+    b = warp_sum(b);
     const int warp = ptx::thread_index() / kWarpSize;
     if (ptx::thread_index() % kWarpSize == 0) {
       ptx::store_shared(scratch_ + warp * 8, a);
@@ -119,20 +172,19 @@ class KeptTeachers {
   uint32_t stride_;
 };
 
-SCE_FAST_DEVICE Seen merge_teacher(const Combination& c, int u, int i, int column) {
+SCE_FAST_DEVICE Seen see_teacher(const Combination& c, int u, int i, const Merge& merge) {
   const Pass &shared = c.shared, &own = c.per_view;
   return merge(source(shared, 0, teacher_place(shared, row_list(shared, 0), u, i)),
-               source(own, u, teacher_place(own, row_list(own, u), u, i)), shared.dim(), column, true);
+               source(own, u, teacher_place(own, row_list(own, u), u, i)), true);
 }
 
-SCE_FAST_DEVICE Seen merge_student(const Combination& c, int v, int u, int i, int column) {
+SCE_FAST_DEVICE Seen see_student(const Combination& c, int v, int u, int i, const Merge& merge) {
   const Pass &shared = c.shared, &own = c.per_view;
   return merge(source(shared, 0, student_place(shared, row_list(shared, 0), v, i)),
-               source(own, u, student_place(own, row_list(own, u), v, i)), shared.dim(), column,
-               shared.problem.needs_gradient);
+               source(own, u, student_place(own, row_list(own, u), v, i)), shared.problem.needs_gradient);
 }
 
-__global__ void __launch_bounds__(kLargestDim, 1) combine_kernel(const __grid_constant__ Combination c) {
+__global__ void __launch_bounds__(kLargestDim, kCombineBlocks) combine_kernel(const __grid_constant__ Combination c) {
   ptx::wait_for_launches();
   const Problem& p = c.shared.problem;
   const int32_t dim = c.shared.dim(), batch = c.shared.batch();
@@ -141,8 +193,9 @@ __global__ void __launch_bounds__(kLargestDim, 1) combine_kernel(const __grid_co
   const float temperature = p.scalars ? p.scalars[0] : p.temperature;
   const float target_temperature = p.scalars ? p.scalars[1] : p.target_temperature;
   const float coefficient = p.scalars ? p.scalars[2] : p.coefficient;
-  const BlockSum block_sum(ptx::shared_memory(), threads);
-  const KeptTeachers kept(ptx::shared_memory() + threads / kWarpSize * 8, threads);
+  const Merge merge(ptx::shared_memory(), dim);
+  const KeptTeachers kept(ptx::shared_memory() + kSplitGroups * dim * 4, threads);
+  const BlockSum block_sum(ptx::shared_memory() + kSplitGroups * dim * 4 + kKeptTeachers * 2 * threads * 4, threads);
   const auto number = [&](const Matrix& matrix, int64_t row) {
     return column < dim ? load_number(matrix.data, matrix.type, row * dim + column) : 0.f;
   };
@@ -153,7 +206,7 @@ __global__ void __launch_bounds__(kLargestDim, 1) combine_kernel(const __grid_co
     const int64_t row = static_cast<int64_t>(u) * batch + i;
     float entropy = kNaN;
     if (p.needs_target) {
-      const Seen teacher = merge_teacher(c, u, i, column);
+      const Seen teacher = see_teacher(c, u, i, merge);
       if (u < kKeptTeachers) kept.store(u, teacher);
       float own = number(p.key, row) * teacher.mean, unused = 0.f;
       block_sum(own, unused);
@@ -167,15 +220,17 @@ __global__ void __launch_bounds__(kLargestDim, 1) combine_kernel(const __grid_co
     const int64_t row = static_cast<int64_t>(v) * batch + i;
     const float query = number(p.query, row);
     Seen student{};
-    if (c.per_view.splits == 0) student = merge_student(c, v, 0, i, column);
+    bool merged = false;
     float gradient = 0.f;
     for (int u = 0; u < key_views; ++u) {
       if (p.same_views && u == v) continue;
-      if (c.per_view.splits > 0) student = merge_student(c, v, u, i, column);
+      // Without candidates of its own, a key view changes nothing of what the student has seen.
+      if (!merged || c.per_view.splits > 0) student = see_student(c, v, u, i, merge);
+      merged = true;
       const float key = number(p.key, static_cast<int64_t>(u) * batch + i);
       float away = 0.f, others_weight = 0.f;  // away: from the target's mean to the own key
       if (p.needs_target) {
-        const Seen teacher = u < kKeptTeachers ? kept.load(u) : merge_teacher(c, u, i, column);
+        const Seen teacher = u < kKeptTeachers ? kept.load(u) : see_teacher(c, u, i, merge);
         // s₀ = 1 / (1 + B): the share of the logit 0 that stands for the own key
         const float zero_logit_share = p.zero_logit ? sigmoid(-teacher.log_sum) : 0.f;
         away = key - teacher.mean;

@@ -23,8 +23,7 @@ __global__ void __launch_bounds__(kThreads) enqueue_rows(Ring ring, Matrix rows,
       const float x = load_number(rows.data, rows.type, from * ring.dim + d);
       squares += x * x;
     }
-    for (int lanes = 16; lanes > 0; lanes /= 2) squares += ptx::shuffle_xor(squares, lanes);
-    length = sqrtf(squares);
+    length = sqrtf(warp_sum(squares));
     if (length < kShortest) length = kShortest;  // NaN stays NaN
   }
   for (int64_t d = lane; d < ring.dim; d += kWarpSize) {

@@ -27,7 +27,7 @@ int main(int count, char** arguments) {
     for (const HopperConfig& c : kHopperConfigs) {
       if (!hopper) break;
       printf("{\"kernel\": \"sm90_products\", \"dim\": %d, \"tile\": %d, \"threads\": 128, \"shared_bytes\": %d}\n",
-             c.dim, c.tile, HopperConfig{c.dim, c.tile, 1}.shared_bytes());
+             c.dim, c.tile, HopperConfig{c.dim, c.tile, 1, false}.shared_bytes());
       printf(
           "{\"kernel\": \"sm90_forward_pass\", \"dim\": %d, \"tile\": %d, \"stages\": %d, \"threads\": %d, "
           "\"shared_bytes\": %d}\n",

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "../problem.h"
+#include "plan.h"
 #include "ptx.cuh"
 
 namespace sce_fast {
@@ -18,6 +19,42 @@ struct Segment {
   int32_t own_offset = -1;  // negative: no candidate is hidden
 };
 
+// Tiles from `begin` to before `end`.
+struct Range {
+  int begin, end;
+};
+
+// An uneven cut: the tiles of all blocks of rows, one block of rows after another, are cut into as many parts of equal
+// cost as there are multiprocessors. A block of threads has one part, which may end a block of rows and begin the next.
+// `plan` checks that the products below fit 32 bits.
+struct Cut {
+  // What loading a block of rows and storing its results costs, in tiles. The block of threads that begins with the
+  // block of rows pays it on this axis; what the others pay is the same for all.
+  static constexpr int32_t kRowsCost = 2;
+
+  int32_t blocks = 0;  // of threads; 0: the cut is even
+  int32_t row_blocks = 0, tiles = 0;
+
+  SCE_FAST_ANYWHERE int32_t length() const { return tiles + kRowsCost; }
+  SCE_FAST_ANYWHERE int32_t total() const { return row_blocks * length(); }
+  // Where a block's part begins.
+  SCE_FAST_ANYWHERE int32_t start(int32_t block) const { return total() * block / blocks; }
+  // The block whose part has this place.
+  SCE_FAST_ANYWHERE int32_t block_at(int32_t place) const { return ((place + 1) * blocks - 1) / total(); }
+  SCE_FAST_ANYWHERE int32_t first_block(int32_t row_block) const { return block_at(row_block * length() + kRowsCost); }
+  // The number of blocks that have tiles of a block of rows.
+  SCE_FAST_ANYWHERE int32_t splits(int32_t row_block) const {
+    return block_at((row_block + 1) * length() - 1) - first_block(row_block) + 1;
+  }
+  SCE_FAST_ANYWHERE Range range(int32_t block, int32_t row_block) const {
+    const int32_t first = row_block * length() + kRowsCost;
+    return {within(start(block) - first), within(start(block + 1) - first)};
+  }
+
+ private:
+  SCE_FAST_ANYWHERE int32_t within(int32_t tile) const { return tile < 0 ? 0 : tile > tiles ? tiles : tile; }
+};
+
 // One launch: student and teacher rows against at most two segments of candidates, whose tiles are numbered one after
 // another. With `per_key_view`, grid z is a key view u with candidates of its own (part u of segment 0). They are seen
 // by the teacher rows of view u and by the student rows of the views that have a term with it.
@@ -26,7 +63,9 @@ struct Pass {
   bool per_key_view = false;
   Segment segments[2];
   int32_t rows = 0;                    // of the longest row list: the stride of a split
-  int32_t splits = 0;                  // 0: no launch
+  int32_t splits = 0;                  // 0: no launch; with an uneven cut the most that a block of rows has
+  Cut cut;                             // Hopper only
+  int32_t cluster = 1;                 // so many blocks add their splits to one before they store it; even cut only
   Partial<float>* partials = nullptr;  // (z, splits, rows)
   float* outputs = nullptr;            // (z, splits, rows, D), not divided by a sum
 
@@ -63,6 +102,21 @@ SCE_FAST_DEVICE int32_t teacher_place(const Pass& pass, const RowList& list, int
 
 SCE_FAST_DEVICE int64_t partial_index(const Pass& pass, int32_t z, int32_t split, int32_t place) {
   return (static_cast<int64_t>(z) * pass.splits + split) * pass.rows + place;
+}
+
+// The splits that the row at a place has.
+SCE_FAST_DEVICE int32_t splits_of(const Pass& pass, int32_t place) {
+  return pass.cut.blocks > 0 ? pass.cut.splits(place / kHopperRows) : pass.splits;
+}
+
+// The sum and the maximum over a warp, the same bits in every lane.
+SCE_FAST_DEVICE float warp_sum(float x) {
+  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) x += ptx::shuffle_xor(x, lanes);
+  return x;
+}
+SCE_FAST_DEVICE float warp_max(float x) {
+  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) x = fmaxf(x, ptx::shuffle_xor(x, lanes));
+  return x;
 }
 
 // Returns element `index` of an array.

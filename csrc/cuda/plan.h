@@ -34,6 +34,7 @@ struct HopperConfig {
   int32_t dim;     // D; smaller ones are padded with zeros
   int32_t tile;    // candidates in a tile
   int32_t stages;  // tiles in the ring
+  bool turns;      // the two warpgroups take turns on the tensor cores
 
   constexpr int32_t shared_bytes() const;
 };
@@ -43,11 +44,28 @@ constexpr int32_t kHopperSlack = 1024 + 128;
 constexpr int32_t HopperConfig::shared_bytes() const { return 2 * dim * (kHopperRows + stages * tile) + kHopperSlack; }
 
 // One for each D. With D = 256 the sums of 64 rows take half of a thread's registers, and the other half holds a tile
-// of 80. A tile is in use for two steps, so of four tiles two are in use and two are on their way.
-constexpr HopperConfig kHopperConfigs[] = {{64, 128, 6}, {128, 128, 5}, {192, 112, 4}, {256, 80, 4}};
+// of 80. A tile is in use for two steps, so of four tiles two are in use and two are on their way. FlashAttention 3 takes
+// turns up to D = 128. The acceptance run measures both at D = 64, 128 and 256.
+constexpr HopperConfig kHopperConfigs[] = {
+    {64, 128, 6, true}, {128, 128, 5, true}, {192, 112, 4, false}, {256, 80, 4, false}};
 
 // Which forward pass: the one for the GPU's own architecture, or a particular one.
 enum class Kernel : int32_t { kBest = 0, kSm80 = 1, kSm90 = 2 };
+
+// Choices of the Hopper kernel that only a GPU can settle; the acceptance run measures both values of each.
+enum class Choice : int32_t { kDefault = -1, kNo = 0, kYes = 1 };
+struct Tuning {
+  Choice turns = Choice::kDefault;     // see HopperConfig
+  Choice uneven = Choice::kDefault;    // see Cut; not together with clusters
+  Choice clusters = Choice::kDefault;  // see sm90_cluster.h
+};
+constexpr bool kUnevenByDefault = true, kClustersByDefault = false;
+constexpr bool chosen(Choice choice, bool by_default) {
+  return choice == Choice::kDefault ? by_default : choice == Choice::kYes;
+}
+// The shapes of kHopperConfigs (D = 64, 128 and 256) that are compiled with the other choice of turns, and with
+// clusters, for bf16 and a fixed shift.
+constexpr bool kHasVariants[] = {true, true, false, true};
 
 constexpr int32_t kLargestDim = 256;
 constexpr int32_t kDimStep = 16;  // values of a row that one tensor core instruction multiplies
@@ -88,15 +106,20 @@ inline int32_t resident_blocks(const Config& config, const Limits& limits) {
   return std::max(1, std::min(by_registers, (limits.shared_bytes + 1024) / (config.shared_bytes() + 1024)));
 }
 
+// Returns of how many blocks a cluster is if there are so many splits: at most 8, the most that every GPU has.
+constexpr int32_t cluster_size(int32_t splits) { return splits >= 8 ? 8 : splits >= 4 ? 4 : splits >= 2 ? 2 : 1; }
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // combine_kernel has a thread for each column of the rows. It keeps the sums of so many teachers in shared memory while
 // the student views take their turns; the sums of further key views are computed again.
 constexpr int32_t kKeptTeachers = 8;
 constexpr int32_t combine_threads(int32_t dim) { return (dim + kWarpSize - 1) / kWarpSize * kWarpSize; }
-// Two numbers for each warp, and two for each thread and teacher.
+// Groups of its threads that share the splits of a row.
+constexpr int32_t kSplitGroups = 4;
+// A sum for each column and group, two numbers for each thread and teacher, and two for each warp.
 constexpr int32_t combine_shared_bytes(int32_t threads) {
-  return threads / kWarpSize * 8 + kKeptTeachers * 2 * threads * 4;
+  return kSplitGroups * threads * 4 + kKeptTeachers * 2 * threads * 4 + threads / kWarpSize * 8;
 }
 
 // Returns into how many parts the tiles are cut, each for a block of its own, so that the whole ends soonest when

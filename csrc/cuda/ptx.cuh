@@ -17,12 +17,15 @@ struct Float16 {
 
 namespace ptx {
 
-// A 16-byte access: eight 16-bit numbers or four floats.
+// A 16-byte access.
 struct alignas(16) Chunk {
   uint32_t words[4];
 };
 struct alignas(8) FloatPair {
   float first, second;
+};
+struct alignas(16) FloatQuad {
+  float values[4];
 };
 struct Index {
   uint32_t x, y, z;
@@ -36,6 +39,7 @@ struct Launch {
   uint32_t threads, shared_bytes;
   void* stream;
   bool depends = false;  // may begin before the previous launch has ended and waits for it; from sm_90 on
+  uint32_t cluster = 1;  // blocks along y that run at the same time; at most 8, from sm_90 on
 };
 
 template <class T>
@@ -51,11 +55,15 @@ struct Same {
 #else
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #define SCE_FAST_DEVICE __device__ __forceinline__
+#define SCE_FAST_ANYWHERE __host__ __device__ __forceinline__
 
 namespace sce_fast::ptx {
 
@@ -83,6 +91,8 @@ SCE_FAST_DEVICE void wait_for_launches() {
 }
 
 SCE_FAST_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, value, mask); }
+// The value of another lane.
+SCE_FAST_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
 
 // ---------------------------------------------------------------------------------------------- shared memory
 
@@ -94,6 +104,16 @@ SCE_FAST_DEVICE void store_shared(Shared to, const Chunk& c) {
 
 SCE_FAST_DEVICE void store_shared(Shared to, float value) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
+}
+
+SCE_FAST_DEVICE void store_shared(Shared to, const FloatQuad& q) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(q.values[0]), "f"(q.values[1]),
+               "f"(q.values[2]), "f"(q.values[3])
+               : "memory");
+}
+
+SCE_FAST_DEVICE void store_shared(Shared to, const FloatPair& p) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(p.first), "f"(p.second) : "memory");
 }
 
 SCE_FAST_DEVICE float load_shared(Shared from) {
@@ -187,24 +207,42 @@ inline void check(cudaError_t status, const char* what) {
     throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(status) + ", " + cudaGetErrorString(status));
 }
 
+// Lets a kernel take more shared memory than a block may without asking. The runtime is asked once for each device and
+// thread: a kernel always takes the same amount.
+inline void allow_shared_memory(const Launch& to, const void* kernel) {
+  constexpr uint32_t kWithoutAsking = 48 << 10;
+  if (to.shared_bytes <= kWithoutAsking) return;
+  thread_local std::vector<std::pair<const void*, int> > allowed;
+  std::pair<const void*, int> here{kernel, 0};
+  check(cudaGetDevice(&here.second), "cudaGetDevice");
+  if (std::find(allowed.begin(), allowed.end(), here) != allowed.end()) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, to.shared_bytes), to.kernel);
+  allowed.push_back(here);
+}
+
 // Starts a kernel; an error names it.
 template <class... P>
 void launch(const Launch& to, void (*kernel)(P...), typename Same<P>::type... parameters) {
-  constexpr uint32_t kWithoutAsking = 48 << 10;
   const void* function = reinterpret_cast<const void*>(kernel);
-  if (to.shared_bytes > kWithoutAsking)
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, to.shared_bytes), to.kernel);
+  allow_shared_memory(to, function);
   void* arguments[] = {&parameters...};
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};
+  unsigned count = 0;
+  if (to.depends) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (to.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {1, to.cluster, 1};
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(to.grid.x, to.grid.y, to.grid.z);
   config.blockDim = dim3(to.threads);
   config.dynamicSmemBytes = to.shared_bytes;
   config.stream = static_cast<cudaStream_t>(to.stream);
-  config.attrs = &early;
-  config.numAttrs = to.depends ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   check(cudaLaunchKernelExC(&config, function, arguments), to.kernel);
 }
 

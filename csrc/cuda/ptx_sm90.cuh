@@ -98,6 +98,34 @@ SCE_FAST_DEVICE void grow_registers() {
 // griddepcontrol [9.7.13.13]: lets a dependent launch begin once all blocks have come here or ended.
 SCE_FAST_DEVICE void let_dependents_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
+// ---------------------------------------------------------------------------------------------- clusters
+
+// %cluster_ctarank [10.26]: the number of this block in its cluster.
+SCE_FAST_DEVICE uint32_t cluster_rank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// barrier.cluster [9.7.13.4]: waits until all threads of the cluster that have not ended have come here; then they see
+// what was stored to shared memory before.
+SCE_FAST_DEVICE void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// mapa [9.7.9.22], ld.shared::cluster: loads from the same address in the shared memory of another block of the cluster.
+// That block must not end before.
+SCE_FAST_DEVICE FloatQuad load_shared_of(uint32_t rank, Shared from) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(from), "r"(rank));
+  FloatQuad q;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(q.values[0]), "=f"(q.values[1]), "=f"(q.values[2]), "=f"(q.values[3])
+               : "r"(there)
+               : "memory");
+  return q;
+}
+
 // ---------------------------------------------------------------------------------------------- bulk copies
 
 // (matrices, rows, columns) of 16-bit numbers, cut into boxes.

@@ -20,31 +20,79 @@ struct Headroom<Float16> {
   static constexpr float kSet = 8.f, kMost = 15.f;
 };
 
-// Returns eight numbers of a row in T, rounded if the row has another type.
 template <class T>
-SCE_FAST_DEVICE ptx::Chunk load_rounded(const void* rows, Type type, int64_t index) {
-  constexpr Type kOwn = std::is_same_v<T, BFloat16> ? Type::kBFloat16 : Type::kFloat16;
-  if (type == kOwn) return *reinterpret_cast<const ptx::Chunk*>(static_cast<const T*>(rows) + index);
-  ptx::Chunk result;
+constexpr Type kTypeOf = std::is_same_v<T, BFloat16> ? Type::kBFloat16 : Type::kFloat16;
+
+// Eight numbers of a row as they are stored, in one or two 16-byte loads, and the same numbers rounded to T.
+template <class Stored>
+struct Eight {
+  ptx::Chunk chunk;
+  SCE_FAST_DEVICE Eight() : chunk{} {}
+  SCE_FAST_DEVICE Eight(const void* rows, int64_t index)
+      : chunk(*reinterpret_cast<const ptx::Chunk*>(static_cast<const Stored*>(rows) + index)) {}
+
+  template <class T>
+  SCE_FAST_DEVICE ptx::Chunk rounded() const {
+    ptx::Chunk result = chunk;
+    if constexpr (!std::is_same_v<T, Stored>)
 #pragma unroll
-  for (int w = 0; w < 4; ++w)
-    result.words[w] = ptx::pack<T>(load_number(rows, type, index + 2 * w), load_number(rows, type, index + 2 * w + 1));
-  return result;
+      for (int w = 0; w < 4; ++w)
+        result.words[w] = ptx::pack<T>(ptx::to_float(Stored{static_cast<uint16_t>(chunk.words[w])}),
+                                       ptx::to_float(Stored{static_cast<uint16_t>(chunk.words[w] >> 16)}));
+    return result;
+  }
+};
+template <>
+struct Eight<float> {
+  ptx::FloatQuad low, high;
+  SCE_FAST_DEVICE Eight() : low{}, high{} {}
+  SCE_FAST_DEVICE Eight(const void* rows, int64_t index) {
+    const auto* quads = reinterpret_cast<const ptx::FloatQuad*>(static_cast<const float*>(rows) + index);
+    low = quads[0], high = quads[1];
+  }
+
+  template <class T>
+  SCE_FAST_DEVICE ptx::Chunk rounded() const {
+    return {{ptx::pack<T>(low.values[0], low.values[1]), ptx::pack<T>(low.values[2], low.values[3]),
+             ptx::pack<T>(high.values[0], high.values[1]), ptx::pack<T>(high.values[2], high.values[3])}};
+  }
+};
+
+// Calls act<Stored>() for the type of a matrix.
+template <class Act>
+SCE_FAST_DEVICE void with_stored(Type type, const Act& act) {
+  if (type == Type::kFloat32)
+    act.template operator()<float>();
+  else if (type == Type::kBFloat16)
+    act.template operator()<BFloat16>();
+  else
+    act.template operator()<Float16>();
 }
 
-// Returns eight numbers of the row at a place of the list, from `column` on; zeros beyond the last row and beyond D.
+// The matrix of the rows at a place of the list.
+SCE_FAST_DEVICE const Matrix& matrix_at(const Pass& pass, const RowList& list, int place) {
+  return place < list.students ? pass.problem.query : pass.problem.key;
+}
+
+// The row of that matrix.
+SCE_FAST_DEVICE int row_at(const Pass& pass, const RowList& list, int place) {
+  if (place >= list.students) return place - list.students + list.first_key_view * pass.batch();
+  const bool behind_skipped = list.skipped_view >= 0 && place >= list.skipped_view * pass.batch();
+  return place + (behind_skipped ? pass.batch() : 0);
+}
+
+// Returns eight numbers of the row at a place of the list, from `column` on, rounded to T; zeros beyond the last row
+// and beyond D.
 template <class T>
 SCE_FAST_DEVICE ptx::Chunk load_row_chunk(const Pass& pass, const RowList& list, int place, int column) {
   if (column >= pass.dim() || place >= list.students + list.teachers) return {};
-  const bool student = place < list.students;
-  int64_t source = place;
-  if (!student)
-    source = place - list.students + static_cast<int64_t>(list.first_key_view) * pass.batch();
-  else if (list.skipped_view >= 0 && place >= list.skipped_view * pass.batch())
-    source = place + pass.batch();
-  const Problem& p = pass.problem;
-  return load_rounded<T>(student ? p.query.data : p.key.data, student ? p.query.type : p.key.type,
-                         source * pass.dim() + column);
+  const Matrix& matrix = matrix_at(pass, list, place);
+  ptx::Chunk result;
+  with_stored(matrix.type, [&]<class Stored>() {
+    const int64_t index = static_cast<int64_t>(row_at(pass, list, place)) * pass.dim() + column;
+    result = Eight<Stored>(matrix.data, index).template rounded<T>();
+  });
+  return result;
 }
 
 // A tile of candidates, and which of them is hidden from a sample.
@@ -70,13 +118,34 @@ SCE_FAST_DEVICE Tile find_tile(const Pass& pass, int t) {
           segment.own_offset >= 0 && segment.own_offset < first + kTile && segment.own_offset + pass.batch() > first};
 }
 
-// The tiles of a split.
-struct Range {
-  int begin, end;
-};
+// The tiles of a split of an even cut.
 SCE_FAST_DEVICE Range range_of_split(int tiles, int split, int splits) {
   return {static_cast<int>(static_cast<int64_t>(tiles) * split / splits),
           static_cast<int>(static_cast<int64_t>(tiles) * (split + 1) / splits)};
+}
+
+// The parts of a block of threads: blocks of rows from `begin` to before `end`, and a range of tiles for each.
+struct Parts {
+  int tiles, begin, end;
+
+  SCE_FAST_DEVICE Parts(const Pass& pass, int tiles_of_pass) : tiles(tiles_of_pass) {
+    const int block = ptx::block_index().x;
+    const Cut& cut = pass.cut;
+    begin = cut.blocks > 0 ? cut.start(block) / cut.length() : block;
+    end = cut.blocks > 0 ? (cut.start(block + 1) - 1) / cut.length() + 1 : block + 1;
+  }
+  // The last one may be empty.
+  SCE_FAST_DEVICE Range range(const Pass& pass, int row_block) const {
+    if (pass.cut.blocks > 0) return pass.cut.range(ptx::block_index().x, row_block);
+    return range_of_split(tiles, ptx::block_index().y, pass.splits * pass.cluster);
+  }
+};
+
+// The number of this block's split of a block of rows.
+SCE_FAST_DEVICE int split_of(const Pass& pass, int row_block) {
+  const int block = ptx::block_index().x;
+  return pass.cut.blocks > 0 ? block - pass.cut.first_block(row_block)
+                             : static_cast<int>(ptx::block_index().y) / pass.cluster;
 }
 
 SCE_FAST_DEVICE float quad_sum(float x) {

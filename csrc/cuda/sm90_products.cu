@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kGroupThreads, 1)
     ptx::mbarrier_init_fence();
     at.start_tile(0, candidates, 0, 0);
   }
-  load_rows<T, kDim>(step.pass, row_list(step.pass, 0), 0, at.rows(0));
+  copy_rows<T, kDim>(step.pass, row_list(step.pass, 0), 0, at.rows(0));
   ptx::barrier();
   ptx::mbarrier_wait(at.filled(0), 0);
 
@@ -63,7 +63,7 @@ void launch_config(const Step& step, void* stream) {
   ptx::launch({"sm90_products",
                {1, 1, 1},
                kGroupThreads,
-               static_cast<uint32_t>(HopperConfig{c.dim, c.tile, 1}.shared_bytes()),
+               static_cast<uint32_t>(HopperConfig{c.dim, c.tile, 1, false}.shared_bytes()),
                stream},
               sm90_products<T, c.dim, c.tile>, step,
               ptx::make_tensor_map<T>(segment.data, step.pass.problem.dim, segment.rows, 1, c.tile));

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 # name → module with a function of this name
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
 IMAGE_BACKBONES = dict.fromkeys(RESNETS, "sce_fast.backbones.resnet")
-CLIP_BACKBONES = dict.fromkeys(("r3d18", "r3d50"), "sce_fast.backbones.resnet3d")
+VIDEO_TRANSFORMERS = dict.fromkeys(("vit_small_video", "vit_base_video"), "sce_fast.backbones.video_transformer")
+CLIP_BACKBONES = {
+    **dict.fromkeys(("r3d18", "r3d50"), "sce_fast.backbones.resnet3d"),
+    "r2plus1d18": "sce_fast.backbones.r2plus1d",
+    "s3d": "sce_fast.backbones.s3d",
+    "x3d_m": "sce_fast.backbones.x3d",
+    **VIDEO_TRANSFORMERS,
+}
 BACKBONES = IMAGE_BACKBONES | CLIP_BACKBONES
 TIMM = "timm:"
 OWN = "own"  # the name of a module that the caller has built
@@ -40,8 +47,9 @@ def build_backbone(name: str, *, width: int = 64, small_input: bool = False, siz
 
     Args:
         name: a name in BACKBONES, or "timm:NAME" for a timm network for images, without its classifier.
-        width: channels of the first stage of a ResNet or R3D.
-        small_input: use the stem of a ResNet or R3D for images or frames of about 32 pixels.
+        width: channels of the first stage of a ResNet, R3D or R(2+1)D, or of an attention head of a ViT for clips. S3D
+            and X3D scale all their channels by width / 64. The published networks have width 64.
+        small_input: use the stem for images or frames of about 32 pixels: for a ViT for clips, patches of 4 pixels.
         sizes: sides of the images in pixels, for timm networks that are built for certain sizes: first the size of the
             position embeddings; () for the network's default.
 

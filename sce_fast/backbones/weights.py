@@ -1,4 +1,4 @@
-"""Weights from elsewhere: state dicts of torchvision and timm, Lightning checkpoints, and the SCE releases.
+"""Weights from elsewhere: state dicts of torchvision, timm, pytorchvideo and others, and Lightning checkpoints.
 
 Files are data: torch.load(weights_only=True) reads them, and nothing that a file names is imported or called.
 """
@@ -28,7 +28,8 @@ def read_weights(path: str | Path, network: nn.Module, *, pattern: str | None = 
     The file is a state dict, alone or in a checkpoint, of torch.save or as safetensors. A classifier is left out. By
     default the backbone is found by its names: the prefix before them may be anything, such as `module.encoder_q.`
     (MoCo) or `trunk.` (Lightning checkpoints of SCE; the released files have no prefix). If several parts of the file
-    fit, the student is taken, not its momentum teacher.
+    fit, the student is taken, not its momentum teacher. A network whose other releases have other names translates
+    them by its method own_name(name).
 
     Args:
         path: of the file.
@@ -47,6 +48,8 @@ def read_weights(path: str | Path, network: nn.Module, *, pattern: str | None = 
     """
     path, expected = Path(path), network.state_dict()
     tensors = _read_tensors(path)
+    if (own_name := getattr(network, "own_name", None)) is not None:
+        tensors = {own_name(name): t for name, t in tensors.items()}
     found = _matching(tensors, pattern, path) if pattern is not None else _student(tensors, expected, path)
     found = {name: t for name, t in found.items() if name in expected or not CLASSIFIER.match(name)}
     for name in expected.keys() - found.keys():

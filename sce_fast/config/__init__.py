@@ -25,10 +25,11 @@ RENAMED = {("loss", "queue"): "queue_size"}
 # Entries that run folders of earlier versions lack, with the values that those runs had in effect.
 ADDED: dict[str, Any] = {
     "accept_changed_data": False,
+    "cuda_graph": False,
     "stretch_schedule": False,
     "init": None,
     "wandb": None,
-    "views": {"background": NONE, **dict.fromkeys(STRENGTHS, ())},
+    "views": {"background": NONE, **dict.fromkeys(STRENGTHS, ()), "photometric": "auto", "dtype": "auto"},
     "clips": {
         "frames": 0,
         "seconds": None,
@@ -135,6 +136,9 @@ class TrainConfig:
     """Precision of the networks. bfloat16 and float16 use autocast, float16 with a loss scale; float64 is for tests."""
     compile: bool = False
     """Compile the networks with torch.compile."""
+    cuda_graph: bool = False
+    """Capture the whole training step in one CUDA graph, so that the host launches it at once. A run that cannot be
+    captured says why, and trains without."""
     seed: int = 42
     """Seed of weights, order of the data and augmentations."""
     device: Device = "auto"
@@ -258,7 +262,7 @@ class TrainConfig:
         """Check that the backbone and the evaluation take what the run trains on."""
         frames, backbone = self.clips.frames, self.model.backbone
         if frames and takes_clips(backbone) is False:
-            expected = f"0, since model.backbone={backbone!r} takes images; {' and '.join(CLIP_BACKBONES)} take clips"
+            expected = f"0, since model.backbone={backbone!r} takes images; {', '.join(CLIP_BACKBONES)} take clips"
             require(False, "clips.frames", frames, expected)
         if not frames and takes_clips(backbone):
             others = ", ".join((*IMAGE_BACKBONES, "timm:NAME"))

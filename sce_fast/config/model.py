@@ -12,12 +12,14 @@ class ModelConfig:
 
     backbone: str = "resnet50"
     """Network: for images resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2, wide_resnet101_2, or
-    timm:NAME for a network of timm; for clips r3d18, r3d50. Python's train() also takes a module of your own, which is
-    called own."""
+    timm:NAME for a network of timm; for clips r3d18, r3d50, r2plus1d18, s3d, x3d_m, vit_small_video, vit_base_video.
+    Python's train() also takes a module of your own, which is called own."""
     width: int = 64
-    """Channels of the first stage of a ResNet or R3D, a multiple of 8."""
+    """Channels of the first stage of a ResNet, R3D or R(2+1)D, or of an attention head of a ViT for clips; S3D and X3D
+    scale all channels by width / 64. A multiple of 8; 64 is the published network."""
     small_input: bool = False
-    """Give a ResNet or R3D a 3×3 stem without pooling, for images of about 32 pixels."""
+    """Give the network a stem for images of about 32 pixels: 3×3 without stride or pooling, or patches of 4
+    pixels in a ViT for clips."""
     projector_hidden: tuple[int, ...] = (4096, 4096)
     """Widths of the projector's hidden layers; () for a single layer."""
     dim: int = 256

@@ -3,8 +3,9 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Literal
 
-from sce_fast.data.image.augment import AUGMENTATIONS, IMAGENET_MEAN, IMAGENET_STD, Augmentation
+from sce_fast.data.image.augment import AUGMENTATIONS, IMAGENET_MEAN, IMAGENET_STD, Augmentation, Photometric
 from sce_fast.data.image.background import background_color
 from sce_fast.data.video.clips import ClipSampling, Sampler
 from sce_fast.util.names import pick
@@ -108,6 +109,12 @@ class ViewsConfig:
     background: str = "black"
     """Colour behind transparent images: a name, #rrggbb or three numbers as 255,128,0. none drops their alpha, so that
     hidden pixels show. Unused for videos."""
+    photometric: Photometric = "auto"
+    """What changes the values of the views on a GPU: triton, our kernel; dali, DALI's operators; or auto, which takes
+    dali only if the kernel cannot run, and says why. A CPU always takes our C++ kernel."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype in which the views reach the networks. auto: on a GPU the run's precision if it is bfloat16 or float16, to
+    which autocast would round them anyway; otherwise float32."""
 
     def __post_init__(self) -> None:
         conform(self, "views")

@@ -42,7 +42,10 @@ class Views(Protocol):
         """
 
     def pipeline(self, feeds: Iterator[Feed], batch_size: int) -> Any:
-        """Build the pipeline that turns feeds into one output for each view."""
+        """Build the pipeline that turns feeds into the outputs that `finished` takes."""
+
+    def finished(self, outputs: list[Tensor]) -> list[Tensor]:
+        """Return one tensor for each view from the outputs of a pipeline."""
 
     def recover(self, batches: list[tuple[int, NDArray[np.int64]]]) -> bool:
         """Find the samples that made a pipeline fail, so that later feeds avoid them; return whether there are any."""
@@ -52,7 +55,7 @@ class Views(Protocol):
 class Batch:
     """One batch of one rank."""
 
-    views: list[Tensor]  # V tensors (N, 3, size, size), or clips (N, 3, F, size, size); float32, normalised
+    views: list[Tensor]  # V tensors (N, 3, size, size), or clips (N, 3, F, size, size); normalised
     samples: NDArray[np.int64]  # (N,) their numbers in the index, with replacements in place of bad files
     epoch: int
     step: int  # in the epoch
@@ -170,7 +173,7 @@ class TrainingLoader:
                 self._feeds = self._feeds_from(self.epoch, self.step)
                 self._pipeline = self._views.pipeline(self._feeds, self.batch_size)
             try:
-                views = next_outputs(self._pipeline, self.device)
+                outputs = next_outputs(self._pipeline, self.device)
             except RuntimeError as error:
                 self._recover(error)
                 continue
@@ -182,7 +185,7 @@ class TrainingLoader:
             epoch, step, samples = self._in_flight.popleft()
             self.step = (step + 1) % self.steps_per_epoch
             self.epoch = epoch + (self.step == 0)
-            return Batch(views, samples, epoch, step)
+            return Batch(self._views.finished(outputs), samples, epoch, step)
 
     def _feeds_from(self, epoch: int, step: int) -> Generator[Feed, None, None]:
         planned, ahead = tee(self._planned(epoch, step))

@@ -38,8 +38,8 @@ def retrieve(
         at: values of k.
 
     Raises:
-        ValueError: lengths or widths differ, there are no rows, a feature is not finite, or a k is below 1 or above the
-            size of the bank.
+        ValueError: lengths or widths differ, a side has fewer than two rows, a feature is not finite, or a k is below 1
+            or above the size of the bank.
 
     Example:
         >>> retrieve(bank, bank_labels, queries, query_labels).recall[1]
@@ -50,6 +50,8 @@ def retrieve(
     if max(at) > len(bank):
         raise ValueError(f"at={tuple(at)}: expected numbers up to {len(bank)}, the size of the bank")
     for name, features in zip(SETS, (bank, queries), strict=True):
+        if len(features) < 2:
+            raise ValueError(f"{len(features)} {name}: expected at least 2, since one row less the mean of itself is 0")
         if bad := int((~features.isfinite().all(1)).sum()):
             raise ValueError(f"{name}: {bad} of {len(features)} feature rows are not finite")
     similarity, nearest = nearest_rows(centred(queries), centred(bank), max(at))

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from sce_fast.backbones import OWN, TIMM
+from sce_fast.backbones.r2plus1d import R2Plus1D
 from sce_fast.backbones.resnet import ResNet
 from sce_fast.backbones.resnet3d import ResNet3D
+from sce_fast.backbones.s3d import S3D
+from sce_fast.backbones.x3d import X3D
 from sce_fast.export import detectron2, graphs
 from sce_fast.export.source import (
     METADATA,
@@ -242,13 +245,19 @@ def _is_timms(backbone: Backbone) -> bool:
     return _is_resnet(backbone) or backbone.description.backbone.startswith(TIMM)
 
 
+def _is_torchvisions(backbone: Backbone) -> bool:
+    return isinstance(backbone.network, (ResNet, R2Plus1D, S3D))
+
+
+def _is_pytorchvideos(backbone: Backbone) -> bool:
+    return isinstance(backbone.network, (ResNet3D, X3D))
+
+
 RESNETS = "a ResNet"
 FORMATS = {
     "safetensors": Format(_write_safetensors, _read_safetensors),
-    "torchvision": Format(_write_state_dict, _read_state_dict, ".pth", RESNETS, _is_resnet),
-    "pytorchvideo": Format(
-        _write_state_dict, _read_state_dict, ".pth", "an R3D", lambda backbone: isinstance(backbone.network, ResNet3D)
-    ),
+    "torchvision": Format(_write_state_dict, _read_state_dict, ".pth", "a ResNet, R(2+1)D or S3D", _is_torchvisions),
+    "pytorchvideo": Format(_write_state_dict, _read_state_dict, ".pth", "an R3D or X3D", _is_pytorchvideos),
     "timm": Format(_write_timm, _read_timm, "", f"{RESNETS} or a network of timm", _is_timms),
     "detectron2": Format(_write_detectron2, _read_detectron2, ".pkl", RESNETS, _is_resnet),
     "onnx": Format(_write_onnx, lambda path, _: graphs.read_onnx(path), ".onnx", tolerance=1e-4),

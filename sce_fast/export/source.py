@@ -1,7 +1,7 @@
 """Backbones of run folders, of exported files, and of files of weights from elsewhere.
 
-An exported file holds tensors and a description. The tensors of a ResNet have torchvision's names, those of an R3D
-pytorchvideo's. Other networks keep their own names.
+An exported file holds tensors and a description. The tensors of a ResNet, R(2+1)D or S3D have torchvision's names,
+those of an R3D or X3D pytorchvideo's, those of a ViT for clips VideoMAE's. Other networks keep their own names.
 """
 
 import json
@@ -36,9 +36,9 @@ class Description:
     backbone: str
     """Name for build_backbone."""
     width: int
-    """Channels of the first stage of a ResNet or R3D."""
+    """Width for build_backbone."""
     small_input: bool
-    """Whether a ResNet or R3D has the stem for small images."""
+    """Whether the network has the stem for small images."""
     mean: tuple[float, float, float]
     """Mean of each channel for values in [0, 1]."""
     std: tuple[float, float, float]
@@ -82,7 +82,7 @@ class ForeignNetwork:
     """Network of a file of weights from elsewhere (torchvision, timm, the SCE releases), such as resnet50 or timm:NAME.
     The options below describe it further."""
     width: int = 64
-    """Channels of the first stage of a ResNet or R3D."""
+    """Width of the network as in --model.width; 64 is the published network."""
     small_input: bool = False
     """The network has the stem for images of about 32 pixels."""
     pattern: str | None = None

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from sce_fast.loss import operator
+from sce_fast.loss import operator, repeat
 from sce_fast.loss.backends import choose
-from sce_fast.loss.problem import Scalar, Solution, check_choice, check_tensors, checked_problem, views
+from sce_fast.loss.problem import Mean, Scalar, Solution, check_choice, check_tensors, checked_problem, views
 from sce_fast.util.rows import unit_rows
 
 
@@ -82,6 +82,16 @@ def sce_loss(
         >>> sce_loss(query, key, queue, coefficient=0.5).backward()
     """
     check_choice("reduction", reduction, ("mean", "none"))
+    through_operator = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+    takes_mean = reduction == "mean" and not through_operator
+    repeated = None
+    if takes_mean and batch_keys is None and not normalize and not return_statistics:
+        settings = temperature, target_temperature, coefficient, positive_target, row_offset, backend
+        repeated = repeat.signature(query, key, queue, settings)
+        if repeated is not None and queue is not None:
+            known = repeat.solve_mean(repeated, query, key, queue)
+            if known is not None:
+                return _with_gradient(query, known)
     if normalize:
         check_tensors(query, key, queue, batch_keys)
         query, key = unit_rows(query), unit_rows(key)
@@ -99,9 +109,15 @@ def sce_loss(
         needs_statistics=return_statistics,
     )
     chosen = choose(backend, problem)
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+    if through_operator:
         solution = operator.solve(views(query), problem, chosen.name)
         loss = solution.rows.mean() if reduction == "mean" else solution.rows
+    elif takes_mean and chosen.solve_mean is not None:
+        if repeated is not None:
+            repeat.keep(repeated, problem)
+        mean = chosen.solve_mean(problem)
+        loss = _with_gradient(query, mean)
+        solution = Solution(mean[2][0], mean[1], mean[2][2:], mean[2][1])
     else:
         solution = chosen.solve(problem)
         if problem.needs_gradient:
@@ -112,6 +128,15 @@ def sce_loss(
         return loss
     entropy = solution.target_entropy if key.dim() == 3 else solution.target_entropy[0]
     return loss, SCEStatistics(solution.rows, entropy, entropy.exp(), solution.positive_probability, chosen.name)
+
+
+def _with_gradient(query: Tensor, solved: Mean) -> Tensor:
+    mean, gradient, _ = solved
+    if gradient is None:
+        return mean
+    if gradient.dim() != query.dim():
+        gradient = gradient.view(query.shape)
+    return _AttachGradientOfMean.apply(query, mean, gradient)
 
 
 class SCELoss(nn.Module):
@@ -164,3 +189,17 @@ class _AttachGradient(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors  # (V, N, D)
         factor = grad / gradient.shape[1] if grad.dim() == 0 else grad[:, None].to(gradient.dtype)
         return operator.scaled_gradient(gradient, factor).view(ctx.query_shape), None, None
+
+
+class _AttachGradientOfMean(torch.autograd.Function):
+    """The same for a mean and its float32 gradient, which has the query's shape."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, mean: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return mean
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return operator.scaled_gradient(gradient, grad), None, None

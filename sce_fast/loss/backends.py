@@ -16,7 +16,7 @@ from sce_fast.kernels import solve as triton
 from sce_fast.loss import cpu as native
 from sce_fast.loss import cuda as native_cuda
 from sce_fast.loss import reference
-from sce_fast.loss.problem import Problem, Solution
+from sce_fast.loss.problem import Mean, Problem, Solution
 from sce_fast.native import CPU
 from sce_fast.util.names import pick
 
@@ -31,6 +31,8 @@ class Backend:
     name: str
     refuses: Callable[[Problem], str | None]
     solve: Callable[[Problem], Solution]
+    # Averages the rows too, and gives the gradient of the mean, in less time than PyTorch takes for these two steps.
+    solve_mean: Callable[[Problem], Mean] | None = None
     refuses_ring: Callable[[Tensor], str | None] = lambda keys: None  # keys: the ring (K, D)
     enqueue: Callable[..., None] = reference.enqueue  # (keys, cursor, rows, normalize)
     automatic: bool = True  # whether "auto" may take it
@@ -75,7 +77,13 @@ BACKENDS: dict[str, Backend] = {
             refuses_ring=triton.refuses_ring,
             enqueue=_enqueue_by_triton,
         ),
-        Backend("cpu", refuses=native.refuses, solve=native.solve, refuses_ring=_refuses_ring_off_cpu),
+        Backend(
+            "cpu",
+            refuses=native.refuses,
+            solve=native.solve,
+            solve_mean=native.solve_mean,
+            refuses_ring=_refuses_ring_off_cpu,
+        ),
         Backend("reference", refuses=lambda problem: None, solve=reference.solve),
     ]
 }
@@ -89,10 +97,12 @@ def choose(name: str, problem: Problem) -> Backend:
 
     Raises ValueError if the table has no such name or if the named backend refuses the inputs.
     """
-    backend = _choose(name, "call", lambda backend: backend.refuses(problem))
-    fell = name == "auto" and backend.name == "reference"
+    if name != "auto":
+        backend = check_name(name)
+        return _unless(backend, "call", backend.refuses(problem))
+    backend = next(b for b in BACKENDS.values() if b.automatic and b.refuses(problem) is None)
     # Not while compiling: torch.compile cannot trace a warning.
-    if fell and native.refuses(problem) == CPU.refusal and not torch.compiler.is_compiling():
+    if backend.name == "reference" and native.refuses(problem) == CPU.refusal and not torch.compiler.is_compiling():
         _warn_of_missing_kernels()
     return backend
 
@@ -108,16 +118,15 @@ def _warn_of_missing_kernels() -> None:
 
 def choose_for_ring(name: str, keys: Tensor) -> Backend:
     """Return the backend that writes to a ring of keys (K, D), by the same rule and with the same errors."""
-    return _choose(name, "queue", lambda backend: backend.refuses_ring(keys))
+    if name != "auto":
+        backend = check_name(name)
+        return _unless(backend, "queue", backend.refuses_ring(keys))
+    return next(b for b in BACKENDS.values() if b.automatic and b.refuses_ring(keys) is None)
 
 
-def _choose(name: str, what: str, refusal: Callable[[Backend], str | None]) -> Backend:
-    if name == "auto":
-        return next(b for b in BACKENDS.values() if b.automatic and refusal(b) is None)
-    backend = check_name(name)
-    reason = refusal(backend)
+def _unless(backend: Backend, what: str, reason: str | None) -> Backend:
     if reason is not None:
-        raise ValueError(f"backend={name!r} cannot serve this {what}: {reason}")
+        raise ValueError(f"backend={backend.name!r} cannot serve this {what}: {reason}")
     return backend
 
 

@@ -1,6 +1,8 @@
 """The loss and the enqueue on a GPU by the CUDA C++ kernels in csrc/cuda, for bfloat16 and float16 candidates."""
 
 import functools
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,35 @@ from sce_fast.native import CUDA
 KERNELS = {"best": 0, "sm80": 1, "sm90": 2}
 LARGEST_DIM, DIM_STEP = 256, 16  # kLargestDim and kDimStep in csrc/cuda/plan.h
 ALIGNMENT = 16  # bytes; asynchronous copies move so many at a time
+# Workspaces of at most so many bytes are kept for the next calls, and so many of them. At D 256 an H100 takes 17
+# to 26 MB for up to 8192 rows.
+KEPT_BYTES, KEPT_WORKSPACES = 64 << 20, 4
+_workspaces: dict[tuple[int, int], Tensor] = {}  # by device and stream
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Choices of the Hopper kernel whose best value only a GPU tells; None is the default in csrc/cuda/plan.h.
+
+    `turns`: the two warpgroups of a block take turns on the tensor cores. The value that is not the default exists for
+    bfloat16 candidates, temperatures of at least 0.025 and D up to 128 or above 192.
+    `uneven`: all multiprocessors get the same share of the candidates, which may begin in one block of rows and end in
+    the next. Candidates that each key view has for itself are always cut evenly.
+    `clusters`: thread blocks add their results in each other's shared memory before they store them. Compiled for the
+    same inputs as the other value of `turns`, and not together with it; the cut is then even.
+    """
+
+    turns: bool | None = None
+    uneven: bool | None = None
+    clusters: bool | None = None
+
+
+DEFAULT = Tuning()
+
+
+def choice(value: bool | None) -> int:
+    """Return the value of `Choice` in csrc/cuda/plan.h."""
+    return -1 if value is None else int(value)
 
 
 def architectures() -> str:
@@ -65,22 +96,53 @@ def _refuses_device(device: torch.device, what: str) -> str | None:
     return None
 
 
-def solve(problem: Problem, kernel: str = "best") -> Solution:
+def solve(problem: Problem, kernel: str = "best", tuning: Tuning = DEFAULT) -> Solution:
     """Return loss per row, gradient and statistics, without waiting for the device.
 
     `kernel` names the forward pass. "best" is "sm90" on a Hopper GPU (compute capability 9.0) and "sm80" on all others.
-    Raises ValueError for "sm90" on another GPU.
+    `tuning` is for "sm90". Raises ValueError for "sm90" on another GPU, and for a choice that is not compiled.
     """
     device = problem.query.device
     scalars = None if problem.scalars is None else problem.scalars.contiguous()
     fields, _owners = pack(problem, scalars=scalars, alignment=ALIGNMENT)
     packed = CUDA.module.Problem(**fields)
-    plan = CUDA.module.plan(packed, _limits(device), KERNELS[kernel])
+    plan = _plan(packed, device, kernel, tuning)
     solution = Solution.empty(problem)
-    workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device)
     results = CUDA.module.Solution(**pack_solution(solution))
-    CUDA.module.solve(packed, results, plan, workspace.data_ptr(), *_where(device))
+    where = _where(device)
+    workspace = _workspace(plan.workspace_bytes, device, where)
+    CUDA.module.solve(packed, results, plan, workspace.data_ptr(), *where)
     return solution
+
+
+def planned(problem: Problem, kernel: str = "best") -> Tuning:
+    """Return the choices that `solve` makes for a problem by default; all False for kernels other than "sm90"."""
+    fields, _owners = pack(problem, scalars=problem.scalars, alignment=ALIGNMENT)
+    plan = _plan(CUDA.module.Problem(**fields), problem.query.device, kernel, DEFAULT)
+    return Tuning(turns=plan.turns, uneven=plan.shared["blocks"] > 0, clusters=plan.shared["cluster"] > 1)
+
+
+def _plan(packed: Any, device: torch.device, kernel: str, tuning: Tuning) -> Any:
+    choices = choice(tuning.turns), choice(tuning.uneven), choice(tuning.clusters)
+    return CUDA.module.plan(packed, _limits(device), KERNELS[kernel], *choices)
+
+
+def _workspace(size: int, device: torch.device, where: tuple[int, int]) -> Tensor:
+    """Return memory of at least `size` bytes for the calls on a stream, which run one after another and can share it.
+
+    Calls that a CUDA graph captures have memory of their own, from the pool of the graph, which may outlive this one.
+    """
+    kept = _workspaces.get(where)
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if kept is not None and kept.numel() >= size and not capturing:
+        return kept
+    workspace = torch.empty(size, dtype=torch.uint8, device=device)
+    if size <= KEPT_BYTES and not capturing:
+        _workspaces.pop(where, None)
+        _workspaces[where] = workspace
+        if len(_workspaces) > KEPT_WORKSPACES:
+            del _workspaces[next(iter(_workspaces))]
+    return workspace
 
 
 def enqueue(keys: Tensor, cursor: Tensor, rows: Tensor, normalize: bool = False) -> None:

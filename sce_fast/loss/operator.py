@@ -82,7 +82,7 @@ def _backward(ctx: Any, grad_rows: Tensor, *others: Any) -> tuple[Tensor | None,
 
 
 def scaled_gradient(gradient: Tensor, factor: Tensor) -> Tensor:
-    """Return the saved gradient (V, N, D) times a 0-dim tensor or (N, 1) of its dtype: the whole backward pass."""
+    """Return the saved gradient times a 0-dim tensor, or (N, 1) of its dtype for (V, N, D): the whole backward pass."""
     gradient = gradient * factor
     if torch.is_grad_enabled():  # create_graph=True
         gradient = _RefuseSecondDerivative.apply(gradient, torch.zeros((), requires_grad=True))

@@ -59,6 +59,7 @@ def pack_solution(solution: Solution) -> dict[str, Any]:
         "gradient_type": 0 if gradient is None else TYPES[gradient.dtype],
         "target_entropy": solution.target_entropy.data_ptr(),
         "positive_probability": solution.positive_probability.data_ptr(),
+        "mean": 0,
     }
 
 

@@ -7,12 +7,14 @@ from sce_fast.util.masked import unless
 
 
 @torch.no_grad()
-def move_average(average: list[Tensor], values: list[Tensor], momentum: float, *, skip: Tensor | None = None) -> None:
+def move_average(
+    average: list[Tensor], values: list[Tensor], momentum: float | Tensor, *, skip: Tensor | None = None
+) -> None:
     """Set every tensor a of the average to m · a + (1 − m) · v with its value v.
 
     Args:
         average, values: lists of floating-point tensors of the same shapes.
-        momentum: m.
+        momentum: m, a number or a () float64 tensor on the device.
         skip: () bool on the device; if true, nothing changes.
     """
     skip = average[0].new_zeros((), dtype=torch.bool) if skip is None else skip

@@ -107,11 +107,11 @@ class SCE(nn.Module):
         return own_rows(gather_rows(key)[shuffle.argsort()])
 
     @torch.no_grad()
-    def update_momentum(self, momentum: float, *, skip: Tensor | None = None) -> None:
+    def update_momentum(self, momentum: float | Tensor, *, skip: Tensor | None = None) -> None:
         """Set every parameter θ_m of the momentum encoder to m · θ_m + (1 − m) · θ; buffers do not change.
 
         Args:
-            momentum: m.
+            momentum: m, a number or a () float64 tensor on the device.
             skip: () bool on the device; if true, nothing changes.
         """
         student: list[Tensor] = [*self.backbone.parameters(), *self.projector.parameters()]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sce_fast.backbones import CLIP_BACKBONES
+from sce_fast.backbones import CLIP_BACKBONES, VIDEO_TRANSFORMERS
 from sce_fast.recipes.choices import QUEUE, Choices, as_tuple, small_batch
 from sce_fast.recipes.kinetics import STANDARD_CLIPS, WARMUP
 
@@ -63,7 +63,9 @@ def adapted_to_videos(found: FoundVideos, given: Mapping[str, Any], *, gpu: bool
         choices.choose_small(found.videos)
         size = max(as_tuple(choices.section("views")["sizes"]))
         choices.choose("model", **_backbone(choices.section("model").get("backbone"), size, gpu=gpu))
-        if size < 224 and choices.section("model")["backbone"] in CLIP_BACKBONES:
+        network = choices.section("model")["backbone"]
+        # A ViT takes whole patches alone, so it is evaluated at the size of its views.
+        if size < 224 and network in CLIP_BACKBONES and network not in VIDEO_TRANSFORMERS:
             whole = min(max(found.side, size), round(size / CROP))
             choices.choose("evaluation", resize=whole, crop=whole)
     choices.choose_queue(16384 if large else int(QUEUE * found.videos))

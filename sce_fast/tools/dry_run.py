@@ -161,23 +161,27 @@ def _small_steps(config: TrainConfig, folder: Path, ranks: Ranks) -> Iterator[st
     # The run's own trainer has said all there is to say about the data.
     with redirect_stderr(io.StringIO()):
         trainer = Trainer(_elsewhere(small, folder), ranks)
-    step = trainer.training_step
+    step, captured = trainer.training_step, trainer.captured_step
+    steps = STEPS if captured is None or captured.reason else captured.warm_up + 1  # the last one is captured
     yield (
-        f"{STEPS} steps of the same networks, reduced to a batch of {small.batch_size} and "
+        f"{steps} steps of the same networks, reduced to a batch of {small.batch_size} and "
         f"{f'a queue of {small.loss.queue_size}' if small.loss.queue_size else 'no queue'}, at the peak rate for this "
         f"batch, {small.learning_rate:.3g}:"
     )
-    for number in range(STEPS):
+    take = captured or step
+    for number in range(steps):
         started = time.perf_counter()
         views = next(trainer.loader).views
         loaded = time.perf_counter()
-        measures = step([views], number=number, learning_rate=small.learning_rate, momentum=small.model.momentum)
+        measures = take([views], number=number, learning_rate=small.learning_rate, momentum=small.model.momentum)
         loss = float(measures["loss"])  # waits for the device
         if int(step.guard.failed_step) >= 0:
             raise RuntimeError(f"the loss or a gradient of step {number + 1} is not finite: loss {loss}")
         seconds = time.perf_counter() - loaded
         yield f"  step {number + 1}: loss {loss:.4f}, {loaded - started:.2f} s for data, {seconds:.2f} s for the step"
     yield f"Views {_shapes(views)} each; loss by the backend {step.backend}"
+    if captured is not None:
+        yield f"CUDA graph: {captured.describe()}"
     _close(trainer)
 
 

@@ -76,6 +76,41 @@ def draw_lines(lines: Mapping[str, Sequence[tuple[float, float]]], path: Path, *
     return _save(figure, path)
 
 
+def draw_ranges(
+    lines: Mapping[str, Mapping[float, Sequence[float]]],
+    path: Path,
+    *,
+    across: str,
+    up: str,
+    levels: Mapping[str, float] | None = None,
+) -> Path:
+    """Draw lines through the means of repeated measurements, with their ranges as bars, and return the path.
+
+    Args:
+        lines: name → place on the axis → values.
+        path: of the picture.
+        across, up: names of the axes.
+        levels: name → height of a dashed line.
+    """
+    figure = _figure(6.4, 4.0)
+    axes = figure.subplots()
+    for name, points in lines.items():
+        means = {place: sum(values) / len(values) for place, values in points.items()}
+        below = [means[place] - min(values) for place, values in points.items()]
+        above = [max(values) - means[place] for place, values in points.items()]
+        axes.errorbar(
+            list(means), list(means.values()), [below, above], marker=".", linewidth=1.2, capsize=3, label=name
+        )
+    for (name, height), color in zip((levels or {}).items(), ("0.35", "0.65"), strict=False):
+        axes.axhline(height, linestyle="--", linewidth=1, color=color, label=name)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
 def draw_bars(
     values: Mapping[str, float], path: Path, *, along: str, errors: Mapping[str, float] | None = None
 ) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sce_fast.config import TrainConfig
+from sce_fast.config import TrainConfig, replace
 from sce_fast.data.index import ImageIndex
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.data.video.index import VideoIndex
@@ -79,7 +79,7 @@ def view_pairs(config: TrainConfig, path: Path) -> Path:
     The views of an image stand below each other, those of a video side by side.
     """
     index = open_data(config)
-    views = random_views(config, index, threads=1)
+    views = random_views(replace(config, views={"dtype": "float32"}), index, threads=1)
     loader = TrainingLoader(index, views, batch_size=min(PAIRS[index.kind], len(index)))
     pictures = [
         [Tile(picture) for picture in visible(view, config.views.mean, config.views.std)] for view in next(loader).views

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sce_fast.config import Device, default_loader_threads, to_json
 from sce_fast.data.image.augment import EvaluationView
@@ -119,12 +120,7 @@ def retrieval(
 
         def rows() -> list[dict[str, Any]]:
             found.append(retrieve(*sets.to(target), at=fitting))
-            recalls = {BACKBONE: found[0].recall}
-            if untrained is not None:
-                others = dataclasses.replace(sets, train_features=untrained[0], test_features=untrained[1])
-                recalls[UNTRAINED] = retrieve(*others.to(target), at=fitting).recall
-            recalls[CHANCE] = chance_recall(sets.train_labels, sets.test_labels, at=fitting)
-            return [{"features": name, **{f"R@{k}": r for k, r in recall.items()}} for name, recall in recalls.items()]
+            return _rows(sets, found[0], untrained, target)
 
         def draw(result: EvaluationResult, folder: Path) -> None:
             draw_recall(result, folder)
@@ -133,7 +129,6 @@ def retrieval(
 
         notes = [*sets.notes, *_notes(sets, recall_at, fitting, baselines)]
         result = EvaluationResult("retrieval", settings, ranks.first(rows), notes, _title(sets, clips, crops))
-
         return finish(result, folder, draw, ranks)
 
 
@@ -151,10 +146,23 @@ def draw_neighbours(images: ImageSets, found: Retrieval, folder: Path) -> Path:
     bank, queries = images.indices
     numbers = spread(len(queries), QUERIES[queries.kind])
     chosen, shown = torch.from_numpy(numbers), NEIGHBOURS[queries.kind]
-    nearest = [tensor.cpu()[chosen, :shown] for tensor in (found.similarity, found.nearest)]
-    rows = neighbour_rows(queries.subset(numbers), bank, *nearest, images.view, threads=default_loader_threads())
+    similarity, nearest = (tensor.cpu()[chosen, :shown] for tensor in (found.similarity, found.nearest))
+    threads = default_loader_threads()
+    rows = neighbour_rows(queries.subset(numbers), bank, similarity, nearest, images.view, threads=threads)
     side = STRIP_SIDE if queries.kind == "videos" else SIDE
     return draw_rows(rows, folder / NEIGHBOUR_STRIPS, first_apart=True, side=side)
+
+
+def _rows(
+    sets: LabelledSets, found: Retrieval, untrained: list[Tensor] | None, device: torch.device
+) -> list[dict[str, Any]]:
+    """Return the rows of the table: the backbone, the untrained network if there are its features, and chance."""
+    at, recalls = list(found.recall), {BACKBONE: found.recall}
+    if untrained is not None:
+        others = dataclasses.replace(sets, train_features=untrained[0], test_features=untrained[1])
+        recalls[UNTRAINED] = retrieve(*others.to(device), at=at).recall
+    recalls[CHANCE] = chance_recall(sets.train_labels, sets.test_labels, at=at)
+    return [{"features": name, **{f"R@{k}": value for k, value in recall.items()}} for name, recall in recalls.items()]
 
 
 def _view(own: EvaluationView, *, clips: int, crops: int, size: int | None) -> EvaluationView:

@@ -1,5 +1,9 @@
 """What a run trains on: its images or videos, and their random views."""
 
+from typing import Any
+
+import torch
+
 from sce_fast.config import TrainConfig
 from sce_fast.data.image.views import RandomViews
 from sce_fast.data.index import ImageIndex, Index
@@ -23,11 +27,27 @@ def random_views(config: TrainConfig, index: Index, *, threads: int, device: str
 
     Args:
         device: "cpu", or "gpu" for the current CUDA device.
+
+    Raises:
+        ValueError: as RandomViews.
     """
     augmentations, sampling = config.views.augmentations(), config.clips.sampling()
+    settings: dict[str, Any] = {"seed": config.seed, "threads": threads, "device": device}
+    # A run may resume on another device, so a CPU takes its own kernel whatever a GPU should take.
+    photometric = config.views.photometric if device == "gpu" else "auto"
+    settings |= {"photometric": photometric, "dtype": _dtype(config, device)}
     if sampling is not None:
         assert isinstance(index, VideoIndex)
-        return RandomClips(index, sampling, augmentations, seed=config.seed, threads=threads, device=device)
+        return RandomClips(index, sampling, augmentations, **settings)
     assert isinstance(index, ImageIndex)
-    background = config.views.background
-    return RandomViews(index, augmentations, seed=config.seed, background=background, threads=threads, device=device)
+    return RandomViews(index, augmentations, background=config.views.background, **settings)
+
+
+def _dtype(config: TrainConfig, device: str) -> torch.dtype:
+    """Return the dtype of the views on a device."""
+    wanted = config.views.dtype
+    if wanted == "auto":
+        wanted = "float32"
+        if device == "gpu" and config.precision in ("bfloat16", "float16"):
+            wanted = config.precision
+    return getattr(torch, wanted)

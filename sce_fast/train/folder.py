@@ -20,7 +20,7 @@ SUMMARY, BAD_FILES, IMAGES, CHANGES = "summary.json", "bad_files.txt", "images.j
 # images are compared by themselves, and so is the device that the run is on.
 FREE_TO_CHANGE = frozenset(
     ("resume", "accept_changed_data", "stretch_schedule", "out", "data", "device", "loader_threads", "log_every",
-     "checkpoint_every", "keep_checkpoints", "pictures", "wandb", "evaluation")
+     "checkpoint_every", "keep_checkpoints", "pictures", "wandb", "evaluation", "cuda_graph")
 )  # fmt: skip
 LOCK = ".lock"
 _locks: dict[tuple[int, int], int] = {}  # device and inode of a lock file → descriptor, open until this process ends

@@ -52,8 +52,13 @@ class Guard(nn.Module):
         self.local_failure |= ~finite & (self.failed_step < 0)
         return loss * torch.where(finite, self.scale, torch.nan).to(loss.dtype)
 
-    def check(self, gradients: list[Tensor], step: int) -> Tensor:
-        """Remove the scale from the gradients, in place; return () bool on the device, true to mask this step."""
+    def check(self, gradients: list[Tensor], step: int | Tensor) -> Tensor:
+        """Remove the scale from the gradients, in place; return () bool on the device, true to mask this step.
+
+        Args:
+            gradients: of this step.
+            step: its number, or a () int64 tensor on the device.
+        """
         found = torch.zeros(1, device=self.scale.device)
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, self.scale.reciprocal().view(1))
         skip = found[0] > 0

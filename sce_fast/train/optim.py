@@ -1,6 +1,7 @@
 """SGD, LARS and AdamW with steps that can be masked on the device.
 
-A group may have lr_scale, a factor of its learning rate lr.
+A group may have lr_scale, a factor of its learning rate lr. The rate may be a () float64 tensor on the device, for
+steps with skip: it gives the bits of the number that it holds.
 """
 
 from collections.abc import Callable, Iterable
@@ -48,7 +49,7 @@ class MaskableOptimizer(torch.optim.Optimizer):
                 self._update(weights, group, group["lr"] * group.get("lr_scale", 1.0), skip)
         return loss
 
-    def _update(self, weights: list[Tensor], group: dict[str, Any], rate: float, skip: Tensor | None) -> None:
+    def _update(self, weights: list[Tensor], group: dict[str, Any], rate: Any, skip: Tensor | None) -> None:
         raise NotImplementedError
 
     def _state(self, entry: str, weights: list[Tensor], **like: Any) -> list[Tensor]:
@@ -91,7 +92,7 @@ class SGD(MaskableOptimizer):
         gradients = [w.grad for w in weights if w.grad is not None]
         return list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
 
-    def _update(self, weights: list[Tensor], group: dict[str, Any], rate: float, skip: Tensor | None) -> None:
+    def _update(self, weights: list[Tensor], group: dict[str, Any], rate: Any, skip: Tensor | None) -> None:
         gradients, velocities = self._gradients(weights, group), self._state("momentum_buffer", weights)
         if skip is None:
             torch._foreach_mul_(velocities, group["momentum"])
@@ -179,35 +180,36 @@ class AdamW(MaskableOptimizer):
     ) -> None:
         super().__init__(params, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
 
-    def _update(self, weights: list[Tensor], group: dict[str, Any], rate: float, skip: Tensor | None) -> None:
+    def _update(self, weights: list[Tensor], group: dict[str, Any], rate: Any, skip: Tensor | None) -> None:
         updates = self._updates(weights, group, rate, skip)
-        factor = 1 - rate * group["weight_decay"]
-        if factor != 1:
+        if group["weight_decay"]:
+            factor = 1 - rate * group["weight_decay"]
             torch._foreach_mul_(weights, factor if skip is None else unless(skip, factor, 1.0, weights[0]))
         if skip is not None:
             for update in updates:
                 update.masked_fill_(skip, -0.0)
         torch._foreach_add_(weights, updates)
 
-    def _updates(self, weights: list[Tensor], group: dict[str, Any], rate: float, skip: Tensor | None) -> list[Tensor]:
+    def _updates(self, weights: list[Tensor], group: dict[str, Any], rate: Any, skip: Tensor | None) -> list[Tensor]:
         """Advance the moments and the number of steps; return what to add to the weights, as new tensors."""
         means, squares = self._state("exp_avg", weights), self._state("exp_avg_sq", weights)
         # float64, because 1 − β₂ᵗ of the first steps would lose four digits in float32
         steps = self._state("step", weights, dtype=torch.float64)
         gradients = [w.grad for w in weights if w.grad is not None]
         beta1, beta2 = group["beta1"], group["beta2"]
-        keep1, keep2, one = beta1, beta2, 1.0  # numbers, or () tensors that depend on skip
+        keep1, keep2, one = beta1, beta2, torch.ones_like(steps[0])  # keep1 and keep2 are tensors too if skip is one
         if skip is not None:
             gradients = [g.masked_fill(skip, -0.0) for g in gradients]  # adding −0.0 changes no bit, not even of −0.0
             keep1, keep2 = (unless(skip, beta, 1.0, weights[0]) for beta in (beta1, beta2))
-            one = unless(skip, 1.0, 0.0, steps[0])  # type: ignore[assignment]
-        torch._foreach_add_(steps, one)
+            one = unless(skip, 1.0, 0.0, steps[0])
+        # as a list: with a single () tensor, _foreach_add_ reads it on the host
+        torch._foreach_add_(steps, [one] * len(steps))
         torch._foreach_mul_(means, keep1)
         torch._foreach_add_(means, gradients, alpha=1 - beta1)
         torch._foreach_mul_(squares, keep2)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
         count = torch.stack(steps)
-        rates = (-rate / (1 - beta1**count)).to(means[0].dtype)
+        rates = ((1 - beta1**count).reciprocal() * -rate).to(means[0].dtype)
         roots = (1 - beta2**count).sqrt().to(means[0].dtype)
         denominators = torch._foreach_div(torch._foreach_sqrt(squares), list(roots.unbind()))
         torch._foreach_add_(denominators, group["eps"])

@@ -10,6 +10,7 @@ from sce_fast.config import TrainConfig, to_json
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.distributed import Ranks
 from sce_fast.train.bad_files import BadFileRecord
+from sce_fast.train.capture import refusal
 from sce_fast.train.checkpoint import (
     collect,
     load_checkpoint,
@@ -139,9 +140,13 @@ class RunState:
         """Return what the bits of a run depend on beside its config."""
         device = self._training_step.device
         decoder = {"PyAV": installed_version("av")} if self._config.clips.frames else {}
+        scheduled = "target_temperature" in self._config.loss.scheduled()
+        captured = self._config.cuda_graph and refusal(self._training_step) is None
         return {
             **versions(),
             **decoder,
+            # The GPU kernels of the loss round otherwise then. None as in checkpoints of earlier versions.
+            **({"target temperature in a CUDA graph": captured or None} if scheduled else {}),
             "ranks": self._ranks.size,
             "device": device_name(device),
             "threads": torch.get_num_threads() if device.type == "cpu" else None,

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,11 +18,14 @@ from sce_fast.loss.queue import KeyQueue
 from sce_fast.method.average import update_average
 from sce_fast.method.build import build_model
 from sce_fast.method.sce import passes
+from sce_fast.train.cuda_graph import CudaRecorder
 from sce_fast.train.guard import Guard
 from sce_fast.train.optim import build_optimizer
 from sce_fast.util.layout import channels_last, to_channels_last
 from sce_fast.util.philox import Draw, permutation
 
+Number = float | Tensor  # a tensor is () float64 on the device, and gives the bits of the number that it holds
+Part = tuple[list[Tensor], list[Tensor] | None]  # views, and with shuffled batch normalisation the orders of their rows
 STAGES = ("networks", "loss", "backward", "optimizer", "momentum", "queue")
 
 
@@ -87,7 +90,9 @@ class TrainingStep:
             names = inspect.signature(DistributedDataParallel).parameters
             switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
             settings: dict[str, Any] = {"device_ids": devices, switch: False}
-            self.network = DistributedDataParallel(self.model, **settings)
+            # Only a wrapper that was made on a side stream can be captured (PyTorch's notes on CUDA semantics).
+            with CudaRecorder(device).aside() if config.cuda_graph and devices else nullcontext():
+                self.network = DistributedDataParallel(self.model, **settings)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -121,13 +126,37 @@ class TrainingStep:
             learning_rate, momentum: of this step.
             scheduled: temperature, target_temperature or coefficient of this step in place of the config's.
         """
+        inputs = self.inputs(parts, number)
+        return self.take(inputs, number=number, learning_rate=learning_rate, momentum=momentum, **scheduled)
+
+    def inputs(self, parts: Iterable[list[Tensor]], number: int) -> Iterator[Part]:
+        """Yield what each part of a step takes from the host, when its turn comes."""
+        for part, views in enumerate(parts):
+            yield views, self._shuffles(number, part)
+
+    def take(
+        self,
+        inputs: Iterable[Part],
+        *,
+        number: int | Tensor,
+        learning_rate: Number,
+        momentum: Number,
+        **scheduled: Number,
+    ) -> dict[str, Tensor]:
+        """Take one step, as a call does; with tensors on the device nothing depends on the host, as a CUDA graph needs.
+
+        Args:
+            inputs: of each part.
+            number: of the step; a tensor is () int64.
+            learning_rate, momentum, scheduled: as of a call.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
         keys, measures = [], []
-        for part, views in enumerate(parts):
+        for part, (views, shuffles) in enumerate(inputs):
             with self._gradients_averaged_over_ranks(part):
-                key, measured = self._differentiate(views, number, part, scheduled)
+                key, measured = self._differentiate(views, shuffles, scheduled)
             keys.append(key)
             measures.append(measured)
         with self.stage("optimizer"):
@@ -148,7 +177,7 @@ class TrainingStep:
         return {**means, "gradient_norm": torch.where(skip, torch.nan, norm)}
 
     def loss(
-        self, network: nn.Module, views: list[Tensor], shuffles: list[Tensor] | None = None, **scheduled: float
+        self, network: nn.Module, views: list[Tensor], shuffles: list[Tensor] | None = None, **scheduled: Number
     ) -> tuple[Tensor, Tensor, SCEStatistics]:
         """Return the loss of these views with the run's settings, the keys of all ranks, and the statistics.
 
@@ -156,7 +185,12 @@ class TrainingStep:
         """
         with self.stage("networks"):
             views = [
-                view.to(self.device, self.dtype, non_blocking=True, memory_format=channels_last(view.dim()))
+                view.to(
+                    self.device,
+                    view.dtype if view.dtype == self.autocast else self.dtype,
+                    non_blocking=True,
+                    memory_format=channels_last(view.dim()),
+                )
                 for view in views
             ]
             with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
@@ -170,10 +204,10 @@ class TrainingStep:
         return loss, keys, statistics
 
     def _differentiate(
-        self, views: list[Tensor], number: int, part: int, scheduled: dict[str, float]
+        self, views: list[Tensor], shuffles: list[Tensor] | None, scheduled: dict[str, Number]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Add this part's gradients; return its keys on all ranks, and what the log reads."""
-        loss, keys, statistics = self.loss(self.network, views, self._shuffles(number, part), **scheduled)
+        loss, keys, statistics = self.loss(self.network, views, shuffles, **scheduled)
         self.backend = statistics.backend
         with self.stage("backward"):
             self.guard.guarded(loss / self.config.accumulation).backward()

@@ -18,6 +18,7 @@ from sce_fast.data.faults import BadFilesError
 from sce_fast.data.loader import TrainingLoader
 from sce_fast.distributed import Ranks, Vote, current_ranks, lost_a_rank
 from sce_fast.train.bad_files import BadFileRecord
+from sce_fast.train.capture import CapturedStep
 from sce_fast.train.curves import import_wandb, open_curves
 from sce_fast.train.data import open_data, random_views
 from sce_fast.train.diagnosis import Diagnosis, Samples
@@ -108,6 +109,7 @@ class Trainer:
         if starts_from_weights:
             backbone = initial_backbone(config, backbone)
         self.training_step = TrainingStep(config, self.device, self.ranks, backbone)
+        self.captured_step = CapturedStep(self.training_step) if config.cuda_graph else None
         self.model = self.training_step.model
         if newest is None:
             evaluated = dict(zip(("evaluation.train", "evaluation.test"), self.evaluation.indices, strict=False))
@@ -156,6 +158,8 @@ class Trainer:
             needed = memory(self.training_step)
             if not silent:
                 say(f"{self._describe()}\n{needed.describe(self.ranks.size)}")
+                if self.captured_step is not None:
+                    say(f"CUDA graph: {self.captured_step.describe()}")
         pace = Pace(remaining, self.device)
         try:
             with (
@@ -192,7 +196,8 @@ class Trainer:
         progress, started = self.state.progress, time.perf_counter()
         parts = self._batches(self.diagnosis.begin(progress.step))
         numbers = self._numbers()
-        self.state.interval.add(self.training_step(parts, number=progress.step, **numbers))
+        take = self.captured_step or self.training_step
+        self.state.interval.add(take(parts, number=progress.step, **numbers))
         progress.step += 1
         last, stops = progress.step == self.total_steps, vote(request.name is not None)
         logs = progress.step % self.config.log_every == 0 or last

@@ -290,11 +290,14 @@ SMALL_CLIPS = {**SMALL_STEP, "model": replace(SMALL_STEP["model"], backbone="r3d
 
 def test_bench_step_on_clips(capsys):
     """A layout holds for the weights and inputs of one benchmark."""
-    speed = step.main(**SMALL_CLIPS, device="cpu", layout="channels-first")
+    speed = step.main(**SMALL_CLIPS, device="cpu", layout="channels-first", cuda_graph=True)
     assert speed.images_per_second == pytest.approx(2 / speed.seconds)
     text = capsys.readouterr().out
     assert "r3d18, batch 2, 2 × 32 pixels, float32, channels-first, synthetic clips" in text
     assert f"{4 / speed.seconds:.0f} clips/s" in text
+    assert (
+        "\n  CUDA graph: the step is not captured: the run is on the CPU, and CUDA graphs need an NVIDIA GPU\n" in text
+    )
     assert list(step.with_defaults("cuda clips", dict.fromkeys(step.DEFAULTS["cuda"])).values())[:3] == [
         "r3d50",
         32,

@@ -11,6 +11,7 @@ import pytest
 
 from sce_fast.benchmarks import compile_gate as kernels
 from sce_fast.benchmarks.compile_gate import Kernel
+from sce_fast.benchmarks.machine_code import faults_of_code, lost_speed, overlapped_exponentials
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on the PATH")
 
@@ -130,6 +131,30 @@ def test_a_hopper_kernel_without_hoppers_instructions_fails(tmp_path, capsys):
         for instruction in ("HGMMA", "UTMALDG"):
             assert f"sm_90a {name}: its machine code lacks {instruction}" in text
     assert "sm_90 reverse: its machine code" not in text
+
+
+def sass(*instructions):
+    return "Function : f\n" + "".join(f"        /*0000*/  {line} ;\n" for line in instructions)
+
+
+@pytest.mark.parametrize(("before", "after"), [(40, 0), (42, 3), (39, 1), (0, 40)])
+def test_a_forward_pass_that_waits_before_its_exponentials_fails(before, after):
+    """The loop comes after the product of the first tile, whose exponentials nothing overlaps."""
+    wait, others = "WARPGROUP.DEPBAR.LE gsb0, 0x{}", ["HGMMA.64x80x16", "UTMALDG.3D"]
+    first, exponential = [wait.format(0), *["MUFU.EX2 R1, R1"] * 50], "MUFU.EX2 R0, R0"
+    loop = [wait.format(1), *[exponential] * before, wait.format(0), *[exponential] * after]
+    text = sass(*others, *first, *loop, wait.format(0))
+    assert overlapped_exponentials(text) == before
+    faults = faults_of_code("sm90_forward_pass", "<BFloat16, true, 256, 80, 4>", text, "90a")
+    expected = f"{before} of 40 exponentials of a tile run before the wait for the last tile's product"
+    assert faults == (() if before >= 40 else (expected,))
+    assert faults_of_code("sm90_products", "<BFloat16, 256, 80>", text, "90a") == ()
+
+
+def test_every_message_of_ptxas_about_lost_speed_is_a_complaint():
+    lost = "ptxas info    : (C7512) Potential Performance Loss: wgmma.mma_async instructions are serialized due to …"
+    report = f"ptxas info    : Used 168 registers\n{lost}\n{lost}\nptxas info    : setmaxnreg ignored to maintain …"
+    assert lost_speed(report) == (f"ptxas says: {lost}", "ptxas says: ptxas info    : setmaxnreg ignored to maintain …")
 
 
 def test_an_empty_folder_is_an_error(tmp_path):

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ptx_sm90.cuh"
+#include "tensor_maps.h"
 
 using namespace sce_fast;
 using namespace sce_fast::ptx;
@@ -138,6 +139,47 @@ bool run_step(Mistake made) {
   return true;
 }
 
+// Each block of a cluster of two leaves numbers in its shared memory and reads the other's.
+enum ClusterMistake { kNoMistake, kReadsEarly, kEndsEarly, kWritesAgain, kReadsBeyond };
+void exchange_in_cluster(ClusterMistake made, float* to) {
+  const uint32_t mine = thread_index(), rank = cluster_rank();
+  const float own = static_cast<float>(rank * 100 + mine);
+  store_shared(shared_memory() + mine * 16, FloatQuad{{own, own, own, own}});
+  if (made != kReadsEarly) cluster_barrier();
+  if (made == kWritesAgain && rank == 1) store_shared(shared_memory() + mine * 16, own);
+  const FloatQuad other = load_shared_of(made == kReadsBeyond ? 2 : 1 - rank, shared_memory() + (31 - mine) * 16);
+  to[rank * 32 + mine] = other.values[3];
+  if (made != kEndsEarly) cluster_barrier();
+}
+
+bool run_cluster(ClusterMistake made) {
+  std::vector<float> to(64);
+  launch({"check", {1, 2, 1}, 32, 512, nullptr, false, 2}, &exchange_in_cluster, made, to.data());
+  for (int i = 0; i < 64; ++i)
+    if (to[i] != static_cast<float>((1 - i / 32) * 100 + 31 - i % 32)) return false;
+  return true;
+}
+
+const std::map<std::string, ClusterMistake> kClusterChecks{{"cluster", kNoMistake},
+                                                           {"reads early", kReadsEarly},
+                                                           {"ends early", kEndsEarly},
+                                                           {"writes again", kWritesAgain},
+                                                           {"reads beyond the cluster", kReadsBeyond}};
+
+// Maps are made once for each of a few tensors, and are the right ones after more tensors than are kept.
+bool keeps_maps() {
+  std::vector<Chunk> memory(100);
+  const auto right = [&](int i) {
+    const TensorMap map = kept_tensor_map<BFloat16>({&memory[i], 8, 1 + i, 1, 64});
+    return map.tensor.data == &memory[i] && map.tensor.rows == 1 + i && map.tensor.box_rows == 64;
+  };
+  bool all = true;
+  for (int call = 0; call < 30; ++call) all &= right(call % 3);
+  all &= tensor_maps_made == 3;
+  for (int call = 0; call < 300; ++call) all &= right(call * 7 % 100);
+  return all && tensor_maps_made > 100;
+}
+
 const std::map<std::string, Mistake> kChecks{
     {"right", kNone},
     {"no fence after the init", kNoInitFence},
@@ -175,6 +217,14 @@ int main(int count, char** arguments) {
   }
   if (count != 3) return 2;
   emulator::set_seed(std::strtoull(arguments[2], nullptr, 10));
+  if (std::string(arguments[1]) == "kept maps") {
+    puts(keeps_maps() ? "right" : "wrong");
+    return 0;
+  }
+  if (const auto found = kClusterChecks.find(arguments[1]); found != kClusterChecks.end()) {
+    puts(run_cluster(found->second) ? "right" : "wrong");
+    return 0;
+  }
   const auto found = kChecks.find(arguments[1]);
   if (found == kChecks.end()) return 2;
   puts(run_step(found->second) ? "right" : "wrong");

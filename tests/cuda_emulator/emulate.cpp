@@ -1,6 +1,8 @@
-// emulate solve INPUT OUTPUT SEED KERNEL SPLITS MULTIPROCESSORS SHARED_BYTES CAPABILITY
+// emulate solve INPUT OUTPUT SEED KERNEL SPLITS MULTIPROCESSORS SHARED_BYTES CAPABILITY TURNS UNEVEN CLUSTERS
 // emulate enqueue|products INPUT OUTPUT SEED
 // Calls the host interface with its kernels emulated; emulated.py writes the input and reads the output.
+// emulate cut ROW_BLOCKS TILES MULTIPROCESSORS: prints the parts of an uneven cut, block by block: block, block of rows,
+// split, first tile, end.
 // emulate splits BLOCKS TILES RESIDENT: prints the chosen number of splits.
 // emulate kernel WANTED GPU 0: prints the kernel for a GPU of this compute capability: 1 for sm80, 2 for sm90.
 #include <cstdio>
@@ -14,6 +16,7 @@
 #include <vector>
 
 #include "emulator.h"
+#include "pass.h"
 #include "solve.h"
 
 using namespace sce_fast;
@@ -96,7 +99,7 @@ Problem read_problem(Reader& in) {
   return p;
 }
 
-void solve_file(Reader in, const char* to, Kernel kernel, int splits, const Limits& limits) {
+void solve_file(Reader in, const char* to, Kernel kernel, int splits, const Limits& limits, const Tuning& tuning) {
   Problem p = read_problem(in);
   const std::vector<char> scalars = in.bytes(in.field<int64_t>("scalars") * 4);
   if (!scalars.empty()) p.scalars = reinterpret_cast<const float*>(scalars.data());
@@ -104,7 +107,7 @@ void solve_file(Reader in, const char* to, Kernel kernel, int splits, const Limi
              batch_keys = read_rows(in, p.dim);
   p.query = query.matrix(), p.key = key.matrix(), p.queue = queue.matrix(), p.batch_keys = batch_keys.matrix();
 
-  const Plan cut = plan(p, limits, kernel, splits);
+  const Plan cut = plan(p, limits, kernel, splits, tuning);
   Output workspace(cut.workspace_bytes), rows(p.batch * 4), probability(p.batch * 4),
       entropy(p.key_views * p.batch * 4),
       gradient(p.needs_gradient ? p.query_views * p.batch * p.dim * bytes_of(query.type) : 0);
@@ -117,6 +120,16 @@ void solve_file(Reader in, const char* to, Kernel kernel, int splits, const Limi
          .positive_probability = floats(probability)},
         cut, workspace.data.data(), nullptr);
   write(to, {&rows.data, &gradient.data, &entropy.data, &probability.data});
+}
+
+void print_cut(int32_t row_blocks, int32_t tiles, int32_t multiprocessors) {
+  const Cut cut{std::min(multiprocessors, row_blocks * tiles), row_blocks, tiles};
+  for (int32_t block = 0; block < cut.blocks; ++block)
+    for (int32_t rows = cut.start(block) / cut.length(); rows <= (cut.start(block + 1) - 1) / cut.length(); ++rows) {
+      const Range range = cut.range(block, rows);
+      if (range.begin < range.end)
+        printf("%d %d %d %d %d\n", block, rows, block - cut.first_block(rows), range.begin, range.end);
+    }
 }
 
 void enqueue_file(Reader in, const char* to) {
@@ -151,6 +164,10 @@ int main(int count, char** arguments) {
     printf("%d\n", choose_splits(atoll(arguments[2]), atoll(arguments[3]), atoll(arguments[4])));
     return 0;
   }
+  if (what == "cut") {
+    print_cut(atoi(arguments[2]), atoi(arguments[3]), atoi(arguments[4]));
+    return 0;
+  }
   emulator::set_seed(std::strtoull(arguments[4], nullptr, 10));
   try {
     if (what == "kernel") {
@@ -158,9 +175,11 @@ int main(int count, char** arguments) {
       printf("%d\n", static_cast<int>(choose_kernel(static_cast<Kernel>(atoi(arguments[2])), limits)));
       return 0;
     }
-    if (what == "solve" && count == 10)
+    if (what == "solve" && count == 13)
       solve_file(Reader(arguments[2]), arguments[3], static_cast<Kernel>(atoi(arguments[5])), atoi(arguments[6]),
-                 {atoi(arguments[7]), atoi(arguments[8]), atoi(arguments[9])});
+                 {atoi(arguments[7]), atoi(arguments[8]), atoi(arguments[9])},
+                 {static_cast<Choice>(atoi(arguments[10])), static_cast<Choice>(atoi(arguments[11])),
+                  static_cast<Choice>(atoi(arguments[12]))});
     else if (what == "products")
       products_file(Reader(arguments[2]), arguments[3]);
     else if (what == "enqueue")

@@ -25,9 +25,10 @@ from sce_fast.loss.problem import Problem, Solution
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "csrc" / "cuda"
-EMULATOR = tuple(HERE / f"{part}.cpp" for part in ("emulator", "shared_memory", "mbarriers", "products"))
+EMULATOR = tuple(HERE / f"{part}.cpp" for part in ("emulator", "cluster", "shared_memory", "mbarriers", "products"))
 HOST_AND_KERNELS = (
-    "sm90_forward_pass.cu", "sm80_forward_pass.cu", "sm90_products.cu", "combine.cu", "solve.cu", "enqueue.cu",
+    "sm90_forward_pass.cu", "sm90_variants.cu", "sm80_forward_pass.cu", "sm90_products.cu", "combine.cu", "solve.cu",
+    "enqueue.cu",
 )  # fmt: skip
 FLAGS = ["-std=c++20", "-O1", "-fno-inline", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DSCE_FAST_EMULATED"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
@@ -109,7 +110,8 @@ def _with_headers(source: Path, folders: list[Path]) -> bytes:
 def run(executable: Path, *arguments: object) -> str:
     """Return the output of a program, or raise EmulationError with its error output."""
     command = [str(executable), *map(str, arguments)]
-    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    # longer traces of every allocation take a tenth of the time
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0:malloc_context_size=1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if result.returncode != 0:
         raise EmulationError(f"{result.stderr.strip()[:4000]} (status {result.returncode})")
@@ -156,6 +158,7 @@ def solver(
     shared_bytes: int = SHARED_BYTES,
     executable: Path | None = None,
     kernel: str = "sm80",
+    tuning: native_cuda.Tuning = native_cuda.DEFAULT,
 ) -> Callable[[Problem], Solution]:
     """Return a backend's `solve` that runs blocks and threads in the order of the seed.
 
@@ -177,7 +180,7 @@ def solver(
         program = executable or build("emulate")
         result = _exchange(
             program, "solve", content, seed, native_cuda.KERNELS[kernel], splits, multiprocessors, shared_bytes,
-            CAPABILITY,
+            CAPABILITY, *map(native_cuda.choice, (tuning.turns, tuning.uneven, tuning.clusters)),
         )  # fmt: skip
         rows, result = _take(result, torch.float32, batch)
         gradient = None

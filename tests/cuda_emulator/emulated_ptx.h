@@ -16,6 +16,7 @@
 #define __grid_constant__
 #define __launch_bounds__(...)
 #define SCE_FAST_DEVICE inline
+#define SCE_FAST_ANYWHERE inline
 
 namespace sce_fast::ptx {
 
@@ -30,7 +31,9 @@ inline void barrier() { emulator::barrier(); }
 inline void wait_for_launches() { emulator::wait_for_launches(); }
 
 inline void store_shared(Shared to, const Chunk& chunk) { emulator::write_shared(to, &chunk, 16); }
+inline void store_shared(Shared to, const FloatQuad& quad) { emulator::write_shared(to, &quad, 16); }
 inline void store_shared(Shared to, float value) { emulator::write_shared(to, &value, 4); }
+inline void store_shared(Shared to, const FloatPair& pair) { emulator::write_shared(to, &pair, 8); }
 inline float load_shared(Shared from) {
   float value;
   emulator::read_shared(from, &value, 4, emulator::thread());
@@ -44,18 +47,33 @@ void copy_async_wait() {
   emulator::wait_copies(kPending);
 }
 
+namespace detail {
+
+struct ShuffleOperand {
+  float value, result;
+  int other;  // a lane, or the bits in which its number differs
+};
+
+template <bool kXor>
+void shuffle(void* const* operands) {
+  for (int lane = 0; lane < 32; ++lane) {
+    auto& mine = *static_cast<ShuffleOperand*>(operands[lane]);
+    if (mine.other < 0 || mine.other > 31) emulator::fail("shuffles with lane or mask %d", mine.other);
+    mine.result = static_cast<ShuffleOperand*>(operands[kXor ? lane ^ mine.other : mine.other])->value;
+  }
+}
+
+}  // namespace detail
+
 inline float shuffle_xor(float value, int mask) {
-  struct Operand {
-    float value, result;
-    int mask;
-  } operand{value, 0.f, mask};
-  emulator::together("shuffle", &operand, [](void* const* operands) {
-    for (int lane = 0; lane < 32; ++lane) {
-      auto& mine = *static_cast<Operand*>(operands[lane]);
-      if (mine.mask < 0 || mine.mask > 31) emulator::fail("shuffles with mask %d", mine.mask);
-      mine.result = static_cast<Operand*>(operands[lane ^ mine.mask])->value;
-    }
-  });
+  detail::ShuffleOperand operand{value, 0.f, mask};
+  emulator::together("shuffle", &operand, &detail::shuffle<true>);
+  return operand.result;
+}
+
+inline float shuffle(float value, int lane) {
+  detail::ShuffleOperand operand{value, 0.f, lane};
+  emulator::together("shuffle of lanes", &operand, &detail::shuffle<false>);
   return operand.result;
 }
 
@@ -188,7 +206,7 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
 
 template <class... P>
 void launch(const Launch& to, void (*kernel)(P...), typename Same<P>::type... parameters) {
-  emulator::run({to.kernel, {to.grid.x, to.grid.y, to.grid.z}, to.threads, to.shared_bytes, to.depends},
+  emulator::run({to.kernel, {to.grid.x, to.grid.y, to.grid.z}, to.threads, to.shared_bytes, to.depends, to.cluster},
                 [&] { kernel(parameters...); });
 }
 

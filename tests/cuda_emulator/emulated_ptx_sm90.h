@@ -35,6 +35,14 @@ void grow_registers() {
 
 inline void let_dependents_start() {}
 
+inline uint32_t cluster_rank() { return emulator::cluster_rank(); }
+inline void cluster_barrier() { emulator::cluster_barrier(); }
+inline FloatQuad load_shared_of(uint32_t rank, Shared from) {
+  FloatQuad quad;
+  emulator::read_shared_of(rank, from, &quad, 16);
+  return quad;
+}
+
 // ---------------------------------------------------------------------------------------------- bulk copies
 
 struct TensorMap {
@@ -157,12 +165,15 @@ void multiply_registers(float (&d)[kColumns / 2], const uint32_t (&a)[4], uint64
 
 // ---------------------------------------------------------------------------------------------- host
 
+inline int tensor_maps_made = 0;
+
 // Throws for tensors that cuTensorMapEncodeTiled refuses.
 template <class T>
 TensorMap make_tensor_map(const void* data, int64_t columns, int64_t rows, int64_t matrices, int32_t box_rows) {
   const bool aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0 && columns * 2 % 16 == 0;
   if (!aligned || columns < 1 || rows < 1 || matrices < 1 || rows > int64_t{1} << 32 || box_rows < 1 || box_rows > 256)
     throw std::runtime_error("cuTensorMapEncodeTiled would refuse this tensor");
+  ++tensor_maps_made;
   return {{data, columns, rows, matrices, box_rows}};
 }
 

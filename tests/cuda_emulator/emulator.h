@@ -1,4 +1,5 @@
-// Runs a kernel on a CPU: blocks run one after another, threads of a block are fibers, and a seed draws the order.
+// Runs a kernel on a CPU: blocks, or clusters of blocks, run one after another, threads are fibers, and a seed draws the
+// order.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,8 @@ constexpr uint32_t kWarpSize = 32, kWarpgroupSize = 128;
 // The largest shared memory of a block on any architecture (sm_90, sm_100).
 constexpr uint32_t kMostSharedBytes = 227 << 10;
 
+constexpr uint32_t kMostClusterBlocks = 8;  // on every GPU with clusters
+
 struct Size {
   uint32_t x, y, z;
 };
@@ -19,7 +22,8 @@ struct LaunchedKernel {
   const char* name;
   Size grid;
   uint32_t threads, shared_bytes;
-  bool depends;  // it may begin before the previous launch has ended, so each of its threads must wait
+  bool depends;          // it may begin before the previous launch has ended, so each of its threads must wait
+  uint32_t cluster = 1;  // blocks along y that run at the same time and read each other's shared memory
 };
 
 // Sets the order of blocks and threads from now on.
@@ -40,6 +44,13 @@ Size block();
 void barrier();
 // Comes to barrier `id`, which ends when `threads` threads have come; returns then if it `waits`, otherwise at once.
 void named_barrier(uint32_t id, uint32_t threads, bool waits);
+
+// The number of this block in its cluster.
+uint32_t cluster_rank();
+// Waits until all threads of the cluster that have not ended have come here.
+void cluster_barrier();
+// Reads shared memory of another block of the cluster, written before the last barrier of the cluster.
+void read_shared_of(uint32_t rank, uint32_t from, void* to, uint32_t bytes);
 
 // Waits until all lanes of the warp, or all threads of the warpgroup, have come here with operation `name`. The last
 // one calls `act` with the operands of all.

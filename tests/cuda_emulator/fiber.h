@@ -16,11 +16,11 @@ inline void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
 #endif
 
 #ifdef __x86_64__
-// Pushes the registers that a function call must preserve, exchanges the stacks, pops.
+// Pushes the registers that a function call must preserve, exchanges the stacks, pops. Weak: several files include this.
 extern "C" void sce_fast_switch_stack(void** save, void* stack);
 asm(R"(
 .text
-.globl sce_fast_switch_stack
+.weak sce_fast_switch_stack
 .type sce_fast_switch_stack, @function
 sce_fast_switch_stack:
   pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15
@@ -70,7 +70,7 @@ class Fiber {
   static void entered() { arrived(nullptr); }
 
  private:
-  static constexpr size_t kStackBytes = 256 << 10;
+  static constexpr size_t kStackBytes = 96 << 10;  // three times what a thread of the widest kernel takes
 
   // Tells the sanitizer about the switch, and gets the bounds of the previous stack from it.
   static void arrived(void* fake_stack) {

@@ -1,4 +1,5 @@
 // mbarriers and the bulk copies that complete on them.
+#include <array>
 #include <cstring>
 #include <map>
 #include <string>
@@ -30,12 +31,15 @@ struct Mbarrier {
   bool fenced = false;
 };
 
-std::map<uint32_t, Mbarrier> g_mbarriers;
+// By block of the cluster.
+std::array<std::map<uint32_t, Mbarrier>, kMostClusterBlocks> g_mbarriers;
 uint32_t g_first_agent = 0;
 
+std::map<uint32_t, Mbarrier>& own() { return g_mbarriers[cluster_rank()]; }
+
 Mbarrier& find(uint32_t barrier, const char* what) {
-  const auto found = g_mbarriers.find(barrier);
-  if (found == g_mbarriers.end()) fail("%s at %u, where no mbarrier is", what, barrier - kSharedStart);
+  const auto found = own().find(barrier);
+  if (found == own().end()) fail("%s at %u, where no mbarrier is", what, barrier - kSharedStart);
   return found->second;
 }
 
@@ -86,12 +90,12 @@ void deliver_all(Mbarrier& m) {
 }  // namespace
 
 void reset_mbarriers(uint32_t threads) {
-  g_mbarriers.clear();
+  own().clear();
   g_first_agent = threads;
 }
 
 void check_no_bulk_copy_under_way() {
-  for (const auto& [at, m] : g_mbarriers)
+  for (const auto& [at, m] : own())
     if (!m.copies.empty())
       fail("the block ends while a bulk copy to the mbarrier at %u is under way", at - kSharedStart);
 }
@@ -99,18 +103,18 @@ void check_no_bulk_copy_under_way() {
 void mbarrier_init(uint32_t barrier, uint32_t arrivals) {
   if (barrier % 8 != 0) fail("initialises an mbarrier at the unaligned address %u", barrier - kSharedStart);
   if (arrivals == 0) fail("initialises an mbarrier for no arrival");
-  if (g_mbarriers.count(barrier)) fail("initialises the mbarrier at %u again", barrier - kSharedStart);
-  if (g_mbarriers.size() == kMostMbarriers) fail("initialises more than %u mbarriers", kMostMbarriers);
+  if (own().count(barrier)) fail("initialises the mbarrier at %u again", barrier - kSharedStart);
+  if (own().size() == kMostMbarriers) fail("initialises more than %u mbarriers", kMostMbarriers);
   const uint64_t zero = 0;  // the object occupies the place, so another use of it is a race
   write_shared(barrier, &zero, 8);
   Mbarrier m{};
-  m.agent = g_first_agent + static_cast<uint32_t>(g_mbarriers.size());
+  m.agent = g_first_agent + static_cast<uint32_t>(own().size());
   m.arrivals = m.pending = arrivals;
-  g_mbarriers.emplace(barrier, std::move(m));
+  own().emplace(barrier, std::move(m));
 }
 
 void mbarrier_init_fence() {
-  for (auto& entry : g_mbarriers) entry.second.fenced = true;
+  for (auto& entry : own()) entry.second.fenced = true;
 }
 
 void mbarrier_arrive(uint32_t barrier, uint32_t bytes) {

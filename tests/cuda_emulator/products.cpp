@@ -45,13 +45,18 @@ struct Waiter {
   bool fenced = false;
 };
 
-std::vector<Warpgroup> g_warpgroups;
-std::vector<Waiter> g_waiters;
+struct Issuers {
+  std::vector<Warpgroup> warpgroups;
+  std::vector<Waiter> waiters;
+};
+std::array<Issuers, kMostClusterBlocks> g_issuers;  // by block of the cluster
+
+Issuers& own() { return g_issuers[cluster_rank()]; }
 
 Warpgroup& own_group() {
   const uint32_t group = thread() / kWarpgroupSize;
-  if (group >= g_warpgroups.size()) fail("uses products, and its warpgroup is not whole");
-  return g_warpgroups[group];
+  if (group >= own().warpgroups.size()) fail("uses products, and its warpgroup is not whole");
+  return own().warpgroups[group];
 }
 
 // Returns the sum in accumulator i of a thread: rows 16 w + lane / 4 (+ 8), columns 8 j + 2 (lane mod 4) (+ 1).
@@ -82,26 +87,26 @@ void finish(const Product& product, uint64_t number) {
 }  // namespace
 
 void reset_products(uint32_t threads) {
-  g_warpgroups.assign(threads / kWarpgroupSize, {});
-  g_waiters.assign(threads, {});
+  own().warpgroups.assign(threads / kWarpgroupSize, {});
+  own().waiters.assign(threads, {});
 }
 
 void check_no_product_under_way() {
   const uint32_t group = thread() / kWarpgroupSize;
-  if (group < g_warpgroups.size() && g_waiters[thread()].done < g_warpgroups[group].issued.size())
+  if (group < own().warpgroups.size() && own().waiters[thread()].done < own().warpgroups[group].issued.size())
     fail("ends while its products are under way");
 }
 
-void product_fence() { g_waiters[thread()].fenced = true; }
+void product_fence() { own().waiters[thread()].fenced = true; }
 
 void product_commit() {
-  Waiter& waiter = g_waiters[thread()];
+  Waiter& waiter = own().waiters[thread()];
   waiter.committed = own_group().issued.size();
   waiter.groups.push_back(waiter.committed);
 }
 
 void product_wait(uint32_t groups_under_way) {
-  Waiter& waiter = g_waiters[thread()];
+  Waiter& waiter = own().waiters[thread()];
   Warpgroup& group = own_group();
   for (; waiter.groups.size() > groups_under_way; waiter.groups.pop_front())
     for (; waiter.done < waiter.groups.front(); ++waiter.done) finish(group.issued[waiter.done], waiter.done);
@@ -122,7 +127,7 @@ float* begin_product(void* const* operands, bool accumulate) {
   if (chained && sums->columns != columns)
     fail("adds to the accumulators of a product under way that has another shape");
   for (uint32_t t = 0; t < kWarpgroupSize; ++t)
-    if ((!chained || operand(t).registers) && !g_waiters[first + t].fenced)
+    if ((!chained || operand(t).registers) && !own().waiters[first + t].fenced)
       fail("thread %u issues a product without product_fence since it could touch the registers", first + t);
   if (!chained) {
     sums = std::make_shared<Sums>();

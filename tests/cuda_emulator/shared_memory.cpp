@@ -76,6 +76,17 @@ SCE_FAST_FAST void SharedMemory::mark_read(uint32_t address, uint32_t bytes, uin
   });
 }
 
+void SharedMemory::mark_read_by_others(uint32_t address, uint32_t bytes, const Clock& known, Moment moment) {
+  check_range("reads in another block of the cluster", address, bytes);
+  for_words(address, bytes, [&](Word& word, uint32_t at) {
+    if (word.copies > 0) fail("reads another block's shared memory at %u, where a copy will arrive", at);
+    const Moment written = word.written;
+    if (written.time > 0 && (written.agent >= known.size() || known[written.agent] < written.time))
+      fail("race: reads another block's shared memory at %u, written since the last barrier of the cluster", at);
+    word.read.push_back(moment);
+  });
+}
+
 SCE_FAST_FAST void SharedMemory::mark_written(uint32_t address, uint32_t bytes, uint32_t thread) {
   check_range("writes", address, bytes);
   for_words(address, bytes, [&](Word& word, uint32_t at) {
@@ -85,9 +96,12 @@ SCE_FAST_FAST void SharedMemory::mark_written(uint32_t address, uint32_t bytes, 
       fail("race: writes shared memory at %u, which thread %u wrote with nothing in between that orders them", at,
            word.written.agent);
     for (const Moment& read : word.read)
-      if (!knows(thread, read))
+      if (!knows(thread, read)) {
+        if (read.agent >= threads_)
+          fail("race: writes shared memory at %u, which another block of the cluster reads", at);
         fail("race: writes shared memory at %u, which thread %u reads with nothing in between that orders them", at,
              read.agent);
+      }
     word.written = {thread, clocks_[thread][thread]};
     word.read.clear();
   });

@@ -8,7 +8,8 @@
 
 namespace sce_fast::emulator {
 
-// A time for each agent: the threads of the block, then the mbarriers, on whose behalf bulk copies write.
+// A time for each agent: the threads of the block, then the mbarriers, on whose behalf bulk copies write, then the other
+// blocks of the cluster together.
 using Clock = std::vector<uint32_t>;
 
 struct Moment {
@@ -39,6 +40,8 @@ class SharedMemory {
   void fence_stores(uint32_t thread);
 
   void mark_read(uint32_t address, uint32_t bytes, uint32_t thread);
+  // A read by another block of the cluster, which knows what `known` knows.
+  void mark_read_by_others(uint32_t address, uint32_t bytes, const Clock& known, Moment moment);
   void mark_written(uint32_t address, uint32_t bytes, uint32_t thread);
 
   // A copy of one thread: its destination is written now and again when it is delivered.

@@ -62,6 +62,33 @@ def test_a_step_of_a_hopper_kernel_passes(checks_sm90):
         assert emulated.run(checks_sm90, "right", seed) == "right\n"
 
 
+def test_blocks_of_a_cluster_read_each_others_shared_memory(checks_sm90):
+    for seed in range(5):
+        assert emulated.run(checks_sm90, "cluster", seed) == "right\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "reads early",
+            "race: reads another block's shared memory at [0-9]+, written since|which another block|which has ended",
+        ),
+        ("ends early", "which has ended|the block ends while other blocks of its cluster may read its shared memory"),
+        ("writes again", "which another block of the cluster reads|another block's shared memory at [0-9]+, written"),
+        ("reads beyond the cluster", "reads shared memory of block 2 of a cluster of 2"),
+    ],
+)
+def test_a_mistake_in_a_cluster_is_found_in_every_order(checks_sm90, name, message):
+    for seed in range(4):
+        with pytest.raises(emulated.EmulationError, match=message):
+            emulated.run(checks_sm90, name, seed)
+
+
+def test_tensor_maps_are_kept(checks_sm90):
+    assert emulated.run(checks_sm90, "kept maps", 0) == "right\n"
+
+
 NEVER_FILLED = "deadlock.*\n  threads 0 to 127 wait for phase 0 of the mbarrier at [0-9]+ "
 PRODUCT_READS = "writes shared memory at [0-9]+, which a product nobody has waited for reads"
 HOPPER_MISTAKES = {

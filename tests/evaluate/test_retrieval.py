@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from helpers import image_sets
+from helpers.backbones import write_backbone
 from helpers.clip_backbones import SAMPLING, write_clip_backbone, write_colour, write_colours
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.index import index_videos
@@ -12,6 +14,7 @@ from sce_fast.evaluate import extract_features, load_features, retrieve
 from sce_fast.evaluate.results import read_result
 from sce_fast.export import open_backbone
 from sce_fast.tools import retrieval as module
+from sce_fast.tools.evaluate import knn
 from sce_fast.tools.retrieval import retrieval
 
 CPU = torch.device("cpu")
@@ -112,6 +115,14 @@ def test_published_splits(data, tmp_path, capsys):
     names = ("bank_samples", "query_samples", "missing_bank", "missing_queries", "split_number")
     assert [found.settings[name] for name in names] == [3, 2, 1, 0, 2]
 
+    settings = {"neighbours": (1,), "features": tmp_path / "features", "out": tmp_path / "knn", "device": "cpu"}
+    of_knn = knn(data / "network.safetensors", published=published, **settings)
+    assert (of_knn.rows[0]["top1"], of_knn.notes) == (1.0, [line])
+    with pytest.raises(ValueError, match=r"split=.*, videos=None: expected both or neither"):
+        knn(data / "network.safetensors", published=module.PublishedSplit(split=split))
+    with pytest.raises(ValueError, match=r"split=.*: give a run or an exported backbone, too"):
+        retrieval(None, published=published)
+
 
 def test_results_do_not_depend_on_the_batch_size(data):
     index, view = index_videos(data / "queries"), ClipEvaluationView(resize=32, crop=32, sampling=SAMPLING, clips=3)
@@ -143,3 +154,23 @@ def test_wrong_options(data, change, message):
     settings = {"bank": data / "bank", "queries": data / "queries", "device": "cpu"}
     with pytest.raises(ValueError, match=message):
         retrieval(data / "network.safetensors", **{**settings, **change})
+
+
+def test_images_are_retrieved_by_their_centre_crops(tmp_path, data):
+    """A backbone of images shows each image once; a split of videos is refused."""
+    image_sets.class_folders(tmp_path / "mine", image_sets.coloured, images=6)
+    write_backbone(tmp_path / "network.safetensors")
+    sets = {"bank": tmp_path / "mine" / "train", "queries": tmp_path / "mine" / "test"}
+    found = retrieval(tmp_path / "network.safetensors", **sets, recall_at=(1,), device="cpu")
+    assert found.rows[0]["R@1"] > found.rows[1]["R@1"]
+    assert "clips" not in found.settings["view"]
+    assert "images in the bank" in found.title
+    assert "clips" not in found.title
+    assert (tmp_path / "network_evaluations" / "retrieval" / "neighbours.png").exists()
+    split = tmp_path / "splits"
+    split.mkdir()
+    for name in ("red", "green"):
+        (split / f"{name}_test_split1.txt").write_text("0.avi 1\n1.avi 2\n")
+    published = module.PublishedSplit(split=split, videos=data / "bank")
+    with pytest.raises(ValueError, match=r"splits lists videos, but the backbone takes images"):
+        retrieval(tmp_path / "network.safetensors", published=published, device="cpu")

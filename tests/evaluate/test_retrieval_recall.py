@@ -85,6 +85,7 @@ def test_against_numpy(monkeypatch):
         ({"at": (5,)}, r"at=\(5,\): expected numbers up to 4, the size of the bank"),
         ({"queries": torch.eye(2)}, "bank features are .4,. wide, queries features .2,.: expected the same width"),
         ({"queries": torch.eye(4)}, "4 bank and 4 queries features: expected as many labels, not 4 and 2"),
+        ({"queries": torch.eye(4)[:1], "query_labels": torch.arange(1)}, "1 queries: expected at least 2"),
         ({"queries": torch.full((2, 4), torch.nan)}, "queries: 2 of 2 feature rows are not finite"),
     ],
 )

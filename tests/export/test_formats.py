@@ -175,7 +175,7 @@ def test_a_file_that_gives_other_features_is_not_kept(folder, tmp_path, monkeypa
     [
         ("detectron2", CLIPS, ".pkl", r"format='detectron2': expected a ResNet, and \S+ holds r3d18"),
         ("timm", CLIPS, "", r"format='timm': expected a ResNet or a network of timm, and \S+ holds r3d18"),
-        ("pytorchvideo", IMAGES, ".pth", r"format='pytorchvideo': expected an R3D, and \S+ holds resnet18"),
+        ("pytorchvideo", IMAGES, ".pth", r"format='pytorchvideo': expected an R3D or X3D, and \S+ holds resnet18"),
         ("onnx", IMAGES, ".pth", r"out=\S+backbone.pth: expected a name that ends in .onnx for format='onnx'"),
         ("tensorflow", IMAGES, ".pb", r"unknown format 'tensorflow': expected one of safetensors, torchvision, "),
     ],

@@ -61,5 +61,6 @@ def write_colours(root: Path, *, videos: int, first: int = 0) -> Path:
     """Write class folders of videos of one colour each, in slightly different shades; return the folder."""
     for name, colour in COLOURS.items():
         for i in range(first, first + videos):
-            write_colour(root / name / f"{i}.avi", tuple(min(channel + 3 * i, 255) for channel in colour))
+            red, green, blue = (channel + 3 * i for channel in colour)
+            write_colour(root / name / f"{i}.avi", (red, green, blue))
     return root

@@ -37,11 +37,12 @@ PRODUCTS = [(torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "
 
 @pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_in_the_interpreter(chosen):
-    file = Path(__file__).with_name("triton_interpreter.py")
+    here = Path(__file__).parent
+    files = [str(here / name) for name in ("triton_interpreter.py", "photometric_interpreter.py")]
     finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", chosen, str(file)],
+        [sys.executable, "-m", "pytest", "-q", "-m", chosen, *files],
         env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=file.parents[2],
+        cwd=here.parents[1],
         capture_output=True,
         text=True,
     )
@@ -194,7 +195,8 @@ def test_the_gate_compiles_every_kernel_and_none_twice(architecture):
     compile_offline = pytest.importorskip("sce_fast.kernels.compile_offline", reason="triton is not installed")
     variants = compile_offline.variants(architecture)
     assert {variant.kernel.__name__ for variant in variants} == {
-        "forward_pass_kernel", "combine_splits_kernel", "combine_kernel", "enqueue_kernel", "advance_cursor_kernel"
+        "forward_pass_kernel", "combine_splits_kernel", "combine_kernel", "enqueue_kernel", "advance_cursor_kernel",
+        "grey_sums_kernel", "color_jitter_kernel", "gaussian_blur_kernel",
     }  # fmt: skip
     assert len({repr(dataclasses.replace(variant, name="")) for variant in variants}) == len(variants)
     assert len({(variant.kernel.__name__, variant.name) for variant in variants}) == len(variants)

@@ -105,7 +105,7 @@ def test_mixed_dtypes_and_strides():
 def test_same_bits_for_any_number_of_threads_and_every_time():
     tensors = inputs("random", 2, 2, 300, 64, 3000, 0)
     results = []
-    for count in (1, 2, 3, 1):
+    for count in (1, 2, 3, 8, 1):  # bands of 7, 3, 2 and 1 blocks of rows
         torch.set_num_threads(count)
         leaf = tensors.query.clone().requires_grad_()
         rows = sce_loss(leaf, tensors.key, tensors.queue, backend="cpu", reduction="none")
@@ -174,6 +174,16 @@ def test_products_in_bfloat16_are_for_candidates_of_that_dtype(monkeypatch):
     assert product_dtype(torch.zeros(3, 16, dtype=torch.float16)) == torch.float32
     monkeypatch.setattr(native, "BFLOAT16_PRODUCTS", False)
     assert product_dtype(torch.zeros(3, 16, dtype=torch.bfloat16)) == torch.float32
+
+
+def test_products_in_bfloat16_are_for_processors_where_they_pay(monkeypatch):
+    assert native.bfloat16_pays(amx=False, amd=True)
+    assert native.bfloat16_pays(amx=True, amd=False)
+    assert not native.bfloat16_pays(amx=False, amd=False)
+    monkeypatch.setattr(native, "BRGEMM", dict.fromkeys(native.BRGEMM, True))
+    assert native.products(torch.bfloat16) == "as float32, which is faster on this processor"
+    monkeypatch.setattr(native, "BFLOAT16_PRODUCTS", True)
+    assert native.products(torch.bfloat16) == "brgemm of ATen"
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.02])
@@ -273,6 +283,59 @@ def test_no_gradient_and_no_target_are_left_out_and_change_nothing():
     infonce = sce_loss(query, key, queue, coefficient=1.0, backend="cpu")
     with_target, _ = sce_loss(query, key, queue, coefficient=1.0, backend="cpu", return_statistics=True)
     assert torch.equal(infonce, with_target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_mean_equals_the_mean_of_the_rows(dtype, views):
+    """The kernel averages; float16 needs a loss scale to act before the gradient is rounded."""
+    tensors = inputs("random", views, views, 300, 16, 130, 0, dtype)
+    leaf = tensors.query.clone().requires_grad_()
+
+    def loss_and_gradient(**settings):
+        loss = sce_loss(leaf, tensors.key, tensors.queue, backend="cpu", **settings)
+        (gradient,) = torch.autograd.grad(2.0**16 * loss.mean(), leaf)
+        assert gradient.dtype == dtype
+        return loss.mean(), gradient.float()
+
+    checked, repeated = loss_and_gradient(), loss_and_gradient()
+    assert torch.equal(checked[0], repeated[0])
+    assert torch.equal(checked[1], repeated[1])
+    of_rows = loss_and_gradient(reduction="none")
+    rounding = max(1e-6, torch.finfo(dtype).eps)
+    torch.testing.assert_close(checked[0], of_rows[0])
+    torch.testing.assert_close(checked[1], of_rows[1], rtol=2 * rounding, atol=100 * rounding)
+
+
+def test_statistics_change_no_bits():
+    """So a run does not depend on how often it logs them."""
+    tensors = inputs("random", 2, 2, 7, 16, 130, 0)
+    leaf = tensors.query.clone().requires_grad_()
+    alone = sce_loss(leaf, tensors.key, tensors.queue, backend="cpu")
+    loss, statistics = sce_loss(leaf, tensors.key, tensors.queue, backend="cpu", return_statistics=True)
+    assert torch.equal(alone, loss)
+    assert torch.equal(*(torch.autograd.grad(value, leaf)[0] for value in (alone, loss)))
+    exact = sce_loss(leaf, tensors.key, tensors.queue, backend="reference", return_statistics=True)[1]
+    for name in ("rows", "target_entropy", "positive_probability"):
+        torch.testing.assert_close(getattr(statistics, name), getattr(exact, name))
+
+
+def test_a_repeated_call_is_checked_again_where_its_outcome_may_differ(monkeypatch):
+    query, key, queue = simple_inputs()
+    for _ in range(2):
+        loss = sce_loss(query, key, queue, temperature=0.1)
+    assert not loss.requires_grad
+    assert sce_loss(query.clone().requires_grad_(), key, queue, temperature=0.1).requires_grad
+    assert sce_loss(query, key, queue, temperature=0.2) != loss
+    torch.testing.assert_close(sce_loss(query, key.T.contiguous().T, queue, temperature=0.1), loss)
+    assert sce_loss(query, key, queue, temperature=torch.tensor(0.2)) != loss
+    with pytest.raises(ValueError, match="key has rows of 16 values, expected 15"):
+        sce_loss(query[:, :15], key, queue, temperature=0.1)
+    with pytest.raises(ValueError, match="unknown backend 'none'"):
+        sce_loss(query, key, queue, temperature=0.1, backend="none")
+    monkeypatch.setenv("SCE_FAST_CHECK", "1")
+    with pytest.raises(ValueError, match="norm differs from 1"):
+        sce_loss(2 * query, key, queue, temperature=0.1)
 
 
 def test_enqueue_between_loss_and_backward():

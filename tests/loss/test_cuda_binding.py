@@ -12,6 +12,7 @@ import torch
 from cuda_emulator import emulated
 from helpers.cuda import HALVES, assert_same_bits, emulate, problem_of
 from sce_fast import sce_loss
+from sce_fast.benchmarks.acceptance.choices import SHAPES
 from sce_fast.loss import cuda as native_cuda
 from sce_fast.loss.backends import BACKENDS
 from sce_fast.loss.pack import pack
@@ -56,8 +57,8 @@ def test_kernel_files_touch_the_hardware_through_named_functions_only():
         r"\basm\b|<<<|__CUDA_ARCH__|\b(thread|block|grid)(Idx|Dim)\b|__sync|__shfl|__shared__|\b(atomic|cuda)[A-Z]|"
         r"#include <cuda|#include <torch|torch/|ATen|SCE_FAST_EMULATED|\b__(half|nv_bfloat16)"
     )
-    files = [*emulated.KERNELS.glob("*.cu"), emulated.KERNELS / "pass.h", emulated.KERNELS / "plan.h"]
-    assert len(files) >= 6
+    files = [*emulated.KERNELS.glob("*.cu"), *emulated.KERNELS.glob("*.h")]
+    assert len(files) >= 14
     for path in files:
         assert not re.findall(forbidden, path.read_text()), path.name
 
@@ -141,6 +142,19 @@ def test_the_binding_with_its_kernels_emulated(monkeypatch):
     monkeypatch.setattr(native_cuda, "ALIGNMENT", 1)
     with pytest.raises(ValueError, match="queue starts at an address that is not a multiple of 16 bytes"):
         native_cuda.solve(problem_of(dataclasses.replace(inputs, queue=shifted)))
+    # What the acceptance run compares is compiled.
+    fields, _owners = pack(problem_of(inputs))
+    for name, shapes in SHAPES.items():
+        for n, k, d in shapes:
+            rows, queue = (fields["query"][0], 1, n), (fields["query"][0], 1, k)
+            large = module.Problem(**{**fields, "query": rows, "key": rows, "queue": queue, "batch": n, "dim": d})
+            for value in (0, 1):
+                plan = module.plan(large, (132, 227 << 10, 90), 0, **{name: value})
+                cut = plan.shared
+                assert {"turns": plan.turns, "uneven": cut["blocks"] > 0, "clusters": cut["cluster"] > 1}[name] == value
+                assert cut["blocks"] in (0, 132)
+                assert cut["splits"] * cut["cluster"] <= 64
+    assert native_cuda.planned(problem_of(inputs)) == native_cuda.Tuning(True, True, False)
     # every field has to be there, by its name
     fields, _owners = pack(problem_of(inputs))
     for wrong, message in [
@@ -153,6 +167,29 @@ def test_the_binding_with_its_kernels_emulated(monkeypatch):
     del fields["coefficient"]
     with pytest.raises(TypeError, match="missing field 'coefficient'"):
         module.Problem(**fields)
+
+
+def test_the_workspace_is_kept_for_the_calls_of_a_stream(monkeypatch):
+    monkeypatch.setattr(native_cuda, "_workspaces", {})
+    cpu = torch.device("cpu")
+    first = native_cuda._workspace(100, cpu, (0, 7))
+    assert native_cuda._workspace(60, cpu, (0, 7)) is first
+    assert native_cuda._workspace(60, cpu, (0, 8)) is not first
+    larger = native_cuda._workspace(200, cpu, (0, 7))
+    assert larger.numel() == 200
+    assert native_cuda._workspace(100, cpu, (0, 7)) is larger
+    too_large = native_cuda._workspace(native_cuda.KEPT_BYTES + 1, cpu, (0, 7))
+    assert too_large.numel() > native_cuda.KEPT_BYTES
+    assert native_cuda._workspace(100, cpu, (0, 7)) is larger
+    for stream in range(20):
+        native_cuda._workspace(10, cpu, (0, stream))
+    assert len(native_cuda._workspaces) == native_cuda.KEPT_WORKSPACES
+    # A captured call has memory of its own.
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda size, dtype, device: empty(size, dtype=dtype))
+    captured = native_cuda._workspace(10, torch.device("cuda"), (0, 19))
+    assert captured is not native_cuda._workspaces[0, 19]
 
 
 def test_a_ring_is_refused_with_a_reason(monkeypatch):

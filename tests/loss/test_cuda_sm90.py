@@ -1,14 +1,18 @@
 """What only the Hopper kernel has. test_cuda_parity.py tests the parity of both kernels."""
 
+import dataclasses
+import functools
 import importlib.util
+import itertools
 import re
 import shutil
+from collections import Counter
 
 import pytest
 import torch
 
 from cuda_emulator import emulated
-from helpers.cuda import HALVES, problem_of
+from helpers.cuda import HALVES, assert_same_bits, problem_of
 from sce_fast.loss import cuda as native_cuda
 from sce_fast.loss.backends import BACKENDS, Backend
 from sce_fast.loss.parity import compare, make_inputs
@@ -26,8 +30,13 @@ def emulator(request):
     BACKENDS.pop("emulated", None)
 
 
-def parity(inputs, seed=0, splits=0, executable=None, **options):
-    solve = emulated.solver(seed, splits, kernel="sm90", executable=executable)
+def parity(
+    inputs, seed=0, splits=0, executable=None, multiprocessors=emulated.MULTIPROCESSORS, tuning=native_cuda.DEFAULT,
+    **options,
+):  # fmt: skip
+    solve = emulated.solver(
+        seed, splits, kernel="sm90", executable=executable, multiprocessors=multiprocessors, tuning=tuning
+    )
     BACKENDS["emulated"] = Backend("emulated", emulated.refuses, solve, automatic=False)
     return compare("emulated", inputs, **options)
 
@@ -114,16 +123,96 @@ def test_two_segments_own_keys_and_views(d, n, splits):
 
 
 @pytest.mark.parametrize("tiles", [1, 2, 5, 6, 7, 13])
-@pytest.mark.parametrize("gradient", [False, True])
-def test_any_number_of_tiles_against_the_stages_of_the_ring(tiles, gradient):
+def test_any_number_of_tiles_against_the_stages_of_the_ring(tiles):
     """Without a gradient the students' group has one product per tile, the teachers' group two."""
     inputs = make_inputs("random", n=64, d=16, k=128 * tiles - 5).to(torch.bfloat16)
     full = parity(inputs, tiles, 1)
     assert full.holds, full
-    if not gradient:
-        solve = emulated.solver(tiles, 1, kernel="sm90")
-        bare = solve(problem_of(inputs, gradient=False, statistics=False))
-        assert torch.equal(bare.rows, solve(problem_of(inputs)).rows)
+    solve = emulated.solver(tiles, 1, kernel="sm90")
+    bare = solve(problem_of(inputs, gradient=False, statistics=False))
+    assert torch.equal(bare.rows, solve(problem_of(inputs)).rows)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 3, 8])
+@pytest.mark.parametrize("float32_rows", [False, True])
+def test_blocks_with_parts_of_several_blocks_of_rows(multiprocessors, float32_rows):
+    """The rows come by TMA, or by loads where students and teachers share a group or the rows have another type."""
+    inputs = make_inputs("clustered", n=75, d=64, k=700, query_views=2, key_views=2, m=99, shared_batch_keys=True)
+    inputs = inputs.to(torch.bfloat16)
+    if float32_rows:
+        inputs = dataclasses.replace(inputs, query=inputs.query.float(), key=inputs.key.float())
+    result = parity(inputs, multiprocessors, multiprocessors=multiprocessors, row_offset=17, needs_statistics=True)
+    assert result.holds, result
+
+
+@pytest.mark.parametrize(
+    ("row_blocks", "tiles", "multiprocessors"), [(1, 3, 132), (16, 820, 132), (7, 5, 3), (200, 9, 132)]
+)
+def test_an_uneven_cut_gives_each_tile_to_one_block(row_blocks, tiles, multiprocessors):
+    lines = emulated.run(emulated.build("emulate"), "cut", row_blocks, tiles, multiprocessors).splitlines()
+    parts = [tuple(map(int, line.split())) for line in lines]  # block, block of rows, split, first tile, end
+    found = {}
+    for _block, row_block, split, begin, end in parts:
+        splits = found.setdefault(row_block, [])
+        assert split == len(splits)
+        splits.append((begin, end))
+    for splits in found.values():
+        assert splits[0][0] == 0
+        assert splits[-1][1] == tiles
+        assert all(one[1] == other[0] for one, other in itertools.pairwise(splits))
+    assert sorted(found) == list(range(row_blocks))
+    costs = Counter()
+    for block, _, _, begin, end in parts:
+        costs[block] += end - begin + 2
+    assert max(costs.values()) <= row_blocks * (tiles + 2) / multiprocessors + 4
+
+
+@pytest.mark.parametrize("d", [64, 128, pytest.param(256, marks=pytest.mark.slow)])
+def test_every_choice_has_the_same_bits(d):
+    """Turns change only when the products run; an even and an uneven cut agree where both have the same splits."""
+    inputs = make_inputs("random", n=64, d=d, k=600).to(torch.bfloat16)
+    problem = problem_of(inputs)
+    first = emulated.solver(kernel="sm90", multiprocessors=1)(problem)
+    for turns, uneven in itertools.product((False, True), repeat=2):
+        tuning = native_cuda.Tuning(turns, uneven)
+        assert_same_bits(emulated.solver(1, kernel="sm90", multiprocessors=1, tuning=tuning)(problem), first)
+
+
+@pytest.mark.parametrize(
+    ("splits", "d"),
+    [(2, 64), (3, 128), *(pytest.param(*s, marks=pytest.mark.slow) for s in ((4, 256), (8, 64), (17, 128)))],
+)
+def test_splits_added_in_clusters(splits, d):
+    """Clusters of 2, 2, 4, 8 and 8; the second block of rows is partly empty, as is a split."""
+    inputs = make_inputs("converged", n=40, d=d, k=300, query_views=2, key_views=2, m=140, shared_batch_keys=True)
+    inputs.batch_keys[61:101] = inputs.key[0]
+    tuning = native_cuda.Tuning(clusters=True)
+    result = parity(inputs.to(torch.bfloat16), d, splits, tuning=tuning, row_offset=61, needs_statistics=True)
+    assert result.holds, result
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_HOPPER, reason="torch sees no GPU of compute capability 9.0")
+@pytest.mark.parametrize("d", [64, 128, 256])
+@pytest.mark.parametrize("name", ["turns", "uneven", "clusters"])
+@pytest.mark.parametrize("value", [False, True])
+def test_gpu_every_choice_is_right(cuda, d, name, value):
+    """More blocks of rows than fit in one wave, and few; the last block of rows is partly empty."""
+    solve = functools.partial(native_cuda.solve, kernel="sm90", tuning=native_cuda.Tuning(**{name: value}))
+    BACKENDS["emulated"] = Backend("emulated", native_cuda.refuses, solve, automatic=False)
+    for n in (77, 301, 10000):
+        inputs = make_inputs("clustered", n=n, d=d, k=5003).to(torch.bfloat16, cuda)
+        result = compare("emulated", inputs, rows_at_a_time=512, needs_statistics=True)
+        assert result.holds, result
+
+
+def test_a_choice_that_is_not_compiled_is_refused():
+    turns, halves = native_cuda.Tuning(turns=True), make_inputs("random", n=3, d=192, k=20).to(torch.bfloat16)
+    with pytest.raises(emulated.EmulationError, match="turns is yes and clusters is no; expected the defaults"):
+        parity(halves, tuning=turns)
+    halves = make_inputs("random", n=3, d=64, k=20).to(torch.float16)
+    with pytest.raises(emulated.EmulationError, match="turns is no and clusters is no; expected the defaults"):
+        parity(halves, tuning=native_cuda.Tuning(turns=False))
 
 
 def test_choice_of_the_kernel():
@@ -142,7 +231,7 @@ def test_choice_of_the_kernel():
 # ---------------------------------------------------------------------------------------------- changed kernels
 
 
-def changed(folder, right, wrong, name="sm90_forward_pass.cu"):
+def changed(folder, right, wrong, name="sm90_forward_pass.h"):
     """Build the emulator of the kernels with one text replaced and only the shape for D 64."""
     shutil.copytree(emulated.KERNELS, folder / "cuda")
     for header in emulated.KERNELS.parent.glob("*.h"):
@@ -153,7 +242,7 @@ def changed(folder, right, wrong, name="sm90_forward_pass.cu"):
             assert text.count(right) == 1
             text = text.replace(right, wrong)
         if path.suffix == ".cu":
-            text = re.sub(r"    case [1-4]: return launch_config.*\n", "", text)
+            text = re.sub(r"    case [1-4]: return launch_.*\n", "", text)
         path.write_text(text)
     return emulated.build("emulate", folder / "cuda")
 
@@ -162,7 +251,7 @@ def changed(folder, right, wrong, name="sm90_forward_pass.cu"):
 @pytest.mark.parametrize("stages", [2, 3, 7])
 def test_any_number_of_stages(stages, tmp_path):
     right = "constexpr HopperConfig c = kHopperConfigs[kConfig];"
-    executable = changed(tmp_path, right, f"constexpr HopperConfig c{{64, 128, {stages}}};")
+    executable = changed(tmp_path, right, f"constexpr HopperConfig c{{64, 128, {stages}, true}};")
     for tiles in (1, 2, 3, 4, 9):
         inputs = make_inputs("clustered", n=50, d=64, k=128 * tiles, query_views=2, key_views=2).to(torch.bfloat16)
         for seed in range(2):
@@ -172,7 +261,7 @@ def test_any_number_of_stages(stages, tmp_path):
 # The right text, the wrong text, and the emulator's message; None: the numbers are wrong.
 MISTAKES = {
     "no wait for a tile": (
-        "ptx::mbarrier_wait(at_.filled(turn.stage), turn.parity);", "",
+        "ptx::mbarrier_wait(at_.filled(turn.stage), turn.parity);\n      if (takes_turns)", "if (takes_turns)",
         "where a bulk copy has come that thread|nobody has waited for will arrive",
     ),
     "wrong parity": ("turn.parity ^ 1);", "turn.parity);", "deadlock.*wait for phase 0 of the mbarrier"),
@@ -181,17 +270,18 @@ MISTAKES = {
         "which a product nobody has waited for reads|race: writes|a copy will arrive|whose phase has all arrivals",
     ),
     "released while the weights' product runs": (
-        "      if (kOutput) finish_outputs();\n      release(before);\n",
-        "      release(before);\n      if (kOutput) finish_outputs();\n",
+        "      if (kOutput) finish_outputs();\n      release(at_, before);\n",
+        "      release(at_, before);\n      if (kOutput) finish_outputs();\n",
         "which a product nobody has waited for reads|race: writes shared memory",
     ),
     "released by half of the warps": (
-        "if (lane() == 0) ptx::mbarrier_arrive",
+        "if (ptx::thread_index() % kWarpSize == 0) ptx::mbarrier_arrive",
         "if (ptx::thread_index() % 64 == 0) ptx::mbarrier_arrive", "deadlock",
     ),
     "product read too early": ("ptx::product_wait<kOutput ? 1 : 0>();", "ptx::product_wait<2>();", "has touched accum"),
     "weights rounded too early": (
-        "      if (kOutput) finish_outputs();\n      release(before);\n", "", "has changed registers that a product",
+        "      if (kOutput) finish_outputs();\n      release(at_, before);\n", "",
+        "has changed registers that a product",
     ),
     "no fence after the rows": (
         "  ptx::fence_stores_for_products();\n}", "}", "has stored without fence_stores_for_products", "sm90_tiles.h",
@@ -210,6 +300,73 @@ MISTAKES = {
     "swizzle forgotten": ("((chunk ^ row) % 8 << 4)", "(chunk % 8 << 4)", None, "sm90_tiles.h"),
     "combined too early": ("  ptx::wait_for_launches();\n", "", "without having waited for the", "combine.cu"),
 }  # fmt: skip
+
+
+# In a launch whose second block has parts of two blocks of rows, longer than the ring; the second block of rows has no
+# rows for the second group.
+MISTAKES_BETWEEN_PARTS = {
+    "rows come while the last ones are read": (
+        "if (number > 0) ptx::named_barrier(kRowsOfFirst + group, kGroupThreads);", "",
+        "which a product nobody has waited for reads|race: writes shared memory|a copy will arrive",
+    ),
+    "the last tile of a part is kept": (
+        "    release(at_, turn.stage);\n    turn.advance();\n", "    turn.advance();\n", "deadlock",
+    ),
+    "a group without rows keeps the tiles": ("      skip_tiles(at, range, turn);\n", "", "deadlock"),
+    "the rows' phase is forgotten": ("if (leads) ptx::mbarrier_arrive(at.rows_filled(group));", "", "waited for"),
+    "parts overlap": ("* block / blocks;", "* block / blocks - block % 2;", None, "pass.h"),
+    "split of another block": ("block - pass.cut.first_block(row_block)", "0", None, "rows.h"),
+}  # fmt: skip
+
+
+CLUSTER_BARRIER = "    ptx::cluster_barrier();\n"
+ADD = "    add_cluster<kDim>(pass, {at.start}, parts.begin * kHopperRows, z, split_of(pass, parts.begin));\n"
+MISTAKES_IN_CLUSTERS = {
+    "reads before the others have stored": (
+        CLUSTER_BARRIER + ADD, ADD,
+        "race: reads another block's shared memory|which another block of the cluster reads",
+    ),
+    "ends while others read": (
+        ADD + CLUSTER_BARRIER, ADD, "which has ended|ends while other blocks of its cluster may read",
+    ),
+    "stores over tiles that are read": (
+        "  if constexpr (kCluster) {\n    ptx::named_barrier(kTilesRead, 2 * kGroupThreads);\n",
+        "  if constexpr (kCluster) {\n",
+        "which a product nobody has waited for reads|race: writes shared memory|a copy will arrive|multiplies shared",
+    ),
+    "rows of another block": ("ptx::cluster_rank()) * count", "0) * count", None, "sm90_cluster.h"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", MISTAKES_IN_CLUSTERS)
+def test_a_mistake_in_a_cluster_is_found(mistake, tmp_path):
+    right, wrong, message, *name = MISTAKES_IN_CLUSTERS[mistake]
+    executable = changed(tmp_path, right, wrong, *name)
+    inputs = make_inputs("clustered", n=64, d=64, k=900).to(torch.bfloat16)
+    options = dict(seed=1, splits=2, executable=executable, tuning=native_cuda.Tuning(clusters=True))
+    if message is None:
+        result = parity(inputs, **options)
+        assert not result.holds, result
+    else:
+        with pytest.raises(emulated.EmulationError, match=f"(?s){message}"):
+            parity(inputs, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", MISTAKES_BETWEEN_PARTS)
+def test_a_mistake_between_the_parts_of_a_block_is_found(mistake, tmp_path):
+    right, wrong, message, *name = MISTAKES_BETWEEN_PARTS[mistake]
+    executable = changed(tmp_path, right, wrong, *name)
+    # The first group of the first block has students and teachers, so its rows come by loads; the second's come by TMA.
+    inputs = make_inputs("clustered", n=30, d=64, k=3200, query_views=1, key_views=4).to(torch.bfloat16)
+    options = dict(seed=1, multiprocessors=3, executable=executable)
+    if message is None:
+        result = parity(inputs, **options)
+        assert not result.holds, result
+    else:
+        with pytest.raises(emulated.EmulationError, match=f"(?s){message}"):
+            parity(inputs, **options)
 
 
 @pytest.mark.slow

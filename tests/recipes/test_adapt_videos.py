@@ -78,6 +78,14 @@ def test_a_small_data_set_on_a_cpu_and_on_a_gpu():
     assert (tiny.model.small_input, tiny.views.sizes) == (True, (32,))
 
 
+def test_a_transformer_is_evaluated_at_the_size_of_its_views():
+    """Another size need not be a whole number of its patches."""
+    found = FoundVideos(videos=3074, side=240, seconds=3.0)
+    for name, crop in (("vit_small_video", 64), ("s3d", 94)):
+        config = config_for(found, model={"backbone": name})
+        assert (config.views.sizes, config.evaluation_view().crop) == ((64,), crop)
+
+
 def test_given_settings_stay_and_the_others_follow_them():
     found = FoundVideos(3074, 240, 3.0)
     config = config_for(

@@ -91,7 +91,7 @@ def test_table_of_coefficients(digits, tmp_path, capsys, monkeypatch):
         for seed in (1, 2):
             run = tmp_path / f"coefficient_{c:g}_seed_{seed}"
             run.mkdir()
-            values = {name + suffix: c / 2 + seed / 10 for name in coefficient.COLUMNS
+            values = {name + suffix: c / 2 + seed / 10 for name in coefficient.DIGITS
                       for suffix in ("", "_raw_pixels", "_untrained")}  # fmt: skip
             (run / "summary.json").write_text(json.dumps(values))
     coefficient.main(coefficients=(0.0, 1.0), seeds=(1, 2), runs=tmp_path, out=tmp_path / "record.json")

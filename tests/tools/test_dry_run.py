@@ -27,7 +27,7 @@ def own_temporary_folder(tmp_path_factory, monkeypatch) -> Path:
 
 
 def test_it_tells_what_was_found_and_what_would_be_done(photo_folder, tmp_path, capsys, own_temporary_folder):
-    config = small_config(photo_folder, tmp_path / "run", epochs=20, accumulation=2, wandb=None)
+    config = small_config(photo_folder, tmp_path / "run", epochs=20, accumulation=2, wandb=None, cuda_graph=True)
     config = replace(config, views={"names": ("alpha", "beta", "gamma"), "hue": 0.3}, loss={"queue_size": 48})
     dry_run(config)
     text = capsys.readouterr().out
@@ -51,6 +51,7 @@ def test_it_tells_what_was_found_and_what_would_be_done(photo_folder, tmp_path, 
         "2 steps of the same networks, reduced to a batch of 4 and a queue of 16, at the peak rate for this batch, "
         "0.00469:",
         "Views 4 × 3 × 32 × 32 each; loss by the backend cpu",
+        "CUDA graph: the step is not captured: the run is on the CPU, and CUDA graphs need an NVIDIA GPU",
     ):
         assert f"{line}\n" in text, line
     assert "\nMemory: about " in text

@@ -47,7 +47,9 @@ def told(capsys, *arguments, status=2):
     return " ".join((captured.out + captured.err).split())
 
 
-@pytest.mark.parametrize("words", [["resume"], ["train", "folder", "--resume", "--out"]])
+@pytest.mark.parametrize(
+    "words", [["resume"], pytest.param(["train", "folder", "--resume", "--out"], marks=pytest.mark.slow)]
+)
 def test_a_run_goes_on_with_its_own_settings(stopped, finished, capsys, words):
     main([*words, str(stopped)])
     assert "6 steps at" in capsys.readouterr().out

@@ -72,7 +72,7 @@ def test_a_run_without_an_average_has_none_to_export(tmp_path):
         export(tmp_path, out=tmp_path / "x.safetensors", weights="average")
 
 
-@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_it_resumes_with_the_same_bits(run, tmp_path, step):
     whole = run[0].config
     part = dataclasses.replace(whole, out=tmp_path / "part", resume=True)

@@ -73,7 +73,7 @@ def test_a_run_repeats_itself(undisturbed, photo_folder, tmp_path):
     "stopped_after",
     [
         pytest.param(1, marks=pytest.mark.slow),
-        2,
+        pytest.param(2, marks=pytest.mark.slow),
         pytest.param(4, marks=pytest.mark.slow),
         5,
         pytest.param(7, marks=pytest.mark.slow),

@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sce_fast.data.image.background import background_color
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# What changes the values of pixels; see fused.py.
+Photometric = Literal["auto", "triton", "dali"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from nvidia.dali.pipeline import Pipeline
 from sce_fast.data.image.alpha import compositor
 from sce_fast.data.image.augment import Augmentation, EvaluationView
 from sce_fast.data.image.background import Color
+from sce_fast.data.image.fused import Implementation, blur_weights
 from sce_fast.data.image.photometric import photometric_operator
 from sce_fast.data.image.plan import ViewPlan, evaluation_boxes
 from sce_fast.data.pipeline import Feed, build_pipeline
@@ -32,10 +33,15 @@ def file_feed(paths: Sequence[bytes | NDArray[np.uint8]], alpha: NDArray[np.bool
     return (path_arrays(paths),) if background is None else (path_arrays(paths), list(alpha))
 
 
-def view_vectors(plan: ViewPlan) -> list[NDArray]:
-    """Return one float32 vector for each sample; random_view unpacks it. Pixel positions are exact in float32."""
+def view_vectors(plan: ViewPlan, radius: int = 0) -> list[NDArray]:
+    """Return one float32 vector for each sample; random_view unpacks it. Pixel positions are exact in float32.
+
+    Args:
+        radius: if given, the vectors end with the blur's window, as Finish takes it.
+    """
     columns: list[NDArray] = [plan.boxes, plan.operations, plan.factors]
     columns += [column[:, None] for column in (plan.blur_sigma, plan.solarize, plan.flip)]
+    columns += [blur_weights(plan.blur_sigma, radius)] if radius else []
     return list(np.concatenate(columns, axis=1, dtype=np.float32))
 
 
@@ -60,6 +66,7 @@ def training_pipeline(
     threads: int,
     device: str,
     contents: bool = False,
+    photometric: Implementation = "cpp",
 ) -> Pipeline:
     """Build a pipeline that returns one (N, 3, size, size) float32 output for each view.
 
@@ -67,9 +74,11 @@ def training_pipeline(
         feeds: for each batch file_feed and then view_vectors of each view.
         background, contents: see image_decoder.
         device: "cpu", or "gpu" for the current CUDA device.
+        photometric: what changes values. With "triton" the pipeline returns the resized pixels (N, size, size, 3) uint8
+            of each view and then the vectors of each view, as Finish takes them.
     """
     decode = image_decoder(background, threads=threads, device=device, contents=contents)
-    photometric = photometric_operator(device, threads)
+    operator = None if photometric == "triton" else photometric_operator(device, threads, native=photometric == "cpp")
 
     @pipeline_def(enable_conditionals=True)
     def graph() -> Any:
@@ -78,8 +87,9 @@ def training_pipeline(
         parameters = inputs[-len(augmentations) :]
         views = []
         for v, augmentation in enumerate(augmentations):
-            views.append(random_view(image, parameters[v], augmentation, photometric))
-        return tuple(views)
+            pixels = random_pixels(image, parameters[v], augmentation)
+            views.append(pixels if operator is None else random_view(pixels, parameters[v], augmentation, operator))
+        return tuple(views) if operator is not None else (*views, *on_device(parameters, device))
 
     return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device)
 
@@ -189,12 +199,21 @@ def normalized(image: Any, mean: tuple[float, ...], std: tuple[float, ...], mirr
     )
 
 
-def random_view(image: Any, parameters: Any, augmentation: Augmentation, photometric: Callable[..., Any]) -> Any:
-    """Return one view from a vector of view_vectors. The graph leaves out what the augmentation never does."""
+def on_device(inputs: Sequence[Any], device: str) -> list[Any]:
+    return [value.gpu() for value in inputs] if device == "gpu" else list(inputs)
+
+
+def random_pixels(image: Any, parameters: Any, augmentation: Augmentation) -> Any:
+    """Return the resized crop of one view from a vector of view_vectors."""
     box = fn.cast(parameters[0:4], dtype=types.INT32)
     # Crop first, then resize: a resize with a region of interest would mix in pixels from outside the box.
     crop = cropped(image, box, "error" if augmentation.padding is None else "pad")
-    view = fn.resize(crop, size=[augmentation.size] * 2, interp_type=types.INTERP_LINEAR, antialias=True)
+    return fn.resize(crop, size=[augmentation.size] * 2, interp_type=types.INTERP_LINEAR, antialias=True)
+
+
+def random_view(pixels: Any, parameters: Any, augmentation: Augmentation, photometric: Callable[..., Any]) -> Any:
+    """Finish the resized crop of one view. The graph leaves out what the augmentation never does."""
+    view = pixels
     if augmentation.changes_values:
         view = photometric(
             view,

@@ -1,4 +1,7 @@
-"""Jitter, grayscale, blur and solarize in a DALI graph: our kernel on a CPU, DALI's operators on a GPU."""
+"""Jitter, grayscale, blur and solarize in a DALI graph: our kernel on a CPU, or DALI's operators.
+
+On a GPU the graph needs none of them if fused.py finishes the views behind it.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -13,7 +16,7 @@ from sce_fast.native import CPU
 SOLARIZED = [value if value < 128 else 255 - value for value in range(256)]
 
 
-def photometric_operator(device: str, threads: int, layout: str = "HWC") -> Callable[..., Any]:
+def photometric_operator(device: str, threads: int, layout: str = "HWC", *, native: bool = True) -> Callable[..., Any]:
     """Return the operator that applies a plan's jitter, grayscale, blur and solarize, in the published order.
 
     Each frame of a clip becomes what it would become as an image. On a CPU without our kernel the operator consists of
@@ -23,14 +26,16 @@ def photometric_operator(device: str, threads: int, layout: str = "HWC") -> Call
         device: "cpu" or "gpu", where the images are.
         threads: number of threads of our kernel.
         layout: "HWC" for images, "FHWC" for clips.
+        native: whether our kernel is wanted on a CPU.
 
     Returns:
         A function of images (H, W, 3) or clips (F, H, W, 3) uint8 and, all float32, operations (5,), factors (5,),
         sigma () and solarize ().
     """
-    if device == "cpu" and CPU.module is not None:
+    native = native and device == "cpu"
+    if native and CPU.module is not None:
         return partial(_native, threads=threads, layout=layout)
-    if device == "cpu":
+    if native:
         warnings.warn(
             f"the CPU kernels are {CPU.missing}, so DALI's operators augment colours, several times slower; "
             f"{CPU.remedy}",

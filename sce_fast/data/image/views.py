@@ -6,11 +6,14 @@ from itertools import tee
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sce_fast.data.faults import CHANGED
-from sce_fast.data.image.augment import Augmentation
+from sce_fast.data.image.augment import Augmentation, Photometric
 from sce_fast.data.image.files import Item
+from sce_fast.data.image.fused import Finish
 from sce_fast.data.image.graph import file_feed, training_pipeline, view_vectors
 from sce_fast.data.image.plan import plan_views
 from sce_fast.data.image.sizes import decoded_sizes
@@ -32,6 +35,12 @@ class RandomViews:
         background: colour behind transparent images, as background_color takes it; "none" drops their alpha.
         threads: number of threads that decode and augment.
         device: "cpu", or "gpu" for the current CUDA device.
+        photometric: what changes the values of pixels: "triton" (our kernel on a GPU), "dali" (DALI's operators), or
+            "auto", which is our C++ kernel on a CPU, and on a GPU "triton" where it can run, otherwise "dali".
+        dtype: of the views: torch.float32, torch.bfloat16 or torch.float16.
+
+    Raises:
+        ValueError: photometric is "triton", but the kernel cannot run here; or another dtype.
     """
 
     def __init__(
@@ -43,8 +52,11 @@ class RandomViews:
         background: str = "black",
         threads: int = 2,
         device: str = "cpu",
+        photometric: Photometric = "auto",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.seed, self.device = seed, device
+        self._finish = Finish(augmentations, device, photometric, dtype, settings=4, window=17)
         self.bad = dict(index.bad)  # sample → reason, as far as this rank has found bad files
         self._index, self._augmentations, self._threads = index, augmentations, threads
         self._background = index.background(background)
@@ -69,7 +81,7 @@ class RandomViews:
                 yield samples, self._feed(items, samples, epoch)
 
     def pipeline(self, feeds: Iterator[Feed], batch_size: int) -> Any:
-        """Build the pipeline that turns feeds into views."""
+        """Build the pipeline whose outputs `finished` turns into views."""
         return training_pipeline(
             feeds,
             self._augmentations,
@@ -78,7 +90,12 @@ class RandomViews:
             threads=self._threads,
             device=self.device,
             contents=self._index.files.are_contents,
+            photometric=self._finish.implementation,
         )
+
+    def finished(self, outputs: list[Tensor]) -> list[Tensor]:
+        """Return the views (N, 3, size, size) from the pipeline's outputs."""
+        return self._finish(outputs)
 
     def recover(self, batches: list[tuple[int, NDArray[np.int64]]]) -> bool:
         """Find the bad files that made a pipeline fail, and return whether there are any.
@@ -101,7 +118,8 @@ class RandomViews:
         index = self._index
         plans = plan_views(self._augmentations, index.sizes[samples], seed=self.seed, epoch=epoch, samples=samples)
         files = file_feed(items, index.alpha[samples], self._background)
-        return *files, *(view_vectors(plan) for plan in plans)
+        vectors = (view_vectors(plan, radius) for plan, radius in zip(plans, self._finish.radii, strict=True))
+        return *files, *vectors
 
     def _find_bad(self, samples: NDArray[np.int64], device: str) -> dict[int, str]:
         """Return sample → reason for images that do not decode on a device, or decode to another size than planned."""

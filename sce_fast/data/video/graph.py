@@ -10,7 +10,8 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline
 
 from sce_fast.data.image.augment import Augmentation
-from sce_fast.data.image.graph import external_inputs, file_content
+from sce_fast.data.image.fused import Implementation
+from sce_fast.data.image.graph import external_inputs, file_content, on_device
 from sce_fast.data.image.photometric import photometric_operator
 from sce_fast.data.pipeline import Feed, build_pipeline
 from sce_fast.data.video.augment import ClipEvaluationView
@@ -28,6 +29,7 @@ def training_clip_pipeline(
     threads: int,
     device: str,
     prefetch: int = 2,
+    photometric: Implementation = "cpp",
 ) -> Pipeline:
     """Build a pipeline that returns one (N, 3, F, size, size) float32 output for each view.
 
@@ -38,8 +40,11 @@ def training_clip_pipeline(
         differences: whether there may be temporal differences.
         device: "cpu", or "gpu" for the current CUDA device.
         prefetch: number of batches that DALI prepares in advance.
+        photometric: what changes values. With "triton" the pipeline returns the resized pixels (N, F, size, size, 3)
+            uint8 of each view and then the vectors of each view, as Finish takes them.
     """
-    photometric, difference = photometric_operator(device, threads, "FHWC"), difference_operator(device, threads)
+    native, difference = photometric == "cpp", difference_operator(device, threads)
+    operator = None if photometric == "triton" else photometric_operator(device, threads, "FHWC", native=native)
     decode = partial(decoded_clips, ways=ways, device=device)
 
     @pipeline_def(enable_conditionals=True)
@@ -51,8 +56,9 @@ def training_clip_pipeline(
             clip, vector = clips[v], sources.vectors[v]
             if differences:
                 clip = difference_if(vector[19] > 0.0, clip, difference)
-            views.append(random_clip(clip, vector, augmentation, photometric))
-        return tuple(views)
+            pixels = fn.resize(clip, size=[augmentation.size] * 2, interp_type=types.INTERP_LINEAR, antialias=True)
+            views.append(pixels if operator is None else random_clip(pixels, vector, augmentation, operator))
+        return tuple(views) if operator is not None else (*views, *on_device(sources.vectors, device))
 
     return build_pipeline(graph, batch_size=batch_size, threads=threads, device=device, prefetch=prefetch)
 
@@ -130,19 +136,18 @@ def clip_sources(feeds: Iterator[Feed], ways: Ways, *, requests: int) -> ClipSou
 def decoded_clips(sources: ClipSources, *, ways: Ways, device: str) -> list[Any]:
     """Return the cropped frames (F or 2F, h, w, 3) uint8 of each request."""
     if Ways.DALI not in ways:
-        return on_device(sources.clips, device)
+        return clips_ahead(sources, device)
     if Ways.AHEAD not in ways:
         return clips_of_video(sources, device)
     if sources.is_decoded:  # noqa: SIM108  (DALI knows no conditional expressions)
-        clips = on_device(sources.clips, device)
+        clips = clips_ahead(sources, device)
     else:
         clips = clips_of_video(sources, device)
     return clips
 
 
-def on_device(arrays: list[Any], device: str) -> list[Any]:
-    clips = [fn.reinterpret(array, layout="FHWC") for array in arrays]
-    return [clip.gpu() for clip in clips] if device == "gpu" else clips
+def clips_ahead(sources: ClipSources, device: str) -> list[Any]:
+    return on_device([fn.reinterpret(array, layout="FHWC") for array in sources.clips], device)
 
 
 def clips_of_video(sources: ClipSources, device: str) -> list[Any]:
@@ -171,10 +176,9 @@ def difference_if(wanted: Any, clip: Any, difference: Callable[[Any], Any]) -> A
     return shown
 
 
-def random_clip(clip: Any, vector: Any, augmentation: Augmentation, photometric: Callable[..., Any]) -> Any:
-    """Return one view of a cropped clip. The graph leaves out what the augmentation never does."""
-    size = [augmentation.size] * 2
-    view = fn.resize(clip, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+def random_clip(pixels: Any, vector: Any, augmentation: Augmentation, photometric: Callable[..., Any]) -> Any:
+    """Finish one view of a resized clip. The graph leaves out what the augmentation never does."""
+    view = pixels
     if augmentation.changes_values:
         view = photometric(
             view,

@@ -9,10 +9,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sce_fast.data.faults import require_few_bad
-from sce_fast.data.image.augment import Augmentation
+from sce_fast.data.image.augment import Augmentation, Photometric
+from sce_fast.data.image.fused import Finish, blur_weights
 from sce_fast.data.image.graph import view_vectors
 from sce_fast.data.order import replace_bad
 from sce_fast.data.pipeline import Feed
@@ -42,6 +45,10 @@ class RandomClips:
         seed: in [0, 2³²).
         threads: number of threads that decode and augment.
         device: "cpu", or "gpu" for the current CUDA device.
+        photometric, dtype: as of RandomViews.
+
+    Raises:
+        ValueError: as RandomViews.
     """
 
     def __init__(
@@ -53,8 +60,11 @@ class RandomClips:
         seed: int,
         threads: int = 2,
         device: str = "cpu",
+        photometric: Photometric = "auto",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.seed, self.device = seed, device
+        self._finish = Finish(augmentations, device, photometric, dtype, settings=6, window=20)
         self._index, self._sampling, self._augmentations = index, sampling, augmentations
         self._unreadable = np.zeros(len(index), dtype=np.bool_)
         self._unreadable[list(index.bad)] = True
@@ -91,8 +101,12 @@ class RandomClips:
                 yield np.array([i.sample for i in inputs], dtype=np.int64), clip_feed(inputs, ways)
 
     def pipeline(self, feeds: Iterator[Feed], batch_size: int) -> Any:
-        """Build the pipeline that turns feeds into views."""
+        """Build the pipeline whose outputs `finished` turns into views."""
         return self._build(feeds, self._ways(), batch_size)
+
+    def finished(self, outputs: list[Tensor]) -> list[Tensor]:
+        """Return the views (N, 3, F, size, size) from the pipeline's outputs."""
+        return self._finish(outputs)
 
     def recover(self, batches: list[tuple[int, NDArray[np.int64]]]) -> bool:
         """Find the videos that made DALI fail, and have them decoded ahead of time; return whether there are any.
@@ -124,7 +138,7 @@ class RandomClips:
             epoch=epoch,
             samples=samples,
         )
-        settings = [_settings(plan) for plan in plans]
+        settings = [_settings(plan, radius) for plan, radius in zip(plans, self._finish.radii, strict=True)]
         return [
             clip_input(
                 index, sample, [(_frames(p, n), p.view.boxes[n], s[n]) for p, s in zip(plans, settings, strict=True)]
@@ -147,6 +161,7 @@ class RandomClips:
             threads=self._dali_threads,
             device=self.device,
             prefetch=prefetch,
+            photometric=self._finish.implementation,
         )
 
     def _goes_to_dali(self, epoch: int, sample: int) -> bool:
@@ -192,7 +207,13 @@ def _frames(plan: ClipPlan, n: int) -> NDArray[np.int64]:
     return np.concatenate([plan.frames[n], plan.neighbours[n]]) if plan.difference[n] else plan.frames[n]
 
 
-def _settings(plan: ClipPlan) -> NDArray[np.float32]:
-    """Return the settings (N, 14) of a view's vectors: those of view_vectors without the box, and the difference."""
+def _settings(plan: ClipPlan, radius: int) -> NDArray[np.float32]:
+    """Return the settings (N, columns) of a view's vectors: those of view_vectors without the box, and the difference.
+
+    Args:
+        radius: if given, the settings end with the blur's window, as Finish takes it.
+    """
     view = np.stack(view_vectors(plan.view))[:, 4:]
-    return np.concatenate([view, plan.difference[:, None]], axis=1, dtype=np.float32)
+    columns: list[NDArray] = [plan.difference[:, None]]
+    columns += [blur_weights(plan.view.blur_sigma, radius)] if radius else []
+    return np.concatenate([view, *columns], axis=1, dtype=np.float32)
