@@ -150,7 +150,8 @@ def linear(
     with process_group(places["device"]) as ranks:
         places["ranks"] = ranks
         if run is None:
-            every = {name: some.settings for name, some in (*PRESETS.items(), *VIDEO_PRESETS.items())}
+            every = {name: some.settings for name, some in PRESETS.items()}
+            every |= {name: some.settings for name, some in VIDEO_PRESETS.items()}
             settings = with_given(pick("preset", preset or "imagenet", every), **given)
             setup = _of_features(train, test, classes, settings, ranks)
         else:
