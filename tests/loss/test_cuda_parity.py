@@ -134,7 +134,7 @@ def test_parity_in_the_shape_of_a_gpu_with_little_shared_memory(dtype):
 
 @both_kernels
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.01}])
+@pytest.mark.parametrize("options", [{}, pytest.param({"temperature": 0.01}, marks=pytest.mark.slow)])
 def test_same_bits_in_every_order_of_blocks_and_threads(dtype, options):
     inputs = make_inputs("random", n=6, d=32, k=200, query_views=2, key_views=2, m=9).to(dtype)
     first = emulate(inputs, seed=1, splits=3, **options)
@@ -183,7 +183,11 @@ def test_what_nobody_asks_for_is_left_out_and_changes_nothing(coefficient):
 
 
 # A fixed shift, and a running maximum in either type.
-SHIFTS = [(torch.bfloat16, 0.1), (torch.bfloat16, 0.01), (torch.float16, 0.1)]
+SHIFTS = [
+    (torch.bfloat16, 0.1),
+    (torch.bfloat16, 0.01),
+    pytest.param(torch.float16, 0.1, marks=pytest.mark.slow),
+]
 
 
 @both_kernels

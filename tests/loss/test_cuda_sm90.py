@@ -122,7 +122,7 @@ def test_two_segments_own_keys_and_views(d, n, splits):
     assert result.holds, result
 
 
-@pytest.mark.parametrize("tiles", [1, 2, 5, 6, 7, 13])
+@pytest.mark.parametrize("tiles", [1, 6, 13, *(pytest.param(tiles, marks=pytest.mark.slow) for tiles in (2, 5, 7))])
 def test_any_number_of_tiles_against_the_stages_of_the_ring(tiles):
     """Without a gradient the students' group has one product per tile, the teachers' group two."""
     inputs = make_inputs("random", n=64, d=16, k=128 * tiles - 5).to(torch.bfloat16)
@@ -133,7 +133,7 @@ def test_any_number_of_tiles_against_the_stages_of_the_ring(tiles):
     assert torch.equal(bare.rows, solve(problem_of(inputs)).rows)
 
 
-@pytest.mark.parametrize("multiprocessors", [1, 3, 8])
+@pytest.mark.parametrize("multiprocessors", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 8))])
 @pytest.mark.parametrize("float32_rows", [False, True])
 def test_blocks_with_parts_of_several_blocks_of_rows(multiprocessors, float32_rows):
     """The rows come by TMA, or by loads where students and teachers share a group or the rows have another type."""
@@ -167,7 +167,7 @@ def test_an_uneven_cut_gives_each_tile_to_one_block(row_blocks, tiles, multiproc
     assert max(costs.values()) <= row_blocks * (tiles + 2) / multiprocessors + 4
 
 
-@pytest.mark.parametrize("d", [64, 128, pytest.param(256, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("d", [64, *(pytest.param(d, marks=pytest.mark.slow) for d in (128, 256))])
 def test_every_choice_has_the_same_bits(d):
     """Turns change only when the products run; an even and an uneven cut agree where both have the same splits."""
     inputs = make_inputs("random", n=64, d=d, k=600).to(torch.bfloat16)

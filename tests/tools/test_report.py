@@ -74,6 +74,7 @@ def test_neighbours_with_labels_have_their_classes(photo_folder, tmp_path, drawn
             assert tile.color == (neighbours.SAME_CLASS if same else neighbours.OTHER_CLASS)
 
 
+@pytest.mark.slow
 def test_videos_appear_as_film_strips(tmp_path, drawn):
     """A strip of an evaluated video shows the frames of the clip in its middle, in order."""
     for i in range(8):
