@@ -315,7 +315,7 @@ MISTAKES_BETWEEN_PARTS = {
     "a group without rows keeps the tiles": ("      skip_tiles(at, range, turn);\n", "", "deadlock"),
     "the rows' phase is forgotten": ("if (leads) ptx::mbarrier_arrive(at.rows_filled(group));", "", "waited for"),
     "parts overlap": ("* block / blocks;", "* block / blocks - block % 2;", None, "pass.h"),
-    "split of another block": ("block - pass.cut.first_block(row_block)", "0", None, "rows.h"),
+    "split of another block": ("block - pass.cut.first_block(row_block)", "0", "deadlock", "rows.h"),
 }  # fmt: skip
 
 
