@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 
 from sce_fast.config import Device, default_loader_threads, to_json
-from sce_fast.config.batch import Scaling
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.index import VideoIndex
 from sce_fast.distributed import Ranks, process_group
@@ -20,14 +19,15 @@ from sce_fast.evaluate.detection.score import average_precisions
 from sce_fast.evaluate.detection.training import Score
 from sce_fast.evaluate.results import EvaluationResult, require_room
 from sce_fast.evaluate.supervised.run import Setup
-from sce_fast.evaluate.supervised.settings import Precision, Schedule, SupervisedSettings
+from sce_fast.evaluate.supervised.settings import SupervisedSettings
 from sce_fast.evaluate.supervised.videos import ClipViews, own_views
 from sce_fast.export import Backbone, ForeignNetwork, open_backbone
 from sce_fast.tools.arguments import ForeignNetworkWeights, OptionalFile, OptionalFolder, OptionalRun
 from sce_fast.tools.detection_files import AnnotationFiles, Annotations, DetectionFiles, read_annotations
 from sce_fast.tools.frozen import finish
 from sce_fast.tools.pictures import draw_bars, draw_lines
-from sce_fast.tools.supervised import folder_of, with_given
+from sce_fast.tools.supervised import folder_of
+from sce_fast.tools.training_options import Training, TrainingOptions
 from sce_fast.train.folder import choose_device
 from sce_fast.util.files import printable
 
@@ -46,16 +46,6 @@ def detection(
     freeze: bool = False,
     learning_rates: tuple[float, ...] | None = None,
     backbone_learning_rate: float | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    accumulation: int | None = None,
-    scaling: Scaling | None = None,
-    schedule: Schedule | None = None,
-    milestones: tuple[int, ...] | None = None,
-    decay: float | None = None,
-    warmup_epochs: float | None = None,
-    momentum: float | None = None,
-    weight_decay: float | None = None,
     dropout: float | None = None,
     batch_norm: Literal["sync", "local"] | None = None,
     size: int | None = None,
@@ -64,10 +54,7 @@ def detection(
     flip: float = 0.5,
     frames: int | None = None,
     seconds: float | None = None,
-    precision: Precision | None = None,
-    seed: int | None = None,
-    evaluate_every: int | None = None,
-    checkpoint_every: int | None = None,
+    training: Training = TrainingOptions(),  # noqa: B008 (frozen)
     foreign: ForeignNetworkWeights = ForeignNetwork(),  # noqa: B008 (frozen)
     device: Device = "auto",
     loader_threads: int | None = None,
@@ -91,17 +78,6 @@ def detection(
         learning_rates: Base learning rates of the heads, for a batch of 256; several only with --freeze. Each rate
             trains a head of its own.
         backbone_learning_rate: Base learning rate of the backbone. Default: that of the head.
-        epochs: Passes over the train key frames.
-        batch_size: Clips per optimizer step, over all ranks.
-        accumulation: Parts into which a rank's batch is split to save memory. Each part has its own batch statistics.
-        scaling: The rate used is the base rate times batch / 256 (linear), times its square root (sqrt), or the base
-            rate (none).
-        schedule: A cosine to 0, or steps at the milestones.
-        milestones: Epochs from which on the rate is multiplied by the decay. Default: 1/2, 3/4 and 7/8 of the epochs.
-        decay: Factor at each milestone.
-        warmup_epochs: Epochs of linear warm-up from 0. Default: a sixth of the epochs, 5.3 of 32.
-        momentum: Momentum of SGD.
-        weight_decay: L2 penalty on weights; biases and normalisation layers have none.
         dropout: Share of a person's features that a training step sets to 0 before the head.
         batch_norm: Rows that share batch statistics: sync, all ranks' clips; local, a rank's clips.
         size: Side of the train crop in pixels. Default: the backbone's own.
@@ -111,10 +87,8 @@ def detection(
         flip: Probability of a horizontal flip of train clips.
         frames: Frames of a clip. Default: the backbone's own.
         seconds: Time that a clip covers, with the key frame in its middle. Default: the backbone's own.
-        precision: Precision of the backbone. bfloat16 uses autocast.
-        seed: Seed of the heads, the order of the key frames, the augmentations and the dropout.
-        evaluate_every: Epochs between two tests.
-        checkpoint_every: Steps between two checkpoints.
+        training: How the heads and the backbone are trained. Other epochs than 32 shift the milestones (1/2, 3/4 and
+            7/8 of the epochs) and the warm-up (a sixth) in proportion.
         foreign: Weights from elsewhere.
         device: Device. auto takes a GPU if there is one.
         loader_threads: CPU threads of each rank that decode; by default the rank's share of the cores.
@@ -146,25 +120,12 @@ def detection(
     )
     rates = learning_rates or SETTINGS.learning_rates
     own_rate = rates[0] if backbone_learning_rate is None else backbone_learning_rate
-    settings = with_given(
-        dataclasses.replace(of_epochs(epochs or SETTINGS.epochs), backbone_learning_rate=None),
+    settings = training.settings(
+        dataclasses.replace(of_epochs(training.epochs or SETTINGS.epochs), backbone_learning_rate=None),
         learning_rates=rates,
         backbone_learning_rate=None if freeze else own_rate,
-        batch_size=batch_size,
-        accumulation=accumulation,
-        scaling=scaling,
-        schedule=schedule,
-        milestones=milestones,
-        decay=decay,
-        warmup_epochs=warmup_epochs,
-        momentum=momentum,
-        weight_decay=weight_decay,
         dropout=dropout,
         batch_norm=batch_norm,
-        precision=precision,
-        seed=seed,
-        evaluate_every=evaluate_every,
-        checkpoint_every=checkpoint_every,
     )
     threads, target = loader_threads or default_loader_threads(), choose_device(device)
     with process_group(target) as ranks:

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sce_fast.config import Device, default_loader_threads
-from sce_fast.config.batch import Scaling
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.distributed import Ranks, process_group
 from sce_fast.evaluate.finetune import PRESETS, mean_over_splits
 from sce_fast.evaluate.results import EvaluationResult, finished_rows, require_room
 from sce_fast.evaluate.supervised.run import Setup, run_supervised
-from sce_fast.evaluate.supervised.settings import Precision, Schedule
 from sce_fast.evaluate.supervised.videos import ClipCrop
 from sce_fast.export import Backbone, ForeignNetwork, open_backbone
 from sce_fast.tools.arguments import (
@@ -27,7 +25,8 @@ from sce_fast.tools.chosen_sets import ChosenSets, PublishedSplit, chosen_sets
 from sce_fast.tools.clip_options import ClipOptions, TrainingClips, clip_views, video_setup
 from sce_fast.tools.frozen import finish
 from sce_fast.tools.pictures import draw_lines
-from sce_fast.tools.supervised import PICTURE, evaluated, folder_of, open_task, with_given
+from sce_fast.tools.supervised import PICTURE, evaluated, folder_of, open_task
+from sce_fast.tools.training_options import Training, TrainingOptions
 from sce_fast.train.folder import choose_device
 from sce_fast.util.files import printable
 from sce_fast.util.names import pick
@@ -51,26 +50,13 @@ def finetune(
     preset: Name | None = None,
     learning_rate: float | None = None,
     backbone_learning_rate: float | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    accumulation: int | None = None,
-    scaling: Scaling | None = None,
-    schedule: Schedule | None = None,
-    milestones: tuple[int, ...] | None = None,
-    decay: float | None = None,
-    warmup_epochs: float | None = None,
-    momentum: float | None = None,
-    weight_decay: float | None = None,
     dropout: float | None = None,
     batch_norm: Literal["sync", "local"] | None = None,
     crop: ClipCrop | None = None,
     size: int | None = None,
     resize: int | None = None,
     clips: TrainingClips = ClipOptions(),  # noqa: B008 (frozen)
-    precision: Precision | None = None,
-    seed: int | None = None,
-    evaluate_every: int | None = None,
-    checkpoint_every: int | None = None,
+    training: Training = TrainingOptions(),  # noqa: B008 (frozen)
     foreign: ForeignNetworkWeights = ForeignNetwork(),  # noqa: B008 (frozen)
     device: Device = "auto",
     loader_threads: int | None = None,
@@ -96,17 +82,6 @@ def finetune(
             pixels), or something-something. Default: ucf101, with the run's own sizes.
         learning_rate: Base learning rate of all layers, for a batch of 256.
         backbone_learning_rate: Base learning rate of the backbone, if the classifier has another one.
-        epochs: Passes over the train videos.
-        batch_size: Videos per optimizer step, over all ranks.
-        accumulation: Parts into which a rank's batch is split to save memory. Each part has its own batch statistics.
-        scaling: The rate used is the base rate times batch / 256 (linear), times its square root (sqrt), or the base
-            rate (none).
-        schedule: A cosine to 0, or steps at the milestones.
-        milestones: Epochs from which on the rate is multiplied by the decay.
-        decay: Factor at each milestone.
-        warmup_epochs: Epochs of linear warm-up from 0.
-        momentum: Momentum of SGD.
-        weight_decay: L2 penalty on weights; biases and normalisation layers have none.
         dropout: Share of the features that a training step sets to 0 before the classifier.
         batch_norm: Rows that share batch statistics: sync, all ranks' rows; local, a rank's rows.
         crop: Train clips: scaled, a crop of frames whose shorter side is random; resized, a resized crop of 8 to 100 %
@@ -114,10 +89,7 @@ def finetune(
         size: Side of the train crop in pixels.
         resize: Shorter side of the frames of a test video, in pixels.
         clips: How clips look.
-        precision: Precision of the backbone. bfloat16 uses autocast.
-        seed: Seed of the classifier, the order of the videos, the augmentations and the dropout.
-        evaluate_every: Epochs between two tests.
-        checkpoint_every: Steps between two checkpoints.
+        training: How the classifier is trained.
         foreign: Weights from elsewhere.
         device: Device. auto takes a GPU if there is one.
         loader_threads: CPU threads of each rank that decode; by default the rank's share of the cores.
@@ -131,26 +103,12 @@ def finetune(
         RuntimeError: a video cannot be decoded (the message names it), or a loss is not finite.
     """
     chosen = pick("preset", preset or "ucf101", PRESETS)
-    settings = with_given(
+    settings = training.settings(
         chosen.settings,
         learning_rates=None if learning_rate is None else (learning_rate,),
         backbone_learning_rate=learning_rate if backbone_learning_rate is None else backbone_learning_rate,
-        epochs=epochs,
-        batch_size=batch_size,
-        accumulation=accumulation,
-        scaling=scaling,
-        schedule=schedule,
-        milestones=milestones,
-        decay=decay,
-        warmup_epochs=warmup_epochs,
-        momentum=momentum,
-        weight_decay=weight_decay,
         dropout=dropout,
         batch_norm=batch_norm,
-        precision=precision,
-        seed=seed,
-        evaluate_every=evaluate_every,
-        checkpoint_every=checkpoint_every,
     )
     run, target = Path(run), choose_device(device)
     require_room(None if out is None else Path(out), resume=resume)

@@ -1,6 +1,8 @@
 """The command evaluate linear: the papers' linear classifiers on a frozen backbone of images or clips."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +11,6 @@ from safetensors import safe_open
 from torch import nn
 
 from sce_fast.config import Device, default_loader_threads
-from sce_fast.config.batch import Scaling
 from sce_fast.data.index import ImageIndex
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.distributed import Ranks, process_group
@@ -18,7 +19,7 @@ from sce_fast.evaluate.results import EvaluationResult, evaluations_folder, requ
 from sce_fast.evaluate.store import FeatureStore, weights_digest
 from sce_fast.evaluate.supervised.images import feature_batches, image_batches
 from sce_fast.evaluate.supervised.run import Setup
-from sce_fast.evaluate.supervised.settings import Precision, Schedule, SupervisedSettings
+from sce_fast.evaluate.supervised.settings import SupervisedSettings
 from sce_fast.export import Backbone, ForeignNetwork, open_backbone
 from sce_fast.tools.arguments import (
     ForeignNetworkWeights,
@@ -32,7 +33,8 @@ from sce_fast.tools.chosen_sets import ChosenSets, PublishedSplit, chosen_sets
 from sce_fast.tools.clip_options import ClipOptions, TrainingClips, clip_views, video_setup
 from sce_fast.tools.frozen import FEATURES, architecture_of
 from sce_fast.tools.labelled_sets import labelled_sets
-from sce_fast.tools.supervised import Task, evaluated, image_view, open_task, with_given
+from sce_fast.tools.supervised import Task, evaluated, image_view, open_task
+from sce_fast.tools.training_options import Training, TrainingOptions
 from sce_fast.train.folder import choose_device
 from sce_fast.util.files import printable
 from sce_fast.util.names import pick
@@ -41,6 +43,7 @@ Name = Literal[
     "imagenet", "imagenet-moco", "cifar10",
     "kinetics400", "kinetics200", "kinetics400-small", "kinetics200-small",
 ]  # fmt: skip
+SettingsOf = Callable[[SupervisedSettings], SupervisedSettings]  # a preset's with the given options
 AnyCrop = Literal["resized", "padded", "scaled", "centre"]
 
 
@@ -54,24 +57,11 @@ def linear(
     classes: OptionalClasses = None,
     preset: Name | None = None,
     learning_rates: tuple[float, ...] | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    accumulation: int | None = None,
-    scaling: Scaling | None = None,
-    schedule: Schedule | None = None,
-    milestones: tuple[int, ...] | None = None,
-    decay: float | None = None,
-    warmup_epochs: float | None = None,
-    momentum: float | None = None,
-    weight_decay: float | None = None,
     crop: AnyCrop | None = None,
     size: int | None = None,
     resize: int | None = None,
     clips: TrainingClips = ClipOptions(),  # noqa: B008 (frozen)
-    precision: Precision | None = None,
-    seed: int | None = None,
-    evaluate_every: int | None = None,
-    checkpoint_every: int | None = None,
+    training: Training = TrainingOptions(),  # noqa: B008 (frozen)
     foreign: ForeignNetworkWeights = ForeignNetwork(),  # noqa: B008 (frozen)
     device: Device = "auto",
     loader_threads: int | None = None,
@@ -95,27 +85,13 @@ def linear(
             for videos kinetics400 or kinetics200, or -small for clips of 16 frames of 112 pixels. Default: imagenet or
             kinetics400, with the run's own sizes.
         learning_rates: Base learning rates, for a batch of 256.
-        epochs: Passes over the train set.
-        batch_size: Images or videos per optimizer step, over all ranks.
-        accumulation: Parts into which a rank's batch is split to save memory.
-        scaling: The rate used is the base rate times batch / 256 (linear), times its square root (sqrt), or the base
-            rate (none).
-        schedule: A cosine to 0, or steps at the milestones.
-        milestones: Epochs from which on the rate is multiplied by the decay.
-        decay: Factor at each milestone.
-        warmup_epochs: Epochs of linear warm-up from 0.
-        momentum: Momentum of SGD.
-        weight_decay: L2 penalty on the weights.
         crop: Train images: resized, a resized crop of 8 to 100 % of the area; padded, a crop of the image in a frame
             of four black pixels. Clips: scaled, a crop of frames whose shorter side is random (default); or resized.
             All are flipped at random. centre shows samples as in a test, so that features are computed once.
         size: Side of the train crop, and of a test image's centre crop, in pixels.
         resize: Shorter side of a test image, or of a test video's frames, in pixels.
         clips: How clips look.
-        precision: Precision of the backbone. bfloat16 uses autocast.
-        seed: Seed of the heads, the order of the images and the augmentations.
-        evaluate_every: Epochs between two tests.
-        checkpoint_every: Steps between two checkpoints.
+        training: How the classifiers are trained.
         foreign: Weights from elsewhere.
         device: Device. auto takes a GPU if there is one.
         loader_threads: CPU threads of each rank that decode; by default the rank's share of the cores.
@@ -128,31 +104,15 @@ def linear(
         Stopped: a signal asked to end; the state is saved, and the exit status is 75.
         RuntimeError: an image cannot be decoded (the message names it), or no head is finite any more.
     """
-    given: dict[str, Any] = {
-        "learning_rates": learning_rates,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "accumulation": accumulation,
-        "scaling": scaling,
-        "schedule": schedule,
-        "milestones": milestones,
-        "decay": decay,
-        "warmup_epochs": warmup_epochs,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "precision": precision,
-        "seed": seed,
-        "evaluate_every": evaluate_every,
-        "checkpoint_every": checkpoint_every,
-    }
     require_room(None if out is None else Path(out), resume=resume)
     places: dict[str, Any] = {"threads": loader_threads or default_loader_threads(), "device": choose_device(device)}
+    settings_of = partial(training.settings, learning_rates=learning_rates)
     with process_group(places["device"]) as ranks:
         places["ranks"] = ranks
         if run is None:
             every = {name: some.settings for name, some in PRESETS.items()}
             every |= {name: some.settings for name, some in VIDEO_PRESETS.items()}
-            settings = with_given(pick("preset", preset or "imagenet", every), **given)
+            settings = settings_of(pick("preset", preset or "imagenet", every))
             setup = _of_features(train, test, classes, settings, ranks)
         else:
             run = Path(run)
@@ -160,7 +120,7 @@ def linear(
             sets = chosen_sets(run, train, test, classes, published=published)
             prepare = _of_clips if isinstance(backbone.description.view(), ClipEvaluationView) else _of_images
             look: dict[str, Any] = {"preset": preset, "crop": crop, "size": size, "resize": resize, "clips": clips}
-            setup = prepare(run, backbone, sets, given, places, **look)
+            setup = prepare(run, backbone, sets, settings_of, places, **look)
         return evaluated(setup, run, out, device=places["device"], ranks=ranks, resume=resume)
 
 
@@ -168,7 +128,7 @@ def _of_images(
     run: Path,
     backbone: Backbone,
     sets: ChosenSets,
-    given: dict[str, Any],
+    settings_of: SettingsOf,
     places: dict[str, Any],
     *,
     preset: str | None,
@@ -186,7 +146,7 @@ def _of_images(
     chosen = pick("preset for images", preset or "imagenet", PRESETS)
     if crop == "scaled":
         raise ValueError(f"crop='scaled': expected resized, padded or centre, as {printable(run)} takes images")
-    shown, settings = crop or chosen.crop, with_given(chosen.settings, **given)
+    shown, settings = crop or chosen.crop, settings_of(chosen.settings)
     view = image_view(run, backbone.description, preset=chosen if preset else None, size=size, resize=resize)
     task = open_task(run, backbone, view, sets, threads=places["threads"], ranks=places["ranks"])
     if shown == "centre":
@@ -201,7 +161,7 @@ def _of_clips(
     run: Path,
     backbone: Backbone,
     sets: ChosenSets,
-    given: dict[str, Any],
+    settings_of: SettingsOf,
     places: dict[str, Any],
     *,
     preset: str | None,
@@ -216,7 +176,7 @@ def _of_clips(
         ValueError: a preset or crop is for images.
     """
     chosen = pick("preset for videos", preset or "kinetics400", VIDEO_PRESETS)
-    settings = with_given(chosen.settings, **given)
+    settings = settings_of(chosen.settings)
     if crop == "padded":
         raise ValueError(f"crop='padded': expected scaled, resized or centre, as {printable(run)} takes clips")
     own = backbone.description.view()

@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sce_fast.config import Device, default_loader_threads
-from sce_fast.config.batch import Scaling
 from sce_fast.data.index import ImageIndex
 from sce_fast.data.subset import subset
 from sce_fast.distributed import process_group
 from sce_fast.evaluate.results import EvaluationResult, require_room
 from sce_fast.evaluate.semi_supervised import PRESETS, SHARES
 from sce_fast.evaluate.supervised.images import Crop, image_batches
-from sce_fast.evaluate.supervised.settings import Precision, Schedule
 from sce_fast.export import ForeignNetwork, open_backbone
 from sce_fast.tools.arguments import (
     ForeignNetworkWeights,
@@ -23,7 +21,8 @@ from sce_fast.tools.arguments import (
     Run,
 )
 from sce_fast.tools.chosen_sets import chosen_sets
-from sce_fast.tools.supervised import Task, evaluated, image_view, open_task, with_given
+from sce_fast.tools.supervised import Task, evaluated, image_view, open_task
+from sce_fast.tools.training_options import Training, TrainingOptions
 from sce_fast.train.folder import choose_device
 from sce_fast.util.names import pick
 
@@ -44,24 +43,11 @@ def semi_supervised(
     subset_seed: int = 0,
     learning_rate: float | None = None,
     backbone_learning_rate: float | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    accumulation: int | None = None,
-    scaling: Scaling | None = None,
-    schedule: Schedule | None = None,
-    milestones: tuple[int, ...] | None = None,
-    decay: float | None = None,
-    warmup_epochs: float | None = None,
-    momentum: float | None = None,
-    weight_decay: float | None = None,
     batch_norm: Literal["sync", "local"] | None = None,
     crop: Literal["resized", "padded"] | None = None,
     size: int | None = None,
     resize: int | None = None,
-    precision: Precision | None = None,
-    seed: int | None = None,
-    evaluate_every: int | None = None,
-    checkpoint_every: int | None = None,
+    training: Training = TrainingOptions(),  # noqa: B008 (frozen)
     foreign: ForeignNetworkWeights = ForeignNetwork(),  # noqa: B008 (frozen)
     device: Device = "auto",
     loader_threads: int | None = None,
@@ -87,26 +73,12 @@ def semi_supervised(
         subset_seed: Seed of the choice of images.
         learning_rate: Base learning rate of the classifier, for a batch of 256.
         backbone_learning_rate: Base learning rate of the backbone, for a batch of 256.
-        epochs: Passes over the chosen images.
-        batch_size: Images per optimizer step, over all ranks.
-        accumulation: Parts into which a rank's batch is split to save memory. Each part has its own batch statistics.
-        scaling: The rate used is the base rate times batch / 256 (linear), times its square root (sqrt), or the base
-            rate (none).
-        schedule: A cosine to 0, or steps at the milestones.
-        milestones: Epochs from which on the rate is multiplied by the decay.
-        decay: Factor at each milestone.
-        warmup_epochs: Epochs of linear warm-up from 0.
-        momentum: Momentum of SGD.
-        weight_decay: L2 penalty on weights; biases and normalisation layers have none.
         batch_norm: Rows that share batch statistics: sync, all ranks' rows; local, a rank's rows.
         crop: Train images: resized, a resized crop of 8 to 100 % of the area; padded, a crop of the image in a frame
             of four black pixels; both flipped at random.
         size: Side of the train crop and of the test image's centre crop, in pixels.
         resize: Shorter side of a test image before its centre crop, in pixels.
-        precision: Precision of the backbone. bfloat16 uses autocast.
-        seed: Seed of the classifier, the order of the images and the augmentations.
-        evaluate_every: Epochs between two tests.
-        checkpoint_every: Steps between two checkpoints.
+        training: How the classifier is trained.
         foreign: Weights from elsewhere.
         device: Device. auto takes a GPU if there is one.
         loader_threads: CPU threads of each rank that decode; by default the rank's share of the cores.
@@ -120,25 +92,11 @@ def semi_supervised(
         RuntimeError: an image cannot be decoded (the message names it), or a loss is not finite.
     """
     chosen = pick("preset", preset or "10%", PRESETS)
-    settings = with_given(
+    settings = training.settings(
         chosen.settings,
         learning_rates=None if learning_rate is None else (learning_rate,),
         backbone_learning_rate=backbone_learning_rate,
-        epochs=epochs,
-        batch_size=batch_size,
-        accumulation=accumulation,
-        scaling=scaling,
-        schedule=schedule,
-        milestones=milestones,
-        decay=decay,
-        warmup_epochs=warmup_epochs,
-        momentum=momentum,
-        weight_decay=weight_decay,
         batch_norm=batch_norm,
-        precision=precision,
-        seed=seed,
-        evaluate_every=evaluate_every,
-        checkpoint_every=checkpoint_every,
     )
     run = Path(run)
     require_room(None if out is None else Path(out), resume=resume)

@@ -25,7 +25,6 @@ from sce_fast.tools.chosen_sets import ChosenSets
 from sce_fast.tools.frozen import finish
 from sce_fast.tools.pictures import draw_lines
 from sce_fast.util.files import printable
-from sce_fast.util.settings import replaced
 from sce_fast.util.terminal import say
 
 PICTURE = "accuracy.png"
@@ -142,18 +141,6 @@ def folder_of(
     if run is None:
         raise ValueError("feature files have no folder for results: give one with --out")
     return Path(ranks.first(lambda: str(result_folder(Path(run), evaluation, described, resume=resume))))
-
-
-def with_given(settings: SupervisedSettings, **given: Any) -> SupervisedSettings:
-    """Return the settings of a preset with those that are given; None stands for a setting that is not given.
-
-    Raises:
-        ValueError, TypeError: a setting is out of range.
-    """
-    changes = {name: value for name, value in given.items() if value is not None}
-    if changes.get("schedule") == "cosine":
-        changes.setdefault("milestones", ())  # those of the preset mean nothing here
-    return replaced(settings, changes)
 
 
 def draw_accuracies(result: EvaluationResult, folder: Path) -> Path:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from helpers.backbones import write_backbone
 from helpers.images import write_png
+from helpers.training import arguments
 from sce_fast.data.faults import BadFilesError
 from sce_fast.data.image.augment import Augmentation, EvaluationView
 from sce_fast.distributed import Ranks
@@ -28,6 +29,7 @@ from sce_fast.export import open_backbone
 from sce_fast.tools.embed import embed
 from sce_fast.tools.linear import linear
 from sce_fast.tools.semi_supervised import semi_supervised
+from sce_fast.tools.training_options import TrainingOptions
 
 CPU = torch.device("cpu")
 COLOURS = {"blue": (40, 60, 220), "green": (60, 200, 60), "red": (210, 50, 50)}
@@ -57,10 +59,8 @@ def test_colours_are_told_apart(colours, tmp_path, crop, capsys):
     found = linear(
         colours / "backbone.safetensors",
         **sets(colours),
-        epochs=8,
-        batch_size=30,
+        training=TrainingOptions(epochs=8, batch_size=30, evaluate_every=4),
         learning_rates=(0.01, 1.0),
-        evaluate_every=4,
         crop=crop,
         out=tmp_path / "out",
     )
@@ -140,8 +140,8 @@ def test_presets_are_the_published_settings():
 @pytest.mark.slow
 def test_a_preset_sets_the_sizes_and_options_change_it(colours, tmp_path):
     found = linear(
-        colours / "backbone.safetensors", **sets(colours), preset="cifar10", epochs=2, batch_size=60,
-        schedule="cosine", out=tmp_path,
+        colours / "backbone.safetensors", **sets(colours), preset="cifar10",
+        training=TrainingOptions(epochs=2, batch_size=60, schedule="cosine"), out=tmp_path,
     )  # fmt: skip
     settings = found.settings
     assert (settings["view"]["crop"], settings["view"]["resize"], settings["crop"]) == (32, 32, "padded")
@@ -156,14 +156,14 @@ def test_a_bad_train_file_aborts_the_evaluation(colours, tmp_path):
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(BadFilesError, match=r"red/train05.jpg: truncated or damaged\nEvaluations never skip images"):
         linear(
-            colours / "backbone.safetensors", **{**sets(colours), "train": tmp_path / "train"}, epochs=1,
-            batch_size=61, out=tmp_path / "out",
+            colours / "backbone.safetensors", **{**sets(colours), "train": tmp_path / "train"},
+            training=TrainingOptions(epochs=1, batch_size=61), out=tmp_path / "out",
         )  # fmt: skip
 
 
 def tune(colours, out, **changes):
     settings = {"epochs": 2, "milestones": (1,), "batch_size": 15, "backbone_learning_rate": 0.1, **changes}
-    return semi_supervised(colours / "backbone.safetensors", **sets(colours), out=out, **settings)
+    return semi_supervised(colours / "backbone.safetensors", **sets(colours), out=out, **arguments(settings))
 
 
 def test_fine_tuning_on_a_share_trains_the_backbone(colours, tmp_path):
@@ -209,7 +209,8 @@ def test_fine_tuning_on_a_list_learns_colours_and_resumes_with_the_same_bits(col
 def test_feature_files_of_embed_are_trained_on(colours, tmp_path):
     paths = {name: embed(colours / "backbone.safetensors", colours / name, out=tmp_path / f"{name}.safetensors")
              for name in ("train", "test")}  # fmt: skip
-    settings = {"epochs": 8, "batch_size": 30, "learning_rates": (0.01, 1.0), "evaluate_every": 4, "device": "cpu"}
+    training = TrainingOptions(epochs=8, batch_size=30, evaluate_every=4)
+    settings = {"training": training, "learning_rates": (0.01, 1.0), "device": "cpu"}
     found = linear(**paths, **settings, out=tmp_path / "files")
     same = linear(
         colours / "backbone.safetensors", **{**sets(colours), **settings}, crop="centre", out=tmp_path / "images"

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from helpers.backbones import write_backbone
 from helpers.clip_backbones import COLOURS, write_clip_backbone, write_colours
+from helpers.training import arguments
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate import load_features
 from sce_fast.evaluate.class_labels import labelled_indices
@@ -70,7 +71,7 @@ def label_list(videos, label_of):
 def colours(videos, out, **changes):
     settings = {"epochs": 6, "batch_size": 12, "learning_rates": (0.3, 30.0), "evaluate_every": 3, **changes}
     settings = {"warmup_epochs": 1, "scaling": "none", "clips": ONE_VIEW, **settings}
-    return linear(videos / "backbone.safetensors", **{**sets(videos), **settings}, out=out)
+    return linear(videos / "backbone.safetensors", **{**sets(videos), **arguments(settings)}, out=out)
 
 
 @pytest.mark.slow
@@ -139,12 +140,13 @@ def test_features_of_test_clips_are_computed_once_and_kept(videos, tmp_path):
     backbone = tmp_path / "backbone.safetensors"
     backbone.write_bytes((videos / "backbone.safetensors").read_bytes())
     settings = {"epochs": 8, "batch_size": 12, "learning_rates": (30.0,), "scaling": "none"}
-    found = linear(backbone, **sets(videos), **settings, crop="centre", clips=ClipOptions(clips=2), out=tmp_path / "a")
+    own = {**sets(videos), **arguments(settings)}
+    found = linear(backbone, **own, crop="centre", clips=ClipOptions(clips=2), out=tmp_path / "a")
     assert found.rows[0]["top1"] == 1.0
     kept = {path.name.split("_")[0]: path for path in (tmp_path / "backbone_evaluations" / "features").iterdir()}
     assert load_features(kept["test"]).names == [f"{name}/{i}.avi" for name in sorted(COLOURS) for i in range(4, 7)]
-    again = linear(train=kept["train"], test=kept["test"], **settings, preset="kinetics400", warmup_epochs=0,
-                   device="cpu", out=tmp_path / "b")  # fmt: skip
+    again = linear(train=kept["train"], test=kept["test"], **arguments({**settings, "warmup_epochs": 0}),
+                   preset="kinetics400", device="cpu", out=tmp_path / "b")  # fmt: skip
     assert again.rows[0]["top1"] == 1.0
 
 
@@ -154,7 +156,7 @@ def tune(root, out, source=None, **changes):
         "resize": 32, "dropout": 0.2, "clips": ClipOptions(clips=1, crops=1, flip=0.5, jitter=0.0, grayscale=0.0),
     }  # fmt: skip
     places = {"device": "cpu", "loader_threads": 1, "out": out}
-    return finetune(source or root / "backbone.safetensors", **{**settings, **places, **changes})
+    return finetune(source or root / "backbone.safetensors", **arguments({**settings, **places, **changes}))
 
 
 @pytest.mark.slow

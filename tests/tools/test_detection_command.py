@@ -10,6 +10,7 @@ import pytest
 from helpers.actions import BLUE, BOXES, RED, write_action_videos
 from helpers.clip_backbones import write_clip_backbone
 from helpers.images import write_png
+from helpers.training import arguments
 from helpers.videos import numbered_frame
 from sce_fast.cli import main
 from sce_fast.evaluate.detection import clips
@@ -33,7 +34,9 @@ def films(tmp_path_factory):
 def evaluate(films, out, *, files=None, **more):
     settings = {**SHORT, "start": START, "device": "cpu", "loader_threads": 1, **more}
     files = files or DetectionFiles(data=films)
-    return detection(films / "backbone.safetensors", videos=films / "videos", files=files, out=out, **settings)
+    return detection(
+        films / "backbone.safetensors", videos=films / "videos", files=files, out=out, **arguments(settings)
+    )
 
 
 @pytest.mark.slow
@@ -120,7 +123,7 @@ def test_folders_of_frames_stand_for_videos(films, tmp_path):
     (tmp_path / "ava_val_excluded_timestamps_v2.2.csv").write_text("film0,1200\n")
     files = DetectionFiles(data=tmp_path, actions=films / "ava_action_list_v2.2_for_activitynet_2019.pbtxt")
     settings = {**SHORT, "epochs": 1, "batch_size": 1, "device": "cpu", "loader_threads": 1, "out": tmp_path / "out"}
-    result = detection(films / "backbone.safetensors", videos=tmp_path / "frames", files=files, **settings)
+    result = detection(films / "backbone.safetensors", videos=tmp_path / "frames", files=files, **arguments(settings))
     assert result.rows[0]["mean_average_precision"] == 1.0  # the only person does both
 
 
