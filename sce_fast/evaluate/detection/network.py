@@ -1,6 +1,5 @@
 """Features of persons in clips by a 3D residual network, and linear heads that score each action by itself."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from sce_fast.backbones.resnet3d import ResNet3D
 from sce_fast.distributed import world_size
 from sce_fast.evaluate.detection.roi_align import roi_align
-from sce_fast.evaluate.supervised.classifier import Classifier, average_over_ranks, kept_features
+from sce_fast.evaluate.supervised.classifier import Classifier
 from sce_fast.util.layout import channels_last
 
 BINS = 7  # of RoIAlign, along each side
@@ -92,60 +91,29 @@ class Detector(Classifier):
     See Classifier for the arguments; the backbone is a PersonFeatures.
     """
 
-    def step(  # type: ignore[override]
-        self, parts: Iterable[tuple[PersonClips, Tensor]], *, number: int, steps_per_epoch: int
-    ) -> Tensor:
-        """Take one optimizer step of every head; return their losses (heads,).
-
-        The loss is the mean binary cross-entropy over the persons of a global batch and all actions.
-
-        Args:
-            parts: `accumulation` pairs of clips and actions (n, A), each drawn when its turn comes.
-            number: of the step, from 0.
-            steps_per_epoch: for the schedule.
-        """
-        for learner in self.learners:
-            learner.optimizer.zero_grad(set_to_none=True)
-            for group in learner.optimizer.param_groups:
-                group["lr"] = self.settings.rate(group["base"], number, steps_per_epoch)
-        share, losses = 1 / self.settings.accumulation, []
-        self.backbone.train(self.trains_backbone)
-        for part, (inputs, actions) in enumerate(parts):
-            features, actions = self._features(inputs), actions.to(self.device, self.dtype)
-            if self.settings.dropout:
-                features = features * self._kept(inputs, number, part)
-            persons = self._persons_on_average(len(actions))
-            own = [self._loss(learner.head(features), actions) / persons for learner in self.learners]
-            guarded = [learner.guard.guarded(loss * share) for learner, loss in zip(self.learners, own, strict=True)]
-            torch.stack(guarded).sum().backward()
-            losses.append(torch.stack(own).detach())
-        self.backbone.eval()
-        average_over_ranks([p.grad for learner in self.learners for p in learner.parameters if p.grad is not None])
-        for learner in self.learners:
-            gradients = [p.grad for p in learner.parameters if p.grad is not None]
-            learner.optimizer.step(skip=learner.guard.check(gradients, number))
-        return torch.stack(losses).mean(0)
-
     @torch.no_grad()
-    def scores(self, views: PersonClips) -> Tensor:  # type: ignore[override]
+    def scores(self, views: PersonClips) -> Tensor:
         """Return the probability (heads, n, A) of each action of each person."""
         features = self._features(views)
         return torch.stack([learner.head(features) for learner in self.learners]).sigmoid()
 
-    def _features(self, inputs: PersonClips) -> Tensor:  # type: ignore[override]
+    def _forward(self, inputs: PersonClips) -> Tensor:
         clips = inputs.clips.to(self.device, self.dtype, non_blocking=True, memory_format=channels_last(5))
-        narrow = self.settings.precision == "bfloat16"
-        with (
-            torch.set_grad_enabled(self.trains_backbone and torch.is_grad_enabled()),
-            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=narrow),
-        ):
-            return self.backbone(clips, inputs.boxes.to(self.device, self.dtype), inputs.rows.to(self.device))
+        boxes, rows = inputs.boxes.to(self.device, self.dtype), inputs.rows.to(self.device)
+        features: Tensor = self.backbone(clips, boxes, rows)
+        return features
 
-    def _kept(self, inputs: PersonClips, step: int, part: int) -> Tensor:
-        """Return the factors (n, F) of the features: 0, or 1 / (1 − dropout)."""
-        dim, dropout = self.learners[0].head.in_features, self.settings.dropout
-        kept = kept_features(self.settings.seed, step, part, inputs.numbers, dim, dropout)
-        return torch.from_numpy(kept / (1 - dropout)).to(self.device, self.dtype, non_blocking=True)
+    def _numbers(self, inputs: PersonClips) -> NDArray[np.int64]:
+        return inputs.numbers
+
+    def _losses(self, features: Tensor, labels: Tensor) -> list[Tensor]:
+        """Return for each head the mean binary cross-entropy over the persons of the global batch and all actions."""
+        actions = labels.to(self.dtype)
+        persons = self._persons_on_average(len(actions))
+        return [
+            binary_cross_entropy_with_logits(learner.head(features), actions, reduction="none").mean(1).sum() / persons
+            for learner in self.learners
+        ]
 
     def _persons_on_average(self, persons: int) -> Tensor:
         """Return the mean number of persons of the ranks, so that the mean of their gradients is that of one rank."""
@@ -153,7 +121,3 @@ class Detector(Classifier):
         if world_size() > 1:
             dist.all_reduce(count)
         return count / world_size()
-
-    @staticmethod
-    def _loss(logits: Tensor, actions: Tensor) -> Tensor:
-        return binary_cross_entropy_with_logits(logits, actions, reduction="none").mean(1).sum()

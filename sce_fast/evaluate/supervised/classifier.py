@@ -1,6 +1,7 @@
 """A backbone, frozen or trained, under linear heads; and one optimizer step of all of them."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,8 @@ class Learner:
 class Classifier:
     """Linear heads on a shared backbone: one forward pass of the backbone serves all heads.
 
-    A head and its steps do not depend on the other heads. A frozen backbone stays in eval mode.
+    A head and its steps do not depend on the other heads. A frozen backbone stays in eval mode. A subclass says what
+    the backbone makes of other inputs (`_forward`), the `_numbers` of their rows, and the `_losses` of other targets.
 
     Args:
         backbone: inputs (N, …) → features (N, F); nn.Identity() for features.
@@ -83,7 +85,7 @@ class Classifier:
         pairs = zip(heads, settings.learning_rates, strict=True)
         self.learners = [Learner(head, rate, shared, settings) for head, rate in pairs]
 
-    def step(self, parts: Iterable[tuple[Tensor, Tensor]], *, number: int, steps_per_epoch: int) -> Tensor:
+    def step(self, parts: Iterable[tuple[Any, Tensor]], *, number: int, steps_per_epoch: int) -> Tensor:
         """Take one optimizer step of every head; return their losses (heads,), means over this rank's rows.
 
         Args:
@@ -100,8 +102,8 @@ class Classifier:
         for part, (inputs, labels) in enumerate(parts):
             features, labels = self._features(inputs), labels.to(self.device, non_blocking=True)
             if self.settings.dropout:
-                features = features * self._dropout(features, number, part)
-            own = [cross_entropy(learner.head(features), labels) for learner in self.learners]
+                features = features * self._dropout(inputs, number, part)
+            own = self._losses(features, labels)
             guarded = [learner.guard.guarded(loss * share) for learner, loss in zip(self.learners, own, strict=True)]
             torch.stack(guarded).sum().backward()
             losses.append(torch.stack(own).detach())
@@ -113,7 +115,7 @@ class Classifier:
         return torch.stack(losses).mean(0)
 
     @torch.no_grad()
-    def scores(self, views: Tensor) -> Tensor:
+    def scores(self, views: Any) -> Tensor:
         """Return scores (heads, N, C) of samples with one or several views (N, views, …).
 
         One view is scored by the logits, several by the mean of their softmax.
@@ -156,21 +158,32 @@ class Classifier:
             restore(Checkpoint(own, checkpoint.state), modules, learner.optimizer)
             learner.guard.failed_step.fill_(failed)
 
-    def _features(self, inputs: Tensor) -> Tensor:
-        inputs = inputs.to(self.device, self.dtype, non_blocking=True, memory_format=channels_last(inputs.dim()))
+    def _features(self, inputs: Any) -> Tensor:
         narrow = self.settings.precision == "bfloat16"
         with (
             torch.set_grad_enabled(self.trains_backbone and torch.is_grad_enabled()),
             torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=narrow),
         ):
-            features = self.backbone(inputs)
+            features = self._forward(inputs)
         return features.to(self.dtype)
 
-    def _dropout(self, features: Tensor, step: int, part: int) -> Tensor:
+    def _forward(self, inputs: Any) -> Tensor:
+        layout = channels_last(inputs.dim())
+        features: Tensor = self.backbone(inputs.to(self.device, self.dtype, non_blocking=True, memory_format=layout))
+        return features
+
+    def _losses(self, features: Tensor, labels: Tensor) -> list[Tensor]:
+        """Return the loss of each head, so that its mean over the ranks is that of the global batch."""
+        return [cross_entropy(learner.head(features), labels) for learner in self.learners]
+
+    def _numbers(self, inputs: Any) -> NDArray[np.int64]:
+        """Return the numbers (N,) of this rank's rows in the global batch, which any number of ranks counts alike."""
+        return self._rank * len(inputs) + np.arange(len(inputs))
+
+    def _dropout(self, inputs: Any, step: int, part: int) -> Tensor:
         """Return the factors (N, F) of the features: 0, or 1 / (1 − dropout)."""
-        settings, rows = self.settings, len(features)
-        first = self._rank * rows  # the rows of a global batch have the same factors on any number of ranks
-        kept = kept_features(settings.seed, step, part, first + np.arange(rows), features.shape[1], settings.dropout)
+        settings, dim = self.settings, self.learners[0].head.in_features
+        kept = kept_features(settings.seed, step, part, self._numbers(inputs), dim, settings.dropout)
         return torch.from_numpy(kept / (1 - settings.dropout)).to(self.device, self.dtype, non_blocking=True)
 
     def _by_learner(self) -> list[tuple[dict[str, nn.Module], Learner]]:
