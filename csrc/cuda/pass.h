@@ -104,6 +104,13 @@ SCE_FAST_DEVICE int64_t partial_index(const Pass& pass, int32_t z, int32_t split
   return (static_cast<int64_t>(z) * pass.splits + split) * pass.rows + place;
 }
 
+// The factor that brings what a split has summed to a larger shift; 0 if the split has seen nothing. The power does not
+// wait for the comparison, so that no load does.
+SCE_FAST_DEVICE float rescaling(float shift, float sum, float larger_shift) {
+  const float power = ptx::exp2(shift - larger_shift);
+  return sum == 0.f ? 0.f : power;
+}
+
 // The splits that the row at a place has.
 SCE_FAST_DEVICE int32_t splits_of(const Pass& pass, int32_t place) {
   return pass.cut.blocks > 0 ? pass.cut.splits(place / kHopperRows) : pass.splits;
