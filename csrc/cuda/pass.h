@@ -19,7 +19,7 @@ struct Segment {
   int32_t own_offset = -1;  // negative: no candidate is hidden
 };
 
-// Tiles from `begin` to before `end`.
+// Tiles, or blocks of rows, from `begin` to before `end`.
 struct Range {
   int begin, end;
 };
@@ -39,6 +39,10 @@ struct Cut {
   SCE_FAST_ANYWHERE int32_t total() const { return row_blocks * length(); }
   // Where a block's part begins.
   SCE_FAST_ANYWHERE int32_t start(int32_t block) const { return total() * block / blocks; }
+  // The blocks of rows that a block's part touches; of the last one it may have no tile.
+  SCE_FAST_ANYWHERE Range row_blocks_of(int32_t block) const {
+    return {start(block) / length(), (start(block + 1) - 1) / length() + 1};
+  }
   // The block whose part has this place.
   SCE_FAST_ANYWHERE int32_t block_at(int32_t place) const { return ((place + 1) * blocks - 1) / total(); }
   SCE_FAST_ANYWHERE int32_t first_block(int32_t row_block) const { return block_at(row_block * length() + kRowsCost); }
