@@ -85,6 +85,9 @@ void pass_cluster_barrier();
 // Counts a thread of the running block that ends.
 void end_thread();
 
+// Lets a thread of any block of the cluster run, which waits for nothing from now on.
+void let_run(Block& block, uint32_t thread);
+
 // Continues a random thread that can run, or the caller of `run` if all have ended.
 void switch_away();
 
