@@ -55,10 +55,11 @@ def item(mix: Mix, device: str, on_progress: Callable[[str], None]) -> dict[str,
     if not results:
         raise NotRun("; ".join(refusals))
     names = {"rows": short(mix.rows), "queue": short(mix.queue), "product": mix.product_name}
-    data = {**names, "default": mix == MIXES[0], "may_be_default": may_be_default(mix), "results": results}
+    flags = {"default": mix == MIXES[0], "may_be_default": may_be_default(mix)}
+    data = {**names, **flags, "results": results, "sizes": SIZES[device]}
     if failures:
-        raise Failure("; ".join(failures), {**data, "sizes": SIZES[device]})
-    return {**data, "sizes": SIZES[device]}
+        raise Failure("; ".join(failures), data)
+    return data
 
 
 def may_be_default(mix: Mix) -> bool:
