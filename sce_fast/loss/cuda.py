@@ -41,9 +41,9 @@ class Tuning:
 DEFAULT = Tuning()
 
 
-def choice(value: bool | None) -> int:
-    """Return the value of `Choice` in csrc/cuda/plan.h."""
-    return -1 if value is None else int(value)
+def codes(tuning: Tuning) -> tuple[int, ...]:
+    """Return the value of `Choice` in csrc/cuda/plan.h for each field, in the order of `Tuning` there."""
+    return tuple(-1 if value is None else int(value) for value in (tuning.turns, tuning.uneven, tuning.clusters))
 
 
 def architectures() -> str:
@@ -123,8 +123,7 @@ def planned(problem: Problem, kernel: str = "best") -> Tuning:
 
 
 def _plan(packed: Any, device: torch.device, kernel: str, tuning: Tuning) -> Any:
-    choices = choice(tuning.turns), choice(tuning.uneven), choice(tuning.clusters)
-    return CUDA.module.plan(packed, _limits(device), KERNELS[kernel], *choices)
+    return CUDA.module.plan(packed, _limits(device), KERNELS[kernel], *codes(tuning))
 
 
 def _workspace(size: int, device: torch.device, where: tuple[int, int]) -> Tensor:
