@@ -18,6 +18,7 @@ from sce_fast.benchmarks.machine import machine
 from sce_fast.benchmarks.measure import graph_seconds, stage_seconds
 from sce_fast.benchmarks.peers import AbsentError
 from sce_fast.benchmarks.record import write_record
+from sce_fast.kernels.solve import dot_precision
 from sce_fast.loss.backends import BACKENDS
 from sce_fast.loss.parity import Inputs, MatmulPrecision, float32_precision, make_inputs
 from sce_fast.loss.problem import checked_problem
@@ -47,9 +48,8 @@ class Mix:
     @property
     def triton_precision(self) -> str:
         """The input_precision of tl.dot."""
-        if self.product != torch.float32:
-            return "ieee"
-        return "tf32x3" if self.precision == "highest" else "tf32"
+        with float32_precision(self.precision):
+            return dot_precision(self.product)
 
     @property
     def product_name(self) -> str:
