@@ -17,6 +17,7 @@ from sce_fast.benchmarks.record import write_record
 from sce_fast.loss import reference
 from sce_fast.loss.parity import KINDS, Inputs, make_inputs
 from sce_fast.loss.problem import checked_problem
+from sce_fast.util.dtypes import dtype_name
 from sce_fast.util.terminal import progress_bar
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -67,7 +68,7 @@ def main(
             rows, gradient = _exact(inputs, dtype, products, *temperatures)
             queue = queues[dtype]
             result: dict[str, Any] = {
-                "queue": str(dtype).removeprefix("torch."),
+                "queue": dtype_name(dtype),
                 "rounded": "" if dtype == torch.float32 else "queue" if products == torch.float32 else "queue, rows",
                 "rows": kind,
                 "megabytes": queue.numel() * queue.element_size() / 1e6,

@@ -10,6 +10,7 @@ from torch import Tensor
 from sce_fast.loss.pack import TYPES, aligned, matrix, pack, pack_solution
 from sce_fast.loss.problem import Problem, Solution
 from sce_fast.native import CUDA
+from sce_fast.util.dtypes import dtype_name
 
 # `Kernel` in csrc/cuda/plan.h: the forward pass for the GPU's own architecture, or a particular one.
 KERNELS = {"best": 0, "sm80": 1, "sm90": 2}
@@ -63,7 +64,7 @@ def refuses_inputs(problem: Problem) -> str | None:
     candidates = [t for t in (problem.queue, problem.batch_keys) if t is not None]
     kinds = {t.dtype for t in candidates}
     if torch.float32 in kinds or len(kinds) > 1:
-        names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        names = " and ".join(sorted(map(dtype_name, kinds)))
         return (
             f"its candidates are all bfloat16 or all float16, and here they are {names}; make the queue a "
             "KeyQueue(..., dtype=torch.bfloat16) and cast batch_keys to its dtype, or use another backend"
