@@ -236,8 +236,8 @@ def traffic_table(n: int, k: int, d: int, times: list[Time]) -> str:
     graphs = {time.mix: time.graph for time in times}
     for mix in MIXES:
         seconds = graphs.get(str(mix))
-        cells = [dtype_name(mix.rows), dtype_name(mix.queue), "–" if mix.batch_keys is None else dtype_name(mix.batch_keys)]
-        cells += [mix.product_name]
+        cells = [dtype_name(mix.rows), dtype_name(mix.queue)]
+        cells += ["–" if mix.batch_keys is None else dtype_name(mix.batch_keys), mix.product_name]
         cells += [f"{k * d * mix.queue.itemsize / 1e6:.1f}", f"{cast_bytes(mix, n, k, d) / 1e6:.1f}"]
         cells += ["not yet measured" if seconds is None else f"{1e6 * seconds:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
