@@ -37,9 +37,10 @@ def main(
 ) -> None:
     """Compare loss and gradient of a queue rounded to 16 bits with those of a float32 queue, in float64.
 
-    The errors come from rounding alone and do not depend on the kernel. "queue" rounds the queue, as on a CPU. "queue,
-    rows" also rounds query and key where they are multiplied by the queue, as the kernels of a GPU do. The time of
-    forward and backward on this machine is a share of the time with a float32 queue.
+    The errors come from rounding alone and do not depend on the kernel. "queue" rounds the queue, as on a CPU whose
+    products are in float32. "queue, rows" also rounds query and key where they are multiplied by the queue, as the
+    kernels of a GPU do, and on a CPU products in bfloat16 (AMD with AVX-512, AMX). The time of forward and backward on
+    this machine is a share of the time with a float32 queue.
 
     Args:
         n: Number of rows.
