@@ -14,7 +14,7 @@ Moment now_elsewhere(const Block& block) { return {block.threads + kMostMbarrier
 
 }  // namespace
 
-// Goes on to a block of the cluster in which a thread can run, or returns false.
+// Goes on to the first block of the cluster in which a thread can run, or returns false.
 bool find_runnable_block() {
   for (uint32_t rank = 0; rank < g_cluster.size; ++rank)
     if (!g_cluster.blocks[rank].runnable.empty()) {

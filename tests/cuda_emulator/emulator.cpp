@@ -107,7 +107,8 @@ void run_cluster(const Size& first) {
 
 }  // namespace
 
-// Continues a random thread that can run, or the caller of `run` if all have ended.
+// Continues a random thread of this block that can run; if none can, of the first block of the cluster that has one; or
+// the caller of `run` if all have ended.
 void switch_away() {
   Thread& before = current();
   if (own_block().runnable.empty() && !find_runnable_block()) {
