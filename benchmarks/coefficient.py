@@ -15,14 +15,14 @@ from typing import Any, Literal
 from sce_fast.benchmarks import coefficient_emoji as emoji
 from sce_fast.benchmarks.machine import machine
 from sce_fast.benchmarks.record import write_record
-from sce_fast.tools.demo import demo_config, is_run_of, run_demo
+from sce_fast.tools.demo import STAGES, demo_config, is_run_of, run_demo
 from sce_fast.tools.digits import write_digits
 from sce_fast.tools.pictures import draw_ranges
 from sce_fast.train.folder import SUMMARY
 
 Summary = dict[str, Any]
 Results = dict[str, dict[float, list[Summary]]]  # name of the views → λ → a summary for each seed
-UNTRAINED = {"_raw_pixels": "raw pixels", "_untrained": "untrained network"}  # end of a column's name → title
+UNTRAINED = {suffix: title for suffix, title in STAGES.items() if suffix}  # end of a column's name → title
 
 
 @dataclass(frozen=True)
