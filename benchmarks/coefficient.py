@@ -4,7 +4,6 @@ sce-fast bench coefficient                  (nine runs of the demo: about half a
 sce-fast bench coefficient --data emoji     (thirty runs: one to two hours on two CPU cores)
 """
 
-import json
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ from typing import Any, Literal
 from sce_fast.benchmarks import coefficient_emoji as emoji
 from sce_fast.benchmarks.machine import machine
 from sce_fast.benchmarks.record import write_record
-from sce_fast.tools.demo import STAGES, demo_config, is_run_of, run_demo
+from sce_fast.tools.demo import STAGES, demo_config, finished_summary, run_demo
 from sce_fast.tools.digits import write_digits
 from sce_fast.tools.pictures import draw_ranges
-from sce_fast.train.folder import SUMMARY
 
 Summary = dict[str, Any]
 Results = dict[str, dict[float, list[Summary]]]  # name of the views → λ → a summary for each seed
@@ -87,8 +85,8 @@ def finished_demo(run: Path, images: Path, views: str, seed: int, coefficient: f
     """Return the summary of this demo; a run folder that finished with the same settings is not run again."""
     train, test = write_digits(images)
     config = demo_config(train, test, run, seed=seed, epochs=None, coefficient=coefficient, device="auto")
-    if (run / SUMMARY).exists() and is_run_of(config):
-        return json.loads((run / SUMMARY).read_text())
+    if (summary := finished_summary(config)) is not None:
+        return summary
     return run_demo(data=images, out=run, seed=seed, coefficient=coefficient, pictures=False)
 
 
