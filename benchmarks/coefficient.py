@@ -27,6 +27,8 @@ UNTRAINED = {suffix: title for suffix, title in STAGES.items() if suffix}  # end
 class Study:
     """Runs that differ in views, λ and seed, and the columns of their table."""
 
+    images: Path  # folder of the images
+    runs: Path  # parent folder of the run folders
     coefficients: tuple[float, ...]
     views: tuple[str, ...]  # names; one empty name if all runs have the same views
     columns: Mapping[str, str]  # entry of the summaries → title
@@ -67,8 +69,7 @@ def main(
         expected = f"some of {known}" if known else "none, since all runs have the same views"
         raise ValueError(f"views={sorted(unknown)}: expected {expected}")
     here = machine()  # now, because the checkout may change during the runs
-    images = images or Path("data") / FOLDERS[data]
-    runs = runs or Path("runs") / ("coefficient" if data == "digits" else f"coefficient_{data}")
+    images, runs = images or study.images, runs or study.runs
     results: Results = {name: {c: [] for c in coefficients} for name in views}
     for seed, coefficient, name in product(seeds, coefficients, views):
         run = runs / "_".join(filter(None, [name, f"coefficient_{coefficient:g}", f"seed_{seed}"]))
@@ -91,10 +92,23 @@ def finished_demo(run: Path, images: Path, views: str, seed: int, coefficient: f
 
 
 DIGITS = {name: name for name in ("knn_top1", "linear_top1", "final_loss")}
-FOLDERS = {"digits": "digits", "emoji": "openmoji"}
 STUDIES = {
-    "digits": Study((0.0, 0.5, 1.0), ("",), DIGITS, finished_demo),
-    "emoji": Study((0.0, 0.25, 0.5, 0.75, 1.0), tuple(emoji.VIEWS), emoji.COLUMNS, emoji.finished_run),
+    "digits": Study(
+        images=Path("data/digits"),
+        runs=Path("runs/coefficient"),
+        coefficients=(0.0, 0.5, 1.0),
+        views=("",),
+        columns=DIGITS,
+        finished=finished_demo,
+    ),
+    "emoji": Study(
+        images=Path("data/openmoji"),
+        runs=Path("runs/coefficient_emoji"),
+        coefficients=(0.0, 0.25, 0.5, 0.75, 1.0),
+        views=tuple(emoji.VIEWS),
+        columns=emoji.COLUMNS,
+        finished=emoji.finished_run,
+    ),
 }
 
 
