@@ -4,7 +4,6 @@ sce-fast bench coefficient                  (nine runs of the demo: about half a
 sce-fast bench coefficient --data emoji     (thirty runs: one to two hours on two CPU cores)
 """
 
-import json
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,20 +14,21 @@ from typing import Any, Literal
 from sce_fast.benchmarks import coefficient_emoji as emoji
 from sce_fast.benchmarks.machine import machine
 from sce_fast.benchmarks.record import write_record
-from sce_fast.tools.demo import demo_config, is_run_of, run_demo
+from sce_fast.tools.demo import STAGES, demo_config, finished_summary, run_demo
 from sce_fast.tools.digits import write_digits
 from sce_fast.tools.pictures import draw_ranges
-from sce_fast.train.folder import SUMMARY
 
 Summary = dict[str, Any]
 Results = dict[str, dict[float, list[Summary]]]  # name of the views → λ → a summary for each seed
-UNTRAINED = {"_raw_pixels": "raw pixels", "_untrained": "untrained network"}  # end of a column's name → title
+UNTRAINED = {suffix: title for suffix, title in STAGES.items() if suffix}  # end of a column's name → title
 
 
 @dataclass(frozen=True)
 class Study:
     """Runs that differ in views, λ and seed, and the columns of their table."""
 
+    images: Path  # folder of the images
+    runs: Path  # parent folder of the run folders
     coefficients: tuple[float, ...]
     views: tuple[str, ...]  # names; one empty name if all runs have the same views
     columns: Mapping[str, str]  # entry of the summaries → title
@@ -69,8 +69,7 @@ def main(
         expected = f"some of {known}" if known else "none, since all runs have the same views"
         raise ValueError(f"views={sorted(unknown)}: expected {expected}")
     here = machine()  # now, because the checkout may change during the runs
-    images = images or Path("data") / FOLDERS[data]
-    runs = runs or Path("runs") / ("coefficient" if data == "digits" else f"coefficient_{data}")
+    images, runs = images or study.images, runs or study.runs
     results: Results = {name: {c: [] for c in coefficients} for name in views}
     for seed, coefficient, name in product(seeds, coefficients, views):
         run = runs / "_".join(filter(None, [name, f"coefficient_{coefficient:g}", f"seed_{seed}"]))
@@ -87,16 +86,29 @@ def finished_demo(run: Path, images: Path, views: str, seed: int, coefficient: f
     """Return the summary of this demo; a run folder that finished with the same settings is not run again."""
     train, test = write_digits(images)
     config = demo_config(train, test, run, seed=seed, epochs=None, coefficient=coefficient, device="auto")
-    if (run / SUMMARY).exists() and is_run_of(config):
-        return json.loads((run / SUMMARY).read_text())
+    if (summary := finished_summary(config)) is not None:
+        return summary
     return run_demo(data=images, out=run, seed=seed, coefficient=coefficient, pictures=False)
 
 
 DIGITS = {name: name for name in ("knn_top1", "linear_top1", "final_loss")}
-FOLDERS = {"digits": "digits", "emoji": "openmoji"}
 STUDIES = {
-    "digits": Study((0.0, 0.5, 1.0), ("",), DIGITS, finished_demo),
-    "emoji": Study((0.0, 0.25, 0.5, 0.75, 1.0), tuple(emoji.VIEWS), emoji.COLUMNS, emoji.finished_run),
+    "digits": Study(
+        images=Path("data/digits"),
+        runs=Path("runs/coefficient"),
+        coefficients=(0.0, 0.5, 1.0),
+        views=("",),
+        columns=DIGITS,
+        finished=finished_demo,
+    ),
+    "emoji": Study(
+        images=Path("data/openmoji"),
+        runs=Path("runs/coefficient_emoji"),
+        coefficients=(0.0, 0.25, 0.5, 0.75, 1.0),
+        views=tuple(emoji.VIEWS),
+        columns=emoji.COLUMNS,
+        finished=emoji.finished_run,
+    ),
 }
 
 

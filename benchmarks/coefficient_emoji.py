@@ -10,7 +10,6 @@ measured.
 """
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ from sce_fast.config import EvaluationConfig, LossConfig, ModelConfig, Optimizer
 from sce_fast.evaluate import knn_accuracy, pixel_features
 from sce_fast.method.build import build_model
 from sce_fast.recipes.imagenet import MULTI_CROP, TWO_CROPS
-from sce_fast.tools.demo import is_run_of, make_room, untrained_backbone
+from sce_fast.tools.demo import finished_summary, make_room, untrained_backbone
 from sce_fast.train import Trainer
-from sce_fast.train.folder import SUMMARY, write_summary
+from sce_fast.train.folder import write_summary
 from sce_fast.util.rows import unit_rows
 
 PUBLISHED_SIDE, SIDE = 224, 32  # of the largest views; the blur and all views are smaller by the same factor
@@ -53,8 +52,8 @@ def finished_run(run: Path, images: Path, views: str, seed: int, coefficient: fl
     An interrupted run goes on. Its `cpu_seconds`, the CPU time of all threads for training, is then None.
     """
     config = emoji_config(*write_emoji_variants(images), run, views=views, seed=seed, coefficient=coefficient)
-    if (run / SUMMARY).exists() and is_run_of(config):
-        return json.loads((run / SUMMARY).read_text())
+    if (summary := finished_summary(config)) is not None:
+        return summary
     resumes, commit = make_room(config), machine()["commit"]  # now, because the checkout may change during the run
     trainer = Trainer(dataclasses.replace(config, resume=resumes))
     trainer.resumes_by = "The same command"

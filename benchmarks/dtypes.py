@@ -18,9 +18,11 @@ from sce_fast.benchmarks.machine import machine
 from sce_fast.benchmarks.measure import graph_seconds, stage_seconds
 from sce_fast.benchmarks.peers import AbsentError
 from sce_fast.benchmarks.record import write_record
+from sce_fast.kernels.solve import dot_precision
 from sce_fast.loss.backends import BACKENDS
 from sce_fast.loss.parity import Inputs, MatmulPrecision, float32_precision, make_inputs
 from sce_fast.loss.problem import checked_problem
+from sce_fast.util.dtypes import dtype_name
 from sce_fast.util.terminal import progress_bar
 
 # Tensor-core instructions of SASS: sm_80 and earlier code, Hopper, Blackwell.
@@ -47,14 +49,13 @@ class Mix:
     @property
     def triton_precision(self) -> str:
         """The input_precision of tl.dot."""
-        if self.product != torch.float32:
-            return "ieee"
-        return "tf32x3" if self.precision == "highest" else "tf32"
+        with float32_precision(self.precision):
+            return dot_precision(self.product)
 
     @property
     def product_name(self) -> str:
         """The dtype of the products, for float32 the kind of tensor-core products that it takes."""
-        return self.triton_precision if self.product == torch.float32 else short(self.product)
+        return self.triton_precision if self.product == torch.float32 else dtype_name(self.product)
 
     @property
     def fixed_shift(self) -> bool:
@@ -62,8 +63,8 @@ class Mix:
         return self.product != torch.float16
 
     def __str__(self) -> str:
-        names = [f"rows {short(self.rows)}", f"queue {short(self.queue)}"]
-        names += [] if self.batch_keys is None else [f"batch keys {short(self.batch_keys)}"]
+        names = [f"rows {dtype_name(self.rows)}", f"queue {dtype_name(self.queue)}"]
+        names += [] if self.batch_keys is None else [f"batch keys {dtype_name(self.batch_keys)}"]
         return ", ".join(names + ([self.product_name] if self.product == torch.float32 else []))
 
     def inputs(self, n: int, k: int, d: int, device: str) -> Inputs:
@@ -235,8 +236,8 @@ def traffic_table(n: int, k: int, d: int, times: list[Time]) -> str:
     graphs = {time.mix: time.graph for time in times}
     for mix in MIXES:
         seconds = graphs.get(str(mix))
-        cells = [short(mix.rows), short(mix.queue), "–" if mix.batch_keys is None else short(mix.batch_keys)]
-        cells += [mix.product_name]
+        cells = [dtype_name(mix.rows), dtype_name(mix.queue)]
+        cells += ["–" if mix.batch_keys is None else dtype_name(mix.batch_keys), mix.product_name]
         cells += [f"{k * d * mix.queue.itemsize / 1e6:.1f}", f"{cast_bytes(mix, n, k, d) / 1e6:.1f}"]
         cells += ["not yet measured" if seconds is None else f"{1e6 * seconds:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -269,10 +270,6 @@ def code_table(codes: list[Code]) -> str:
     for (architecture, *cells), mixes in rows.items():
         lines.append(f"| {' | '.join([architecture, '; '.join(mixes), *cells])} |")
     return "\n".join(lines)
-
-
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 if __name__ == "__main__":

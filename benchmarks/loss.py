@@ -27,6 +27,7 @@ from sce_fast.benchmarks.measure import (
 from sce_fast.benchmarks.peers import AbsentError, Case, Loss, Peer, peers
 from sce_fast.benchmarks.record import write_record
 from sce_fast.loss.backends import BACKENDS
+from sce_fast.util.dtypes import dtype_name
 from sce_fast.util.names import pick
 from sce_fast.util.rows import unit_rows
 from sce_fast.util.terminal import progress_bar
@@ -291,7 +292,7 @@ def heading(case: Case, device: str, threads: int, gemm: Gemm) -> str:
     views, key_views, terms = len(problem.query), len(problem.key), len(list(problem.terms()))
     where = f"{threads} thread(s)" if device == "cpu" else torch.cuda.get_device_name()
     crops = f", {views} student and {key_views} teacher views ({terms} terms)" if terms > 1 else ""
-    dtype = str(case.query.dtype).removeprefix("torch.")
+    dtype = dtype_name(case.query.dtype)
     return (
         f"N {case.query.shape[-2]}, K {len(case.queue)}, D {case.queue.shape[1]}{crops}, {dtype}, "
         f"λ {case.coefficient:g}, {where}; a GEMM of {gemm.edge}³ runs at {gemm.flops / 1e9:.3g} GFLOP/s"

@@ -3,7 +3,6 @@
 sce-fast bench motions        (three runs of the demo: about twenty minutes on two CPU cores)
 """
 
-import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 from sce_fast.benchmarks.coefficient import row
 from sce_fast.benchmarks.machine import machine
 from sce_fast.benchmarks.record import write_record
-from sce_fast.tools.demo import STAGES, is_run_of
+from sce_fast.tools.demo import STAGES, finished_summary
 from sce_fast.tools.demo_video import demo_video_config, run_demo_video
 from sce_fast.tools.moving_digits import LABELS, write_moving_digits
-from sce_fast.train.folder import SUMMARY
 
 COLUMNS = tuple(f"{label}_{kind}_top1" for label, kind in product(LABELS, ("knn", "linear")))
 
@@ -43,8 +41,8 @@ def main(
 def finished_demo(run: Path, data: Path, seed: int) -> dict[str, Any]:
     """Return the summary of this demo; a run folder that finished with the same settings is not run again."""
     config = demo_video_config(write_moving_digits(data), run, seed=seed, epochs=None, device="auto")
-    if (run / SUMMARY).exists() and is_run_of(config):
-        return json.loads((run / SUMMARY).read_text())
+    if (summary := finished_summary(config)) is not None:
+        return summary
     return run_demo_video(data=data, out=run, seed=seed, pictures=False)
 
 

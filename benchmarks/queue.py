@@ -17,6 +17,7 @@ from sce_fast.benchmarks.record import write_record
 from sce_fast.loss import reference
 from sce_fast.loss.parity import KINDS, Inputs, make_inputs
 from sce_fast.loss.problem import checked_problem
+from sce_fast.util.dtypes import dtype_name
 from sce_fast.util.terminal import progress_bar
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -36,9 +37,10 @@ def main(
 ) -> None:
     """Compare loss and gradient of a queue rounded to 16 bits with those of a float32 queue, in float64.
 
-    The errors come from rounding alone and do not depend on the kernel. "queue" rounds the queue, as on a CPU. "queue,
-    rows" also rounds query and key where they are multiplied by the queue, as the kernels of a GPU do. The time of
-    forward and backward on this machine is a share of the time with a float32 queue.
+    The errors come from rounding alone and do not depend on the kernel. "queue" rounds the queue, as on a CPU whose
+    products are in float32. "queue, rows" also rounds query and key where they are multiplied by the queue, as the
+    kernels of a GPU do, and on a CPU products in bfloat16 (AMD with AVX-512, AMX). The time of forward and backward on
+    this machine is a share of the time with a float32 queue.
 
     Args:
         n: Number of rows.
@@ -67,7 +69,7 @@ def main(
             rows, gradient = _exact(inputs, dtype, products, *temperatures)
             queue = queues[dtype]
             result: dict[str, Any] = {
-                "queue": str(dtype).removeprefix("torch."),
+                "queue": dtype_name(dtype),
                 "rounded": "" if dtype == torch.float32 else "queue" if products == torch.float32 else "queue, rows",
                 "rows": kind,
                 "megabytes": queue.numel() * queue.element_size() / 1e6,

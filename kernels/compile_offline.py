@@ -23,6 +23,7 @@ from sce_fast.kernels.enqueue import advance_cursor_kernel, enqueue_kernel
 from sce_fast.kernels.forward_pass import forward_pass_kernel
 from sce_fast.kernels.gaussian_blur import gaussian_blur_kernel
 from sce_fast.kernels.solve import triton_dtype
+from sce_fast.util.dtypes import dtype_name
 
 ARCHITECTURES = (80, 90, 100)
 DIMS = (64, 128, 256, 384, 512)
@@ -140,7 +141,7 @@ def forward_variant(
         dim=dim, product=product, precision=precision, gpu=gpu, student_rows=rows, teacher_rows=rows,
         batch_key_views=1, candidates=(4096, 65536),
     )  # fmt: skip
-    name = [f"D={dim}", short_name(product)]
+    name = [f"D={dim}", dtype_name(product)]
     name += [precision] if product == torch.float32 else []
     words = {"queue": queue, "batch keys": batch_keys, "per view": per_view, "no output": not output}
     words |= {"scalars on the device": scalars}
@@ -160,12 +161,7 @@ def forward_variant(
 
 
 def _named(dtypes: dict[str, torch.dtype]) -> list[str]:
-    return [f"{name} {short_name(dtype)}" for name, dtype in dtypes.items()]
-
-
-def short_name(dtype: torch.dtype) -> str:
-    """Return "float32" for torch.float32."""
-    return str(dtype).removeprefix("torch.")
+    return [f"{name} {dtype_name(dtype)}" for name, dtype in dtypes.items()]
 
 
 def combine_variants() -> Iterator[Variant]:
@@ -202,7 +198,7 @@ def combine_variant(
     constants |= {} if given["per view"] else {"view_partials": None, "view_outputs": None}
     constants |= {} if given["gradient"] else {"gradient": None}
     others = other_dtypes or {}
-    name = ", ".join([f"D={dim}", short_name(dtype), options, *_named(others)])
+    name = ", ".join([f"D={dim}", dtype_name(dtype), options, *_named(others)])
     return Variant(combine_kernel, name, constants, dtype, num_warps=plan.warps_of_a_row(dim), other_dtypes=others)
 
 
@@ -211,7 +207,7 @@ def enqueue_variants() -> Iterator[Variant]:
     for dim in DIMS:
         for ring, rows in ENQUEUED if dim == OPTIONS_DIM else ENQUEUED[:1]:
             others = {} if ring == rows else {"new_rows": rows}
-            name = ", ".join([f"D={dim}", short_name(ring), *_named(others)])
+            name = ", ".join([f"D={dim}", dtype_name(ring), *_named(others)])
             constants = {"D": dim, "BLOCK_D": plan.next_power_of_2(dim), "NORMALIZE": True}
             warps = plan.warps_of_a_row(dim)
             yield Variant(enqueue_kernel, name, constants, ring, num_warps=warps, other_dtypes=others)
@@ -230,7 +226,7 @@ def photometric_variants() -> Iterator[Variant]:
     constants: dict[str, Any] = {"BLOCK": pixels, "SUMS": photometric.sums_block(16), **tiny}
     yield variant(color_jitter_kernel, "tiny images", constants, num_warps=photometric.PIXEL_WARPS)
     for dtype in photometric.DTYPES:
-        kind = str(dtype).removeprefix("torch.")
+        kind = dtype_name(dtype)
         constants = {"BLOCK": pixels, "SUMS": photometric.sums_block(400)}
         for name, more in (
             ("", {}),

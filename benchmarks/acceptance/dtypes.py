@@ -13,10 +13,11 @@ from typing import Any, Literal
 import torch
 
 from sce_fast.benchmarks.acceptance.supervise import Events, Failure, NotRun
-from sce_fast.benchmarks.dtypes import MIXES, Mix, measured, short
+from sce_fast.benchmarks.dtypes import MIXES, Mix, measured
 from sce_fast.benchmarks.measure import gpu_is_lost
 from sce_fast.benchmarks.peers import AbsentError
 from sce_fast.loss.parity import compare, float32_precision
+from sce_fast.util.dtypes import dtype_name
 
 BACKENDS = {"cuda": ("triton", "cuda"), "cpu": ("cpu",)}
 SIZES = {"cuda": {"n": 1024, "k": 65536, "d": 256}, "cpu": {"n": 8, "k": 256, "d": 32}}
@@ -54,11 +55,12 @@ def item(mix: Mix, device: str, on_progress: Callable[[str], None]) -> dict[str,
         failures += [f"{backend}: {name} at {parity.worst:.3g} of the allowed error" for name in parity.failures]
     if not results:
         raise NotRun("; ".join(refusals))
-    names = {"rows": short(mix.rows), "queue": short(mix.queue), "product": mix.product_name}
-    data = {**names, "default": mix == MIXES[0], "may_be_default": may_be_default(mix), "results": results}
+    names = {"rows": dtype_name(mix.rows), "queue": dtype_name(mix.queue), "product": mix.product_name}
+    flags = {"default": mix == MIXES[0], "may_be_default": may_be_default(mix)}
+    data = {**names, **flags, "results": results, "sizes": SIZES[device]}
     if failures:
-        raise Failure("; ".join(failures), {**data, "sizes": SIZES[device]})
-    return {**data, "sizes": SIZES[device]}
+        raise Failure("; ".join(failures), data)
+    return data
 
 
 def may_be_default(mix: Mix) -> bool:

@@ -7,7 +7,6 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,7 +110,7 @@ def graph_items(on_progress: Callable[[str, str], None]) -> dict[str, Callable[[
 
 def same_bits(case: Case, on_progress: Callable[[str], None]) -> dict[str, Any]:
     """Take the same steps three times, the last time by a graph; raise Failure if any bit differs."""
-    with deterministic():
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):  # algorithms that repeat bits
         found = []
         for name in ("as they are", "again", "captured"):
             on_progress(name)
@@ -144,13 +143,19 @@ def tensors_after(case: Case, *, captured: bool) -> dict[str, Tensor]:
         # with τ_m on the device the loss rounds otherwise, so a plain step is no comparison then
         one = take if captured or "target_temperature" in scheduled else step
         measures.append(one(parts, number=number, **numbers))
-    if captured and take.describe() != "the step is captured":
-        raise Failure(take.describe())
+    if captured:
+        require_captured(take)
     tensors = {f"{name}.{key}": t for name, module in step.modules.items() for key, t in module.state_dict().items()}
     for name, parameter in step.model.named_parameters():
         tensors |= {f"{entry} of {name}": t for entry, t in step.optimizer.state.get(parameter, {}).items()}
     tensors |= {f"{name} of step {i}": t for i, measured in enumerate(measures) for name, t in measured.items()}
     return {**{name: t.detach().cpu() for name, t in tensors.items()}, "random state": random_state(step.device)}
+
+
+def require_captured(step: CapturedStep) -> None:
+    """Raise Failure with the reason if a step has not been captured."""
+    if step.describe() != "the step is captured":
+        raise Failure(step.describe())
 
 
 def batches(step: TrainingStep) -> Iterator[list[list[Tensor]]]:
@@ -167,13 +172,6 @@ def batches(step: TrainingStep) -> Iterator[list[list[Tensor]]]:
 def differing(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> list[str]:
     """Return the names of tensors whose bits differ; NaN, the norm of a step that float16 skips, equals NaN."""
     return [name for name, t in tensors.items() if not torch.equal(t.nan_to_num(), others[name].nan_to_num())]
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    """Have cuDNN take algorithms that repeat their bits."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        yield
 
 
 def waiting_is_named() -> dict[str, str]:
@@ -204,8 +202,7 @@ def times_of(backbone: str, arguments: dict[str, Any]) -> dict[str, Any]:
     for name, take in ways.items():
         seconds[name] = median_seconds(take, views, captured.warm_up + 1)
         reserved[name] = torch.cuda.memory_reserved()
-    if captured.describe() != "the step is captured":
-        raise Failure(captured.describe())
+    require_captured(captured)
     return {"seconds": seconds, "reserved_bytes": reserved, "backend": step.backend, "backbone": backbone, **arguments}
 
 

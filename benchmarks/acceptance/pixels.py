@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sce_fast.benchmarks.acceptance.supervise import Events, Failure, NotRun
 from sce_fast.benchmarks.measure import copy_rate, gpu_is_lost, graph_seconds, host_seconds
 from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation
-from sce_fast.data.image.fused import blur_radius, blur_weights
+from sce_fast.data.image.fused import blur_radius, blur_weights, settings_of
 from sce_fast.data.image.plan import ColorOperation, ViewPlan, plan_view
 from sce_fast.kernels.photometric import finish_views
 from sce_fast.native import CPU
@@ -85,8 +85,7 @@ def pixels_of(batch: int, frames: int, size: int) -> NDArray[np.uint8]:
 
 def inputs_of(view: Augmentation, plan: ViewPlan, device: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the settings and the windows of a plan as the kernel takes them."""
-    columns = [plan.operations, plan.factors, *(c[:, None] for c in (plan.blur_sigma, plan.solarize, plan.flip))]
-    settings = torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32)).to(device)
+    settings = torch.from_numpy(settings_of(plan)).to(device)
     radius = blur_radius(view)
     return settings, torch.from_numpy(blur_weights(plan.blur_sigma, radius)).to(device) if radius else None
 

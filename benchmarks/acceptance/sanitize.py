@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -155,14 +155,11 @@ def products(kernel: GpuKernel, device: torch.device) -> Iterator[Callable[[], o
 
 def choices(kernel: GpuKernel, device: torch.device) -> Iterator[Callable[[], object]]:
     """Yield a call with each choice of the Hopper kernel that is not the default; nothing for other kernels."""
-    case: Case = ({"n": 70, "k": 1100, "d": 64}, "bfloat16", {}, True)
-    for tuning in (
-        native_cuda.Tuning(turns=False),
-        native_cuda.Tuning(uneven=False),
-        native_cuda.Tuning(clusters=True),
-    ):
-        if kernel.function == "sm90_forward_pass":
-            yield partial(native_cuda.solve, problem_of(case, device), "sm90", tuning)
+    if kernel.function != "sm90_forward_pass":
+        return
+    problem = problem_of(({"n": 70, "k": 1100, "d": 64}, "bfloat16", {}, True), device)
+    for name, value in asdict(native_cuda.planned(problem, "sm90")).items():
+        yield partial(native_cuda.solve, problem, "sm90", native_cuda.Tuning(**{name: not value}))
 
 
 def run_sanitizer(name: str, tool: str, on_progress: Callable[[str], None]) -> dict[str, Any]:

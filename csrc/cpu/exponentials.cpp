@@ -36,12 +36,11 @@ SCE_FAST_INLINE float exp2_in_range(float x) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(y) + (std::bit_cast<uint32_t>(shifted) << 23));
 }
 
+// NaN stays NaN.
 SCE_FAST_INLINE uint32_t bfloat16_bits(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
-  return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  return value == value ? (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 : 0x7FC0;
 }
-
-SCE_FAST_INLINE uint32_t bfloat16_bits_or_nan(float value) { return value == value ? bfloat16_bits(value) : 0x7FC0; }
 
 // With kNarrow the weights are also written to `narrow` in bfloat16; that loop stands alone, as a mix of 16 and 32 bits
 // makes compilers spill the exponentials. The vector loop only finds the farthest exponent. If that is out of range, a
@@ -72,7 +71,7 @@ SCE_FAST_INLINE WeightSums exponentials_of(float* __restrict logits, uint16_t* _
   if constexpr (!kNarrow) return {sum, sum};
 #pragma omp simd reduction(+ : rounded_sum)
   for (int64_t i = 0; i < count; ++i) {
-    const uint32_t bits = bfloat16_bits_or_nan(logits[i]);
+    const uint32_t bits = bfloat16_bits(logits[i]);
     narrow[i] = static_cast<uint16_t>(bits);
     rounded_sum += std::bit_cast<float>(bits << 16);
   }
@@ -135,7 +134,7 @@ SCE_FAST_CLONES float largest(const float* values, int64_t count) {
 }
 
 SCE_FAST_CLONES void round_to_bfloat16(const float* values, uint16_t* rounded, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) rounded[i] = static_cast<uint16_t>(bfloat16_bits_or_nan(values[i]));
+  for (int64_t i = 0; i < count; ++i) rounded[i] = static_cast<uint16_t>(bfloat16_bits(values[i]));
 }
 
 }  // namespace sce_fast

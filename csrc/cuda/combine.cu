@@ -81,8 +81,7 @@ class Merge {
     for (int base = 0; base < from.splits; base += kWarpSize) {
       Partial<float> partial{-kInfinity, 0.f, 0.f};
       if (base + lane() < from.splits) partial = from.partials[(base + lane()) * from.stride];
-      // The factor that brings the split to the largest shift; 0 if it has seen nothing.
-      const float power = ptx::exp2(partial.shift - shift), factor = partial.sum == 0.f ? 0.f : power;
+      const float factor = rescaling(partial.shift, partial.sum, shift);
       sum += factor * partial.sum;
       rounded_sum += factor * partial.rounded_sum;
       if (!with_mean) continue;

@@ -19,7 +19,7 @@ struct Segment {
   int32_t own_offset = -1;  // negative: no candidate is hidden
 };
 
-// Tiles from `begin` to before `end`.
+// Tiles, or blocks of rows, from `begin` to before `end`.
 struct Range {
   int begin, end;
 };
@@ -39,6 +39,10 @@ struct Cut {
   SCE_FAST_ANYWHERE int32_t total() const { return row_blocks * length(); }
   // Where a block's part begins.
   SCE_FAST_ANYWHERE int32_t start(int32_t block) const { return total() * block / blocks; }
+  // The blocks of rows that a block's part touches; of the last one it may have no tile.
+  SCE_FAST_ANYWHERE Range row_blocks_of(int32_t block) const {
+    return {start(block) / length(), (start(block + 1) - 1) / length() + 1};
+  }
   // The block whose part has this place.
   SCE_FAST_ANYWHERE int32_t block_at(int32_t place) const { return ((place + 1) * blocks - 1) / total(); }
   SCE_FAST_ANYWHERE int32_t first_block(int32_t row_block) const { return block_at(row_block * length() + kRowsCost); }
@@ -102,6 +106,13 @@ SCE_FAST_DEVICE int32_t teacher_place(const Pass& pass, const RowList& list, int
 
 SCE_FAST_DEVICE int64_t partial_index(const Pass& pass, int32_t z, int32_t split, int32_t place) {
   return (static_cast<int64_t>(z) * pass.splits + split) * pass.rows + place;
+}
+
+// The factor that brings what a split has summed to a larger shift; 0 if the split has seen nothing. The power does not
+// wait for the comparison, so that no load does.
+SCE_FAST_DEVICE float rescaling(float shift, float sum, float larger_shift) {
+  const float power = ptx::exp2(shift - larger_shift);
+  return sum == 0.f ? 0.f : power;
 }
 
 // The splits that the row at a place has.

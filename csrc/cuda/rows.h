@@ -130,9 +130,9 @@ struct Parts {
 
   SCE_FAST_DEVICE Parts(const Pass& pass, int tiles_of_pass) : tiles(tiles_of_pass) {
     const int block = ptx::block_index().x;
-    const Cut& cut = pass.cut;
-    begin = cut.blocks > 0 ? cut.start(block) / cut.length() : block;
-    end = cut.blocks > 0 ? (cut.start(block + 1) - 1) / cut.length() + 1 : block + 1;
+    const Range row_blocks = pass.cut.blocks > 0 ? pass.cut.row_blocks_of(block) : Range{block, block + 1};
+    begin = row_blocks.begin;
+    end = row_blocks.end;
   }
   // The last one may be empty.
   SCE_FAST_DEVICE Range range(const Pass& pass, int row_block) const {

@@ -38,7 +38,7 @@ SCE_FAST_DEVICE void add_cluster(const Pass& pass, const ClusterResults<kDim>& a
     ptx::FloatQuad output{};
     for (int block = 0; block < pass.cluster; ++block) {
       const ptx::FloatQuad partial = ptx::load_shared_of(block, at.partial(row));
-      const float power = ptx::exp2(partial.values[0] - all.shift), factor = partial.values[1] == 0.f ? 0.f : power;
+      const float factor = rescaling(partial.values[0], partial.values[1], all.shift);
       all.sum += factor * partial.values[1];
       all.rounded_sum += factor * partial.values[2];
       if (!has_output) continue;

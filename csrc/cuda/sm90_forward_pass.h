@@ -1,7 +1,7 @@
 // The forward pass on Hopper. One warpgroup starts bulk copies of candidate tiles into a ring. Two others have 64 rows
 // each and multiply: a tile is read once for rows · candidatesᵀ and once, transposed, for weights · candidates. While
-// the weights of a tile are computed, the product of the previous tile's weights runs. While one warpgroup computes
-// weights, the other has the tensor cores.
+// the weights of a tile are computed, the product of the previous tile's weights runs. In some configurations the two
+// also take turns: while one computes weights, the other has the tensor cores (HopperConfig).
 #pragma once
 
 #include "sm90_cluster.h"
@@ -104,7 +104,7 @@ class GroupSums {
     for (int i = 0; i < kDim / 2; ++i) outputs_[i] = 0.f;
   }
 
-  // Two consumers take turns with the tensor cores; a single consumer does not need to.
+  // With `takes_turns` two consumers take turns with the tensor cores; a single consumer does not need to.
   SCE_FAST_DEVICE void add_tiles(const Pass& pass, const Range& range, Turn<kStages>& turn, bool takes_turns) {
     float products[kTile / 2];
     if (range.begin == range.end) return;

@@ -10,6 +10,7 @@ from torch import Tensor
 from sce_fast.loss.pack import TYPES, aligned, matrix, pack, pack_solution
 from sce_fast.loss.problem import Problem, Solution
 from sce_fast.native import CUDA
+from sce_fast.util.dtypes import dtype_name
 
 # `Kernel` in csrc/cuda/plan.h: the forward pass for the GPU's own architecture, or a particular one.
 KERNELS = {"best": 0, "sm80": 1, "sm90": 2}
@@ -41,9 +42,9 @@ class Tuning:
 DEFAULT = Tuning()
 
 
-def choice(value: bool | None) -> int:
-    """Return the value of `Choice` in csrc/cuda/plan.h."""
-    return -1 if value is None else int(value)
+def codes(tuning: Tuning) -> tuple[int, ...]:
+    """Return the value of `Choice` in csrc/cuda/plan.h for each field, in the order of `Tuning` there."""
+    return tuple(-1 if value is None else int(value) for value in (tuning.turns, tuning.uneven, tuning.clusters))
 
 
 def architectures() -> str:
@@ -63,7 +64,7 @@ def refuses_inputs(problem: Problem) -> str | None:
     candidates = [t for t in (problem.queue, problem.batch_keys) if t is not None]
     kinds = {t.dtype for t in candidates}
     if torch.float32 in kinds or len(kinds) > 1:
-        names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        names = " and ".join(sorted(map(dtype_name, kinds)))
         return (
             f"its candidates are all bfloat16 or all float16, and here they are {names}; make the queue a "
             "KeyQueue(..., dtype=torch.bfloat16) and cast batch_keys to its dtype, or use another backend"
@@ -123,8 +124,7 @@ def planned(problem: Problem, kernel: str = "best") -> Tuning:
 
 
 def _plan(packed: Any, device: torch.device, kernel: str, tuning: Tuning) -> Any:
-    choices = choice(tuning.turns), choice(tuning.uneven), choice(tuning.clusters)
-    return CUDA.module.plan(packed, _limits(device), KERNELS[kernel], *choices)
+    return CUDA.module.plan(packed, _limits(device), KERNELS[kernel], *codes(tuning))
 
 
 def _workspace(size: int, device: torch.device, where: tuple[int, int]) -> Tensor:

@@ -1,7 +1,9 @@
 """The demo command: SCE learns from digits at random positions, and a table shows what it has learned."""
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -115,6 +117,12 @@ def is_run_of(config: TrainConfig) -> bool:
         return dataclasses.replace(read_config(config.out), resume=config.resume) == config
     except ValueError:  # written by another version, or truncated
         return False
+
+
+def finished_summary(config: TrainConfig) -> dict[str, Any] | None:
+    """Return the summary in the config's folder if a run has finished there with this config, otherwise None."""
+    path = config.out / SUMMARY
+    return json.loads(path.read_text()) if path.exists() and is_run_of(config) else None
 
 
 def untrained_backbone(config: TrainConfig) -> nn.Module:

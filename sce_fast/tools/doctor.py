@@ -9,6 +9,7 @@ from sce_fast.loss import cpu, cuda
 from sce_fast.loss.backends import BACKENDS
 from sce_fast.loss.problem import DTYPES, Problem
 from sce_fast.native import CPU, CUDA
+from sce_fast.util.dtypes import dtype_name
 from sce_fast.util.versions import installed_version
 
 PACKAGES = {
@@ -41,7 +42,7 @@ def diagnose() -> str:
         lines.append(f"  {CPU.missing}; {CPU.remedy}")
     else:
         lines.append(f"  built; exponentials use {cpu.vector_instructions()}")
-        lines += [f"  products of {_name(dtype)} tiles: {cpu.products(dtype)}" for dtype in cpu.PRODUCTS]
+        lines += [f"  products of {dtype_name(dtype)} tiles: {cpu.products(dtype)}" for dtype in cpu.PRODUCTS]
     lines += ["", "Videos", *_videos()]
     lines += ["", "GPU kernels (loss and enqueue)"]
     lines.append("  Triton: compiled at the first call; needs compute capability 8.0 or later")
@@ -88,12 +89,8 @@ def _cuda_build() -> str:
 def _service(name: str, device: str) -> str:
     """Return the dtypes that a backend serves on a device, or why it serves none."""
     reasons = {dtype: BACKENDS[name].refuses(_problem(dtype, device)) for dtype in DTYPES}
-    served = [_name(dtype) for dtype, reason in reasons.items() if reason is None]
+    served = [dtype_name(dtype) for dtype, reason in reasons.items() if reason is None]
     return ", ".join(served) if served else str(reasons[torch.float32])
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _problem(dtype: torch.dtype, device: str) -> Problem:

@@ -7,7 +7,14 @@ namespace sce_fast::emulator {
 
 Cluster g_cluster;
 
-// Goes on to a block of the cluster in which a thread can run, or returns false.
+namespace {
+
+// The present moment of all other blocks of the cluster, which a block's memory takes for one agent.
+Moment now_elsewhere(const Block& block) { return {block.threads + kMostMbarriers, g_cluster.epoch}; }
+
+}  // namespace
+
+// Goes on to the first block of the cluster in which a thread can run, or returns false.
 bool find_runnable_block() {
   for (uint32_t rank = 0; rank < g_cluster.size; ++rank)
     if (!g_cluster.blocks[rank].runnable.empty()) {
@@ -32,15 +39,14 @@ void pass_cluster_barrier() {
   if (waiting == 0 || waiting < alive) return;
   for (uint32_t rank = 0; rank < g_cluster.size; ++rank) {
     Block& b = g_cluster.blocks[rank];
-    const Moment others{b.threads + kMostMbarriers, g_cluster.epoch};
+    const Moment others = now_elsewhere(b);
     join(b.cluster_clock, b.arriving_clock);
     if (b.cluster_clock.size() <= others.agent) b.cluster_clock.resize(others.agent + 1);
     b.cluster_clock[others.agent] = others.time;
     for (uint32_t t = 0; t < b.threads; ++t) {
       if (b.fibers[t]->waits_for != kClusterBarrier) continue;
       join(b.memory.known(t), b.cluster_clock);
-      b.fibers[t]->waits_for.clear();
-      b.runnable.push_back(t);
+      let_run(b, t);
     }
     b.waiting_for_cluster = 0;
   }
@@ -70,7 +76,7 @@ void read_shared_of(uint32_t rank, uint32_t from, void* to, uint32_t bytes) {
   if (rank >= g_cluster.size) fail("reads shared memory of block %u of a cluster of %u", rank, g_cluster.size);
   Block& other = g_cluster.blocks[rank];
   if (other.ended == other.threads) fail("reads shared memory of block %u of the cluster, which has ended", rank);
-  other.memory.mark_read_by_others(from, bytes, other.cluster_clock, {other.threads + kMostMbarriers, g_cluster.epoch});
+  other.memory.mark_read_by_others(from, bytes, other.cluster_clock, now_elsewhere(other));
   other.read_in_epoch = g_cluster.epoch;
   memcpy(to, other.memory.at(from), bytes);
 }

@@ -77,7 +77,7 @@ extern Cluster g_cluster;
 inline Block& own_block() { return g_cluster.blocks[g_cluster.rank]; }
 inline Thread& current() { return *own_block().fibers[thread()]; }
 
-// Goes on to a block in which a thread can run, or returns false.
+// Goes on to the first block in which a thread can run, or returns false.
 bool find_runnable_block();
 bool all_have_ended();
 // Lets the cluster go on once all threads that have not ended wait for its barrier.
@@ -85,7 +85,11 @@ void pass_cluster_barrier();
 // Counts a thread of the running block that ends.
 void end_thread();
 
-// Continues a random thread that can run, or the caller of `run` if all have ended.
+// Lets a thread of any block of the cluster run, which waits for nothing from now on.
+void let_run(Block& block, uint32_t thread);
+
+// Continues a random thread of this block that can run; if none can, of the first block of the cluster that has one; or
+// the caller of `run` if all have ended.
 void switch_away();
 
 }  // namespace sce_fast::emulator

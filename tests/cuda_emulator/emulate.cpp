@@ -124,12 +124,14 @@ void solve_file(Reader in, const char* to, Kernel kernel, int splits, const Limi
 
 void print_cut(int32_t row_blocks, int32_t tiles, int32_t multiprocessors) {
   const Cut cut{std::min(multiprocessors, row_blocks * tiles), row_blocks, tiles};
-  for (int32_t block = 0; block < cut.blocks; ++block)
-    for (int32_t rows = cut.start(block) / cut.length(); rows <= (cut.start(block + 1) - 1) / cut.length(); ++rows) {
+  for (int32_t block = 0; block < cut.blocks; ++block) {
+    const Range row_blocks = cut.row_blocks_of(block);
+    for (int32_t rows = row_blocks.begin; rows < row_blocks.end; ++rows) {
       const Range range = cut.range(block, rows);
       if (range.begin < range.end)
         printf("%d %d %d %d %d\n", block, rows, block - cut.first_block(rows), range.begin, range.end);
     }
+  }
 }
 
 void enqueue_file(Reader in, const char* to) {

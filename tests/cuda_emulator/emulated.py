@@ -180,7 +180,7 @@ def solver(
         program = executable or build("emulate")
         result = _exchange(
             program, "solve", content, seed, native_cuda.KERNELS[kernel], splits, multiprocessors, shared_bytes,
-            CAPABILITY, *map(native_cuda.choice, (tuning.turns, tuning.uneven, tuning.clusters)),
+            CAPABILITY, *native_cuda.codes(tuning),
         )  # fmt: skip
         rows, result = _take(result, torch.float32, batch)
         gradient = None

@@ -82,6 +82,15 @@ void begin_block() {
   }
 }
 
+// Draws the thread that goes on from those of this block that can run.
+void choose_thread() {
+  std::vector<uint32_t>& runnable = own_block().runnable;
+  const size_t chosen = draw(runnable.size());
+  g_current = runnable[chosen];
+  runnable[chosen] = runnable.back();
+  runnable.pop_back();
+}
+
 // Runs the blocks of a cluster from this one on, along the grid's y.
 void run_cluster(const Size& first) {
   g_cluster.epoch = 1;
@@ -90,11 +99,7 @@ void run_cluster(const Size& first) {
     begin_block();
   }
   g_cluster.rank = static_cast<uint32_t>(draw(g_cluster.size));
-  std::vector<uint32_t>& runnable = own_block().runnable;
-  const size_t chosen = draw(runnable.size());
-  g_current = runnable[chosen];
-  runnable[chosen] = runnable.back();
-  runnable.pop_back();
+  choose_thread();
   g_main.switch_to(current().fiber);
   for (g_cluster.rank = 0; g_cluster.rank < g_cluster.size; ++g_cluster.rank) check_nothing_is_left();
   g_cluster.rank = 0;
@@ -102,18 +107,15 @@ void run_cluster(const Size& first) {
 
 }  // namespace
 
-// Continues a random thread that can run, or the caller of `run` if all have ended.
+// Continues a random thread of this block that can run; if none can, of the first block of the cluster that has one; or
+// the caller of `run` if all have ended.
 void switch_away() {
   Thread& before = current();
   if (own_block().runnable.empty() && !find_runnable_block()) {
     if (!all_have_ended()) fail_in_deadlock();
     return before.fiber.switch_to(g_main);
   }
-  std::vector<uint32_t>& runnable = own_block().runnable;
-  const size_t chosen = draw(runnable.size());
-  g_current = runnable[chosen];
-  runnable[chosen] = runnable.back();
-  runnable.pop_back();
+  choose_thread();
   if (&current() != &before) before.fiber.switch_to(current().fiber);
 }
 
@@ -173,10 +175,12 @@ void wait_for(std::string what) {
   switch_away();
 }
 
-void let_run(uint32_t thread) {
-  own_block().fibers[thread]->waits_for.clear();
-  own_block().runnable.push_back(thread);
+void let_run(Block& block, uint32_t thread) {
+  block.fibers[thread]->waits_for.clear();
+  block.runnable.push_back(thread);
 }
+
+void let_run(uint32_t thread) { let_run(own_block(), thread); }
 
 void let_others_run() {
   let_run(g_current);

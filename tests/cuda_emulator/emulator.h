@@ -1,5 +1,5 @@
-// Runs a kernel on a CPU: blocks, or clusters of blocks, run one after another, threads are fibers, and a seed draws the
-// order.
+// Runs a kernel on a CPU: blocks, or clusters of blocks, run one after another; threads are fibers. A seed draws their
+// order, and in a cluster the block that begins. It runs as long as it can; then the first block that can run goes on.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,7 @@ struct LaunchedKernel {
   uint32_t cluster = 1;  // blocks along y that run at the same time and read each other's shared memory
 };
 
-// Sets the order of blocks and threads from now on.
+// Sets the seed of what is drawn from now on.
 void set_seed(uint64_t seed);
 
 // Runs `body` for every thread of every block. A mistake is printed to stderr and ends the process with status 3.

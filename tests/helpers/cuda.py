@@ -1,6 +1,7 @@
 """The CUDA kernels in tests: emulated on a CPU as the backend "emulated", and on a GPU."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from cuda_emulator import emulated
 from sce_fast.loss.backends import BACKENDS, Backend
-from sce_fast.loss.parity import Inputs, compare
+from sce_fast.loss.parity import Inputs, Parity, compare
 from sce_fast.loss.problem import Problem, Solution, checked_problem
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -48,6 +49,16 @@ def problem_of(inputs: Inputs, gradient: bool = True, statistics: bool = True, *
 def assert_parity(inputs: Inputs, backend: str = "emulated", **options: Any) -> None:
     parity = compare(backend, inputs, needs_statistics=True, **options)
     assert parity.holds, (parity.failures, parity)
+
+
+def assert_found(message: str | None, run: Callable[[], Parity]) -> None:
+    """Assert that a mistake ends a run with an error of the emulator, or with None for a message in wrong numbers."""
+    if message is None:
+        parity = run()
+        assert not parity.holds, parity
+    else:
+        with pytest.raises(emulated.EmulationError, match=f"(?s){message}"):
+            run()
 
 
 def assert_same_bits(one: Solution, other: Solution) -> None:

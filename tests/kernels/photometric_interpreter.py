@@ -3,7 +3,6 @@
 pytest does not collect this file. test_triton.py runs it in a process with TRITON_INTERPRET=1.
 """
 
-import dataclasses
 import os
 
 import numpy as np
@@ -11,8 +10,8 @@ import pytest
 import torch
 
 from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation
-from sce_fast.data.image.fused import Finish, blur_radius, blur_weights
-from sce_fast.data.image.plan import JITTER_ORDERS, ColorOperation
+from sce_fast.data.image.fused import Finish, blur_radius, blur_weights, settings_of
+from sce_fast.data.image.plan import JITTER_ORDERS, ColorOperation, ViewPlan
 from sce_fast.data.image.views import RandomViews
 from sce_fast.data.index import index_images
 from sce_fast.data.loader import TrainingLoader
@@ -25,25 +24,11 @@ NONE, CONTRAST, HUE, GRAYSCALE = (int(ColorOperation[name]) for name in ("NONE",
 BYTES = dict(mean=(0.0,) * 3, std=(1 / 255,) * 3)  # so that views have the values of pixels
 
 
-@dataclasses.dataclass
-class Plan:
-    """The settings of N samples; by default nothing changes."""
-
-    operations: np.ndarray  # (N, 5)
-    factors: np.ndarray  # (N, 5)
-    sigma: np.ndarray  # (N,)
-    solarize: np.ndarray  # (N,)
-    flip: np.ndarray  # (N,)
-
-    def settings(self):
-        columns = [self.operations, self.factors, *(c[:, None] for c in (self.sigma, self.solarize, self.flip))]
-        return torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32))
-
-
 def still(count):
-    return Plan(
-        np.full((count, 5), NONE, dtype=np.int32), np.zeros((count, 5), np.float32), np.zeros(count, np.float32),
-        np.zeros(count, bool), np.zeros(count, bool),
+    """Return a plan that changes nothing; the kernel does not read its boxes."""
+    return ViewPlan(
+        np.zeros((count, 4), np.int32), np.full((count, 5), NONE, dtype=np.int32), np.zeros((count, 5), np.float32),
+        np.zeros(count, np.float32), np.zeros(count, bool), np.zeros(count, bool),
     )  # fmt: skip
 
 
@@ -60,7 +45,7 @@ def random_plan(count, sigma=0.6, seed=0):
     plan.factors[:] = random.uniform(0.2, 1.8, (count, 5))
     hue = plan.operations == HUE
     plan.factors[hue] = random.uniform(-0.5, 0.5, hue.sum())
-    plan.sigma[:] = np.where(random.random(count) < 0.6, random.uniform(0.1, sigma, count), 0)
+    plan.blur_sigma[:] = np.where(random.random(count) < 0.6, random.uniform(0.1, sigma, count), 0)
     plan.solarize[:], plan.flip[:] = random.random((2, count)) < 0.5
     return plan
 
@@ -74,15 +59,17 @@ def random_pixels(*shape, seed=0):
 
 def by_cpu(pixels, plan):
     """Return the images or clips of csrc/cpu, flipped."""
-    images = CPU.module.augment(list(pixels), plan.operations, plan.factors, plan.sigma, plan.solarize, 1)
+    images = CPU.module.augment(list(pixels), plan.operations, plan.factors, plan.blur_sigma, plan.solarize, 1)
     return np.stack([i[..., ::-1, :] if flips else i for i, flips in zip(images, plan.flip, strict=True)])
 
 
 def by_kernel(pixels, plan, sigma=0.6, **settings):
     """Return the views with channels in the last place, as they lie in memory."""
     radius = blur_radius(Augmentation(blur=1.0, blur_sigma=(0.1, sigma)))
-    weights = torch.from_numpy(blur_weights(plan.sigma, radius)) if plan.sigma.any() else None
-    views = finish_views(torch.from_numpy(pixels), plan.settings(), weights, **{**BYTES, **settings})
+    weights = torch.from_numpy(blur_weights(plan.blur_sigma, radius)) if plan.blur_sigma.any() else None
+    views = finish_views(
+        torch.from_numpy(pixels), torch.from_numpy(settings_of(plan)), weights, **{**BYTES, **settings}
+    )
     return views.movedim(1, -1)
 
 
@@ -103,7 +90,7 @@ def test_each_colour_operation(operation):
 
 def test_blur_solarize_and_flip_alone():
     plan = still(4)
-    plan.sigma[0], plan.solarize[1], plan.flip[2] = 0.6, True, True
+    plan.blur_sigma[0], plan.solarize[1], plan.flip[2] = 0.6, True, True
     pixels = random_pixels(4, 5, 6)
     assert_same_bits(pixels, plan)
     views = by_kernel(pixels, plan).numpy()
@@ -119,7 +106,7 @@ def test_contrast_of_an_image_with_two_blocks_of_sums(monkeypatch):
 
 def test_everything_at_once():
     plan = random_plan(3, seed=5)
-    plan.operations[0], plan.sigma[0] = [2, 0, CONTRAST, HUE, NONE], 0.5
+    plan.operations[0], plan.blur_sigma[0] = [2, 0, CONTRAST, HUE, NONE], 0.5
     assert_same_bits(random_pixels(3, 5, 11), plan)
 
 
@@ -129,9 +116,9 @@ def test_images_of_many_programs(monkeypatch):
     monkeypatch.setattr(photometric, "BLURRED_ROWS", 4)
     monkeypatch.setattr(photometric, "blur_block", lambda radius: 16)
     plan = random_plan(1)
-    plan.sigma[0], plan.flip[0] = 0.6, True
+    plan.blur_sigma[0], plan.flip[0] = 0.6, True
     assert_same_bits(random_pixels(1, 9, 7), plan)
-    plan.sigma[0] = 0
+    plan.blur_sigma[0] = 0
     assert_same_bits(random_pixels(1, 9, 7), plan)
 
 
@@ -157,20 +144,20 @@ def test_many_sizes(seed):
 )
 def test_windows_wider_than_the_image(shape, sigma):
     plan = random_plan(2)
-    plan.sigma[:] = sigma, 0.6 * sigma
+    plan.blur_sigma[:] = sigma, 0.6 * sigma
     assert_same_bits(random_pixels(2, *shape), plan, sigma)
 
 
 def test_frames_share_the_settings_of_their_clip():
     pixels, plan = random_pixels(2, 2, 4, 6), random_plan(2, seed=3)
-    plan.operations[:, 0], plan.sigma[1] = CONTRAST, 0.5
+    plan.operations[:, 0], plan.blur_sigma[1] = CONTRAST, 0.5
     plan.operations[:, 1:4] = NONE
     assert_same_bits(pixels, plan)
 
 
 def test_values_are_normalised_and_rounded_once():
     pixels, plan = random_pixels(2, 3, 4), random_plan(2, seed=2)
-    plan.operations[:], plan.sigma[:] = [NONE, NONE, 0, NONE, NONE], [0, 0.3]
+    plan.operations[:], plan.blur_sigma[:] = [NONE, NONE, 0, NONE, NONE], [0, 0.3]
     settings = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     expected = (by_cpu(pixels, plan) / 255 - settings["mean"]) / settings["std"]
     exact = by_kernel(pixels, plan, **settings)
@@ -183,10 +170,10 @@ def test_values_are_normalised_and_rounded_once():
 
 def test_views_have_channels_last():
     plan = still(2)
-    images = finish_views(torch.zeros(2, 4, 5, 3, dtype=torch.uint8), plan.settings(), **BYTES)
+    images = finish_views(torch.zeros(2, 4, 5, 3, dtype=torch.uint8), torch.from_numpy(settings_of(plan)), **BYTES)
     assert images.shape == (2, 3, 4, 5)
     assert images.is_contiguous(memory_format=torch.channels_last)
-    clips = finish_views(torch.zeros(2, 2, 4, 5, 3, dtype=torch.uint8), plan.settings(), **BYTES)
+    clips = finish_views(torch.zeros(2, 2, 4, 5, 3, dtype=torch.uint8), torch.from_numpy(settings_of(plan)), **BYTES)
     assert clips.shape == (2, 3, 2, 4, 5)
     assert clips.is_contiguous(memory_format=torch.channels_last_3d)
 

@@ -86,7 +86,7 @@ def test_a_short_demo_writes_everything(digits, tmp_path, capsys, monkeypatch):
 
 
 def test_table_of_coefficients(digits, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(coefficient, "is_run_of", lambda config: True)
+    monkeypatch.setattr(demo, "is_run_of", lambda config: True)
     for c in (0.0, 1.0):
         for seed in (1, 2):
             run = tmp_path / f"coefficient_{c:g}_seed_{seed}"

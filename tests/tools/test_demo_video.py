@@ -7,7 +7,7 @@ import torch
 
 from sce_fast.benchmarks import motions
 from sce_fast.data.video.index import index_videos
-from sce_fast.tools import demo_video, moving_digits
+from sce_fast.tools import demo, demo_video, moving_digits
 from sce_fast.tools.demo import STAGES
 from sce_fast.tools.demo_video import labels_of, run_demo_video, table
 from sce_fast.tools.moving_digits import DIGITS, MOTIONS, MovingDigits, write_moving_digits
@@ -41,7 +41,7 @@ def test_the_table_has_a_row_for_each_stage_and_columns_for_each_label():
 
 
 def test_table_of_seeds(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(motions, "is_run_of", lambda config: True)
+    monkeypatch.setattr(demo, "is_run_of", lambda config: True)
     monkeypatch.setattr(motions, "write_moving_digits", MovingDigits)
     for seed in (1, 2):
         run = tmp_path / f"seed_{seed}"

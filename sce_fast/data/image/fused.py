@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sce_fast.data.image.augment import Augmentation, Photometric
+from sce_fast.data.image.plan import ViewPlan
 from sce_fast.kernels.photometric import DTYPES, LARGEST_RADIUS, SETTINGS, finish_views
 from sce_fast.kernels.solve import INSTALLED, OLDEST_CAPABILITY, interpreted
 
@@ -89,6 +90,13 @@ def blur_weights(sigma: NDArray[np.float32], radius: int) -> NDArray[np.float32]
     # cumsum adds from left to right, as the CPU kernel does
     total = weights.cumsum(axis=1)[:, -1:]
     return (weights / np.where(total > 0, total, 1)).astype(np.float32)
+
+
+def settings_of(plan: ViewPlan) -> NDArray[np.float32]:
+    """Return the settings (N, SETTINGS) of a plan as the kernel takes them: all of its columns but the boxes."""
+    columns: list[NDArray] = [plan.operations, plan.factors]
+    columns += [column[:, None] for column in (plan.blur_sigma, plan.solarize, plan.flip)]
+    return np.concatenate(columns, axis=1, dtype=np.float32)
 
 
 class Finish:

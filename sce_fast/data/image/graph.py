@@ -12,7 +12,7 @@ from nvidia.dali.pipeline import Pipeline
 from sce_fast.data.image.alpha import compositor
 from sce_fast.data.image.augment import Augmentation, EvaluationView
 from sce_fast.data.image.background import Color
-from sce_fast.data.image.fused import Implementation, blur_weights
+from sce_fast.data.image.fused import Implementation, blur_weights, settings_of
 from sce_fast.data.image.photometric import photometric_operator
 from sce_fast.data.image.plan import ViewPlan, evaluation_boxes
 from sce_fast.data.pipeline import Feed, build_pipeline
@@ -39,8 +39,7 @@ def view_vectors(plan: ViewPlan, radius: int = 0) -> list[NDArray]:
     Args:
         radius: if given, the vectors end with the blur's window, as Finish takes it.
     """
-    columns: list[NDArray] = [plan.boxes, plan.operations, plan.factors]
-    columns += [column[:, None] for column in (plan.blur_sigma, plan.solarize, plan.flip)]
+    columns: list[NDArray] = [plan.boxes, settings_of(plan)]
     columns += [blur_weights(plan.blur_sigma, radius)] if radius else []
     return list(np.concatenate(columns, axis=1, dtype=np.float32))
 

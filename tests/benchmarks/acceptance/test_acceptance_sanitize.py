@@ -147,3 +147,13 @@ def test_the_sanitizers_cases_are_served_by_every_kernel():
         problem = sanitize.problem_of(case, torch.device("cpu"))
         assert native_cuda.refuses_inputs(problem) is None
         assert BACKENDS["reference"].solve(problem).rows.isfinite().all()
+
+
+def test_the_sanitizer_looks_at_each_choice_of_the_hopper_kernel_that_is_not_the_default(monkeypatch):
+    tuning, tried = native_cuda.Tuning, []
+    monkeypatch.setattr(native_cuda, "planned", lambda problem, kernel: tuning(turns=True, uneven=True, clusters=False))
+    monkeypatch.setattr(native_cuda, "solve", lambda problem, kernel, tuning: tried.append((kernel, tuning)))
+    for name in ("sm80", "sm90"):
+        for call in sanitize.choices(gpu_kernels.KERNELS[name], torch.device("cpu")):
+            call()
+    assert tried == [("sm90", tuning(turns=False)), ("sm90", tuning(uneven=False)), ("sm90", tuning(clusters=True))]
