@@ -143,7 +143,9 @@ class CapturedStep:
         """Return buffers in the dtype and layout of the networks' inputs, so that no step converts them."""
         step = self.step
         images = [
-            torch.empty_like(view, dtype=step.dtype, device=step.device, memory_format=channels_last(view.dim()))
+            torch.empty_like(
+                view, dtype=step.input_dtype(view), device=step.device, memory_format=channels_last(view.dim())
+            )
             for view in views
         ]
         return images, None if orders is None else [torch.empty_like(order, device=step.device) for order in orders]

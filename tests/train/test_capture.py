@@ -109,6 +109,28 @@ def test_random_numbers_of_the_networks_go_on():
     assert_same_bits(taken(config, tape=Tape(), **settings)[1], taken(config, **settings)[1])
 
 
+def test_views_of_the_dtype_of_autocast_reach_the_networks_as_they_are():
+    """An operator that autocast leaves alone rounds as in a step that is not captured."""
+    seen = []
+
+    class Scaling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network()
+
+        def forward(self, images):
+            if self.training:  # unlike where the number of features is found
+                seen.append(images.dtype)
+            return self.network(images * 1.1 * 1.1)
+
+    def narrow(config, number):
+        return [[view.bfloat16() for view in part] for part in parts_of(config, number)]
+
+    config, settings = config_of_steps(precision="bfloat16"), {"backbone": Scaling, "steps": 5, "parts": narrow}
+    assert_same_bits(taken(config, tape=Tape(), **settings)[1], taken(config, **settings)[1])
+    assert set(seen) == {torch.bfloat16}
+
+
 @pytest.mark.slow
 def test_captured_steps_on_clips_have_the_same_bits(tmp_path):
     config = config_of_steps(
