@@ -6,6 +6,8 @@ the number of frames as well as the sides.
 
 from torch import Tensor, nn
 
+from sce_fast.backbones.resnet3d import conv
+
 
 class Conv2Plus1D(nn.Sequential):
     """A 1×3×3 convolution, then a 3×1×1 convolution, each with the stride along its own axes."""
@@ -63,12 +65,10 @@ class R2Plus1D(nn.Module):
         middle = max(8, 45 * width // 64)
         kernel, stride = (3, 1) if small_input else (7, 2)
         self.stem = nn.Sequential(
-            nn.Conv3d(
-                3, middle, (1, kernel, kernel), (1, stride, stride), padding=(0, kernel // 2, kernel // 2), bias=False
-            ),
+            conv(3, middle, (1, kernel, kernel), stride),
             nn.BatchNorm3d(middle),
             nn.ReLU(inplace=True),
-            nn.Conv3d(middle, width, (3, 1, 1), padding=(1, 0, 0), bias=False),
+            conv(middle, width, (3, 1, 1)),
             nn.BatchNorm3d(width),
             nn.ReLU(inplace=True),
         )

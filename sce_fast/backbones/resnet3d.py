@@ -3,6 +3,8 @@
 Both keep the number of frames: only stages 3 and 4 have temporal kernels, and no layer has a temporal stride.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 Size = tuple[int, int, int]  # time, height, width
@@ -100,7 +102,7 @@ class Stem(nn.Module):
 class Stage(nn.Module):
     """The residual blocks of one resolution."""
 
-    def __init__(self, blocks: list[Block]) -> None:
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.res_blocks = nn.ModuleList(blocks)
 
