@@ -6,6 +6,7 @@ the number of frames as well as the sides.
 
 from torch import Tensor, nn
 
+from sce_fast.backbones.convolutional import init_convolutions, require_width
 from sce_fast.backbones.resnet3d import conv
 
 
@@ -60,8 +61,7 @@ class R2Plus1D(nn.Module):
 
     def __init__(self, depths: tuple[int, int, int, int], width: int = 64, small_input: bool = False) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width={width}: expected at least 1")
+        require_width(width)
         middle = max(8, 45 * width // 64)
         kernel, stride = (3, 1) if small_input else (7, 2)
         self.stem = nn.Sequential(
@@ -80,9 +80,7 @@ class R2Plus1D(nn.Module):
                 inputs = width * 2**stage
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.dim = inputs
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)

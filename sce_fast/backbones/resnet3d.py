@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from sce_fast.backbones.convolutional import init_convolutions, require_width
+
 Size = tuple[int, int, int]  # time, height, width
 TEMPORAL_SIZES = (1, 1, 3, 3)  # of conv_a in each stage
 
@@ -137,8 +139,7 @@ class ResNet3D(nn.Module):
         small_input: bool = False,
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width={width}: expected at least 1")
+        require_width(width)
         self.blocks = nn.ModuleList([Stem(width, small_input)])
         inputs = width
         for stage, (depth, time) in enumerate(zip(depths, TEMPORAL_SIZES, strict=True)):
@@ -148,9 +149,8 @@ class ResNet3D(nn.Module):
                 inputs = width * 2**stage * branch.expansion
             self.blocks.append(Stage(blocks))
         self.dim = inputs
+        init_convolutions(self)
         for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if isinstance(module, Block):
                 nn.init.zeros_(module.branch2.last_norm.weight)
 

@@ -6,6 +6,7 @@ number of frames.
 
 from torch import Tensor, nn
 
+from sce_fast.backbones.convolutional import init_convolutions
 from sce_fast.backbones.resnet3d import Stage, conv
 from sce_fast.backbones.scaling import scaled
 
@@ -141,11 +142,8 @@ class X3D(nn.Module):
             self.blocks.append(Stage(blocks))
         self.dim = scaled(FEATURES, width)
         self.blocks.append(Head(inputs, int(EXPANSION * inputs), self.dim))
+        init_convolutions(self)
         for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
             if isinstance(module, Bottleneck):
                 nn.init.zeros_(module.norm_c.weight)
 
