@@ -6,6 +6,9 @@ the number of frames as well as the sides.
 
 from torch import Tensor, nn
 
+from sce_fast.backbones.convolutional import init_convolutions, require_width
+from sce_fast.backbones.resnet3d import conv
+
 
 class Conv2Plus1D(nn.Sequential):
     """A 1×3×3 convolution, then a 3×1×1 convolution, each with the stride along its own axes."""
@@ -58,17 +61,14 @@ class R2Plus1D(nn.Module):
 
     def __init__(self, depths: tuple[int, int, int, int], width: int = 64, small_input: bool = False) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width={width}: expected at least 1")
+        require_width(width)
         middle = max(8, 45 * width // 64)
         kernel, stride = (3, 1) if small_input else (7, 2)
         self.stem = nn.Sequential(
-            nn.Conv3d(
-                3, middle, (1, kernel, kernel), (1, stride, stride), padding=(0, kernel // 2, kernel // 2), bias=False
-            ),
+            conv(3, middle, (1, kernel, kernel), stride),
             nn.BatchNorm3d(middle),
             nn.ReLU(inplace=True),
-            nn.Conv3d(middle, width, (3, 1, 1), padding=(1, 0, 0), bias=False),
+            conv(middle, width, (3, 1, 1)),
             nn.BatchNorm3d(width),
             nn.ReLU(inplace=True),
         )
@@ -80,9 +80,7 @@ class R2Plus1D(nn.Module):
                 inputs = width * 2**stage
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.dim = inputs
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from sce_fast.backbones.convolutional import init_convolutions, require_width
+
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
@@ -85,8 +87,7 @@ class ResNet(nn.Module):
         widening: int = 1,
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width={width}: expected at least 1")
+        require_width(width)
         self.conv1 = conv(3, width, 3) if small_input else conv(3, width, 7, 2)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
@@ -101,9 +102,7 @@ class ResNet(nn.Module):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dim = inputs
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))

@@ -3,7 +3,11 @@
 Both keep the number of frames: only stages 3 and 4 have temporal kernels, and no layer has a temporal stride.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
+
+from sce_fast.backbones.convolutional import init_convolutions, require_width
 
 Size = tuple[int, int, int]  # time, height, width
 TEMPORAL_SIZES = (1, 1, 3, 3)  # of conv_a in each stage
@@ -100,7 +104,7 @@ class Stem(nn.Module):
 class Stage(nn.Module):
     """The residual blocks of one resolution."""
 
-    def __init__(self, blocks: list[Block]) -> None:
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.res_blocks = nn.ModuleList(blocks)
 
@@ -135,8 +139,7 @@ class ResNet3D(nn.Module):
         small_input: bool = False,
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width={width}: expected at least 1")
+        require_width(width)
         self.blocks = nn.ModuleList([Stem(width, small_input)])
         inputs = width
         for stage, (depth, time) in enumerate(zip(depths, TEMPORAL_SIZES, strict=True)):
@@ -146,9 +149,8 @@ class ResNet3D(nn.Module):
                 inputs = width * 2**stage * branch.expansion
             self.blocks.append(Stage(blocks))
         self.dim = inputs
+        init_convolutions(self)
         for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if isinstance(module, Block):
                 nn.init.zeros_(module.branch2.last_norm.weight)
 

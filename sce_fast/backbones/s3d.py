@@ -9,6 +9,7 @@ import re
 import torch
 from torch import Tensor, nn
 
+from sce_fast.backbones.convolutional import init_convolutions
 from sce_fast.backbones.scaling import scaled
 
 # Channels of a block's branches: 1×1×1; 1×1×1 and 3×3×3; the same, narrower; 1×1×1 after a pool.
@@ -132,9 +133,7 @@ class S3D(nn.Module):
             *fifth,
         )
         self.dim = fifth[-1].outputs
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.features(x).mean((2, 3, 4))

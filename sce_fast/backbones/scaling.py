@@ -1,5 +1,7 @@
 """Channels of networks whose published numbers of channels belong to width 64."""
 
+from sce_fast.backbones.convolutional import require_width
+
 
 def scaled(channels: int, width: int) -> int:
     """Return a published number of channels for another width: a multiple of 8, and at least 8.
@@ -13,6 +15,5 @@ def scaled(channels: int, width: int) -> int:
         >>> scaled(208, 64), scaled(208, 16), scaled(24, 8)
         (208, 56, 8)
     """
-    if width < 1:
-        raise ValueError(f"width={width}: expected at least 1")
+    require_width(width)
     return max(8, int(channels * width / 512 + 0.5) * 8)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+DEPTH = 12  # blocks
 FINAL_NORM = re.compile(r"(^|\.)norm\.(weight|bias)$")
 
 
@@ -73,7 +74,6 @@ class VideoTransformer(nn.Module):
 
     Args:
         heads: number of attention heads.
-        depth: number of blocks.
         width: channels of a head; 64 is the published network.
         small_input: cut clips into tubelets of 2 × 4 × 4 pixels, for frames of about 32 pixels.
 
@@ -81,14 +81,14 @@ class VideoTransformer(nn.Module):
         ValueError: width is odd or below 2; in forward, the clips are no whole number of tubelets.
     """
 
-    def __init__(self, heads: int, depth: int = 12, width: int = 64, small_input: bool = False) -> None:
+    def __init__(self, heads: int, width: int = 64, small_input: bool = False) -> None:
         super().__init__()
         if width < 2 or width % 2:
             raise ValueError(f"width={width}: expected an even number of at least 2")
         self.dim = heads * width
         self.tubelet = (2, 4, 4) if small_input else (2, 16, 16)
         self.patch_embed = PatchEmbed(self.dim, self.tubelet)
-        self.blocks = nn.ModuleList(Block(self.dim, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(self.dim, heads) for _ in range(DEPTH))
         self.fc_norm = nn.LayerNorm(self.dim, eps=1e-6)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -131,9 +131,9 @@ def positions(count: int, dim: int, device: torch.device | None = None) -> Tenso
 
 def vit_small_video(width: int = 64, small_input: bool = False) -> VideoTransformer:
     """Build VideoMAE's ViT-S: 21,879,936 parameters at width 64, dim = 6 · width."""
-    return VideoTransformer(6, width=width, small_input=small_input)
+    return VideoTransformer(6, width, small_input)
 
 
 def vit_base_video(width: int = 64, small_input: bool = False) -> VideoTransformer:
     """Build VideoMAE's ViT-B: 86,227,200 parameters at width 64, dim = 12 · width."""
-    return VideoTransformer(12, width=width, small_input=small_input)
+    return VideoTransformer(12, width, small_input)

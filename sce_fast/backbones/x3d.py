@@ -6,6 +6,8 @@ number of frames.
 
 from torch import Tensor, nn
 
+from sce_fast.backbones.convolutional import init_convolutions
+from sce_fast.backbones.resnet3d import Stage, conv
 from sce_fast.backbones.scaling import scaled
 
 CHANNELS, DEPTHS, FEATURES = (24, 48, 96, 192), (3, 5, 11, 7), 2048  # of the four stages; of the head
@@ -13,7 +15,7 @@ EXPANSION, SQUEEZE = 2.25, 1 / 16  # channels inside a block, and of its gate as
 
 
 def pointwise(inputs: int, outputs: int, stride: int = 1) -> nn.Conv3d:
-    return nn.Conv3d(inputs, outputs, 1, (1, stride, stride), bias=False)
+    return conv(inputs, outputs, (1, 1, 1), stride)
 
 
 class Stem(nn.Module):
@@ -22,7 +24,7 @@ class Stem(nn.Module):
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
         self.conv = nn.Sequential()
-        self.conv.add_module("conv_t", nn.Conv3d(3, width, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False))
+        self.conv.add_module("conv_t", conv(3, width, (1, 3, 3), stride))
         self.conv.add_module("conv_xy", nn.Conv3d(width, width, (5, 1, 1), padding=(2, 0, 0), groups=width, bias=False))
         self.norm = nn.BatchNorm3d(width)
         self.activation = nn.ReLU(inplace=True)
@@ -86,21 +88,6 @@ class Block(nn.Module):
         return self.activation(self.branch1_norm(self.branch1_conv(x)) + self.branch2(x))
 
 
-class Stage(nn.Module):
-    """The residual blocks of one resolution; the first, third, fifth … has a gate."""
-
-    def __init__(self, depth: int, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.res_blocks = nn.ModuleList(
-            Block(outputs if i else inputs, outputs, 1 if i else 2, gated=i % 2 == 0) for i in range(depth)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.res_blocks:
-            x = block(x)
-        return x
-
-
 class ProjectedPool(nn.Module):
     """A 1×1×1 convolution, the mean over time and space, and a convolution to the features."""
 
@@ -148,15 +135,15 @@ class X3D(nn.Module):
         inputs = channels[0]
         self.blocks = nn.ModuleList([Stem(inputs, 1 if small_input else 2)])
         for depth, outputs in zip(DEPTHS, channels, strict=True):
-            self.blocks.append(Stage(depth, inputs, outputs))
-            inputs = outputs
+            blocks = []
+            for i in range(depth):
+                blocks.append(Block(inputs, outputs, 1 if i else 2, gated=i % 2 == 0))
+                inputs = outputs
+            self.blocks.append(Stage(blocks))
         self.dim = scaled(FEATURES, width)
         self.blocks.append(Head(inputs, int(EXPANSION * inputs), self.dim))
+        init_convolutions(self)
         for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
             if isinstance(module, Bottleneck):
                 nn.init.zeros_(module.norm_c.weight)
 

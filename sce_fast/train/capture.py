@@ -43,8 +43,9 @@ class CapturedStep:
     """Takes the steps of a TrainingStep: the first ones as they are, all others by replaying one CUDA graph.
 
     It is called as the TrainingStep is. Results, weights and checkpoints have the same bits, except that the GPU
-    kernels of the loss round otherwise if τ_m has a schedule. Restore a checkpoint before the first call: a graph finds
-    its tensors by their place in memory. That memory, activations included, stays allocated between the steps.
+    kernels of the loss round otherwise if τ_m has a schedule, and with the backends cuda and cuda_sm80 also if λ has
+    one. Restore a checkpoint before the first call: a graph finds its tensors by their place in memory. That memory,
+    activations included, stays allocated between the steps.
 
     Args:
         step: the step to take.
@@ -143,7 +144,9 @@ class CapturedStep:
         """Return buffers in the dtype and layout of the networks' inputs, so that no step converts them."""
         step = self.step
         images = [
-            torch.empty_like(view, dtype=step.dtype, device=step.device, memory_format=channels_last(view.dim()))
+            torch.empty_like(
+                view, dtype=step.input_dtype(view), device=step.device, memory_format=channels_last(view.dim())
+            )
             for view in views
         ]
         return images, None if orders is None else [torch.empty_like(order, device=step.device) for order in orders]

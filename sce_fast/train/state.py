@@ -140,15 +140,23 @@ class RunState:
         """Return what the bits of a run depend on beside its config."""
         device = self._training_step.device
         decoder = {"PyAV": installed_version("av")} if self._config.clips.frames else {}
-        scheduled = "target_temperature" in self._config.loss.scheduled()
+        moved = self._moved_to_the_device()
         captured = self._config.cuda_graph and refusal(self._training_step) is None
         return {
             **versions(),
             **decoder,
             # The GPU kernels of the loss round otherwise then. None as in checkpoints of earlier versions.
-            **({"target temperature in a CUDA graph": captured or None} if scheduled else {}),
+            **({f"{moved} in a CUDA graph": captured or None} if moved else {}),
             "ranks": self._ranks.size,
             "device": device_name(device),
             "threads": torch.get_num_threads() if device.type == "cpu" else None,
             "instructions": torch.backends.cpu.get_cpu_capability(),
         }
+
+    def _moved_to_the_device(self) -> str | None:
+        """Return the argument that makes the kernels of the loss round otherwise if a captured step holds it."""
+        loss = self._config.loss
+        scheduled = loss.scheduled()
+        if "target_temperature" in scheduled:
+            return "target temperature"
+        return "coefficient" if "coefficient" in scheduled and loss.backend in ("cuda", "cuda_sm80") else None

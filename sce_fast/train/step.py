@@ -75,7 +75,7 @@ class TrainingStep:
         self.average: nn.Module | None = None
         if config.model.evaluation_momentum:
             self.average = copy.deepcopy(self.model.backbone).requires_grad_(False).eval()
-        self.dtype = torch.float64 if wide else torch.float32  # of weights and images
+        self.dtype = torch.float64 if wide else torch.float32  # of weights
         self.autocast = None if wide or config.precision == "float32" else getattr(torch, config.precision)
         self.optimizer = build_optimizer(self.model, config.optimizer, lr=config.learning_rate)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -134,6 +134,10 @@ class TrainingStep:
         for part, views in enumerate(parts):
             yield views, self._shuffles(number, part)
 
+    def input_dtype(self, view: Tensor) -> torch.dtype:
+        """Return the dtype in which the networks take a view: its own if autocast would round to that anyway."""
+        return view.dtype if view.dtype == self.autocast else self.dtype
+
     def take(
         self,
         inputs: Iterable[Part],
@@ -187,7 +191,7 @@ class TrainingStep:
             views = [
                 view.to(
                     self.device,
-                    view.dtype if view.dtype == self.autocast else self.dtype,
+                    self.input_dtype(view),
                     non_blocking=True,
                     memory_format=channels_last(view.dim()),
                 )

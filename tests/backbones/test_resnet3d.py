@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from helpers.plain import Weights, away_from_the_start, batch_norm, conv, mean
 from sce_fast.backbones.resnet3d import r3d18, r3d50
 
 BUILDERS = {"r3d18": r3d18, "r3d50": r3d50}
@@ -12,49 +13,36 @@ DEPTHS = {"r3d18": (2, 2, 2, 2), "r3d50": (3, 4, 6, 3)}
 
 def plain_forward(weights, x, name):
     """Return the features in eval mode, written from the published description of the networks, layer by layer."""
-
-    def norm(x, prefix):
-        mean, variance, gamma, beta = (
-            weights[f"{prefix}.{key}"].view(-1, 1, 1, 1) for key in ("running_mean", "running_var", "weight", "bias")
-        )
-        return (x - mean) / (variance + 1e-5).sqrt() * gamma + beta
-
-    def conv(x, prefix, stride=1, padding=(0, 0, 0)):
-        return F.conv3d(x, weights[f"{prefix}.weight"], stride=(1, stride, stride), padding=padding)
-
-    x = norm(conv(x, "blocks.0.conv", 2, (0, 3, 3)), "blocks.0.norm").relu()
+    x = batch_norm(weights, conv(weights, x, "blocks.0.conv", stride=(1, 2, 2)), "blocks.0.norm").relu()
     x = F.max_pool3d(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
     for stage, depth in enumerate(DEPTHS[name]):
-        time = 1 if stage > 1 else 0
+        time = 3 if stage > 1 else 1
+        kernels = [(time, 3, 3), (1, 3, 3)] if name == "r3d18" else [(time, 1, 1), (1, 3, 3), (1, 1, 1)]
         for i in range(depth):
-            block, stride = f"blocks.{stage + 1}.res_blocks.{i}", 2 if stage > 0 and i == 0 else 1
+            block, strides = f"blocks.{stage + 1}.res_blocks.{i}", [1] * len(kernels)
+            strides[0 if name == "r3d18" else 1] = 2 if stage > 0 and i == 0 else 1
             shortcut, y = x, x
             if i == 0 and (stage > 0 or name == "r3d50"):
-                shortcut = norm(conv(x, f"{block}.branch1_conv", stride), f"{block}.branch1_norm")
-            layers = (
-                [("a", stride, (time, 1, 1)), ("b", 1, (0, 1, 1))]
-                if name == "r3d18"
-                else [("a", 1, (time, 0, 0)), ("b", stride, (0, 1, 1)), ("c", 1, (0, 0, 0))]
-            )
-            for n, (letter, step, padding) in enumerate(layers):
-                y = norm(conv(y, f"{block}.branch2.conv_{letter}", step, padding), f"{block}.branch2.norm_{letter}")
-                if n < len(layers) - 1:
+                shortcut = conv(weights, x, f"{block}.branch1_conv", stride=(1, max(strides), max(strides)))
+                shortcut = batch_norm(weights, shortcut, f"{block}.branch1_norm")
+            for n, (letter, kernel, stride) in enumerate(zip("abc", kernels, strides, strict=False)):
+                assert weights[f"{block}.branch2.conv_{letter}.weight"].shape[2:] == kernel
+                y = conv(weights, y, f"{block}.branch2.conv_{letter}", stride=(1, stride, stride))
+                y = batch_norm(weights, y, f"{block}.branch2.norm_{letter}")
+                if n < len(kernels) - 1:
                     y = y.relu()
             x = (shortcut + y).relu()
-    return x.flatten(2).mean(2)
+    return mean(x)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_the_networks_equal_a_plain_implementation(name):
-    torch.manual_seed(0)
-    network = BUILDERS[name](width=8).double().eval()
-    for tensor in network.state_dict().values():  # away from the initial values, in which blocks are the identity
-        if tensor.is_floating_point() and tensor.dim() == 1:
-            tensor.uniform_(0.5, 1.5)
-    clips = torch.randn(2, 3, 5, 45, 64, dtype=torch.float64)
+    network = away_from_the_start(BUILDERS[name](width=8))
+    weights, clips = Weights(network), torch.randn(2, 3, 5, 45, 64, dtype=torch.float64)
     with torch.no_grad():
-        expected = plain_forward(network.state_dict(), clips, name)
+        expected = plain_forward(weights, clips, name)
         found = network(clips)
+    assert weights.unread == set()
     assert expected.abs().mean() > 0.1
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 

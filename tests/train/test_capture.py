@@ -14,6 +14,7 @@ from helpers.tape import HostRead, Tape
 from sce_fast.config import EvaluationConfig, replace
 from sce_fast.distributed import Ranks
 from sce_fast.kernels import solve
+from sce_fast.loss.names import BACKEND_NAMES
 from sce_fast.loss.problem import checked_problem
 from sce_fast.train import Trainer, capture, train
 from sce_fast.train.capture import CapturedStep, refusal
@@ -107,6 +108,28 @@ def test_random_numbers_of_the_networks_go_on():
 
     config, settings = config_of_steps(), {"backbone": dropping, "steps": 6}
     assert_same_bits(taken(config, tape=Tape(), **settings)[1], taken(config, **settings)[1])
+
+
+def test_views_of_the_dtype_of_autocast_reach_the_networks_as_they_are():
+    """An operator that autocast leaves alone rounds as in a step that is not captured."""
+    seen = []
+
+    class Scaling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network()
+
+        def forward(self, images):
+            if self.training:  # unlike where the number of features is found
+                seen.append(images.dtype)
+            return self.network(images * 1.1 * 1.1)
+
+    def narrow(config, number):
+        return [[view.bfloat16() for view in part] for part in parts_of(config, number)]
+
+    config, settings = config_of_steps(precision="bfloat16"), {"backbone": Scaling, "steps": 5, "parts": narrow}
+    assert_same_bits(taken(config, tape=Tape(), **settings)[1], taken(config, **settings)[1])
+    assert set(seen) == {torch.bfloat16}
 
 
 @pytest.mark.slow
@@ -287,3 +310,19 @@ def test_settings_of_the_loss_on_the_device_are_a_circumstance(photo_folder, tmp
         monkeypatch.setattr("sce_fast.train.state.refusal", lambda step, refused=refused: refused)
         state = Trainer(replace(config, loss=loss)).state.circumstances()
         assert {key: value for key, value in state.items() if "CUDA graph" in key} == expected
+
+
+def test_a_schedule_of_lambda_alone_is_a_circumstance_of_the_kernels_in_cuda(photo_folder, tmp_path, monkeypatch):
+    """They drop the fixed shift for any scalar on the device, and Triton's only for a temperature."""
+    config = small_config(photo_folder, tmp_path / "run", evaluation=EvaluationConfig(), cuda_graph=True)
+    config = replace(config, loss={"coefficient_warmup_epochs": 1})
+    state = Trainer(config).state
+    monkeypatch.setattr("sce_fast.train.state.refusal", lambda step: None)
+    found = {}
+    for backend in ("auto", *BACKEND_NAMES):
+        state._config = replace(config, loss={"backend": backend})
+        found[backend] = {key for key in state.circumstances() if "CUDA graph" in key}
+    name = "coefficient in a CUDA graph"
+    assert {backend: keys for backend, keys in found.items() if keys} == {"cuda": {name}, "cuda_sm80": {name}}
+    state._config = replace(config, loss={"backend": "cuda", **SCHEDULES})
+    assert "target temperature in a CUDA graph" in state.circumstances()
