@@ -237,7 +237,7 @@ def _setup(
         origin[name] = {"persons": len(persons), "key_frames": len(index), "fingerprint": index.fingerprint}
     classes = [annotations.actions.get(a, f"action {a}") for a in range(1, train.actions.shape[1] + 1)]
     notes = () if "test_boxes" in annotations.files else (ANNOTATED,)
-    return Setup(EVALUATION, network, network.dim, classes, batches, settings, origin, notes)  # type: ignore[arg-type]
+    return Setup(EVALUATION, network, network.dim, classes, batches, settings, origin, notes)
 
 
 def _readable(persons: Persons, places: dict[str, Any]) -> VideoIndex:

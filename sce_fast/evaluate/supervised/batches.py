@@ -22,18 +22,18 @@ from sce_fast.evaluate.supervised.settings import SupervisedSettings
 class LabelledBatches(Protocol):
     """Training batches without end, and one pass over the test samples. Each rank has its own share of both."""
 
-    kind: str  # of the samples: "images" or "videos"
+    kind: str  # of the samples: "images", "videos" or "clips"
     test_samples: int  # of this rank
 
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches in an epoch."""
 
-    def __next__(self) -> tuple[Tensor, Tensor]:
-        """Return the next inputs (N, …) and their labels (N,)."""
+    def __next__(self) -> tuple[Any, Tensor]:
+        """Return the next inputs and their targets; for a Classifier (N, …) and labels (N,)."""
 
-    def tests(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the views (N, views, …) of this rank's test samples, and their labels (N,)."""
+    def tests(self) -> Iterator[Any]:
+        """Yield this rank's test samples in batches; for a Classifier views (N, views, …) and labels (N,)."""
 
     def state_dict(self) -> dict[str, int]:
         """Return the position of the next batch."""

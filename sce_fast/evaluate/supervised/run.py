@@ -29,10 +29,10 @@ class Setup:
     """What a supervised evaluation trains, and on what."""
 
     evaluation: str  # name of the command
-    network: nn.Module  # inputs (N, …) → features (N, dim); nn.Identity() for features
+    network: nn.Module  # inputs of the batches → features (n, dim); nn.Identity() for features
     dim: int
     classes: list[str]
-    batches: LabelledBatches  # of this rank, labelled with numbers of these classes
+    batches: LabelledBatches  # of this rank; their targets are numbers of these classes, or whether each is true
     settings: SupervisedSettings
     origin: Mapping[str, Any]  # further settings on which the result depends, as JSON values
     notes: tuple[str, ...] = ()  # below the table
