@@ -20,9 +20,10 @@ from sce_fast.evaluate.detection.training import Score
 from sce_fast.evaluate.results import EvaluationResult, require_room
 from sce_fast.evaluate.supervised.run import Setup
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
-from sce_fast.evaluate.supervised.videos import ClipViews, own_views
+from sce_fast.evaluate.supervised.videos import ClipViews, VideoPreset
 from sce_fast.export import Backbone, ForeignNetwork, open_backbone
 from sce_fast.tools.arguments import ForeignNetworkWeights, OptionalFile, OptionalFolder, OptionalRun
+from sce_fast.tools.clip_options import ClipOptions, clip_views
 from sce_fast.tools.detection_files import AnnotationFiles, Annotations, DetectionFiles, read_annotations
 from sce_fast.tools.frozen import finish
 from sce_fast.tools.pictures import draw_bars, draw_lines
@@ -108,16 +109,8 @@ def detection(
     if run is None or videos is None:
         raise ValueError(f"run={run}, videos={videos}: expected both, or --detections FILE alone")
     backbone = open_backbone(Path(run), backbone=foreign)
-    views = _views(
-        Path(run),
-        backbone,
-        size=size,
-        resize=resize,
-        shorter_side=shorter_side,
-        flip=flip,
-        frames=frames,
-        seconds=seconds,
-    )
+    options = ClipOptions(frames=frames, seconds=seconds, shorter_side=shorter_side, flip=flip)
+    views = _views(Path(run), backbone, options, size=size, resize=resize)
     rates = learning_rates or SETTINGS.learning_rates
     own_rate = rates[0] if backbone_learning_rate is None else backbone_learning_rate
     settings = training.settings(
@@ -174,7 +167,9 @@ def _of_detections(run: Path | None, path: Path, annotations: Annotations, out: 
     return finish(result, None if out is None else Path(out), draw_detection, Ranks())
 
 
-def _views(run: Path, backbone: Backbone, **given: Any) -> tuple[ClipEvaluationView, ClipViews]:
+def _views(
+    run: Path, backbone: Backbone, options: ClipOptions, *, size: int | None, resize: int | None
+) -> tuple[ClipEvaluationView, ClipViews]:
     """Return the view of the test clips, and the views whose augmentation is that of the train clips.
 
     Raises:
@@ -183,9 +178,8 @@ def _views(run: Path, backbone: Backbone, **given: Any) -> tuple[ClipEvaluationV
     own = backbone.description.view()
     if not isinstance(own, ClipEvaluationView):
         raise ValueError(f"{printable(run)} is a backbone of images; expected one of clips, r3d18 or r3d50")
-    sizes = own_views(own, size=given.pop("size"), resize=given.pop("resize"))
-    changes = {name: value for name, value in given.items() if value is not None}
-    views = ClipViews(**{**sizes, **changes}, clips=1, crops=1)
+    preset = VideoPreset(SETTINGS, ClipViews(clips=1, crops=1))
+    views = clip_views(run, own, preset, options, named=False, size=size, resize=resize)
     return views.test_view(own), views
 
 
