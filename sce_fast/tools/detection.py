@@ -1,7 +1,7 @@
 """The command evaluate detection: what persons do in videos, as in AVA."""
 
 import dataclasses
-import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,13 @@ from sce_fast.evaluate.supervised.videos import ClipViews, VideoPreset
 from sce_fast.export import Backbone, ForeignNetwork, open_backbone
 from sce_fast.tools.arguments import ForeignNetworkWeights, OptionalFile, OptionalFolder, OptionalRun
 from sce_fast.tools.clip_options import ClipOptions, clip_views
-from sce_fast.tools.detection_files import AnnotationFiles, Annotations, DetectionFiles, read_annotations
+from sce_fast.tools.detection_files import (
+    AnnotationFiles,
+    Annotations,
+    DetectionFiles,
+    described_file,
+    read_annotations,
+)
 from sce_fast.tools.frozen import finish
 from sce_fast.tools.pictures import draw_bars, draw_lines
 from sce_fast.tools.supervised import folder_of
@@ -161,8 +167,7 @@ def _of_detections(run: Path | None, path: Path, annotations: Annotations, out: 
         raise ValueError(f"detections={printable(path)} are evaluated alone: leave out {printable(run)}")
     found = read_detections(path, excluded=annotations.test_excluded)
     score = Score(average_precisions(annotations.truth, found, annotations.actions), found)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    settings = {**annotations.origin(), "detections": {"path": str(path), "digest": digest}}
+    settings = {**annotations.origin(), "detections": described_file(path)}
     result = detections_result(annotations.truth, found, annotations.actions, score, settings)
     return finish(result, None if out is None else Path(out), draw_detection, Ranks())
 
@@ -203,7 +208,7 @@ def _setup(
         assert sampling.stride is not None
         covered = sampling.stride * sampling.frames / EXTRACTED_RATE
     places = {**key_frames, "seconds": covered, "frame_rate": view.frame_rate}
-    indices = [ranks.first_then_others(lambda p=p: _readable(p, places)) for p in (train, test)]  # type: ignore[misc]
+    indices = [ranks.first_then_others(partial(_readable, persons, places)) for persons in (train, test)]
     augmentation = train_views.augmentation(view)
     batches = PersonBatches(
         train,
