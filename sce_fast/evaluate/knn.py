@@ -86,6 +86,11 @@ def check_votes(neighbours: Sequence[int], temperature: float) -> None:
 
 def nearest_rows(test: Tensor, train: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     """Return cosines and numbers (m, k) of the train rows (n, F) nearest to each test row (m, F), nearest first."""
+    parts = [_nearest(rows, train, neighbours) for rows in test.split(QUERY_BLOCK)]
+    return torch.cat([best for best, _ in parts]), torch.cat([numbers for _, numbers in parts])
+
+
+def _nearest(test: Tensor, train: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     test = unit_rows(test)
     best, numbers = test.new_empty(len(test), 0), torch.empty(len(test), 0, dtype=torch.int64, device=test.device)
     for start in range(0, len(train), TRAIN_BLOCK):

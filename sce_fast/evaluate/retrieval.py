@@ -30,7 +30,7 @@ def retrieve(
     """Return the nearest items of each query by the cosine of centred features, and the recall R@k.
 
     Each side is centred by its own mean and its rows are normalised (eztorch's retrieval_from_bank). Similarities are
-    computed block by block, so the memory beyond the features does not grow with their number.
+    computed block by block, so their memory does not grow with the number of features.
 
     Args:
         bank, queries: (n, F) and (m, F) features.
@@ -63,7 +63,8 @@ def retrieve(
 
 def centred(features: Tensor) -> Tensor:
     """Return features (n, F) less their mean row, which is summed in float64."""
-    return (features.double() - features.double().mean(0)).to(features.dtype)
+    wide = features.double()
+    return (wide - wide.mean(0)).to(features.dtype)
 
 
 def chance_recall(bank_labels: Tensor, query_labels: Tensor, *, at: Sequence[int] = RECALL_AT) -> dict[int, float]:

@@ -1,7 +1,7 @@
 """The command evaluate detection: what persons do in videos, as in AVA."""
 
 import dataclasses
-import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +20,17 @@ from sce_fast.evaluate.detection.training import Score
 from sce_fast.evaluate.results import EvaluationResult, require_room
 from sce_fast.evaluate.supervised.run import Setup
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
-from sce_fast.evaluate.supervised.videos import ClipViews, own_views
+from sce_fast.evaluate.supervised.videos import ClipViews, VideoPreset
 from sce_fast.export import Backbone, ForeignNetwork, open_backbone
 from sce_fast.tools.arguments import ForeignNetworkWeights, OptionalFile, OptionalFolder, OptionalRun
-from sce_fast.tools.detection_files import AnnotationFiles, Annotations, DetectionFiles, read_annotations
+from sce_fast.tools.clip_options import ClipOptions, clip_views
+from sce_fast.tools.detection_files import (
+    AnnotationFiles,
+    Annotations,
+    DetectionFiles,
+    described_file,
+    read_annotations,
+)
 from sce_fast.tools.frozen import finish
 from sce_fast.tools.pictures import draw_bars, draw_lines
 from sce_fast.tools.supervised import folder_of
@@ -108,16 +115,8 @@ def detection(
     if run is None or videos is None:
         raise ValueError(f"run={run}, videos={videos}: expected both, or --detections FILE alone")
     backbone = open_backbone(Path(run), backbone=foreign)
-    views = _views(
-        Path(run),
-        backbone,
-        size=size,
-        resize=resize,
-        shorter_side=shorter_side,
-        flip=flip,
-        frames=frames,
-        seconds=seconds,
-    )
+    options = ClipOptions(frames=frames, seconds=seconds, shorter_side=shorter_side, flip=flip)
+    views = _views(Path(run), backbone, options, size=size, resize=resize)
     rates = learning_rates or SETTINGS.learning_rates
     own_rate = rates[0] if backbone_learning_rate is None else backbone_learning_rate
     settings = training.settings(
@@ -168,13 +167,14 @@ def _of_detections(run: Path | None, path: Path, annotations: Annotations, out: 
         raise ValueError(f"detections={printable(path)} are evaluated alone: leave out {printable(run)}")
     found = read_detections(path, excluded=annotations.test_excluded)
     score = Score(average_precisions(annotations.truth, found, annotations.actions), found)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    settings = {**annotations.origin(), "detections": {"path": str(path), "digest": digest}}
+    settings = {**annotations.origin(), "detections": described_file(path)}
     result = detections_result(annotations.truth, found, annotations.actions, score, settings)
     return finish(result, None if out is None else Path(out), draw_detection, Ranks())
 
 
-def _views(run: Path, backbone: Backbone, **given: Any) -> tuple[ClipEvaluationView, ClipViews]:
+def _views(
+    run: Path, backbone: Backbone, options: ClipOptions, *, size: int | None, resize: int | None
+) -> tuple[ClipEvaluationView, ClipViews]:
     """Return the view of the test clips, and the views whose augmentation is that of the train clips.
 
     Raises:
@@ -183,9 +183,8 @@ def _views(run: Path, backbone: Backbone, **given: Any) -> tuple[ClipEvaluationV
     own = backbone.description.view()
     if not isinstance(own, ClipEvaluationView):
         raise ValueError(f"{printable(run)} is a backbone of images; expected one of clips, r3d18 or r3d50")
-    sizes = own_views(own, size=given.pop("size"), resize=given.pop("resize"))
-    changes = {name: value for name, value in given.items() if value is not None}
-    views = ClipViews(**{**sizes, **changes}, clips=1, crops=1)
+    preset = VideoPreset(SETTINGS, ClipViews(clips=1, crops=1))
+    views = clip_views(run, own, preset, options, named=False, size=size, resize=resize)
     return views.test_view(own), views
 
 
@@ -209,7 +208,7 @@ def _setup(
         assert sampling.stride is not None
         covered = sampling.stride * sampling.frames / EXTRACTED_RATE
     places = {**key_frames, "seconds": covered, "frame_rate": view.frame_rate}
-    indices = [ranks.first_then_others(lambda p=p: _readable(p, places)) for p in (train, test)]  # type: ignore[misc]
+    indices = [ranks.first_then_others(partial(_readable, persons, places)) for persons in (train, test)]
     augmentation = train_views.augmentation(view)
     batches = PersonBatches(
         train,
@@ -237,7 +236,7 @@ def _setup(
         origin[name] = {"persons": len(persons), "key_frames": len(index), "fingerprint": index.fingerprint}
     classes = [annotations.actions.get(a, f"action {a}") for a in range(1, train.actions.shape[1] + 1)]
     notes = () if "test_boxes" in annotations.files else (ANNOTATED,)
-    return Setup(EVALUATION, network, network.dim, classes, batches, settings, origin, notes)  # type: ignore[arg-type]
+    return Setup(EVALUATION, network, network.dim, classes, batches, settings, origin, notes)
 
 
 def _readable(persons: Persons, places: dict[str, Any]) -> VideoIndex:

@@ -115,8 +115,7 @@ class Annotations:
 
     def origin(self) -> dict[str, Any]:
         """Return what the results depend on, as JSON values."""
-        digests = {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in self.files.items()}
-        described = {name: {"path": str(path), "digest": digests[name]} for name, path in self.files.items()}
+        described = {name: described_file(path) for name, path in self.files.items()}
         return {"files": described, "min_score": self.min_score}
 
     def _persons(self, names: list[str], excluded: frozenset[Frame]) -> Persons:
@@ -135,6 +134,11 @@ def read_annotations(chosen: DetectionFiles) -> Annotations:
     actions, excluded = read_actions(files["actions"]), read_excluded_of(files, "test_excluded")
     truth = read_persons([files["test"]], max(actions), excluded=excluded)
     return Annotations(actions, truth, excluded, files, chosen.min_score)
+
+
+def described_file(path: Path) -> dict[str, str]:
+    """Return path and digest of a file, as settings of a result hold them."""
+    return {"path": str(path), "digest": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
 
 
 def read_excluded_of(files: dict[str, Path], name: str) -> frozenset[Frame]:

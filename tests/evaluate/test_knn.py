@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from sce_fast.evaluate import Accuracy, knn_accuracy, knn_top1
 from sce_fast.evaluate import knn as knn_module
@@ -38,6 +39,32 @@ def test_knn_matches_its_definition_in_any_blocks(n, m, k, classes, blocks):
         patch.setattr(knn_module, "TRAIN_BLOCK", blocks[1])
         found = knn_top1(train, train_labels, test, test_labels, neighbours=k, temperature=0.2)
     assert found == knn_by_loops(train, train_labels, test, test_labels, k, 0.2)
+
+
+class LargestTensor(TorchFunctionMode):
+    """Keeps the number of elements of the largest tensor that a function returns."""
+
+    elements = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("queries", [8, 64, 67])
+def test_a_larger_query_set_finds_the_same_rows_in_the_same_blocks(queries, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    train, test = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (90, queries))
+    expected, order = (unit_rows(test) @ unit_rows(train).T).topk(4, dim=1)
+    monkeypatch.setattr(knn_module, "QUERY_BLOCK", 8)
+    monkeypatch.setattr(knn_module, "TRAIN_BLOCK", 40)
+    with LargestTensor() as largest:
+        similarity, numbers = knn_module.nearest_rows(test, train, 4)
+    torch.testing.assert_close(similarity, expected)
+    assert numbers.tolist() == order.tolist()
+    assert largest.elements == 8 * 40
 
 
 def test_knn_names_bad_input():

@@ -35,11 +35,7 @@ class Persons:
         Returns:
             The number (n,) of each person, its place among `numbers`, and its place in its key frame.
         """
-        first, end = self.frame.searchsorted(numbers), self.frame.searchsorted(numbers, side="right")
-        counts = end - first
-        rows = np.repeat(np.arange(len(numbers)), counts)
-        places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return first[rows] + places, rows, places
+        return persons_of(self.frame, numbers)
 
 
 @dataclass(frozen=True)
@@ -163,6 +159,22 @@ def read_detections(path: str | Path, *, excluded: Collection[Frame] = ()) -> De
     return Detections(
         list(frames), np.array(frame), np.array(boxes).reshape(-1, 4), np.array(actions), np.array(scores)
     )
+
+
+def persons_of(
+    frames: NDArray[np.int64], numbers: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the persons in key frames (N,), frame by frame; see Persons.of_frames.
+
+    Args:
+        frames: (m,) key frame of each person, ascending.
+        numbers: (N,) of key frames; those without persons may be any other number.
+    """
+    first, end = frames.searchsorted(numbers), frames.searchsorted(numbers, side="right")
+    counts = end - first
+    rows = np.repeat(np.arange(len(numbers)), counts)
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return first[rows] + places, rows, places
 
 
 def _lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:

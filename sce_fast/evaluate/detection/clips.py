@@ -17,7 +17,6 @@ from torch.nn.functional import interpolate
 from sce_fast.data.faults import EMPTY_PART, BadFilesError, evaluation_refusal
 from sce_fast.data.image.augment import Augmentation
 from sce_fast.data.image.plan import ViewPlan, evaluation_boxes, plan_view
-from sce_fast.data.loader import TrainingLoader
 from sce_fast.data.sources import Listing, Part, is_frame_folder, is_video_name
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.clips import ClipSampling, uniform_clips
@@ -27,7 +26,7 @@ from sce_fast.data.video.views import RandomClips
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate.detection.annotations import Persons
 from sce_fast.evaluate.detection.network import MOST_PERSONS, PersonClips
-from sce_fast.evaluate.supervised.batches import share_of
+from sce_fast.evaluate.supervised.batches import LoaderBatches, share_of
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
 from sce_fast.util.ahead import Work, run_ahead
 from sce_fast.util.files import printable
@@ -86,7 +85,7 @@ def _require_inside(persons: Persons, index: VideoIndex, start: float) -> None:
         )
 
 
-class PersonBatches:
+class PersonBatches(LoaderBatches):
     """Batches of random crops of clips, and the clips of this rank's test key frames, both with boxes.
 
     Args:
@@ -121,34 +120,22 @@ class PersonBatches:
         ranks: Ranks | None = None,
         threads: int = 2,
     ) -> None:
-        self.ranks = ranks or Ranks()
-        self.train, self.test = train, test
-        self._train_index, self._test_index, self._augmentation = train_index, test_index, augmentation
-        self._view = dataclasses.replace(view, sampling=ClipSampling(frames=view.sampling.frames, seconds=WHOLE))
-        self._threads, self._device = threads, device
-        self._share = share_of(len(test_index), self.ranks)
-        self.test_samples = len(self._share)
+        sampling = ClipSampling(frames=view.sampling.frames, seconds=WHOLE)
         views = RandomClips(
             train_index,
-            self._view.sampling,
+            sampling,
             (augmentation,),
             seed=settings.seed,
             threads=threads,
             device="gpu" if device.type == "cuda" else "cpu",
         )
-        self._loader = TrainingLoader(
-            train_index,
-            views,
-            batch_size=settings.rank_batch(self.ranks.size),
-            batches_per_step=settings.accumulation,
-            rank=self.ranks.rank,
-            ranks=self.ranks.size,
-        )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of batches in an epoch."""
-        return self._loader.steps_per_epoch
+        super().__init__(train_index, views, settings, ranks or Ranks())
+        self.train, self.test = train, test
+        self._test_index, self._augmentation = test_index, augmentation
+        self._view = dataclasses.replace(view, sampling=sampling)
+        self._threads, self._device = threads, device
+        self._share = share_of(len(test_index), self.ranks)
+        self.test_samples = len(self._share)
 
     def __next__(self) -> tuple[PersonClips, Tensor]:
         """Return clips with boxes, and the actions (n, A) of the persons.
@@ -156,12 +143,7 @@ class PersonBatches:
         Raises:
             BadFilesError: a file cannot be decoded; the message names it.
         """
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "(?s).*\nOther .* replace them", UserWarning)  # here, none replaces them
-            batch = next(self._loader)
-        index = self._train_index
-        if bad := self._loader.bad_files:
-            raise BadFilesError(evaluation_refusal(bad, len(index), index.kind))
+        batch, index = self._batch(), self._train_index
         plan = plan_view(
             self._augmentation,
             index.sizes[batch.samples],
@@ -194,18 +176,6 @@ class PersonBatches:
                 persons, rows, places = self.test.of_frames(np.array(samples))
                 boxes = self.test.boxes[persons] * [width, height, width, height]
                 yield PersonClips(clips, torch.from_numpy(boxes), torch.from_numpy(rows), places)
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the position of the next batch."""
-        return self._loader.state_dict()
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue with the batch that would have come next."""
-        self._loader.load_state_dict(state)
-
-    def close(self) -> None:
-        """Stop to read ahead."""
-        self._loader.close()
 
     def _decoded(self) -> Generator[tuple[list[int], list[NDArray[np.uint8]]], None, None]:
         """Yield samples and their clips (F, h, w, 3) of one size, batch by batch."""

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,11 @@ from sce_fast.evaluate.detection.clips import PersonBatches
 from sce_fast.evaluate.detection.network import Detector
 from sce_fast.evaluate.detection.training import DetectorTraining, Score
 from sce_fast.evaluate.results import EvaluationResult
-from sce_fast.evaluate.supervised.folder import open_folder
-from sce_fast.evaluate.supervised.run import CLASSIFIER, Setup
+from sce_fast.evaluate.supervised.run import Setup, begin, row_of_head, write_finished
 from sce_fast.evaluate.supervised.run import notes as choices
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
 from sce_fast.evaluate.supervised.training import Tested
-from sce_fast.util.files import printable, save_tensors, write_atomically
+from sce_fast.util.files import write_atomically
 
 EVALUATION, DETECTIONS = "detection", "detections.csv"
 # SlowFast's settings for AVA, configs/contrastive_ssl: rate 0.3 for a batch of 64.
@@ -86,22 +84,20 @@ def run_detection(
     """
     ranks, settings, batches = ranks or Ranks(), setup.settings, setup.batches
     assert isinstance(batches, PersonBatches)
-    described = setup.described()
-    newest = ranks.first(lambda: _text(open_folder(out, EVALUATION, described, resume=resume)))
+    described, newest = begin(setup, out, ranks, resume=resume)
     detector = Detector(setup.network, setup.dim, len(setup.classes), settings, device, ranks)
-    training = DetectorTraining(detector, batches, truth, list(actions), out, ranks, newest=newest and Path(newest))
+    training = DetectorTraining(detector, batches, truth, list(actions), out, ranks, newest=newest)
     tested = training.train()
+    failed = detector.failed_steps()
     found = [
-        _row(settings, head, tested, score, actions, detector.failed_steps())
+        row_of_head(settings, head, _scores(head, tested, score, actions), failed)
         for head, score in enumerate(training.scores)
     ]
     best = max(training.scores, key=lambda score: score.mean)
-    result = EvaluationResult(EVALUATION, described, found, [*setup.notes, *_notes(truth, actions, best, tested)])
+    result = EvaluationResult(setup.evaluation, described, found, [*setup.notes, *_notes(truth, actions, best, tested)])
     if ranks.is_first:
-        tensors = {name: t.cpu().contiguous() for name, t in detector.weights().items()}
-        save_tensors(out / CLASSIFIER, tensors, {"classes": json.dumps([printable(name) for name in setup.classes])})
         write_atomically(out / DETECTIONS, detections_csv(best.detections))
-        result.write(out)
+        write_finished(result, detector, setup.classes, out)
     return result
 
 
@@ -129,19 +125,9 @@ def detections_csv(detections: Detections) -> str:
     return text.getvalue()
 
 
-def _row(
-    settings: SupervisedSettings,
-    head: int,
-    tested: list[Tested],
-    score: Score,
-    actions: Mapping[int, str],
-    failed: list[int],
-) -> dict[str, Any]:
+def _scores(head: int, tested: list[Tested], score: Score, actions: Mapping[int, str]) -> dict[str, Any]:
     best, last = max(tested, key=lambda test: test.top1[head]), tested[-1]
-    row: dict[str, Any] = {"learning_rate": settings.learning_rates[head]}
-    if settings.backbone_learning_rate is not None:
-        row["backbone_learning_rate"] = settings.backbone_learning_rate
-    row |= {
+    return {
         "best_mean_average_precision": best.top1[head],
         "best_epoch": best.epoch,
         "mean_average_precision": last.top1[head],
@@ -149,9 +135,6 @@ def _row(
         "average_precisions": _named(score, actions),
         "history": [{"epoch": t.epoch, "mean_average_precision": t.top1[head]} for t in tested],
     }
-    if max(failed) >= 0:
-        row["not_finite_in_step"] = None if failed[head] < 0 else failed[head] + 1
-    return row
 
 
 def _named(score: Score, actions: Mapping[int, str]) -> dict[str, float]:
@@ -166,7 +149,3 @@ def _notes(truth: Persons, actions: Mapping[int, str], score: Score, tested: lis
     if missing := len(actions) - len(score.precisions):
         notes[0] += f" ({missing} actions have no person and do not count)"
     return notes + choices(tested) if tested else notes
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

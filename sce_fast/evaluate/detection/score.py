@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sce_fast.evaluate.average_precision import interpolated_precision
-from sce_fast.evaluate.detection.annotations import Detections, Persons
+from sce_fast.evaluate.detection.annotations import Detections, Persons, persons_of
 
 MIN_IOU = 0.5  # of a detection and the person that it finds
 
@@ -61,10 +61,7 @@ def found_persons(
         frame: (n,) key frame of each detection; −1 for one without persons.
         boxes: (n, 4) left, top, right, bottom of each detection.
     """
-    first, end = frames.searchsorted(frame, side="left"), frames.searchsorted(frame, side="right")
-    counts = end - first
-    box = np.repeat(np.arange(len(frame)), counts)
-    person = np.arange(len(box)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+    person, box, _ = persons_of(frames, frame)
     overlap = intersection_over_union(boxes[box], persons[person])
     order = np.lexsort((person, -overlap, box))  # the first of each box is the person that it overlaps most
     best = order[np.unique(box[order], return_index=True)[1]]

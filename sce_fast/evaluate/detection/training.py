@@ -61,7 +61,7 @@ class DetectorTraining(SupervisedTraining):
     ) -> None:
         self.truth, self.actions, self.persons = truth, actions, batches
         self.scores: list[Score] = []  # of the last test, one for each head
-        super().__init__(detector, batches, out, ranks, newest=newest)  # type: ignore[arg-type]
+        super().__init__(detector, batches, out, ranks, newest=newest)
 
     def _test(self) -> None:
         self.classifier.share_statistics()

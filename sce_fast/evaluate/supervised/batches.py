@@ -13,26 +13,27 @@ from sce_fast.data.faults import BadFilesError, evaluation_refusal
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.index import Index
 from sce_fast.data.kinds import evaluation_inputs
-from sce_fast.data.loader import TrainingLoader, Views
+from sce_fast.data.loader import Batch, TrainingLoader, Views
 from sce_fast.data.order import batch_of_rank, epoch_order
 from sce_fast.distributed import Ranks
+from sce_fast.evaluate.supervised.settings import SupervisedSettings
 
 
 class LabelledBatches(Protocol):
     """Training batches without end, and one pass over the test samples. Each rank has its own share of both."""
 
-    kind: str  # of the samples: "images" or "videos"
+    kind: str  # of the samples: "images", "videos" or "clips"
     test_samples: int  # of this rank
 
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches in an epoch."""
 
-    def __next__(self) -> tuple[Tensor, Tensor]:
-        """Return the next inputs (N, …) and their labels (N,)."""
+    def __next__(self) -> tuple[Any, Tensor]:
+        """Return the next inputs and their targets; for a Classifier (N, …) and labels (N,)."""
 
-    def tests(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the views (N, views, …) of this rank's test samples, and their labels (N,)."""
+    def tests(self) -> Iterator[Any]:
+        """Yield this rank's test samples in batches; for a Classifier views (N, views, …) and labels (N,)."""
 
     def state_dict(self) -> dict[str, int]:
         """Return the position of the next batch."""
@@ -44,24 +45,75 @@ class LabelledBatches(Protocol):
         """Stop to read ahead."""
 
 
-class LoadedBatches:
+class LoaderBatches:
+    """Training batches that a loader reads ahead. A subclass makes inputs and targets of each.
+
+    Args:
+        train: samples to train on.
+        views: one random view of them; RandomViews for images, RandomClips for videos.
+        settings: batch size and accumulation.
+        ranks: that share each batch.
+
+    Raises:
+        ValueError: the train set is smaller than a global batch, which may not be divisible among the ranks.
+    """
+
+    def __init__(self, train: Index, views: Views, settings: SupervisedSettings, ranks: Ranks) -> None:
+        self.ranks, self._train_index = ranks, train
+        self._loader = TrainingLoader(
+            train,
+            views,
+            batch_size=settings.rank_batch(ranks.size),
+            batches_per_step=settings.accumulation,
+            rank=ranks.rank,
+            ranks=ranks.size,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches in an epoch."""
+        return self._loader.steps_per_epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position of the next batch."""
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue with the batch that would have come next."""
+        self._loader.load_state_dict(state)
+
+    def close(self) -> None:
+        """Stop to read ahead."""
+        self._loader.close()
+
+    def _batch(self) -> Batch:
+        """Return the next batch.
+
+        Raises:
+            BadFilesError: a file cannot be decoded; the message names it.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*\nOther .* replace them", UserWarning)  # here, none replaces them
+            batch = next(self._loader)
+        if bad := self._loader.bad_files:
+            raise BadFilesError(evaluation_refusal(bad, len(self._train_index), self._train_index.kind))
+        return batch
+
+
+class LoadedBatches(LoaderBatches):
     """Random views of a train set's samples, and the deterministic views of a test set's.
 
     Images and videos are the same here: their views decide what a sample looks like.
 
     Args:
-        train: labelled samples to train on.
-        views: one random view of them; RandomViews for images, RandomClips for videos.
+        train, views, settings, ranks: see LoaderBatches; the train samples are labelled.
         test: labelled samples to test on, with the train set's class numbers.
         view: of a test sample.
-        batch_size: N of this rank.
-        batches_per_step: batches of one optimizer step.
         test_batch_size: samples at a time when testing.
         threads: number of threads that decode.
-        ranks: that share each batch, and the test samples.
 
     Raises:
-        ValueError: the train set is smaller than a global batch.
+        ValueError: the train set is smaller than a global batch, which may not be divisible among the ranks.
         BadFilesError: from a batch on, a file cannot be decoded; the message names it.
     """
 
@@ -71,33 +123,22 @@ class LoadedBatches:
         views: Views,
         test: Index,
         view: EvaluationView,
+        settings: SupervisedSettings,
         *,
-        batch_size: int,
-        batches_per_step: int = 1,
         test_batch_size: int = 256,
         threads: int = 2,
         ranks: Ranks | None = None,
     ) -> None:
-        ranks = ranks or Ranks()
-        share: dict[str, int] = {"rank": ranks.rank, "ranks": ranks.size}
-        self._loader = TrainingLoader(train, views, batch_size=batch_size, batches_per_step=batches_per_step, **share)
+        super().__init__(train, views, settings, ranks or Ranks())
         self.kind = train.kind
-        self._train, self._test, self._view = train, test.subset(share_of(len(test), ranks)), view
+        self._test, self._view = test.subset(share_of(len(test), self.ranks)), view
         self.test_samples = len(self._test)
         self._settings: dict[str, Any] = {"batch_size": test_batch_size, "threads": threads, "device": views.device}
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._loader.steps_per_epoch
-
     def __next__(self) -> tuple[Tensor, Tensor]:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "(?s).*\nOther .* replace them", UserWarning)  # here, none replaces them
-            batch = next(self._loader)
-        if bad := self._loader.bad_files:
-            raise BadFilesError(evaluation_refusal(bad, len(self._train), self._train.kind))
-        assert self._train.labels is not None
-        return batch.views[0], torch.from_numpy(self._train.labels[batch.samples])
+        batch = self._batch()
+        assert self._train_index.labels is not None
+        return batch.views[0], torch.from_numpy(self._train_index.labels[batch.samples])
 
     def tests(self) -> Iterator[tuple[Tensor, Tensor]]:
         assert self._test.labels is not None
@@ -105,15 +146,6 @@ class LoadedBatches:
         for inputs in evaluation_inputs(self._test, self._view, **self._settings):
             yield inputs, labels[done : done + len(inputs)]
             done += len(inputs)
-
-    def state_dict(self) -> dict[str, int]:
-        return self._loader.state_dict()
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._loader.load_state_dict(state)
-
-    def close(self) -> None:
-        self._loader.close()
 
 
 class StoredBatches:

@@ -86,10 +86,11 @@ class Classifier:
         self.learners = [Learner(head, rate, shared, settings) for head, rate in pairs]
 
     def step(self, parts: Iterable[tuple[Any, Tensor]], *, number: int, steps_per_epoch: int) -> Tensor:
-        """Take one optimizer step of every head; return their losses (heads,), means over this rank's rows.
+        """Take one optimizer step of every head; return their losses (heads,), whose mean over the ranks is the loss.
 
         Args:
-            parts: `accumulation` pairs of inputs (N, …) and labels (N,), each drawn when its turn comes.
+            parts: `accumulation` pairs of inputs (N, …) and labels (N,), each drawn when its turn comes. A subclass may
+                take others.
             number: of the step, from 0.
             steps_per_epoch: for the schedule.
         """

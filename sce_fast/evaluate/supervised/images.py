@@ -65,22 +65,12 @@ def image_batches(
     Raises:
         ValueError: the batch is larger than the train set, or cannot be shared among the ranks.
     """
-    ranks = ranks or Ranks()
     where = "gpu" if device.type == "cuda" else "cpu"
     augmentation, background = train_view(crop, view), view.background
     views = RandomViews(
         train, (augmentation,), seed=settings.seed, background=background, threads=threads, device=where
     )
-    return LoadedBatches(
-        train,
-        views,
-        test,
-        view,
-        batch_size=settings.rank_batch(ranks.size),
-        batches_per_step=settings.accumulation,
-        threads=threads,
-        ranks=ranks,
-    )
+    return LoadedBatches(train, views, test, view, settings, threads=threads, ranks=ranks)
 
 
 def feature_batches(

@@ -29,10 +29,10 @@ class Setup:
     """What a supervised evaluation trains, and on what."""
 
     evaluation: str  # name of the command
-    network: nn.Module  # inputs (N, …) → features (N, dim); nn.Identity() for features
+    network: nn.Module  # inputs of the batches → features (n, dim); nn.Identity() for features
     dim: int
     classes: list[str]
-    batches: LabelledBatches  # of this rank, labelled with numbers of these classes
+    batches: LabelledBatches  # of this rank; their targets are numbers of these classes, or whether each is true
     settings: SupervisedSettings
     origin: Mapping[str, Any]  # further settings on which the result depends, as JSON values
     notes: tuple[str, ...] = ()  # below the table
@@ -74,29 +74,46 @@ def run_supervised(
         >>> print(run_supervised(setup, Path("results"), device=torch.device("cpu")).table())
     """
     ranks, settings = ranks or Ranks(), setup.settings
-    described = setup.described()
-    newest = ranks.first(lambda: _text(open_folder(out, setup.evaluation, described, resume=resume)))
+    described, newest = begin(setup, out, ranks, resume=resume)
     classifier = Classifier(setup.network, setup.dim, len(setup.classes), settings, device, ranks)
-    training = SupervisedTraining(classifier, setup.batches, out, ranks, newest=newest and Path(newest))
+    training = SupervisedTraining(classifier, setup.batches, out, ranks, newest=newest)
     tested = training.train()
     found = rows(settings, tested, classifier.failed_steps())
     result = EvaluationResult(setup.evaluation, described, found, [*setup.notes, *notes(tested)])
     if ranks.is_first:
-        tensors = {name: t.cpu().contiguous() for name, t in classifier.weights().items()}
-        save_tensors(out / CLASSIFIER, tensors, {"classes": json.dumps([printable(name) for name in setup.classes])})
-        result.write(out)
+        write_finished(result, classifier, setup.classes, out)
     return result
+
+
+def begin(setup: Setup, out: Path, ranks: Ranks, *, resume: bool) -> tuple[dict[str, Any], Path | None]:
+    """Return what determines the result, and the checkpoint to go on from; see Setup.described and open_folder.
+
+    Raises:
+        ValueError: the folder holds another evaluation.
+    """
+    described = setup.described()
+
+    def opened() -> str | None:
+        newest = open_folder(out, setup.evaluation, described, resume=resume)
+        return None if newest is None else str(newest)
+
+    newest = ranks.first(opened)
+    return described, None if newest is None else Path(newest)
+
+
+def write_finished(result: EvaluationResult, classifier: Classifier, classes: list[str], out: Path) -> None:
+    """Write the last weights, with the names of the classes, and the result."""
+    tensors = {name: t.cpu().contiguous() for name, t in classifier.weights().items()}
+    save_tensors(out / CLASSIFIER, tensors, {"classes": json.dumps([printable(name) for name in classes])})
+    result.write(out)
 
 
 def rows(settings: SupervisedSettings, tested: list[Tested], failed: list[int]) -> list[dict[str, Any]]:
     """Return a row for each head: its accuracy after the best and the last epoch, and its history."""
     found: list[dict[str, Any]] = []
-    for head, rate in enumerate(settings.learning_rates):
+    for head in range(len(settings.learning_rates)):
         best, last = max(tested, key=lambda test: test.top1[head]), tested[-1]
-        row: dict[str, Any] = {"learning_rate": rate}
-        if settings.backbone_learning_rate is not None:
-            row["backbone_learning_rate"] = settings.backbone_learning_rate
-        row |= {
+        accuracies = {
             "best_top1": best.top1[head],
             "best_epoch": best.epoch,
             "top1": last.top1[head],
@@ -104,10 +121,19 @@ def rows(settings: SupervisedSettings, tested: list[Tested], failed: list[int]) 
             "mean_per_class": last.mean_per_class[head],
             "history": [{"epoch": t.epoch, "top1": t.top1[head], "top5": t.top5[head]} for t in tested],
         }
-        if max(failed) >= 0:
-            row["not_finite_in_step"] = None if failed[head] < 0 else failed[head] + 1
-        found.append(row)
+        found.append(row_of_head(settings, head, accuracies, failed))
     return found
+
+
+def row_of_head(settings: SupervisedSettings, head: int, scores: dict[str, Any], failed: list[int]) -> dict[str, Any]:
+    """Return the row of a head: its learning rates, its scores, and the step in which it failed, if any head has."""
+    row: dict[str, Any] = {"learning_rate": settings.learning_rates[head]}
+    if settings.backbone_learning_rate is not None:
+        row["backbone_learning_rate"] = settings.backbone_learning_rate
+    row |= scores
+    if max(failed) >= 0:
+        row["not_finite_in_step"] = None if failed[head] < 0 else failed[head] + 1
+    return row
 
 
 def notes(tested: list[Tested]) -> list[str]:
@@ -118,7 +144,3 @@ def notes(tested: list[Tested]) -> list[str]:
         return []
     is_are = f"{' and '.join(chosen)} {'is' if len(chosen) == 1 else 'are'}"
     return [f"{is_are[0].upper()}{is_are[1:]} chosen on the test samples, as in the published protocol."]
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

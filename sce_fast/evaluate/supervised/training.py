@@ -151,7 +151,7 @@ class SupervisedTraining:
             raise Stopped
         self._test_if_due(request)
 
-    def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _parts(self) -> Iterator[tuple[Any, Tensor]]:
         for _ in range(self.settings.accumulation):
             started = time.perf_counter()
             part = next(self.batches)

@@ -138,17 +138,6 @@ def video_batches(
         ... )
         >>> clips, labels = next(batches)  # (N, 3, 8, 112, 112), (N,)
     """
-    ranks = ranks or Ranks()
     where = "gpu" if device.type == "cuda" else "cpu"
     views = RandomClips(train, view.sampling, (augmentation,), seed=settings.seed, threads=threads, device=where)
-    return LoadedBatches(
-        train,
-        views,
-        test,
-        view,
-        batch_size=settings.rank_batch(ranks.size),
-        batches_per_step=settings.accumulation,
-        test_batch_size=TEST_VIDEOS,
-        threads=threads,
-        ranks=ranks,
-    )
+    return LoadedBatches(train, views, test, view, settings, test_batch_size=TEST_VIDEOS, threads=threads, ranks=ranks)
