@@ -27,7 +27,8 @@ class ClipOptions:
     seconds: float | None = None
     """Time that a clip covers; a shorter video is one clip. Default: the backbone's own."""
     shorter_side: tuple[int, int] | None = None
-    """Smallest and largest shorter side of the frames that train crops are taken from. Default: resize to 5/4 of it."""
+    """Smallest and largest shorter side of the frames that train crops are taken from. Default: the preset's; without
+    a preset, --resize and 5/4 of it."""
     flip: float | None = None
     """Probability of a horizontal flip of train clips. Default: that of the run's views, or 0.5."""
     jitter: float | None = None

@@ -47,7 +47,7 @@ class SupervisedSettings:
     precision: Precision = "float32"
     """Precision of the backbone. bfloat16 uses autocast; heads are always trained in float32 or wider."""
     seed: int = 42
-    """Seed of the heads, the order of the samples and the augmentations."""
+    """Seed of the heads, the order of the samples, the augmentations and the dropout."""
     evaluate_every: int = 5
     """Epochs between two evaluations. The last epoch is always evaluated."""
     checkpoint_every: int = 1000
