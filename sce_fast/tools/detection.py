@@ -76,7 +76,7 @@ def detection(
     Args:
         run: Run folder, a file written by sce-fast export, or weights from elsewhere; an R3D. Leave it out with
             --detections.
-        videos: Folder of the videos, NAME.mp4 (or another ending), or of folders NAME of frames with numbers as names.
+        videos: Folder of the videos, NAME.mp4 (or another ending), or of folders NAME of numbered frames.
         files: Files of annotations.
         detections: CSV of detections (video, second, left, top, right, bottom, action, score) to evaluate instead of
             training, such as the detections.csv of another evaluation.

@@ -50,9 +50,9 @@ def list_images(path: str | Path) -> Listing:
 def list_videos(path: str | Path) -> Listing:
     """Return the videos of a class folder, a flat folder, a list file or a table of Kinetics.
 
-    Folders are read as list_images reads them. A folder whose images all have numbers as names (00000001.jpg) holds the
-    extracted frames of one video, and its name stands for the video; other images are counted as ignored. For list
-    files and tables see list_video_file.
+    Folders are read as list_images reads them. A folder whose images all have numbers as names (00000001.jpg), or one
+    prefix and at least five digits (img_00001.jpg), holds the extracted frames of one video, and its name stands for
+    the video; other images are counted as ignored. For list files and tables see list_video_file.
 
     Raises:
         FileNotFoundError: the path does not exist.

@@ -56,6 +56,27 @@ def test_folders_of_frames(tmp_path, flat):
         list_videos(tmp_path / outer / "a")
 
 
+@pytest.mark.parametrize("prefix", ["img_", "frame", "-5KQ66BBWC4_"])
+def test_frames_with_a_prefix(tmp_path, prefix):
+    touch(tmp_path, *(f"a/{prefix}{number:05d}.jpg" for number in (2, 1, 3)), "a/notes.txt")
+    touch(
+        tmp_path,
+        "caltech/image_0001.jpg",
+        "two/img_00001.jpg",
+        "two/flow_00002.jpg",
+        "half/1.jpg",
+        "half/img_00002.jpg",
+    )
+    found = list_videos(tmp_path)
+    assert found.names == ["a"]
+    assert found.ignored == {".jpg": 5}
+    assert frame_files(os.fsencode(tmp_path / "a")) == [
+        os.fsencode(tmp_path / "a" / f"{prefix}0000{number}.jpg") for number in (1, 2, 3)
+    ]
+    with pytest.raises(ValueError, match="begin with 'flow_' and with 'img_'"):
+        frame_files(os.fsencode(tmp_path / "two"))
+
+
 def test_frames_by_number(tmp_path):
     touch(tmp_path, *(f"{number}.jpg" for number in range(12)), "notes.txt")
     assert [os.path.basename(name) for name in frame_files(os.fsencode(tmp_path))][9:] == [

@@ -455,9 +455,9 @@ def test_damaged_extracted_frames(extracted):
     assert why([5]) == "not a file"
     assert numbers(one_clip(extracted, [2, 6])) == [2, 6]
     os.remove(paths[11])
-    assert why([11]) == "numbers of frames are missing"
+    assert why([11]) == "numbers of frames are missing or not unique"
     os.remove(paths[7])
-    assert why([0]) == "numbers of frames are missing"
+    assert why([0]) == "numbers of frames are missing or not unique"
     shutil.rmtree(folder)
     assert why([0]) == "missing"
 

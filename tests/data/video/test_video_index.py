@@ -127,7 +127,7 @@ def with_bad_files(folder):
     return {
         "cut.webm": "truncated or damaged",
         "empty.mp4": "empty",
-        "frames": "numbers of frames are missing",
+        "frames": "numbers of frames are missing or not unique",
         "link.mp4": "missing",
         "page.mp4": "not a video",
         "pipe.mp4": "not a file",
