@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from sce_fast.data.sources.listing import Listing, is_video_name
+from sce_fast.data.sources.listing import Listing
+from sce_fast.data.sources.video_folders import VideoFolders
 from sce_fast.data.sources.videolist import kinetics_rows
 from sce_fast.util.files import printable
 
@@ -65,8 +66,8 @@ def read_split(split: Path, videos: Path, part: SplitPart, number: int = 1) -> L
     if not videos.is_dir():
         raise ValueError(f"videos={printable(videos)}: expected the folder of the videos")
     found = _read(split, part, number)
-    disk = _Disk(videos)
-    names = [disk.find(video.places) for video in found.videos]
+    folders = VideoFolders(videos)
+    names = [folders.find(video.places) for video in found.videos]
     missing = tuple(video.places[0] for video, name in zip(found.videos, names, strict=True) if name is None)
     if len(missing) == len(names):
         example = f", such as {printable(missing[0])}" if missing else ""
@@ -203,31 +204,3 @@ def _json(path: Path, kind: type) -> Any:
     if not isinstance(content, kind):
         raise ValueError(f"{printable(path)}: expected a JSON {'object' if kind is dict else 'array'}")
     return content
-
-
-class _Disk:
-    """The folders of the videos; each is listed once."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._names: dict[str, dict[str, str]] = {}
-
-    def find(self, places: Sequence[str]) -> str | None:
-        """Return the relative name of a video that is in one of these places, perhaps with another ending."""
-        for place in places:
-            folder, name = os.path.split(place)
-            listed = self._listed(folder)
-            if found := listed.get(name) or listed.get(os.path.splitext(name)[0]):
-                return os.path.join(folder, found)
-        return None
-
-    def _listed(self, folder: str) -> dict[str, str]:
-        """Return the name of each file and folder, by itself and, for a video, by its name without ending."""
-        if folder not in self._names:
-            try:
-                names = sorted(os.listdir(self._root / folder))
-            except OSError:
-                names = []
-            stems = {os.path.splitext(name)[0]: name for name in names if is_video_name(name)}
-            self._names[folder] = stems | {name: name for name in names}
-        return self._names[folder]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from sce_fast.data.sources.listfile import lines_of, numbered_classes
 from sce_fast.data.sources.listing import Listing, Part, is_video_name
+from sce_fast.data.sources.video_folders import VideoFolders
 from sce_fast.util.files import printable
 
 KINETICS_COLUMNS = ("youtube_id", "time_start", "time_end")
@@ -151,15 +152,16 @@ def kinetics_rows(path: Path) -> list[KineticsRow]:
 def _list_kinetics(path: Path) -> Listing:
     """Read a table of Kinetics: label, youtube_id, time_start, time_end, split, of which label and split may lack.
 
-    The file of a row is named ID_START_END.mp4 with times of six digits. It stands beside the table, in a folder of its
-    label (with spaces or underscores), in a folder of its split, or in a label's folder there. A row without a file
-    names the file in its label's folder, and is found to be missing.
+    The file of a row is named ID_START_END.mp4 with times of six digits, or has another ending. It stands beside the
+    table, in a folder of its label (with spaces or underscores), in a folder of its split, or in a label's folder
+    there. A row without a file names the file in its label's folder, and is found to be missing.
 
     Raises:
         ValueError: a row is malformed.
     """
-    rows, folders = kinetics_rows(path), _Folders(path.parent)
-    names = [folders.find(row.places()) for row in rows]
+    rows, folders = kinetics_rows(path), VideoFolders(path.parent)
+    places = [row.places() for row in rows]
+    names = [folders.find(of_row) or of_row[0] for of_row in places]
     labels, classes = numbered_classes([row.label for row in rows if row.label is not None])
     return Listing(path.parent, names, labels, classes, source=path)
 
@@ -172,23 +174,3 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds < 10**6:
         raise ValueError(f"{printable(text)}: expected a time in seconds")
     return seconds
-
-
-class _Folders:
-    """The folders beside a table of Kinetics; each is listed once."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._names: dict[str, frozenset[str]] = {}
-
-    def find(self, places: Sequence[str]) -> str:
-        """Return the first of these relative names that exists; the first one if none does."""
-        return next((place for place in places if self._exists(*os.path.split(place))), places[0])
-
-    def _exists(self, folder: str, file: str) -> bool:
-        if folder not in self._names:
-            try:
-                self._names[folder] = frozenset(os.listdir(self._root / folder))
-            except OSError:
-                self._names[folder] = frozenset()
-        return file in self._names[folder]

@@ -153,7 +153,7 @@ HEADER = "label,youtube_id,time_start,time_end,split,is_cc\n"
 
 
 def test_a_table_of_kinetics(tmp_path):
-    touch(tmp_path, "play chess/a_b-C_d1_000005_000015.mp4", "jog_far/x_000010_000020.mp4", "y_000000_000010.mp4")
+    touch(tmp_path, "play chess/a_b-C_d1_000005_000015.mp4", "jog_far/x_000010_000020.webm", "y_000000_000010.mp4")
     touch(tmp_path, "train/jog far/z_000001_000011.mp4", "train/w_000100_000110.mp4")
     rows = ["play chess,a_b-C_d1,5,15", "jog far,x,10,20", "jog far,y,0,10", "jog far,z,1,11", '"jog far",w,100.0,110']
     rows += ["play chess,gone,7,17"]
@@ -161,7 +161,7 @@ def test_a_table_of_kinetics(tmp_path):
     found = list_videos(tmp_path / "train.csv")
     assert found.names == [
         "play chess/a_b-C_d1_000005_000015.mp4",
-        "jog_far/x_000010_000020.mp4",
+        "jog_far/x_000010_000020.webm",
         "y_000000_000010.mp4",
         "train/jog far/z_000001_000011.mp4",
         "train/w_000100_000110.mp4",
