@@ -87,16 +87,17 @@ def read_split(split: Path, videos: Path, part: SplitPart, number: int = 1) -> L
 
 
 def _read(split: Path, part: SplitPart, number: int) -> _Split:
-    if not split.is_dir():
-        if split.suffix.lower() == ".csv":
-            return _kinetics(split, part, whole=False)
-        raise ValueError(f"split={printable(split)}: expected {KNOWN}")
-    files = sorted(path.name for path in split.iterdir() if not path.name.startswith("."))
+    files = sorted(path.name for path in split.iterdir() if path.name[0] != ".") if split.is_dir() else []
     if UCF_CLASSES in files:
         return _ucf(split, part, number)
     if any(name.endswith(HMDB_ENDING.format(1)) for name in files):
         return _hmdb(split, files, part, number)
-    if jsons := [name for name in files if name.endswith(".json")]:
+    if number != 1:
+        raise ValueError(f"number={number}: expected 1, as only UCF101 and HMDB51 have several splits")
+    if not split.is_dir() and split.suffix.lower() == ".csv":
+        return _kinetics(split, part, whole=False)
+    jsons = [name for name in files if name.endswith(".json")]
+    if any("labels" in name for name in jsons):  # Kinetics has its tables as JSON, too
         return _something(split, jsons, part)
     if tables := [name for name in files if name.endswith(".csv")]:
         return _kinetics(split / _of_part(split, tables, part), part, whole=True)

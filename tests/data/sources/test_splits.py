@@ -91,6 +91,7 @@ def test_kinetics(tmp_path):
     (tables / "train.csv").write_text(HEADER + "archery,AAAAAAAAAAA,1,11,train\nbaby waking up,BBB,0,10,train\n")
     (tables / "validate.csv").write_text(HEADER + '"archery","-CCCCCCCCCC",5,15,validate\nyoga,D,5,15,validate\n')
     (tables / "test.csv").write_text("youtube_id,time_start,time_end,split\nE,5,15,test\n")
+    (tables / "train.json").write_text("{}")  # the tables again, as they are published
     videos = touch(
         tmp_path / "kinetics",
         "train/archery/AAAAAAAAAAA_000001_000011.mp4",
@@ -106,6 +107,8 @@ def test_kinetics(tmp_path):
     assert test.names == ["val/archery/-CCCCCCCCCC_000005_000015.mp4"]
     assert test.missing == ("yoga/D_000005_000015.mp4",)
     assert test.classes == ["archery", "yoga"]
+    with pytest.raises(ValueError, match=r"number=2: expected 1, as only UCF101 and HMDB51 have several splits"):
+        read_split(tables, videos, "train", number=2)
     with pytest.raises(ValueError, match=r"test.csv has no column label"):
         read_split(tables / "test.csv", videos, "test")
 
