@@ -15,7 +15,7 @@ from sce_fast.evaluate.detection.clips import PersonBatches
 from sce_fast.evaluate.detection.network import Detector
 from sce_fast.evaluate.detection.training import DetectorTraining, Score
 from sce_fast.evaluate.results import EvaluationResult
-from sce_fast.evaluate.supervised.run import Setup, begin, row_of_head, write_finished
+from sce_fast.evaluate.supervised.run import Setup, begin, finished_result, row_of_head, write_finished
 from sce_fast.evaluate.supervised.run import notes as choices
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
 from sce_fast.evaluate.supervised.training import Tested
@@ -85,6 +85,8 @@ def run_detection(
     ranks, settings, batches = ranks or Ranks(), setup.settings, setup.batches
     assert isinstance(batches, PersonBatches)
     described, newest = begin(setup, out, ranks, resume=resume)
+    if (finished := finished_result(out, ranks)) is not None:
+        return finished
     detector = Detector(setup.network, setup.dim, len(setup.classes), settings, device, ranks)
     training = DetectorTraining(detector, batches, truth, list(actions), out, ranks, newest=newest)
     tested = training.train()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sce_fast.distributed import Ranks
-from sce_fast.evaluate.results import EvaluationResult
+from sce_fast.evaluate.results import EvaluationResult, read_result
 from sce_fast.evaluate.store import weights_digest
 from sce_fast.evaluate.supervised.batches import LabelledBatches
 from sce_fast.evaluate.supervised.classifier import Classifier
@@ -75,6 +75,8 @@ def run_supervised(
     """
     ranks, settings = ranks or Ranks(), setup.settings
     described, newest = begin(setup, out, ranks, resume=resume)
+    if (finished := finished_result(out, ranks)) is not None:
+        return finished
     classifier = Classifier(setup.network, setup.dim, len(setup.classes), settings, device, ranks)
     training = SupervisedTraining(classifier, setup.batches, out, ranks, newest=newest)
     tested = training.train()
@@ -99,6 +101,17 @@ def begin(setup: Setup, out: Path, ranks: Ranks, *, resume: bool) -> tuple[dict[
 
     newest = ranks.first(opened)
     return described, None if newest is None else Path(newest)
+
+
+def finished_result(out: Path, ranks: Ranks) -> EvaluationResult | None:
+    """Return the result that an evaluation has left in its folder, so that a resume does not test anew; None before."""
+
+    def read() -> dict[str, Any] | None:
+        found = read_result(out)
+        return None if found is None else asdict(found)
+
+    values = ranks.first(read)
+    return None if values is None else EvaluationResult(**values)
 
 
 def write_finished(result: EvaluationResult, classifier: Classifier, classes: list[str], out: Path) -> None:
