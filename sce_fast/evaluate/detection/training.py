@@ -16,7 +16,7 @@ from sce_fast.evaluate.detection.annotations import Detections, Persons
 from sce_fast.evaluate.detection.clips import PersonBatches
 from sce_fast.evaluate.detection.network import Detector
 from sce_fast.evaluate.detection.score import average_precisions
-from sce_fast.evaluate.supervised.training import FEW, SupervisedTraining, Tested
+from sce_fast.evaluate.supervised.training import SHORT_TEST, SupervisedTraining, Tested
 from sce_fast.util.terminal import progress_bar
 
 
@@ -99,7 +99,7 @@ def person_scores(detector: Detector, batches: PersonBatches, ranks: Ranks) -> N
     """
     total, failure = batches.test_samples, None
     own: list[Tensor] = [torch.zeros(len(detector.learners), 0, detector.classes)]
-    with progress_bar(total, "Testing", unit="clip", silent=not ranks.is_first or total <= FEW) as bar:
+    with progress_bar(total, "Testing", unit="clip", silent=not ranks.is_first, delay=SHORT_TEST) as bar:
         bar.leave = False
         try:
             for clips in batches.tests():

@@ -26,7 +26,7 @@ from sce_fast.util.terminal import progress_bar, say
 from sce_fast.util.versions import versions
 
 KEPT = 2  # checkpoints
-FEW = 1000  # test samples of a rank without a progress bar of their own
+SHORT_TEST = 5.0  # seconds; a longer one shows its progress
 
 
 @dataclass(frozen=True)
@@ -175,9 +175,9 @@ class SupervisedTraining:
 
     def _test(self) -> None:
         self.classifier.share_statistics()
-        total = self.batches.test_samples
-        silent = not self.ranks.is_first or total <= FEW
-        with progress_bar(total, "Testing", unit=self.batches.kind.removesuffix("s"), silent=silent) as bar:
+        total, unit = self.batches.test_samples, self.batches.kind.removesuffix("s")
+        silent = not self.ranks.is_first
+        with progress_bar(total, "Testing", unit=unit, silent=silent, delay=SHORT_TEST) as bar:
             bar.leave = False
             counts = count_right(self.classifier, self.batches.tests(), self.ranks, bar.update)
         found, step = counts.accuracies(), self.progress.step
