@@ -37,6 +37,7 @@ from sce_fast.tools.supervised import folder_of
 from sce_fast.tools.training_options import Training, TrainingOptions
 from sce_fast.train.folder import choose_device
 from sce_fast.util.files import printable
+from sce_fast.util.terminal import say
 
 ANNOTATED = "The boxes are the annotated ones: there is no file of detected persons (--test-boxes)."
 EXTRACTED_RATE = 30.0  # frames per second for which a stride counts frames, as AVA's are extracted
@@ -58,9 +59,10 @@ def detection(
     size: int | None = None,
     resize: int | None = None,
     shorter_side: tuple[int, int] | None = None,
-    flip: float = 0.5,
+    flip: float | None = None,
     frames: int | None = None,
     seconds: float | None = None,
+    frame_rate: float | None = None,
     training: Training = TrainingOptions(),  # noqa: B008 (frozen)
     foreign: ForeignNetworkWeights = ForeignNetwork(),  # noqa: B008 (frozen)
     device: Device = "auto",
@@ -91,9 +93,10 @@ def detection(
         resize: Shorter side of the frames of a test clip, which is not cropped. Default: the backbone's own.
         shorter_side: Smallest and largest shorter side of the frames that train crops are taken from. Default: resize
             to 5/4 of it.
-        flip: Probability of a horizontal flip of train clips.
+        flip: Probability of a horizontal flip of train clips. Default: 0.5, but at most the run's.
         frames: Frames of a clip. Default: the backbone's own.
         seconds: Time that a clip covers, with the key frame in its middle. Default: the backbone's own.
+        frame_rate: Frames per second of folders of extracted frames. Default: those of the run's own videos, or 30.
         training: How the heads and the backbone are trained. Other epochs than 32 shift the milestones (1/2, 3/4 and
             7/8 of the epochs) and the warm-up (a sixth) in proportion.
         foreign: Weights from elsewhere.
@@ -115,7 +118,7 @@ def detection(
     if run is None or videos is None:
         raise ValueError(f"run={run}, videos={videos}: expected both, or --detections FILE alone")
     backbone = open_backbone(Path(run), backbone=foreign)
-    options = ClipOptions(frames=frames, seconds=seconds, shorter_side=shorter_side, flip=flip)
+    options = ClipOptions(frames=frames, seconds=seconds, frame_rate=frame_rate, shorter_side=shorter_side, flip=flip)
     views = _views(Path(run), backbone, options, size=size, resize=resize)
     rates = learning_rates or SETTINGS.learning_rates
     own_rate = rates[0] if backbone_learning_rate is None else backbone_learning_rate
@@ -128,6 +131,8 @@ def detection(
     )
     threads, target = loader_threads or default_loader_threads(), choose_device(device)
     with process_group(target) as ranks:
+        if ranks.is_first:
+            say(annotations.describe())
         setup = _setup(
             Path(run),
             backbone,

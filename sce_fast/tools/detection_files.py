@@ -31,7 +31,7 @@ class DetectionFiles:
     """Files of annotations in AVA's form. An option overrides the file that `data` holds."""
 
     data: OptionalFolder = None
-    """Folder that holds AVA's files under their published names, or in folders within."""
+    """Folder that holds AVA's files under their published names, or in folders within, to a depth of two."""
     train: OptionalFile = None
     """CSV of the persons to train on: video, second, left, top, right, bottom, action, person."""
     test: OptionalFile = None
@@ -73,11 +73,11 @@ class DetectionFiles:
         if self.data is None:
             return None
         for pattern in NAMES[name]:
-            paths = sorted({path for inside in (pattern, f"*/{pattern}") for path in Path(self.data).glob(inside)})
+            paths = sorted({path for inside in ("", "*/", "*/*/") for path in Path(self.data).glob(inside + pattern)})
             if len(paths) > 1:
                 raise ValueError(
                     f"data={printable(self.data)} holds {', '.join(map(printable, paths))}; choose one by "
-                    f"--{name.replace('_', '-')}"
+                    f"--{_option(name)}"
                 )
             if paths:
                 return paths[0]
@@ -113,6 +113,12 @@ class Annotations:
         """
         return self._persons(["test_boxes"], self.test_excluded) if "test_boxes" in self.files else self.truth
 
+    def describe(self) -> str:
+        """Return a line that tells which files are used, and for which options there are none."""
+        used = ", ".join(f"--{_option(name)} {printable(path)}" for name, path in self.files.items())
+        absent = ", ".join(f"--{_option(name)}" for name in NAMES if name not in self.files)
+        return f"Annotations: {used}" + (f"; none for {absent}" if absent else "")
+
     def origin(self) -> dict[str, Any]:
         """Return what the results depend on, as JSON values."""
         described = {name: described_file(path) for name, path in self.files.items()}
@@ -134,6 +140,10 @@ def read_annotations(chosen: DetectionFiles) -> Annotations:
     actions, excluded = read_actions(files["actions"]), read_excluded_of(files, "test_excluded")
     truth = read_persons([files["test"]], max(actions), excluded=excluded)
     return Annotations(actions, truth, excluded, files, chosen.min_score)
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def described_file(path: Path) -> dict[str, str]:

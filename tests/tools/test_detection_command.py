@@ -17,7 +17,7 @@ from sce_fast.evaluate.detection import clips
 from sce_fast.evaluate.detection import run as detection_run
 from sce_fast.evaluate.detection.network import Detector
 from sce_fast.tools.detection import detection
-from sce_fast.tools.detection_files import DetectionFiles
+from sce_fast.tools.detection_files import DetectionFiles, read_annotations
 from sce_fast.train.stop import Stopped
 
 START = 899.5  # key frames lie in the middle of their seconds
@@ -139,6 +139,20 @@ def test_a_file_of_detections_needs_no_backbone(films, tmp_path, capsys):
          "--test-excluded", str(tmp_path / "excluded.csv")]
     )  # fmt: skip
     assert "22 persons in 11 key frames" in capsys.readouterr().out
+
+
+def test_files_are_found_as_they_are_unpacked(films, tmp_path):
+    """AVA's own lie in one folder, SlowFast's boxes two folders deep."""
+    inside = tmp_path / "annotations" / "person_box_67091280_iou90"
+    inside.mkdir(parents=True)
+    for path in films.glob("ava_*"):
+        (inside.parent / path.name).write_bytes(path.read_bytes())
+    (inside / "ava_detection_val_boxes_and_labels.csv").write_text("film0,0901,0.1,0.1,0.6,0.9,,0.95\n")
+    found = DetectionFiles(data=tmp_path).found()
+    assert found["test_boxes"].parent == inside
+    told = read_annotations(DetectionFiles(data=tmp_path)).describe()
+    assert f"--test-boxes {found['test_boxes']}" in told
+    assert told.endswith("; none for --train-excluded, --test-excluded, --train-boxes")
 
 
 def test_missing_files_and_options_are_named(films, tmp_path):

@@ -1,6 +1,7 @@
 """AVA's files: boxes of persons with their actions, lists of actions, and excluded key frames."""
 
 import csv
+import math
 import re
 from array import array
 from collections.abc import Collection, Iterator, Sequence
@@ -140,13 +141,15 @@ def read_persons(
 def read_detections(path: str | Path, *, excluded: Collection[Frame] = ()) -> Detections:
     """Read a CSV file of detections: video, second, left, top, right, bottom, action, score.
 
+    Boxes may reach beyond the frame, as those of other programs do.
+
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: a row is malformed, or there is none.
     """
     frames: dict[Frame, int] = {}
     frame, actions, boxes, scores = array("q"), array("q"), array("d"), array("d")  # there may be millions of rows
-    for number, row in _rows(path):
+    for number, row in _rows(path, beyond=True):
         if row.action is None:
             raise ValueError(f"{printable(path)}, line {number}: expected an action of at least 1")
         if row.frame not in excluded:
@@ -184,7 +187,9 @@ def _lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
                 yield number, [field.strip() for field in fields]
 
 
-def _rows(path: str | Path) -> Iterator[tuple[int, _Row]]:
+def _rows(path: str | Path, *, beyond: bool = False) -> Iterator[tuple[int, _Row]]:
+    """Yield the rows that hold a box, with their line numbers; boxes lie in the frame, or may reach beyond it."""
+    lowest, highest = (-math.inf, math.inf) if beyond else (0.0, 1.0)
     for number, fields in _lines(path):
         frame = _frame(path, number, fields)
         if len(fields) == 2:
@@ -195,10 +200,10 @@ def _rows(path: str | Path) -> Iterator[tuple[int, _Row]]:
                 "bottom, action, and a person's number or a score"
             )
         left, top, right, bottom = (_number(path, number, text) for text in fields[2:6])
-        if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1):
+        if not (lowest <= left <= right <= highest and lowest <= top <= bottom <= highest):
             raise ValueError(
                 f"{printable(path)}, line {number}: box {', '.join(fields[2:6])}; expected left, top, right, bottom "
-                "as shares of the frame, in [0, 1]"
+                "as shares of the frame" + ("" if beyond else ", in [0, 1]")
             )
         action = None if fields[6] in ("", "-1") else int(_number(path, number, fields[6]))
         if action is not None and action < 1:

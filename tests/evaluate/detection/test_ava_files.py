@@ -77,6 +77,16 @@ def test_detections_leave_excluded_key_frames_out(tmp_path):
     assert (found.frame.tolist(), found.actions.tolist(), found.scores.tolist()) == ([0, 0], [3, 1], [0.5, 1e-3])
 
 
+def test_detections_may_reach_beyond_the_frame(tmp_path):
+    path = write(tmp_path / "detections.csv", "a,902,-0.01,0,1.0001,0.5,3,0.5")
+    assert read_detections(path).boxes.tolist() == [[-0.01, 0, 1.0001, 0.5]]
+    with pytest.raises(ValueError, match=r"line 1: box .*expected left, top, right, bottom as shares of the frame, in"):
+        read_persons([path], 3)
+    write(path, "a,902,0.5,0,nan,0.5,3,0.5")
+    with pytest.raises(ValueError, match=r"box 0\.5, 0, nan, 0\.5; expected .* as shares of the frame$"):
+        read_detections(path)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
