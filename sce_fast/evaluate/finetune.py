@@ -1,8 +1,8 @@
 """Fine-tuning on labelled videos: the backbone and a linear head are trained together, all layers at one rate.
 
 The settings for UCF101 and HMDB51 are those of the official code (juliendenize/eztorch, run/finetuning). Its papers
-fine-tune on Something-Something v2 in SlowFast, whose settings these are (configs/contrastive_ssl); the rate is for
-eight parts of a batch of 64, each with a rate of 0.12.
+fine-tune on Something-Something v2 in SlowFast, whose settings these are (configs/contrastive_ssl): a rate of 0.12 for
+a batch of 64.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ PRESETS: dict[str, VideoPreset] = {
     "something-something": VideoPreset(
         SupervisedSettings(
             epochs=22,
-            batch_size=512,
+            batch_size=64,
             learning_rates=(0.48,),
             backbone_learning_rate=0.48,
             schedule="steps",
@@ -36,7 +36,7 @@ PRESETS: dict[str, VideoPreset] = {
             warmup_epochs=0.19,
             weight_decay=1e-6,
             dropout=0.5,
-            evaluate_every=2,
+            evaluate_every=4,
         ),
         ClipViews(flip=0.0, clips=1, crops=1, seconds=WHOLE),
     ),

@@ -65,12 +65,12 @@ def test_the_fine_tuning_of_three_splits(name):
 
 
 def test_the_fine_tuning_on_something_something():
-    """SlowFast, configs/contrastive_ssl: 0.12 for each 64 of 512 videos."""
+    """SlowFast, configs/contrastive_ssl: 0.12 for a batch of 64."""
     preset = finetune.PRESETS["something-something"]
     settings = preset.settings
     rates = [settings.rate(0.48, epoch * 100, 100) for epoch in (1, 13, 14, 17, 18, 21)]
-    assert rates == pytest.approx([0.96, 0.96, 0.096, 0.096, 0.0096, 0.0096])
-    assert settings.rate(0.48, 9, 100) == pytest.approx(0.48)  # half of the 19 steps of warm-up
+    assert rates == pytest.approx([0.12, 0.12, 0.012, 0.012, 0.0012, 0.0012])
+    assert settings.rate(0.48, 9, 100) == pytest.approx(0.06)  # half of the 19 steps of warm-up
     assert (settings.epochs, settings.weight_decay, settings.dropout, preset.splits) == (22, 1e-6, 0.5, (1,))
     assert (preset.views.flip, preset.views.clips, preset.views.crops, preset.views.jitter) == (0, 1, 1, 0)
 
@@ -83,6 +83,8 @@ def test_sizes_of_other_backbones_keep_the_proportions():
     stride = dataclasses.replace(OWN, sampling=ClipSampling(frames=4, seconds=None, stride=2))
     assert ClipViews(frames=8).test_view(stride).sampling == ClipSampling(frames=8, seconds=None, stride=2)
     assert ClipViews(seconds=1.0).test_view(stride).sampling == ClipSampling(frames=4, seconds=1.0)
+    at_12 = dataclasses.replace(OWN, frame_rate=12.0)
+    assert (ClipViews().test_view(at_12).frame_rate, ClipViews(frame_rate=25.0).test_view(at_12).frame_rate) == (12, 25)
 
 
 def test_a_step_with_dropout_worked_by_hand():
