@@ -15,7 +15,6 @@ from sce_fast.evaluate.supervised.settings import SupervisedSettings
 from sce_fast.evaluate.supervised.videos import ClipCrop, ClipViews, VideoPreset, own_views, video_batches
 from sce_fast.tools.supervised import Task
 from sce_fast.train.folder import read_config
-from sce_fast.util.files import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +25,18 @@ class ClipOptions:
     """Frames of a clip. Default: the backbone's own number."""
     seconds: float | None = None
     """Time that a clip covers; a shorter video is one clip. Default: the backbone's own."""
+    frame_rate: float | None = None
+    """Frames per second of folders of extracted frames. Default: those of the run's own videos, or 30."""
     shorter_side: tuple[int, int] | None = None
     """Smallest and largest shorter side of the frames that train crops are taken from. Default: the preset's; without
     a preset, --resize and 5/4 of it."""
     flip: float | None = None
-    """Probability of a horizontal flip of train clips. Default: that of the run's views, or 0.5."""
+    """Probability of a horizontal flip of train clips. Default: the preset's; without a preset, at most the run's."""
     jitter: float | None = None
-    """Probability of the colour jitter of train clips (brightness, contrast, saturation 0.4, hue 0.1)."""
+    """Probability of the colour jitter of train clips (brightness, contrast, saturation 0.4, hue 0.1). Default: the
+    preset's."""
     grayscale: float | None = None
-    """Probability that a train clip is converted to grey."""
+    """Probability that a train clip is converted to grey. Default: the preset's."""
     test_size: int | None = None
     """Side of the crops of test videos. Default: the shorter side that --resize gives them."""
     clips: int | None = None
@@ -46,15 +48,16 @@ class ClipOptions:
         """Return the options that are given, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
-    def require_none(self, run: Path) -> None:
-        """Raise an error if an option is given although the backbone takes images.
+    def require_none(self, why: str, **further: Any) -> None:
+        """Raise an error if an option, or one of further options, is given although nothing depends on it.
 
         Raises:
-            ValueError: see above; the message names the options.
+            ValueError: see above; the message names the options and why.
         """
-        if given := self.given():
+        given = {name: value for name, value in further.items() if value is not None} | self.given()
+        if given:
             options = ", ".join(f"{name}={value}" for name, value in given.items())
-            raise ValueError(f"{options}: expected none of them, since {printable(run)} is a backbone of images")
+            raise ValueError(f"{options}: expected none of them, since {why}")
 
 
 TrainingClips = OmitArgPrefixes[ClipOptions]

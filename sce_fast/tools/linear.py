@@ -107,20 +107,21 @@ def linear(
     require_room(None if out is None else Path(out), resume=resume)
     places: dict[str, Any] = {"threads": loader_threads or default_loader_threads(), "device": choose_device(device)}
     settings_of = partial(training.settings, learning_rates=learning_rates)
+    look: dict[str, Any] = {"crop": crop, "size": size, "resize": resize}
     with process_group(places["device"]) as ranks:
         places["ranks"] = ranks
         if run is None:
             every = {name: some.settings for name, some in PRESETS.items()}
             every |= {name: some.settings for name, some in VIDEO_PRESETS.items()}
             settings = settings_of(pick("preset", preset or "imagenet", every))
-            setup = _of_features(train, test, classes, settings, ranks)
+            clips.require_none("without a run, train and test are feature files", **look)
+            setup = _of_features(train, test, classes, published, settings, ranks)
         else:
             run = Path(run)
             backbone = open_backbone(run, backbone=foreign)
             sets = chosen_sets(run, train, test, classes, published=published)
             prepare = _of_clips if isinstance(backbone.description.view(), ClipEvaluationView) else _of_images
-            look: dict[str, Any] = {"preset": preset, "crop": crop, "size": size, "resize": resize, "clips": clips}
-            setup = prepare(run, backbone, sets, settings_of, places, **look)
+            setup = prepare(run, backbone, sets, settings_of, places, preset=preset, clips=clips, **look)
         return evaluated(setup, run, out, device=places["device"], ranks=ranks, resume=resume)
 
 
@@ -142,7 +143,7 @@ def _of_images(
     Raises:
         ValueError: a preset, crop or option is for clips.
     """
-    clips.require_none(run)
+    clips.require_none(f"{printable(run)} is a backbone of images")
     chosen = pick("preset for images", preset or "imagenet", PRESETS)
     if crop == "scaled":
         raise ValueError(f"crop='scaled': expected resized, padded or centre, as {printable(run)} takes images")
@@ -206,10 +207,17 @@ def _of_stored(task: Task, settings: SupervisedSettings, places: dict[str, Any])
 
 
 def _of_features(
-    train: Path | None, test: Path | None, classes: Path | None, settings: SupervisedSettings, ranks: Ranks
+    train: Path | None,
+    test: Path | None,
+    classes: Path | None,
+    published: PublishedSplit,
+    settings: SupervisedSettings,
+    ranks: Ranks,
 ) -> Setup:
     """Return the setup for two feature files."""
-    sets = labelled_sets(None, train, test, classes=classes, batch_size=None, device="cpu", ranks=ranks)
+    sets = labelled_sets(
+        None, train, test, classes=classes, published=published, batch_size=None, device="cpu", ranks=ranks
+    )
     own, other = (sets.train_features, sets.train_labels), (sets.test_features, sets.test_labels)
     with safe_open(str(train), framework="pt") as file:
         names = json.loads(file.metadata()["classes"])

@@ -47,6 +47,7 @@ def retrieval(
     clips: int = 10,
     crops: int = 3,
     size: int | None = None,
+    frame_rate: float | None = None,
     baselines: bool = False,
     foreign: ForeignWeights = Foreign(),  # noqa: B008 (frozen)
     features: OptionalFolder = None,
@@ -75,6 +76,7 @@ def retrieval(
         crops: Square crops of each clip: 1 in the centre, or 3 along the longer side.
         size: Shorter side of a frame after resizing, in pixels, and side of its crops. Default: the shorter side that
             the run evaluates, which is 256 for a network of 224.
+        frame_rate: Frames per second of folders of extracted frames. Default: those of the run's own videos, or 30.
         baselines: Also evaluate an untrained network of the same architecture.
         foreign: Weights from elsewhere.
         features: Folder in which features are kept and looked for. Default: RUN/evaluations/features.
@@ -105,7 +107,7 @@ def retrieval(
             device=device,
             require=lambda items: _fitting(recall_at, items),
             ranks=ranks,
-            view_of=lambda own: _view(own, clips=clips, crops=crops, size=size),
+            view_of=lambda own: _view(own, clips=clips, crops=crops, size=size, frame_rate=frame_rate),
             names=NAMES,
         )
         fitting = _fitting(recall_at, len(sets.train_features))
@@ -165,12 +167,13 @@ def _rows(
     return [{"features": name, **{f"R@{k}": value for k, value in recall.items()}} for name, recall in recalls.items()]
 
 
-def _view(own: EvaluationView, *, clips: int, crops: int, size: int | None) -> EvaluationView:
+def _view(own: EvaluationView, *, clips: int, crops: int, size: int | None, frame_rate: float | None) -> EvaluationView:
     """Return the view of a backbone with these clips and crops; a crop is as large as the shorter side of a frame."""
     if not isinstance(own, ClipEvaluationView):
         return own if size is None else dataclasses.replace(own, resize=size, crop=size)
     size = own.resize if size is None else size
-    return dataclasses.replace(own, clips=clips, crops=crops, resize=size, crop=size)
+    rate = own.frame_rate if frame_rate is None else frame_rate
+    return dataclasses.replace(own, clips=clips, crops=crops, resize=size, crop=size, frame_rate=rate)
 
 
 def _fitting(recall_at: tuple[int, ...], items: int) -> list[int]:

@@ -16,8 +16,10 @@ from sce_fast.evaluate.class_labels import labelled_indices
 from sce_fast.evaluate.supervised.classifier import Classifier
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
 from sce_fast.evaluate.supervised.testing import count_right
+from sce_fast.evaluate.supervised.training import SupervisedTraining
 from sce_fast.evaluate.supervised.videos import ClipViews, video_batches
 from sce_fast.export import ForeignNetwork, open_backbone
+from sce_fast.tools.chosen_sets import PublishedSplit
 from sce_fast.tools.clip_options import ClipOptions
 from sce_fast.tools.finetune import finetune
 from sce_fast.tools.linear import linear
@@ -208,7 +210,25 @@ def test_two_splits_and_their_mean(videos, tmp_path, capsys):
     assert found.settings["missing_test"] == [0, 1]
     assert (tmp_path / "both" / "accuracy.png").exists()
     assert (tmp_path / "both" / "table.txt").read_text() in printed.out
-    assert tune(videos, tmp_path / "both", **published, resume=True) == found
+    with patch.object(SupervisedTraining, "_test", side_effect=AssertionError("a finished split is tested again")):
+        assert tune(videos, tmp_path / "both", **published, resume=True) == found
+
+
+@pytest.mark.slow
+def test_fine_tuning_finds_known_answers(videos, tmp_path):
+    """Right classes, a third of the test videos in a wrong one, and classes that say nothing; 30 views as one."""
+    wrong, chance = (lambda colour, video: colour + (video == 0)), (lambda colour, video: video)
+    rates = {"learning_rate": 3.0, "backbone_learning_rate": 0.001, "dropout": 0.0}
+    how = {"train": train_list(videos), "epochs": 8, "batch_size": 12, "evaluate_every": 8, **rates}
+
+    def top1(labels, **options):
+        clips = ClipOptions(flip=0.5, jitter=0.0, grayscale=0.0, **options)
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        return tune(videos, out, test=label_list(videos, labels), clips=clips, **how).rows[0]["top1"]
+
+    assert top1(lambda colour, video: colour, clips=1, crops=1) == 1.0
+    assert top1(wrong, clips=1, crops=1) == top1(wrong) == pytest.approx(2 / 3)
+    assert top1(chance, clips=1, crops=1) == pytest.approx(1 / 3)
 
 
 def test_what_does_not_fit_is_named(videos, tmp_path):
@@ -225,4 +245,10 @@ def test_what_does_not_fit_is_named(videos, tmp_path):
         colours(videos, tmp_path / "out", preset="cifar10")
     with pytest.raises(ValueError, match=r"crop='padded': expected scaled, resized or centre"):
         colours(videos, tmp_path / "out", crop="padded")
+    features = {"train": tmp_path / "a.safetensors", "test": tmp_path / "b.safetensors"}
+    message = r"size=32, frame_rate=25.0: expected none of them, since without a run, train and test are feature files"
+    with pytest.raises(ValueError, match=message):
+        linear(**features, size=32, clips=ClipOptions(frame_rate=25.0))
+    with pytest.raises(ValueError, match=r"split=\S+: give a run or an exported backbone"):
+        linear(**features, published=PublishedSplit(split=videos / "split", videos=videos / "all"))
     assert not (tmp_path / "out").exists()

@@ -50,6 +50,8 @@ class ClipViews:
     """Frames of a clip; None for the backbone's own number."""
     seconds: float | None = None
     """Time that a clip covers; None for the backbone's own."""
+    frame_rate: float | None = None
+    """Frames per second of folders of extracted frames; None for the backbone's own number."""
 
     def augmentation(self, view: ClipEvaluationView) -> Augmentation:
         """Return the augmentation of the train clips, with the normalisation of a test view.
@@ -62,7 +64,7 @@ class ClipViews:
         return Augmentation(size=self.size, mean=view.mean, std=view.std, **how, **random)
 
     def test_view(self, own: ClipEvaluationView) -> ClipEvaluationView:
-        """Return the view of the test videos, with normalisation and frame rate of a backbone's own view.
+        """Return the view of the test videos, with the normalisation of a backbone's own view.
 
         Raises:
             ValueError: a setting is out of range.
@@ -73,7 +75,13 @@ class ClipViews:
             stride=own.sampling.stride if self.seconds is None else None,
         )
         return dataclasses.replace(
-            own, resize=self.resize, crop=self.test_size, clips=self.clips, crops=self.crops, sampling=sampling
+            own,
+            resize=self.resize,
+            crop=self.test_size,
+            clips=self.clips,
+            crops=self.crops,
+            sampling=sampling,
+            frame_rate=own.frame_rate if self.frame_rate is None else self.frame_rate,
         )
 
 
