@@ -55,7 +55,7 @@ class Variant:
     constants: dict[str, Any]
     dtype: torch.dtype = torch.float32
     num_warps: int = 1
-    num_stages: int = 1
+    num_stages: int = 3  # Triton's default, which launches without a number take
     other_dtypes: dict[str, torch.dtype] = field(default_factory=dict)  # of inputs that do not have `dtype`
     options: dict[str, Any] = field(default_factory=dict)  # further options of the compiler
 

@@ -82,13 +82,17 @@ def pixel_lines(record: Record) -> str:
     lines = []
     for outcome in outcomes_of(record, "pixels"):
         if "dali" in (d := outcome["data"] or {}):
-            ratio = d["dali"] / d["seconds"]
-            better = "views.photometric=auto takes it" if ratio >= 1 else "views.photometric=auto should take dali"
+            if d["dali"] is None:
+                against = f"not compared with DALI's operators: {d['no_dali']}"
+            else:
+                ratio = d["dali"] / d["seconds"]
+                better = "takes it" if ratio >= 1 else "should take dali"
+                against = f"DALI's operators take {ratio:.1f} times as long; views.photometric=auto {better}"
             shape = outcome["item"].removeprefix("time of ")
             lines.append(
                 f"- Kernel that finishes views, {shape}: {1e6 * d['seconds']:.0f} µs, "
                 f"{d['bytes'] / d['seconds'] / d['copy']:.0%} of the copy rate, host {microseconds(d['host'])} µs; "
-                f"DALI's operators take {ratio:.1f} times as long; {better}"
+                f"{against}"
             )
     compared = [o["data"] for o in outcomes_of(record, "pixels") if "unequal" in (o["data"] or {})]
     if compared:

@@ -74,6 +74,7 @@ ADAMW = {"name": "adamw", "base_learning_rate": 1e-3, "weight_decay": 0.05, "cli
 CASES = {
     "images, LARS": Case({}),
     "images, SGD": Case({}, optimizer=SGD),
+    "images, kernels in CUDA C++": Case({"loss": {"backend": "cuda"}}),
     "images, AdamW, clipped": Case({}, optimizer=ADAMW),
     "clips, SGD": Case({}, backbone="r3d18", frames=4, optimizer=SGD),
     "images, dropout": Case({}, network=dropping),

@@ -16,7 +16,7 @@ MAIN_SHAPE, SMALL_SHAPE = (
     {"n": 1024, "k": 65536, "d": 256, "dtype": "bfloat16"},
     {"n": 256, "k": 65536, "d": 256, "dtype": "bfloat16"},
 )
-JUDGED_ON = ("H100", "H200")
+JUDGED_ON, SLOWER_KINDS = ("H100", "H200"), ("PCIe", "NVL")  # these have fewer multiprocessors or lower clocks
 EAGER = "official"
 ATTENTION = ("attention", "attention-efficient", "attention-cudnn", "attention-math", "flex", "flash-attn")
 LONGEST_LIST = 12  # failures, and reasons for not running, on the page
@@ -33,9 +33,9 @@ class Target:
 
 
 def targets(record: Record) -> list[Target]:
-    """Return the targets with the figures of our fastest backend; only an H100 or H200 is judged."""
-    found = list(_figures(record))
-    if any(name in str((record["machine"] or {}).get("gpu")) for name in JUDGED_ON):
+    """Return the targets with the figures of our fastest backend; only an H100 or H200 with SXM is judged."""
+    found, gpu = list(_figures(record)), str((record["machine"] or {}).get("gpu"))
+    if any(name in gpu for name in JUDGED_ON) and not any(name in gpu for name in SLOWER_KINDS):
         return found
     return [replace(target, reached=None) for target in found]
 

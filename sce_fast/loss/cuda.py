@@ -1,6 +1,9 @@
 """The loss and the enqueue on a GPU by the CUDA C++ kernels in csrc/cuda, for bfloat16 and float16 candidates."""
 
 import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +23,7 @@ ALIGNMENT = 16  # bytes; asynchronous copies move so many at a time
 # to 26 MB for up to 8192 rows.
 KEPT_BYTES, KEPT_WORKSPACES = 64 << 20, 4
 _workspaces: dict[tuple[int, int], Tensor] = {}  # by device and stream
+_this_thread = threading.local()  # alone: whether its calls have workspaces of their own
 
 
 @dataclass(frozen=True)
@@ -132,17 +136,32 @@ def _workspace(size: int, device: torch.device, where: tuple[int, int]) -> Tenso
 
     Calls that a CUDA graph captures have memory of their own, from the pool of the graph, which may outlive this one.
     """
+    alone = getattr(_this_thread, "alone", False)
+    alone = alone or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
     kept = _workspaces.get(where)
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    if kept is not None and kept.numel() >= size and not capturing:
+    if kept is not None and kept.numel() >= size and not alone:
         return kept
     workspace = torch.empty(size, dtype=torch.uint8, device=device)
-    if size <= KEPT_BYTES and not capturing:
+    if size <= KEPT_BYTES and not alone:
         _workspaces.pop(where, None)
         _workspaces[where] = workspace
         if len(_workspaces) > KEPT_WORKSPACES:
             del _workspaces[next(iter(_workspaces))]
     return workspace
+
+
+@contextmanager
+def own_workspaces() -> Iterator[None]:
+    """Give each call of this thread memory of its own.
+
+    torch.compile with CUDA graphs runs its operators once in the memory pool of a graph before it captures them, and
+    takes it for an error if anything of that pool is kept.
+    """
+    before, _this_thread.alone = getattr(_this_thread, "alone", False), True
+    try:
+        yield
+    finally:
+        _this_thread.alone = before
 
 
 def enqueue(keys: Tensor, cursor: Tensor, rows: Tensor, normalize: bool = False) -> None:

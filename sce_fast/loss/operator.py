@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sce_fast.loss.backends import BACKENDS
+from sce_fast.loss.cuda import own_workspaces
 from sce_fast.loss.problem import Problem, Scalar, Solution
 
 # The operator's arguments are the fields of Problem and the backend's name.
@@ -55,7 +56,8 @@ def _unpacked(values: tuple[Any, ...]) -> tuple[Problem, str]:
 
 def _solve(*values: Any) -> Outputs:
     problem, backend = _unpacked(values)
-    solution = BACKENDS[backend].solve(problem)
+    with own_workspaces():
+        solution = BACKENDS[backend].solve(problem)
     gradient = problem.query.new_empty(0) if solution.gradient is None else solution.gradient
     return solution.rows, gradient, solution.target_entropy, solution.positive_probability
 

@@ -279,11 +279,11 @@ def test_loss_and_enqueue_in_a_cuda_graph():
 
     inputs = make_inputs("random", n=64, d=128, k=1000).to(torch.bfloat16, "cuda")
     buffer, cursor = inputs.queue.clone(), torch.zeros((), dtype=torch.int64, device="cuda")
-    query = inputs.query.clone().requires_grad_()
+    query, temperature = inputs.query.clone().requires_grad_(), torch.tensor(0.1, device="cuda")
 
     def step():
         query.grad = None
-        loss = sce_loss(query, inputs.key, buffer, backend="triton", temperature=torch.tensor(0.1, device="cuda"))
+        loss = sce_loss(query, inputs.key, buffer, backend="triton", temperature=temperature)
         enqueue(buffer, cursor, inputs.key, True)
         loss.backward()
         return loss

@@ -184,7 +184,11 @@ def test_the_workspace_is_kept_for_the_calls_of_a_stream(monkeypatch):
     for stream in range(20):
         native_cuda._workspace(10, cpu, (0, stream))
     assert len(native_cuda._workspaces) == native_cuda.KEPT_WORKSPACES
-    # A captured call has memory of its own.
+    # So have a call through the operator and a captured call memory of their own.
+    with native_cuda.own_workspaces():
+        own = native_cuda._workspace(10, cpu, (0, 19))
+    assert own is not native_cuda._workspaces[0, 19]
+    assert native_cuda._workspace(10, cpu, (0, 19)) is native_cuda._workspaces[0, 19]
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda size, dtype, device: empty(size, dtype=dtype))

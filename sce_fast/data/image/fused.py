@@ -141,7 +141,9 @@ class Finish:
                 (N, columns) of each view.
         """
         if self.implementation != "triton":
-            return [view.to(self._dtype) for view in outputs]
+            views = [view.to(self._dtype, copy=view.is_cuda) for view in outputs]
+            self._hold(outputs)
+            return views
         count = len(self._augmentations)
         views = []
         for a, radius, pixels, vectors in zip(
@@ -151,15 +153,16 @@ class Finish:
             contrast = a.jitter > 0 and a.contrast > 0
             settings: dict[str, Any] = {"mean": a.mean, "std": a.std, "contrast": contrast, "dtype": self._dtype}
             views.append(finish_views(pixels, vectors[:, self._settings], window, **settings))
-        if outputs[0].is_cuda:
-            self._hold(outputs)
+        self._hold(outputs)
         return views
 
     def _hold(self, outputs: list[Tensor]) -> None:
-        """Keep DALI from writing into its outputs before the kernel has read them.
+        """Keep DALI from writing into its outputs on a GPU before they are read on the current stream.
 
         DALI may reuse the memory of an output as soon as nobody refers to it, on streams that do not wait for ours.
         """
+        if not outputs[0].is_cuda:
+            return
         event = torch.cuda.Event()
         event.record()
         self._held.append((event, outputs))

@@ -31,11 +31,13 @@ def test_the_report_tells_which_default_it_would_choose():
         outcome("pixels of blur", values=50, unequal=2, largest=1.0),
         outcome("time of alpha, N 256, 224 pixels", seconds=2e-4, dali=1e-3, **measured),
         outcome("time of strong, N 32, 8 × 224 pixels", seconds=2e-4, dali=1e-4, **measured),
+        outcome("time of gamma, N 256, 96 pixels", seconds=2e-4, dali=None, no_dali="it is missing", **measured),
         {"item": "time of gamma", "state": "not run", "reason": "DALI cannot be imported", "seconds": 0, "data": None},
     ]
     text = pixel_lines({"parts": {"pixels": {"outcomes": outcomes}}})
     assert "alpha, N 256, 224 pixels: 200 µs, 50% of the copy rate, host 40.0 µs" in text
     assert "DALI's operators take 5.0 times as long; views.photometric=auto takes it" in text
     assert "DALI's operators take 0.5 times as long; views.photometric=auto should take dali" in text
+    assert "host 40.0 µs; not compared with DALI's operators: it is missing" in text
     assert "Its pixels against csrc/cpu: 2 of 150 values differ" in text
     assert pixel_lines({"parts": {}}) == ""
