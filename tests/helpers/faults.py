@@ -156,7 +156,8 @@ def shown(output: str, tmp_path: Path) -> str:
     """Return a program's output as a table cell, without progress and what every run prints."""
     usual = r"(Training|Reading image headers|Reading shards|Reading videos|Decoding): .*|In RUN: .*|.* decoded in .*|"
     usual += r"\(SCE_FAST_TRACEBACK.*|"
-    usual += r"(Memory|Time): .*|Warning: \d+ of \d+ test (images|videos) .*|\d+ (images|videos), .*|\d+ steps at .*"
+    usual += r"(Memory|Time): .*|Warning: \d+ of \d+ (images|videos) in test are in train too, .*|"
+    usual += r"\d+ (images|videos), .*|\d+ steps at .*"
     usual += r"|Image decoder: .*|Warning: loss.queue_size=8: the queue holds the keys of 67% .*"
     usual += r"|Found \d+ (images|videos), .*|  (resnet18|r3d18) of width .* Options override them\."  # of the recipe
     text = output.replace(str(tmp_path / "data"), "DATA").replace(str(tmp_path / "run"), "RUN")
