@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.pipelines import all_shut_down
 from helpers.videos import number_of
 from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation
 from sce_fast.data.loader import TrainingLoader
@@ -212,7 +213,8 @@ def test_what_dali_refuses_is_decoded_the_other_way(mixed, expected, monkeypatch
     """DALI 2.4 decodes no H.264 on a CPU."""
     monkeypatch.setattr(views_module, "routes", lambda index, device: np.isin(index.codecs, ["h264", "hevc", "vp8"]))
     source = loader(mixed)
-    with pytest.warns(UserWarning, match=r"DALI does not decode all frames of .*\.mp4; FFmpeg tries instead"):
+    refusal = r"DALI does not decode all frames of .*\.mp4; FFmpeg tries instead"
+    with all_shut_down(), pytest.warns(UserWarning, match=refusal):
         batches = take(source, 4)
     assert not source.bad_files
     monkeypatch.setattr(views_module, "routes", lambda index, device: np.isin(index.codecs, ["vp8"]))
