@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 from unittest.mock import patch
 
 from sce_fast.data.image import graph as image_graph
@@ -12,9 +13,9 @@ from sce_fast.data.video import graph as video_graph
 @contextmanager
 def all_shut_down() -> Iterator[None]:
     """Assert that the block builds pipelines of images or videos, and shuts all of them down."""
-    built = []
+    built: list[Any] = []
 
-    def build(*args, **settings):
+    def build(*args: Any, **settings: Any) -> Any:
         built.append(build_pipeline(*args, **settings))
         return built[-1]
 
