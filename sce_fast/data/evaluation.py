@@ -1,7 +1,7 @@
 """Batches of an evaluation: every image once, in the order of the index."""
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.image.graph import evaluation_feed, evaluation_pipeline
 from sce_fast.data.image.sizes import decoded_sizes
 from sce_fast.data.index import ImageIndex
-from sce_fast.data.pipeline import next_outputs
+from sce_fast.data.pipeline import next_outputs, shut_down
 
 
 def evaluation_batches(
@@ -44,12 +44,13 @@ def evaluation_batches(
     samples, files = np.array([i for i in range(len(index)) if i not in index.bad], dtype=np.int64), index.files
     while len(samples):
         parts = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
-        with closing(files.items_ahead(iter(parts))) as ready:
+        with closing(files.items_ahead(iter(parts))) as ready, ExitStack() as ending:
             feeds = (
                 evaluation_feed(view, items, index.sizes[part], index.alpha[part], background)
                 for part, items in zip(parts, ready, strict=True)
             )
             pipeline = evaluation_pipeline(feeds, view, batch_size=batch_size, contents=files.are_contents, **settings)
+            ending.callback(shut_down, pipeline)
             for part in parts:
                 try:
                     (images,) = next_outputs(pipeline, device)

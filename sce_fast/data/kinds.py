@@ -1,6 +1,6 @@
 """Images and videos side by side: what a run and an evaluation do with either kind."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def open_index(path: str | Path | Listing, view: EvaluationView, *, threads: int
     return index_images(path, threads=threads)
 
 
-def evaluation_inputs(index: Index, view: EvaluationView, **settings: Any) -> Iterator[Tensor]:
+def evaluation_inputs(index: Index, view: EvaluationView, **settings: Any) -> Generator[Tensor, None, None]:
     """Yield what a network sees of all samples, in their order: (N, 1, 3, crop, crop) of images.
 
     Videos give (N, clips · crops, 3, F, crop, crop).

@@ -15,7 +15,7 @@ from torch import Tensor
 from sce_fast.data.faults import describe_bad_files, require_few_bad
 from sce_fast.data.index import Index
 from sce_fast.data.order import batch_of_rank, epoch_order
-from sce_fast.data.pipeline import Feed, next_outputs
+from sce_fast.data.pipeline import Feed, next_outputs, shut_down
 
 
 class Views(Protocol):
@@ -70,6 +70,8 @@ class TrainingLoader:
     A file that cannot be read or decoded causes a warning, is recorded with its reason in `bad_files`, and is replaced
     by another sample of the data set. The replacement does not depend on when, or by which rank, the file is found.
     Bad files are therefore neither saved nor sent to other ranks.
+
+    Close a loader that is no longer needed. DALI holds it otherwise, with its threads, until the program ends.
 
     Args:
         index: the images or videos.
@@ -158,6 +160,8 @@ class TrainingLoader:
 
     def close(self) -> None:
         """Stop to decode ahead, and free the pipeline. The next batch starts both again and is the same."""
+        if self._pipeline is not None:
+            shut_down(self._pipeline)
         self._pipeline = None
         if self._feeds is not None:
             self._feeds.close()

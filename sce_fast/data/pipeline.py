@@ -38,6 +38,16 @@ def build_pipeline(
     return pipeline
 
 
+def shut_down(pipeline: Any) -> None:
+    """End a pipeline: wait for the batches that it prepares in advance, and end its threads.
+
+    A pipeline that is only dropped may be part of a cycle, such as error → traceback → frame → error, until the garbage
+    collector finds it. The collector runs in any thread. If a Python function of the graph starts it in one of the
+    pipeline's own threads, that thread waits for its own end, and the process aborts.
+    """
+    pipeline._shutdown()  # DALI 2.4 has no public method; the pipeline's destructor and DALI's exit handler call this
+
+
 def next_outputs(pipeline: Any, device: str) -> list[Tensor]:
     """Return the next outputs of a pipeline without a copy; on a GPU they are ordered on the current stream."""
     outputs = pipeline.run() if device == "cpu" else pipeline.run(torch.cuda.current_stream())

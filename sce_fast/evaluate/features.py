@@ -66,6 +66,7 @@ def extract_features(
             progress(len(batch))
     finally:  # after a bad file or a signal, a network that trains on must not stay in eval mode
         backbone.train(was_training)
+        batches.close()
     return features[:done]
 
 

@@ -1,6 +1,7 @@
 """The report command: curves of a run's log, views, and images or videos with their nearest neighbours."""
 
 import dataclasses
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,11 @@ def view_pairs(config: TrainConfig, path: Path) -> Path:
     """
     index = open_data(config)
     views = random_views(replace(config, views={"dtype": "float32"}), index, threads=1)
-    loader = TrainingLoader(index, views, batch_size=min(PAIRS[index.kind], len(index)))
-    pictures = [
-        [Tile(picture) for picture in visible(view, config.views.mean, config.views.std)] for view in next(loader).views
-    ]
+    with closing(TrainingLoader(index, views, batch_size=min(PAIRS[index.kind], len(index)))) as loader:
+        pictures = [
+            [Tile(picture) for picture in visible(view, config.views.mean, config.views.std)]
+            for view in next(loader).views
+        ]
     names = [f"view {v}\n{name}" for v, name in enumerate(config.views.names)]
     if not config.clips.frames:
         return draw_rows(pictures, path, names=names)

@@ -160,6 +160,7 @@ def undecodable(index: ImageIndex, threads: int) -> dict[int, str]:
     with (
         progress_bar(len(samples), "Decoding", unit="image") as bar,
         closing(files.items_ahead(iter(chunks))) as ready,
+        closing(reader),
     ):
         for chunk, items in zip(chunks, ready, strict=True):
             sizes = reader.sizes(items, index.alpha[chunk])

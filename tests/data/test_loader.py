@@ -328,6 +328,7 @@ def test_a_gpu_that_fails_makes_no_file_bad(copied, monkeypatch):
 
     monkeypatch.setattr(views_module, "training_pipeline", lambda feeds, *rest, **settings: feeds)
     monkeypatch.setattr(loader_module, "next_outputs", broken)
+    monkeypatch.setattr(loader_module, "shut_down", lambda pipeline: None)
     monkeypatch.setattr(views_module, "decoded_sizes", sizes)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     source = loader(copied, device="gpu")

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from sce_fast.data.image.background import Color
 from sce_fast.data.image.files import ImageFiles, Item
 from sce_fast.data.image.formats import is_plausible, is_plausible_content
 from sce_fast.data.image.graph import file_feed, shape_pipeline
-from sce_fast.data.pipeline import Feed
+from sce_fast.data.pipeline import Feed, shut_down
 
 FILES_PER_BATCH = 64  # few, because all files of a failed batch are decoded again
 
@@ -65,6 +66,12 @@ class SizeReader:
         parts = [slice(start, start + limit) for start in range(0, len(paths), limit)]
         return np.concatenate([np.zeros((0, 2), dtype=np.int32), *(self._sizes(paths[i], alpha[i]) for i in parts)])
 
+    def close(self) -> None:
+        """Free the pipeline. The next sizes build another one."""
+        if self._pipeline is not None:
+            shut_down(self._pipeline)
+        self._pipeline = None
+
     def _sizes(self, paths: Sequence[Item], alpha: NDArray[np.bool_]) -> NDArray[np.int32]:
         if self._pipeline is None:
             self._feeds.clear()
@@ -73,7 +80,7 @@ class SizeReader:
         try:
             (shapes,) = self._pipeline.run()
         except RuntimeError:
-            self._pipeline = None  # DALI says that it is no longer valid
+            self.close()  # DALI says that the pipeline is no longer valid
         else:
             return np.stack([np.asarray(shapes[i])[:2] for i in range(len(paths))]).astype(np.int32)
         sizes = np.zeros((len(paths), 2), dtype=np.int32)
@@ -108,5 +115,6 @@ def decoded_sizes(
     good = [i for i, sample in enumerate(samples.tolist()) if files.refusal(sample) is None]
     contents = files.are_contents
     reader = SizeReader(decode=True, background=background, threads=threads, device=device, contents=contents)
-    sizes[good] = reader.sizes(files.items(samples[good]), alpha[good])
+    with closing(reader):
+        sizes[good] = reader.sizes(files.items(samples[good]), alpha[good])
     return sizes

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sce_fast.data.faults import BadFilesError, evaluation_refusal
 from sce_fast.data.image.plan import evaluation_boxes
-from sce_fast.data.pipeline import Feed, next_outputs
+from sce_fast.data.pipeline import Feed, next_outputs, shut_down
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.clips import uniform_clips
 from sce_fast.data.video.decode import VideoError
@@ -56,8 +56,9 @@ def evaluation_clips(
     clips = _UniformClips(index, view, batch_size=batch_size, threads=threads, device=device, skipped=skipped)
     while len(samples):
         used: deque[_Used] = deque()  # handed to DALI, not yet returned
-        with closing(clips.feeds(samples, used)) as feeds:
+        with closing(clips.feeds(samples, used)) as feeds, ExitStack() as ending:
             pipeline = clips.pipeline(feeds)
+            ending.callback(shut_down, pipeline)
             while True:
                 try:
                     outputs = next_outputs(pipeline, device)

@@ -13,7 +13,7 @@ from sce_fast.data.image.augment import Augmentation
 from sce_fast.data.image.fused import Implementation
 from sce_fast.data.image.graph import external_inputs, file_content, on_device
 from sce_fast.data.image.photometric import photometric_operator
-from sce_fast.data.pipeline import Feed, build_pipeline
+from sce_fast.data.pipeline import Feed, build_pipeline, shut_down
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.difference import difference_operator
 from sce_fast.data.video.inputs import ClipInput, Ways, clip_feed
@@ -209,12 +209,17 @@ def refused_by_dali(inputs: Iterable[ClipInput], build: Callable[[Iterator[Feed]
         build: returns a pipeline for single samples that prepares nothing in advance.
     """
     refused, feeds, pipeline = [], deque[Feed](), None
-    for sample in inputs:
-        pipeline = pipeline or build(iter(feeds.popleft, None))
-        feeds.append(clip_feed([sample], Ways.DALI))
-        try:
-            pipeline.run()
-        except RuntimeError:
-            refused.append(sample)
-            pipeline = None  # DALI says that it is no longer valid
+    try:
+        for sample in inputs:
+            pipeline = pipeline or build(iter(feeds.popleft, None))
+            feeds.append(clip_feed([sample], Ways.DALI))
+            try:
+                pipeline.run()
+            except RuntimeError:
+                refused.append(sample)
+                shut_down(pipeline)  # DALI says that it is no longer valid
+                pipeline = None
+    finally:
+        if pipeline is not None:
+            shut_down(pipeline)
     return refused

@@ -116,6 +116,8 @@ class RandomClips:
         """
         for epoch, samples in batches:
             used = [s for s in np.unique(samples).tolist() if self._goes_to_dali(epoch, s)]
+            if not used:
+                continue
             one_by_one = partial(self._build, ways=Ways.DALI, batch_size=1, prefetch=1)
             refused = refused_by_dali(self.planned(epoch, np.array(used, dtype=np.int64)), one_by_one)
             # If a GPU fails all videos, the GPU is at fault.

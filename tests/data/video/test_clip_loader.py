@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.pipelines import all_shut_down
 from helpers.videos import number_of
 from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation
 from sce_fast.data.loader import TrainingLoader
+from sce_fast.data.order import epoch_order
 from sce_fast.data.video import inputs as inputs_module
 from sce_fast.data.video import views as views_module
 from sce_fast.data.video.clips import ClipSampling
@@ -212,7 +214,8 @@ def test_what_dali_refuses_is_decoded_the_other_way(mixed, expected, monkeypatch
     """DALI 2.4 decodes no H.264 on a CPU."""
     monkeypatch.setattr(views_module, "routes", lambda index, device: np.isin(index.codecs, ["h264", "hevc", "vp8"]))
     source = loader(mixed)
-    with pytest.warns(UserWarning, match=r"DALI does not decode all frames of .*\.mp4; FFmpeg tries instead"):
+    refusal = r"DALI does not decode all frames of .*\.mp4; FFmpeg tries instead"
+    with all_shut_down(), pytest.warns(UserWarning, match=refusal):
         batches = take(source, 4)
     assert not source.bad_files
     monkeypatch.setattr(views_module, "routes", lambda index, device: np.isin(index.codecs, ["vp8"]))
@@ -239,6 +242,22 @@ def test_an_unknown_failure_of_the_decoder_names_the_file(mixed, monkeypatch, er
     ):
         take(source, 3)
     assert not clip_threads()
+
+
+@pytest.mark.filterwarnings("ignore:a batch failed, but none of its files is known to be bad")
+def test_a_failure_behind_batches_without_a_video_for_dali_names_the_file(mixed, monkeypatch):
+    part = mixed.subset(np.flatnonzero(~views_module.routes(mixed, "cpu")))
+    last = epoch_order(5, 0, len(part))[-1]  # in the second batch, while the first is in flight
+
+    def broken(index, sample, requests):
+        if sample == last:
+            raise ZeroDivisionError("in the decoder")
+        return decode_clips(index, sample, requests)
+
+    monkeypatch.setattr(inputs_module, "decode_clips", broken)
+    path = os.fsdecode(part.paths[last])
+    with pytest.raises(RuntimeError, match=f"{path}: ZeroDivisionError: in the decoder"):
+        take(loader(part, batch_size=2), 2)
 
 
 def test_many_bad_videos_stop_the_run(copied):

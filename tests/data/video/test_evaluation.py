@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
+from helpers.pipelines import all_shut_down
 from sce_fast.data.faults import BadFilesError
 from sce_fast.data.video import evaluation as evaluation_module
 from sce_fast.data.video.augment import ClipEvaluationView
@@ -104,10 +105,12 @@ def truncate(index, number, share=0.5):
 @pytest.mark.parametrize("number", [0, 1], ids=["decoded ahead", "decoded by DALI"])
 def test_a_bad_file_stops_an_evaluation_by_name_or_is_skipped(copied, mixed, number):
     path = truncate(copied, number)
-    with pytest.raises(BadFilesError, match=rf"(?s)1 of 8 files.*{path.name}: truncated or damaged.*never skip videos"):
+    reason = rf"(?s)1 of 8 files.*{path.name}: truncated or damaged.*never skip videos"
+    with all_shut_down(), pytest.raises(BadFilesError, match=reason):
         together(copied)
     skipped = {}
-    found = together(copied, batch_size=3, skipped=skipped)
+    with all_shut_down():
+        found = together(copied, batch_size=3, skipped=skipped)
     assert skipped == {number: "truncated or damaged"}
     assert torch.equal(found, together(mixed)[[n for n in range(8) if n != number]])
 
