@@ -35,14 +35,14 @@ class Shards:
     names: list[str]  # relative to root
     source: Path | None = None  # what the user has named, unless it is the root
     missing: Mapping[str, str] = field(default_factory=dict)  # file that the path names → reason
-    others: tuple[str, ...] = ()  # paths of the splits that are left out
+    others: tuple[str, ...] = ()  # paths of the splits, and of files without a split, that are left out
 
 
 def find_shards(path: Path) -> Shards | None:
     """Return the files of packed samples that a path names; None if it names images, or nothing.
 
     The path is such a file, a folder of them, or a pattern of their names with *, ?, [0-9], {00..99} or {a,b}. A folder
-    with several splits gives that for training, and the paths of the others.
+    with several splits gives that for training, and the paths of the others and of files that belong to no split.
 
     Raises:
         ValueError: the path is a compressed tar file, or a folder holds splits but none for training, or both tar
@@ -122,29 +122,32 @@ def _by_split(names: Sequence[str]) -> dict[str, list[str]]:
         split = next((split for split, its_words in SPLITS.items() if words & its_words), "")
         found.setdefault(split, []).append(name)
     if "" in found and len(found) > 1 and "train" not in found:
-        found["train"] = found[""]
-    if len(found) > 1:
-        found.pop("", None)
+        found["train"] = found.pop("")
     return found
 
 
 def _of_splits(root: Path, splits: Mapping[str, list[str]]) -> Shards:
-    patterns = {split: _pattern(root, files) for split, files in splits.items()}
+    patterns = {split: _pattern(root, files) for split, files in splits.items() if split}
     if len(splits) == 1:
         return Shards(root, next(iter(splits.values())))
     first = next((split for split in ("train", "unlabeled") if split in splits and "unlabeled" not in splits), None)
     chosen = first or ("unlabeled" if "unlabeled" in splits else None)
     if chosen is None:
         raise ValueError(f"{printable(root)} holds several splits; expected one of {', '.join(patterns.values())}")
-    return Shards(root, splits[chosen], others=tuple(p for split, p in patterns.items() if split != chosen))
+    others = [pattern for split, pattern in patterns.items() if split != chosen]
+    return Shards(root, splits[chosen], others=(*others, *_patterns(root, splits.get("", []))))
 
 
 def _pattern(root: Path, names: Sequence[str]) -> str:
     """Return a path that names these files and is short."""
+    return min(_patterns(root, names), key=len)
+
+
+def _patterns(root: Path, names: Sequence[str]) -> list[str]:
+    """Return paths that name these files, with * in place of numbers."""
     if len(names) == 1:
-        return printable(root / names[0])
-    patterns = {re.sub(r"\d+", "*", name) for name in names}
-    return printable(root / min(patterns, key=len))
+        return [printable(root / names[0])]
+    return [printable(root / pattern) for pattern in dict.fromkeys(re.sub(r"\d+", "*", name) for name in names)]
 
 
 def _matching(path: Path) -> Shards | None:

@@ -110,6 +110,8 @@ def test_patterns_name_shards_and_those_that_are_missing(tmp_path, png):
         (["d/train/0.tar", "d/test/0.tar", "d/test/1.tar"], ["d/train/0.tar"], ["d/test/*.tar"]),
         (["0.tar", "1.tar", "test.tar"], ["0.tar", "1.tar"], ["test.tar"]),
         (["retrain.tar", "b.tar"], ["b.tar", "retrain.tar"], []),
+        (["extra-0.tar", "extra-1.tar", "train-0.tar", "x.tar"], ["train-0.tar"], ["extra-*.tar", "x.tar"]),
+        (["test-0.tar", "train-0.tar", "unsupervised-0.tar"], ["train-0.tar"], ["test-0.tar", "unsupervised-0.tar"]),
     ],
 )
 def test_a_folder_of_splits_gives_that_for_training(tmp_path, files, train, others):
