@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,7 +95,9 @@ def packed_splits(folder: Path) -> dict[str, list[str]]:
     Raises:
         ValueError: the folder holds both tar files and tables.
     """
-    for inner in [folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")]:
+    with os.scandir(folder) as entries:  # tells folders from files without asking for their status
+        below = sorted(Path(entry.path) for entry in entries if entry.name[0] != "." and _is_folder(entry))
+    for inner in [folder, *below]:
         if splits := binary_splits(inner):
             inside = "" if inner == folder else inner.name
             return {split: [os.path.join(inside, name) for name in files] for split, files in splits.items()}
@@ -107,6 +110,12 @@ def packed_splits(folder: Path) -> dict[str, list[str]]:
             f"{printable(folder)} holds both tar files and Parquet tables; expected one kind: name a pattern"
         )
     return _by_split(names)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):  # a link to itself is none
+        return entry.is_dir()
+    return False
 
 
 def _in_folder(path: Path) -> Shards | None:

@@ -1,5 +1,6 @@
 """Tar shards, CIFAR and STL-10: which files of a path are read, and what is found in them."""
 
+import os
 import pickle
 
 import numpy as np
@@ -120,6 +121,19 @@ def test_a_folder_of_splits_gives_that_for_training(tmp_path, files, train, othe
     found = find_shards(tmp_path)
     assert found.names == train
     assert found.others == tuple(f"{tmp_path}/{name}" for name in others)
+
+
+def test_images_beside_no_shards_are_not_asked_for_their_status(tmp_path, monkeypatch):
+    """A minute of ImageNet's."""
+    for i in range(12):
+        write_png(tmp_path / "ab"[i % 2] / f"{i}.png", SMALL)
+    (tmp_path / "a" / "list.txt").write_text("0.png\n")
+    (tmp_path / "turn").symlink_to("turn")
+    asked, original = [], os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **kwargs: asked.append(os.fspath(path)) or original(path, **kwargs))
+    assert find_shards(tmp_path) is find_shards(tmp_path / "a" / "list.txt") is None
+    assert asked
+    assert not [path for path in asked if path.endswith(".png")]
 
 
 def test_what_cannot_be_told_apart_is_refused(tmp_path, png):
