@@ -105,9 +105,11 @@ def packed_splits(folder: Path) -> dict[str, list[str]]:
         names = list(list_folder(folder, _is_packed_and_not_image).names)
     except _ImageFoundError:  # most folders of images are known by their first file
         return {}
-    if len({ending_of(name) for name in names}) > 1:
+    tars = [name for name in names if ending_of(name) == TAR]
+    if 0 < len(tars) < len(names):
         raise ValueError(
-            f"{printable(folder)} holds both tar files and Parquet tables; expected one kind: name a pattern"
+            f"{printable(folder)} holds both tar files and Parquet tables; expected one kind: name a pattern, such as "
+            f"'{_pattern(folder, tars)}'"
         )
     return _by_split(names)
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -147,9 +148,14 @@ def test_what_cannot_be_told_apart_is_refused(tmp_path, png):
     write_tar(tmp_path / "c" / "1.tar", [])
     with pytest.raises(ValueError, match=r"c: no images found in 1.tar"):
         index_images(tmp_path / "c")
+    write_tar(tmp_path / "c" / "2.tar", [])
     (tmp_path / "c" / "1.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match="c holds both tar files and Parquet tables"):
+    message = (
+        f"c holds both tar files and Parquet tables; expected one kind: name a pattern, such as '{tmp_path}/c/*.tar'"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
         find_shards(tmp_path / "c")
+    assert names_of(tmp_path / "c" / "*.tar") == ["1.tar", "2.tar"]
     write_png(tmp_path / "d" / "1.png", SMALL)
     write_tar(tmp_path / "d" / "1.tar", [("1.png", png)])
     assert index_images(tmp_path / "d").listing.names == ["1.png"]  # a folder of images, beside which a tar file lies
