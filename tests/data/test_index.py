@@ -175,14 +175,15 @@ def test_what_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
 @pytest.fixture
 def locked_folder(tmp_path, monkeypatch):
     """Make a folder unreadable; simulated, because root may read everything."""
-    scandir = os.scandir
+    scandir, listdir = os.scandir, os.listdir
 
-    def refuse(folder):
+    def refused(folder, read):
         if os.path.basename(folder) == "locked":
             raise PermissionError(13, "Permission denied", folder)
-        return scandir(folder)
+        return read(folder)
 
-    monkeypatch.setattr("sce_fast.data.sources.folder.os.scandir", refuse)
+    monkeypatch.setattr(os, "scandir", lambda folder: refused(folder, scandir))
+    monkeypatch.setattr(os, "listdir", lambda folder: refused(folder, listdir))
 
 
 @pytest.mark.parametrize("layout", ["flat", "classes"])

@@ -28,7 +28,10 @@ LAYOUTS: dict[tuple[str, ...], dict[str, str]] = {
 
 def binary_splits(folder: Path) -> dict[str, list[str]]:
     """Return the files of each split of a folder that holds one of the data sets; nothing for other folders."""
-    names = set(os.listdir(folder))
+    try:
+        names = set(os.listdir(folder))
+    except OSError:  # a folder without permission, which the listing of images names
+        return {}
     for marks, splits in LAYOUTS.items():
         # Files are asked for their status last: the folder may be a class with thousands of images.
         if names.issuperset(marks) and all((folder / mark).is_file() for mark in marks):
