@@ -81,6 +81,7 @@ def read_shards(
         unreadable=faults,
         packed=scanned.packed,
         others=shards.others,
+        unlabelled=scanned.describe_unlabelled(),
     )
     files = ImageFiles(listing)
     bad = {i: files.failure_reason(i) for i in np.flatnonzero(sizes[:, 0] == 0).tolist()}

@@ -40,6 +40,7 @@ class Listing:
     parts: list[Part] | None = None  # of videos; None if all are whole
     packed: Packed | None = None  # where the samples lie inside large files; None if each is a file of its own
     others: tuple[str, ...] = ()  # paths of the splits, and of files without a split, that are left out
+    unlabelled: str = ""  # why there are no labels, if some samples have a class: Scanned.describe_unlabelled
     missing: tuple[str, ...] = ()  # files that a published split names, left out as they are not on the disk
 
     @property

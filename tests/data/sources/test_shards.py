@@ -10,9 +10,13 @@ import pytest
 from helpers.images import write_png
 from helpers.shards import planar, write_tar
 from sce_fast.data.image import shards
+from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.index import index_images
 from sce_fast.data.sources import find_shards, kinds_found
 from sce_fast.data.sources.pickles import read_cifar_pickle
+from sce_fast.data.subset import subset
+from sce_fast.evaluate import labelled_indices
+from sce_fast.evaluate.sets import open_set
 
 SMALL = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
 
@@ -50,6 +54,20 @@ def test_without_classes_the_folders_inside_are_classes(tmp_path, png):
     assert found.listing.classes == ["cat", "dog"]
     write_tar(path, [("all/1.png", png), ("all/2.png", png)])
     assert index_images(path).labels is None
+
+
+def test_images_without_a_class_among_others_are_counted_and_named(tmp_path, png):
+    members = [(f"{i}.{end}", content) for i in range(3) for end, content in (("png", png), ("cls", b"%d" % i))]
+    path = write_tar(tmp_path / "a" / "train.tar", [*members, ("3.png", png), ("4.png", png)])
+    write_tar(tmp_path / "a" / "test.tar", members)
+    for _ in range(2):  # read, then from the cache
+        with pytest.raises(ValueError, match=r"needs labels; 2 of 5 images have no class, such as train.tar!3.png"):
+            labelled_indices(path, path, EvaluationView(), threads=1)
+    with pytest.raises(ValueError, match=r"a class: 2 of 8 images have no class, such as train.tar!3.png; expected"):
+        open_set("mine", tmp_path / "a")
+    (tmp_path / "list.txt").write_text("0\n")
+    with pytest.raises(ValueError, match=r"train.tar has no classes \(2 of 5 images have no class, .*, so \S+list.txt"):
+        subset(index_images(path), classes=tmp_path / "list.txt")
 
 
 def test_only_changed_shards_are_read_again(tmp_path, png, monkeypatch):
