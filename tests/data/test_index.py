@@ -121,16 +121,15 @@ def with_bad_files(folder):
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "page.jpg").write_text("<html>404</html>")
     (folder / "sound.webp").write_bytes(b"RIFF\0\0\0\0WAVEfmt ")
-    Image.fromarray(GREY).save(folder / "film.gif")
-    (folder / "film.gif").rename(folder / "film.jpg")
+    (folder / "drawing.jpg").write_bytes(b"8BPS\0\1")
     os.mkfifo(folder / "pipe.jpg")
     Image.fromarray(GREY).convert("1").save(folder / "bilevel.tif")
     os.symlink("nowhere.jpg", folder / "link.jpg")
     return {
         "bilevel.tif": "unsupported format",
         "cut.png": "truncated or damaged",
+        "drawing.jpg": "unsupported format",
         "empty.jpg": "empty",
-        "film.jpg": "unsupported format",
         "link.jpg": "missing",
         "page.jpg": "not an image",
         "pipe.jpg": "not a file",
