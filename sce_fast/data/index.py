@@ -96,6 +96,12 @@ class Index(ABC):
         packed = self.listing.packed
         return file_stamps(self.paths, folders=True)[0] if packed is None else packed.stamps[packed.shard]
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(n,) length of each file in bytes, of packed samples that of the image; 0 for folders and bad files."""
+        packed = self.listing.packed
+        return file_stamps(self.paths)[0][:, 1] if packed is None else packed.sizes.astype(np.int64)
+
     @cached_property
     def labels(self) -> NDArray[np.int64] | None:
         """(n,) class numbers, or None."""
@@ -110,6 +116,16 @@ class Index(ABC):
         digest, entries = hashlib.sha256(), iter(self.listing.entries())
         while some := list(itertools.islice(entries, HASHED_TOGETHER)):
             digest.update(os.fsencode("\0".join(some)) + b"\0")
+        return digest.hexdigest()[:16]
+
+    def contents(self) -> str:
+        """Return a hash of the entries, their classes and the lengths of their files, which changes with the contents.
+
+        Modification times are left out: a copy of the data has others.
+        """
+        digest = hashlib.sha256(self.fingerprint.encode() + self.lengths.tobytes())
+        digest.update(b"" if self.labels is None else self.labels.tobytes())
+        digest.update(os.fsencode("\0".join(self.listing.classes)))
         return digest.hexdigest()[:16]
 
     def by_path(self, bad: Mapping[int, str]) -> dict[str, str]:

@@ -87,11 +87,18 @@ def svm(
         side = frozen.description.crop if crop is None else crop
         resize = round(side * 8 / 7) if resize is None else resize
         view = frozen.image_view(resize=resize, crop=side, interpolation=interpolation)
-        left_out = {"left_out": list(images.left_out)} if images.left_out else {}
+        data_settings = {
+            "name": name,
+            "folder": str(data),
+            **images.counts(),
+            "classes": images.classes,
+            **({"left_out": list(images.left_out)} if images.left_out else {}),
+            "contents": ranks.first(images.contents),
+        }
         settings = {
             **frozen.origin(),
             "view": to_json(view),
-            "data": {"name": name, "folder": str(data), **images.counts(), "classes": images.classes, **left_out},
+            "data": data_settings,
             "draws": draws,
             "cost": cost,
             "skip_difficult": skip_difficult,

@@ -1,9 +1,7 @@
 """The command evaluate transfer: logistic regression on frozen features of up to eleven data sets."""
 
 import dataclasses
-import hashlib
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -124,7 +122,7 @@ def transfer(
         jobs = [
             Job(name, folders[name], images, metric, digest)
             for name, (images, metric) in opened.items()
-            for digest in [_digest(images)]
+            for digest in [ranks.first(images.contents)]
             if not any(row["data"] == name and row["files"]["digest"] == digest for row in rows)
         ]
         search = {"decays": decays, "max_iterations": max_iterations, "device": target}
@@ -146,7 +144,7 @@ class Job:
     folder: Path
     images: ImageSet
     metric: Metric
-    digest: str  # of names, parts and labels
+    digest: str  # ImageSet.contents
 
 
 def named_folders(data: Path | None, sets: tuple[str, ...]) -> dict[str, Path]:
@@ -249,14 +247,6 @@ def _result(settings: dict[str, Any], rows: list[dict[str, Any]]) -> EvaluationR
         f"centre crop of {view['crop']}"
     )
     return EvaluationResult("transfer", settings, rows, notes, title)
-
-
-def _digest(images: ImageSet) -> str:
-    """Return a hash of the names, parts and labels of a data set."""
-    digest = hashlib.sha256(images.labels.tobytes())
-    for name, part in zip(images.names, images.parts, strict=True):
-        digest.update(os.fsencode(name) + b"\0" + part.encode() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 def _order(name: str) -> tuple[int, str]:

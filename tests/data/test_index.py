@@ -1,6 +1,7 @@
 """The index: files, order, sizes, and the reasons for bad files."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,6 +101,19 @@ def test_headers_come_from_the_cache_until_a_file_changes(tmp_path, monkeypatch)
     assert changed.fingerprint != first.fingerprint
     (data / "1.png").write_bytes(b"")
     assert index_images(data).fingerprint == changed.fingerprint  # a file that breaks does not change the list
+
+
+def test_contents_follow_lengths_and_classes_but_not_times(tmp_path):
+    for name in ("a/1.png", "b/2.png"):
+        write_png(tmp_path / name, GREY)
+    first = index_images(tmp_path)
+    before = first.contents()
+    os.utime(tmp_path / "a" / "1.png", (1, 1))
+    assert index_images(tmp_path).contents() == before
+    other = replace(first, listing=replace(first.listing, labels=[1, 0]))
+    (tmp_path / "a" / "1.png").write_bytes((tmp_path / "a" / "1.png").read_bytes() + b"x")
+    assert len({before, first.contents(), other.contents()}) == 3
+    assert index_images(tmp_path).fingerprint == first.fingerprint
 
 
 def test_a_damaged_or_unwritable_cache_is_passed_over(tmp_path):

@@ -1,5 +1,6 @@
 """evaluate transfer and evaluate svm on small data sets, as the commands run them."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -97,6 +98,22 @@ def test_finished_sets_and_kept_features_are_not_computed_again(data, tmp_path, 
     assert other.rows[1]["score"] == 1
     with pytest.raises(ValueError, match=r"holds results with other settings(.|\n)*weight_decays: \[0.001, 1.0\] then"):
         transfer(data / "network.safetensors", sets=more, out=tmp_path / "out", resume=True, **settings)
+
+
+@pytest.mark.slow
+def test_results_of_changed_images_are_not_resumed(data, tmp_path):
+    root = shutil.copytree(data / "mine", tmp_path / "mine")
+    network, sets = data / "network.safetensors", (f"mine={root}",)
+    first = transfer(network, sets=sets, out=tmp_path / "transfer", **SEARCH).rows[0]
+    svm(network, root, name="mine", shots=(), out=tmp_path / "svm", device="cpu")
+    os.utime(root / "test" / "ship" / "test0.png", (1, 1))  # as in a copy
+    assert transfer(network, sets=sets, out=tmp_path / "transfer", resume=True, **SEARCH).rows == [first]
+    for i in range(8):  # the other colour, of another length
+        (root / "test" / "bird" / f"test{i}.png").replace(root / "test" / "ship" / f"test{i}.png")
+        shutil.copy(data / "mine" / "test" / "ship" / "test0.png", root / "test" / "bird" / f"test{i}.png")
+    assert transfer(network, sets=sets, out=tmp_path / "transfer", resume=True, **SEARCH).rows[0]["score"] == 0
+    with pytest.raises(ValueError, match=r"data.contents: '\w+' then, '\w+' now \(files have other lengths"):
+        svm(network, root, name="mine", shots=(), out=tmp_path / "svm", device="cpu", resume=True)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """A labelled data set with the parts that its authors published."""
 
 import dataclasses
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,6 +74,17 @@ class ImageSet:
             return self.packed.bad_files()
         paths = [os.fsencode(os.path.join(self.root, name)) for name in self.names]
         return {os.fsdecode(paths[i]): reason for i, reason in file_stamps(paths)[1].items()}
+
+    def contents(self) -> str:
+        """Return a hash of the names, parts, labels and lengths in bytes of all images; see Index.contents."""
+        if self.packed is None:
+            lengths = file_stamps([os.fsencode(os.path.join(self.root, name)) for name in self.names])[0][:, 1]
+        else:
+            lengths = self.packed.lengths
+        digest = hashlib.sha256(self.labels.tobytes() + lengths.tobytes())
+        for name, part in zip(self.names, self.parts, strict=True):
+            digest.update(os.fsencode(name) + b"\0" + part.encode() + b"\0")
+        return digest.hexdigest()[:16]
 
     def require_files(self) -> None:
         """Raise an error unless all files can be opened.
