@@ -279,7 +279,7 @@ def test_python_m_is_the_command(module):
 def test_evaluating_feature_files_needs_no_dali(tmp_path):
     file = tmp_path / "features.safetensors"
     listing = Listing(tmp_path, [f"{i}.jpg" for i in range(20)], [0, 1] * 10, ["a", "b"])
-    index = ImageIndex(listing, sizes=np.ones((20, 2), np.int32), alpha=np.zeros(20, bool), bad={})
+    index = ImageIndex(listing, sizes=np.ones((20, 2), np.int32), traits=np.zeros(20, np.uint8), bad={})
     save_features(file, torch.eye(2).repeat(10, 1), index)
     code = f"""
 import sys

@@ -39,14 +39,14 @@ def evaluation_batches(
         index.require_readable()
     else:
         skipped |= index.bad
-    background = index.background(view.background)
+    background, pillow = index.background(view.background), index.by_pillow(view.background)
     settings: dict[str, Any] = {"background": background, "threads": threads, "device": device}
     samples, files = np.array([i for i in range(len(index)) if i not in index.bad], dtype=np.int64), index.files
     while len(samples):
         parts = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
         with closing(files.items_ahead(iter(parts))) as ready, ExitStack() as ending:
             feeds = (
-                evaluation_feed(view, items, index.sizes[part], index.alpha[part], background)
+                evaluation_feed(view, items, index.sizes[part], pillow[part], background)
                 for part, items in zip(parts, ready, strict=True)
             )
             pipeline = evaluation_pipeline(feeds, view, batch_size=batch_size, contents=files.are_contents, **settings)
@@ -55,7 +55,7 @@ def evaluation_batches(
                 try:
                     (images,) = next_outputs(pipeline, device)
                 except RuntimeError as error:
-                    sizes = decoded_sizes(files, part, index.alpha[part], **settings)
+                    sizes = decoded_sizes(files, part, pillow[part], **settings)
                     failed = part[sizes[:, 0] == 0].tolist()
                     bad = {sample: files.failure_reason(sample) for sample in failed}
                     if not bad:

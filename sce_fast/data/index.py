@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from sce_fast.data.cache import cache_file_of, read_cache, take_rows, write_cache
 from sce_fast.data.faults import MISSING, NOT_A_FILE, evaluation_refusal, status_or_reason
-from sce_fast.data.image.alpha import has_alpha
-from sce_fast.data.image.background import NONE, Color, background_color
+from sce_fast.data.image.alpha import Trait
+from sce_fast.data.image.background import BLACK, NONE, Color, background_color
 from sce_fast.data.image.files import ImageFiles
 from sce_fast.data.image.formats import decode_failure_reason
 from sce_fast.data.image.shards import read_shards
 from sce_fast.data.sources import Listing, Shards, find_shards, list_images
 from sce_fast.util.terminal import progress_bar
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 HASHED_TOGETHER = 4096
 HEADERS_PER_BATCH = 256
 
@@ -96,6 +96,12 @@ class Index(ABC):
         packed = self.listing.packed
         return file_stamps(self.paths, folders=True)[0] if packed is None else packed.stamps[packed.shard]
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(n,) length of each file in bytes, of packed samples that of the image; 0 for folders and bad files."""
+        packed = self.listing.packed
+        return file_stamps(self.paths)[0][:, 1] if packed is None else packed.sizes.astype(np.int64)
+
     @cached_property
     def labels(self) -> NDArray[np.int64] | None:
         """(n,) class numbers, or None."""
@@ -110,6 +116,16 @@ class Index(ABC):
         digest, entries = hashlib.sha256(), iter(self.listing.entries())
         while some := list(itertools.islice(entries, HASHED_TOGETHER)):
             digest.update(os.fsencode("\0".join(some)) + b"\0")
+        return digest.hexdigest()[:16]
+
+    def contents(self) -> str:
+        """Return a hash of the entries, their classes and the lengths of their files, which changes with the contents.
+
+        Modification times are left out: a copy of the data has others.
+        """
+        digest = hashlib.sha256(self.fingerprint.encode() + self.lengths.tobytes())
+        digest.update(b"" if self.labels is None else self.labels.tobytes())
+        digest.update(os.fsencode("\0".join(self.listing.classes)))
         return digest.hexdigest()[:16]
 
     def by_path(self, bad: Mapping[int, str]) -> dict[str, str]:
@@ -138,7 +154,7 @@ class ImageIndex(Index):
     kind: ClassVar[str] = "images"
     listing: Listing
     sizes: NDArray[np.int32]  # (n, 2) height, width; 0 for bad files
-    alpha: NDArray[np.bool_]  # (n,) whether each image has an alpha channel or transparent colours
+    traits: NDArray[np.uint8]  # (n,) flags of Trait
     bad: dict[int, str]  # sample → reason, of files whose header cannot be read
 
     @cached_property
@@ -147,10 +163,15 @@ class ImageIndex(Index):
         return ImageFiles(self.listing)
 
     def rows(self, rows: NDArray[np.int64], listing: Listing, bad: dict[int, str]) -> "ImageIndex":
-        return ImageIndex(listing, take_rows(self.sizes, rows), take_rows(self.alpha, rows), bad)
+        return ImageIndex(listing, take_rows(self.sizes, rows), take_rows(self.traits, rows), bad)
 
     def notes(self, background: str) -> list[str]:
-        return list(filter(None, [*super().notes(background), self.describe_alpha(background)]))
+        return list(filter(None, [*super().notes(background), self.describe_alpha(background), self.describe_gifs()]))
+
+    @property
+    def alpha(self) -> NDArray[np.bool_]:
+        """(n,) whether each image has an alpha channel or transparent colours."""
+        return self.traits & Trait.ALPHA > 0
 
     def describe_alpha(self, background: str) -> str:
         """Return one line that counts the images with alpha and says what becomes of it; empty if there are none."""
@@ -159,14 +180,23 @@ class ImageIndex(Index):
         shown = "dropped, so that hidden pixels show" if background == NONE else f"shown over {background}"
         return f"{self.alpha.sum()} of {len(self)} images have alpha (transparency), {shown} (--views.background)"
 
+    def describe_gifs(self) -> str:
+        """Return one line that counts the GIFs; empty if there are none."""
+        count = int((self.traits & Trait.GIF > 0).sum())
+        return f"{count} of {len(self)} images are GIFs, of which the first frame is taken" if count else ""
+
     def background(self, name: str) -> Color | None:
-        """Return the colour to show behind transparent images; None if there are none, or if their alpha is dropped.
+        """Return the colour behind the images that Pillow decodes; None if there are none.
 
         Raises:
             ValueError: the name is no colour; see background_color.
         """
         color = background_color(name)
-        return color if self.alpha.any() else None
+        return (color or BLACK) if self.by_pillow(name).any() else None
+
+    def by_pillow(self, background: str) -> NDArray[np.bool_]:
+        """Return whether Pillow decodes each image (n,): GIFs, and images with alpha unless it is dropped."""
+        return self.traits & (Trait.GIF if background_color(background) is None else Trait.GIF | Trait.ALPHA) > 0
 
 
 def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = None) -> ImageIndex:
@@ -190,13 +220,13 @@ def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = Non
     paths = [os.fsencode(path) for path in listing.paths()]
     stamps, bad = file_stamps(paths)
     cache_file = cache_file_of(path, cache)
-    sizes, alpha = _cached_headers(cache_file, listing, stamps)
+    sizes, traits = _cached_headers(cache_file, listing, stamps)
     unknown = [i for i in np.flatnonzero(sizes[:, 0] == 0).tolist() if i not in bad]
     if unknown:
-        sizes[unknown], alpha[unknown] = read_headers([paths[i] for i in unknown], threads=threads)
-        write_cache(cache_file, CACHE_VERSION, listing.names, stamps=stamps, sizes=sizes, alpha=alpha)
+        sizes[unknown], traits[unknown] = read_headers([paths[i] for i in unknown], threads=threads)
+        write_cache(cache_file, CACHE_VERSION, listing.names, stamps=stamps, sizes=sizes, traits=traits)
         bad |= {i: decode_failure_reason(paths[i]) for i in unknown if sizes[i, 0] == 0}
-    return ImageIndex(listing, sizes, alpha, bad)
+    return ImageIndex(listing, sizes, traits, bad)
 
 
 def index_shards(shards: Shards, path: str | Path, *, threads: int = 2, cache: Path | None = None) -> ImageIndex:
@@ -213,34 +243,34 @@ def index_shards(shards: Shards, path: str | Path, *, threads: int = 2, cache: P
     return ImageIndex(*read_shards(shards, cache_file_of(path, cache, "-shards"), threads=threads))
 
 
-def read_headers(paths: list[bytes], *, threads: int = 2) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Return height and width (n, 2) of each image, (0, 0) if its header cannot be read, and whether it has alpha."""
+def read_headers(paths: list[bytes], *, threads: int = 2) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    """Return height and width (n, 2) of each image, (0, 0) if its header cannot be read, and its traits (n,)."""
     from sce_fast.data.image.sizes import SizeReader
 
     reader = SizeReader(decode=False, batch_size=HEADERS_PER_BATCH, threads=threads)
     sizes = np.zeros((len(paths), 2), dtype=np.int32)
-    alpha = np.zeros(len(paths), dtype=np.bool_)
+    traits = np.zeros(len(paths), dtype=np.uint8)
     silent = len(paths) <= HEADERS_PER_BATCH  # done at once
     with progress_bar(len(paths), "Reading image headers", unit="image", silent=silent) as bar:
         for start in range(0, len(paths), HEADERS_PER_BATCH):
             batch = paths[start : start + HEADERS_PER_BATCH]
-            sizes[start : start + len(batch)] = reader.sizes(batch)
-            alpha[start : start + len(batch)] = [has_alpha(path) for path in batch]
+            part = slice(start, start + len(batch))
+            sizes[part], traits[part] = reader.headers(batch)
             bar.update(len(batch))
     unreadable = sizes.min(axis=1) == 0
-    sizes[unreadable], alpha[unreadable] = 0, False
-    return sizes, alpha
+    sizes[unreadable], traits[unreadable] = 0, 0
+    return sizes, traits
 
 
 def _cached_headers(
     cache_file: Path, listing: Listing, stamps: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """Return what read_headers would return as far as the cache knows it; (0, 0) for files that are new or changed."""
-    cached = read_cache(cache_file, CACHE_VERSION, ("sizes", "alpha"))
+    cached = read_cache(cache_file, CACHE_VERSION, ("sizes", "traits"))
     if cached is None:
-        return np.zeros((len(stamps), 2), dtype=np.int32), np.zeros(len(stamps), dtype=np.bool_)
+        return np.zeros((len(stamps), 2), dtype=np.int32), np.zeros(len(stamps), dtype=np.uint8)
     rows = cached.rows(listing.names, stamps)
-    return take_rows(cached.columns["sizes"], rows), take_rows(cached.columns["alpha"], rows)
+    return take_rows(cached.columns["sizes"], rows), take_rows(cached.columns["traits"], rows)
 
 
 def file_stamps(paths: list[bytes], *, folders: bool = False) -> tuple[NDArray[np.int64], dict[int, str]]:

@@ -111,7 +111,8 @@ def _drawn(listing: Listing, share: float | None, per_class: int | None, seed: i
 def _of_classes(listing: Listing, path: Path) -> tuple[NDArray[np.int64], Listing]:
     wanted = set(CLASS_LISTS[str(path)] if str(path) in CLASS_LISTS else _lines(path))
     if listing.labels is None:
-        raise ValueError(f"{listing.title} has no classes, so {printable(path)} cannot choose among them")
+        why = f" ({listing.unlabelled})" if listing.unlabelled else ""
+        raise ValueError(f"{listing.title} has no classes{why}, so {printable(path)} cannot choose among them")
     _require_known(sorted(wanted - set(listing.classes)), path, f"classes that {listing.title} lacks")
     kept = [name for name in listing.classes if name in wanted]
     number = np.full(len(listing.classes), -1, dtype=np.int32)

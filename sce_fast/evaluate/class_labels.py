@@ -38,10 +38,8 @@ def labelled_indices(
         train, test = subset(train, classes=classes), subset(test, classes=classes)
     for index in (train, test):
         if index.labels is None:
-            raise ValueError(
-                f"{index.listing.title}: an evaluation needs labels; expected one folder for each "
-                "class, or a list file with classes"
-            )
+            expected = index.listing.unlabelled or "expected one folder for each class, or a list file with classes"
+            raise ValueError(f"{index.listing.title}: an evaluation needs labels; {expected}")
         index.require_readable()
     names = train.listing.classes
     labels = labels_among(

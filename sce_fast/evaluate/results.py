@@ -9,6 +9,7 @@ from sce_fast.util.files import printable, write_atomically
 
 RESULTS, TABLE = "results.json", "table.txt"
 EVALUATIONS = "evaluations"  # folder of a run
+CONTENTS = "contents"  # end of the names of settings that hold Index.contents
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,25 @@ def finished_rows(
 
 
 def changes_of(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return a line for each setting that has changed since."""
-    names = sorted(then.keys() | now.keys())
-    return [f"{n}: {then.get(n)!r} then, {now.get(n)!r} now" for n in names if then.get(n) != now.get(n)]
+    """Return a line for each setting that has changed since; settings in settings are named as a.b.
+
+    Results of earlier versions lack the contents of files, which then count as unchanged.
+    """
+    before, after = _flat(then), _flat(now)
+    lines = []
+    for name in sorted(before.keys() | after.keys()):
+        is_new = name.endswith(CONTENTS) and name not in before
+        if before.get(name) != after.get(name) and not is_new:
+            why = " (files have other lengths, names or classes)" if name.endswith(CONTENTS) else ""
+            lines.append(f"{name}: {before.get(name)!r} then, {after.get(name)!r} now{why}")
+    return lines
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{prefix}{name}.") if value and isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def result_folder(run: Path, evaluation: str, settings: dict[str, Any], *, resume: bool = False) -> Path:
@@ -112,7 +129,7 @@ def result_folder(run: Path, evaluation: str, settings: dict[str, Any], *, resum
     while True:
         folder = evaluations_folder(run) / (evaluation if number == 1 else f"{evaluation}-{number}")
         found = read_result(folder)
-        if found is None or (resume and found.settings == settings):
+        if found is None or (resume and not changes_of(found.settings, settings)):
             return folder
         number += 1
 

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sce_fast.config import default_loader_threads, to_json
+from sce_fast.data.faults import BadFilesError
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate.results import EvaluationResult, evaluations_folder, finished_rows, result_folder
+from sce_fast.evaluate.sets.image_set import HOW_TO_LEAVE_OUT, ImageSet
 from sce_fast.evaluate.store import FeatureStore
 from sce_fast.export import Description, ForeignNetwork, open_backbone
 from sce_fast.util.files import printable
@@ -75,6 +77,24 @@ class Frozen:
         return dataclasses.replace(
             own, resize=crop if resize is None else resize, crop=crop, interpolation=interpolation
         )
+
+    def features_of(self, images: ImageSet, view: EvaluationView, name: str) -> Tensor:
+        """Return the features (n, F) of all images of a data set; every rank has to make the call.
+
+        Args:
+            images: the data set.
+            view: that the backbone sees.
+            name: of the data set.
+
+        Raises:
+            ValueError, BadFilesError: images cannot be read or decoded; the message names them.
+        """
+        lists, ranks = self.features_folder / "lists" / f"{name}.txt", self.settings["ranks"]
+        index = ranks.first_then_others(lambda: images.index(view, lists, threads=self.threads))
+        try:
+            return self.store.features(index, view, name)
+        except BadFilesError as error:
+            raise BadFilesError(f"{error}. {HOW_TO_LEAVE_OUT}") from error
 
     def origin(self) -> dict[str, Any]:
         """Return JSON values of the backbone for the settings of a result."""

@@ -163,6 +163,7 @@ def labelled_sets(
     origin = {**frozen.origin(), **sets.origin(names)}
     for name, index in zip(names, indices, strict=True):
         origin[f"{name}_files"] = index.fingerprint
+        origin[f"{name}_contents"] = ranks.first(index.contents)
     return LabelledSets(found[0], labels[0], found[1], labels[1], shared, origin, images, notes)
 
 

@@ -57,9 +57,14 @@ class KindScan:
             lines.append(f"width × height: smallest {smallest}, median {median}, largest {largest}")
             if isinstance(self.index, VideoIndex):
                 lines += _lines_on_videos(self.index, good)
-        if isinstance(self.index, ImageIndex) and (count := self.index.alpha.sum()):
-            lines.append(f"images with alpha (transparency): {count}; --views.background sets the colour behind them")
-        lines += filter(None, [ignored, listing.describe_others()])
+        gifs = ""
+        if isinstance(self.index, ImageIndex):
+            if count := self.index.alpha.sum():
+                lines.append(
+                    f"images with alpha (transparency): {count}; --views.background sets the colour behind them"
+                )
+            gifs = self.index.describe_gifs()
+        lines += filter(None, [gifs, ignored, listing.describe_others()])
         if self.decoded:
             done = len(self.index) - len(self.index.bad)
             rate = f"{done / max(self.seconds, 1e-9):.0f} {self.kind}s/s"
@@ -153,7 +158,7 @@ def _scan_videos(data: Path, quick: bool, threads: int) -> KindScan:
 def undecodable(index: ImageIndex, threads: int) -> dict[int, str]:
     """Return sample → reason for the files whose header is good but whose image does not decode."""
     samples = np.array([i for i in range(len(index)) if i not in index.bad], dtype=np.int64)
-    files, chunks = index.files, _chunks(samples, index.sizes)
+    files, chunks, pillow = index.files, _chunks(samples, index.sizes), index.by_pillow("black")
     settings: dict[str, Any] = {"background": index.background("black"), "threads": threads}
     reader = SizeReader(decode=True, contents=files.are_contents, **settings)
     bad: dict[int, str] = {}
@@ -163,7 +168,7 @@ def undecodable(index: ImageIndex, threads: int) -> dict[int, str]:
         closing(reader),
     ):
         for chunk, items in zip(chunks, ready, strict=True):
-            sizes = reader.sizes(items, index.alpha[chunk])
+            sizes = reader.sizes(items, pillow[chunk])
             bad |= {i: files.failure_reason(i) for i in chunk[sizes[:, 0] == 0].tolist()}
             bar.update(len(chunk))
     return bad

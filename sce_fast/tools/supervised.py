@@ -83,7 +83,8 @@ def open_task(
             say(f"Warning: {line}")
     origin = {"source": str(run), "backbone": to_json(backbone.description), "view": to_json(view), **sets.origin()}
     for name, index in (("train", train), ("test", test)):
-        origin[name] = {"path": origin[name], index.kind: len(index), "fingerprint": index.fingerprint}
+        noted = {"fingerprint": index.fingerprint, "contents": ranks.first(index.contents)}
+        origin[name] = {"path": origin[name], index.kind: len(index), **noted}
     origin["classes"] = len(train.listing.classes)
     return Task(run, backbone.description, backbone.network, train, test, view, origin, tuple(missing))
 

@@ -8,10 +8,10 @@ import numpy as np
 from sce_fast.config import Device, to_json
 from sce_fast.distributed import process_group
 from sce_fast.evaluate.results import EvaluationResult, require_room
-from sce_fast.evaluate.sets import ImageSet, open_set
+from sce_fast.evaluate.sets import ImageSet, describe_left_out, listed_images, open_set, require_left_out
 from sce_fast.evaluate.svm import COST, DRAWS, SHOTS, SVMEvaluation, SVMResult, check_svm, one_vs_all
 from sce_fast.export import ForeignNetwork
-from sce_fast.tools.arguments import ForeignNetworkWeights, Images, OptionalFolder, Run
+from sce_fast.tools.arguments import ForeignNetworkWeights, Images, OptionalFile, OptionalFolder, Run
 from sce_fast.tools.frozen import finish, open_frozen, results_place
 from sce_fast.tools.pictures import draw_bars
 from sce_fast.tools.transfer import Interpolation
@@ -30,6 +30,7 @@ def svm(
     full: bool = True,
     cost: float = COST,
     skip_difficult: bool = False,
+    leave_out: OptionalFile = None,
     seed: int = 0,
     crop: int | None = None,
     resize: int | None = None,
@@ -57,6 +58,7 @@ def svm(
         cost: Inverse strength C of the penalty.
         skip_difficult: Leave out images that are marked as difficult for a class, as the challenge does. By default
             they count as images without the class, as in the published script.
+        leave_out: List of images to leave out; see transfer.
         seed: Seed of the draws.
         crop: Side of the centre crop in pixels. Default: the backbone's own.
         resize: Shorter side in pixels before the crop. Default: 8/7 of the crop, 256 for 224.
@@ -79,15 +81,24 @@ def svm(
     require_room(out, resume=resume)
     target = choose_device(device)
     with process_group(target) as ranks:
-        images, _ = open_set(name, Path(data), seed=seed)
+        images, _ = open_set(name, Path(data), seed=seed, leave_out=listed_images(leave_out))
+        require_left_out(leave_out, {name: images})
         frozen = open_frozen(run, network=foreign, features=features, batch_size=batch_size, device=target, ranks=ranks)
         side = frozen.description.crop if crop is None else crop
         resize = round(side * 8 / 7) if resize is None else resize
         view = frozen.image_view(resize=resize, crop=side, interpolation=interpolation)
+        data_settings = {
+            "name": name,
+            "folder": str(data),
+            **images.counts(),
+            "classes": images.classes,
+            **({"left_out": list(images.left_out)} if images.left_out else {}),
+            "contents": ranks.first(images.contents),
+        }
         settings = {
             **frozen.origin(),
             "view": to_json(view),
-            "data": {"name": name, "folder": str(data), **images.counts(), "classes": images.classes},
+            "data": data_settings,
             "draws": draws,
             "cost": cost,
             "skip_difficult": skip_difficult,
@@ -96,11 +107,9 @@ def svm(
         place, rows = results_place(run, out, "svm", settings, ranks=ranks, resume=resume)
         missing = [k for k in wanted if _label(k) not in {row["images_per_class"] for row in rows}]
         if missing:
-            lists = frozen.features_folder / "lists" / f"{name}.txt"
-            index = ranks.first_then_others(lambda: images.index(view, lists, threads=frozen.threads))
             rows_of = np.concatenate([images.rows("train"), images.rows("validation")]), images.rows("test")
             labels = labels_of(images, skip_difficult=skip_difficult)
-            inputs = frozen.store.features(index, view, name), labels, *rows_of
+            inputs = frozen.features_of(images, view, name), labels, *rows_of
             evaluation = SVMEvaluation(*inputs, cost=cost, seed=seed, ranks=ranks)
             for k in missing:
                 fits = len(images.classes) * (1 if k is None else draws)
@@ -150,4 +159,4 @@ def _result(settings: dict[str, Any], rows: list[dict[str, Any]]) -> EvaluationR
         f"linear SVMs on frozen features of {data['name']}, {trained} train and {data.get('test', 0)} test images, "
         f"{len(data['classes'])} classes; mean and standard deviation over draws"
     )
-    return EvaluationResult("svm", settings, rows, title=title)
+    return EvaluationResult("svm", settings, rows, describe_left_out(data["name"], data.get("left_out", [])), title)

@@ -1,9 +1,7 @@
 """The command evaluate transfer: logistic regression on frozen features of up to eleven data sets."""
 
 import dataclasses
-import hashlib
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +13,15 @@ from sce_fast.config import Device, to_json
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.distributed import Ranks, process_group
 from sce_fast.evaluate.results import EvaluationResult, require_room
-from sce_fast.evaluate.sets import SETS, ImageSet, find_sets, open_set
+from sce_fast.evaluate.sets import (
+    SETS,
+    ImageSet,
+    describe_left_out,
+    find_sets,
+    listed_images,
+    open_set,
+    require_left_out,
+)
 from sce_fast.evaluate.transfer import (
     DECAYS,
     ITERATIONS,
@@ -26,7 +32,7 @@ from sce_fast.evaluate.transfer import (
     transfer_score,
 )
 from sce_fast.export import ForeignNetwork
-from sce_fast.tools.arguments import ForeignNetworkWeights, OptionalFolder, Run
+from sce_fast.tools.arguments import ForeignNetworkWeights, OptionalFile, OptionalFolder, Run
 from sce_fast.tools.frozen import Frozen, finish, open_frozen, results_place
 from sce_fast.tools.pictures import draw_bars, draw_lines
 from sce_fast.train.folder import choose_device
@@ -44,6 +50,7 @@ def transfer(
     weight_decays: tuple[float, ...] | None = None,
     max_iterations: int = ITERATIONS,
     skip_difficult: bool = False,
+    leave_out: OptionalFile = None,
     seed: int = 0,
     crop: int | None = None,
     resize: int | None = None,
@@ -71,6 +78,9 @@ def transfer(
         max_iterations: Largest number of L-BFGS iterations for each weight decay.
         skip_difficult: Leave out images of VOC that are marked as difficult for a class, as the challenge does. By
             default they count as images without the class.
+        leave_out: List of images to leave out, one path a line, such as files of a published set that do not decode.
+            A tab and a reason may follow, as in the list that sce-fast scan --out writes. They are named below the
+            table.
         seed: Seed of the random fifth, and of the train images of caltech101.
         crop: Side of the centre crop in pixels. Default: the backbone's own.
         resize: Shorter side in pixels before the crop. Default: as long as the crop, as published.
@@ -93,7 +103,9 @@ def transfer(
     require_room(out, resume=resume)
     target = choose_device(device)
     with process_group(target) as ranks:
-        opened = {name: open_set(name, folder, seed=seed) for name, folder in folders.items()}
+        listed = listed_images(leave_out)
+        opened = {name: open_set(name, folder, seed=seed, leave_out=listed) for name, folder in folders.items()}
+        require_left_out(leave_out, {name: images for name, (images, _) in opened.items()})
         frozen = open_frozen(
             Path(run), network=foreign, features=features, batch_size=batch_size, device=target, ranks=ranks
         )
@@ -110,7 +122,7 @@ def transfer(
         jobs = [
             Job(name, folders[name], images, metric, digest)
             for name, (images, metric) in opened.items()
-            for digest in [_digest(images)]
+            for digest in [ranks.first(images.contents)]
             if not any(row["data"] == name and row["files"]["digest"] == digest for row in rows)
         ]
         search = {"decays": decays, "max_iterations": max_iterations, "device": target}
@@ -132,7 +144,7 @@ class Job:
     folder: Path
     images: ImageSet
     metric: Metric
-    digest: str  # of names, parts and labels
+    digest: str  # ImageSet.contents
 
 
 def named_folders(data: Path | None, sets: tuple[str, ...]) -> dict[str, Path]:
@@ -182,11 +194,7 @@ def _scores(
     """Return a row for each data set of a group, at most one for each rank. All compute the features together."""
     mine: TransferSet | None = None
     for i, job in enumerate(group):
-        lists = frozen.features_folder / "lists" / f"{job.name}.txt"
-        index = ranks.first_then_others(
-            lambda job=job, lists=lists: job.images.index(view, lists, threads=frozen.threads)  # type: ignore[misc]
-        )
-        features = frozen.store.features(index, view, job.name)
+        features = frozen.features_of(job.images, view, job.name)
         if i == ranks.rank:
             mine = transfer_set(job.images, features, skip_difficult=skip_difficult, seed=seed)
     row = None if mine is None else _row(group[ranks.rank], mine, search, silent=not ranks.is_first)
@@ -218,6 +226,7 @@ def _row(job: Job, data: TransferSet, search: dict[str, Any], *, silent: bool) -
         "train": len(data.train),
         "validation": len(data.validation),
         "test": len(data.test),
+        "left_out": list(job.images.left_out),
         "classes": job.images.classes,
         "validation_scores": [list(item) for item in found.validation.items()],
         "files": {"folder": str(job.folder), "digest": job.digest},
@@ -230,20 +239,14 @@ def _result(settings: dict[str, Any], rows: list[dict[str, Any]]) -> EvaluationR
         notes.append(f"mean score of {len(rows)} data sets: {np.mean([row['score'] for row in rows]):.4f}")
     if edges := [row["data"] for row in rows if row["at_edge"]]:
         notes.append(f"Warning: the best weight decay is the smallest or largest that was tried for {', '.join(edges)}")
+    for row in rows:
+        notes += describe_left_out(row["data"], row.get("left_out", []))  # rows of earlier versions have none
     view = settings["view"]
     title = (
         f"logistic regression on frozen features; images resized to {view['resize']} pixels ({view['interpolation']}), "
         f"centre crop of {view['crop']}"
     )
     return EvaluationResult("transfer", settings, rows, notes, title)
-
-
-def _digest(images: ImageSet) -> str:
-    """Return a hash of the names, parts and labels of a data set."""
-    digest = hashlib.sha256(images.labels.tobytes())
-    for name, part in zip(images.names, images.parts, strict=True):
-        digest.update(os.fsencode(name) + b"\0" + part.encode() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -1,6 +1,7 @@
 """The index: files, order, sizes, and the reasons for bad files."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,6 +103,19 @@ def test_headers_come_from_the_cache_until_a_file_changes(tmp_path, monkeypatch)
     assert index_images(data).fingerprint == changed.fingerprint  # a file that breaks does not change the list
 
 
+def test_contents_follow_lengths_and_classes_but_not_times(tmp_path):
+    for name in ("a/1.png", "b/2.png"):
+        write_png(tmp_path / name, GREY)
+    first = index_images(tmp_path)
+    before = first.contents()
+    os.utime(tmp_path / "a" / "1.png", (1, 1))
+    assert index_images(tmp_path).contents() == before
+    other = replace(first, listing=replace(first.listing, labels=[1, 0]))
+    (tmp_path / "a" / "1.png").write_bytes((tmp_path / "a" / "1.png").read_bytes() + b"x")
+    assert len({before, first.contents(), other.contents()}) == 3
+    assert index_images(tmp_path).fingerprint == first.fingerprint
+
+
 def test_a_damaged_or_unwritable_cache_is_passed_over(tmp_path):
     write_png(tmp_path / "data" / "1.png", GREY)
     cache = tmp_path / "cache"
@@ -121,16 +135,15 @@ def with_bad_files(folder):
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "page.jpg").write_text("<html>404</html>")
     (folder / "sound.webp").write_bytes(b"RIFF\0\0\0\0WAVEfmt ")
-    Image.fromarray(GREY).save(folder / "film.gif")
-    (folder / "film.gif").rename(folder / "film.jpg")
+    (folder / "drawing.jpg").write_bytes(b"8BPS\0\1")
     os.mkfifo(folder / "pipe.jpg")
     Image.fromarray(GREY).convert("1").save(folder / "bilevel.tif")
     os.symlink("nowhere.jpg", folder / "link.jpg")
     return {
         "bilevel.tif": "unsupported format",
         "cut.png": "truncated or damaged",
+        "drawing.jpg": "unsupported format",
         "empty.jpg": "empty",
-        "film.jpg": "unsupported format",
         "link.jpg": "missing",
         "page.jpg": "not an image",
         "pipe.jpg": "not a file",
@@ -175,14 +188,15 @@ def test_what_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
 @pytest.fixture
 def locked_folder(tmp_path, monkeypatch):
     """Make a folder unreadable; simulated, because root may read everything."""
-    scandir = os.scandir
+    scandir, listdir = os.scandir, os.listdir
 
-    def refuse(folder):
+    def refused(folder, read):
         if os.path.basename(folder) == "locked":
             raise PermissionError(13, "Permission denied", folder)
-        return scandir(folder)
+        return read(folder)
 
-    monkeypatch.setattr("sce_fast.data.sources.folder.os.scandir", refuse)
+    monkeypatch.setattr(os, "scandir", lambda folder: refused(folder, scandir))
+    monkeypatch.setattr(os, "listdir", lambda folder: refused(folder, listdir))
 
 
 @pytest.mark.parametrize("layout", ["flat", "classes"])

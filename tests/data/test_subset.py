@@ -17,7 +17,7 @@ def index(labelled=True):
     labels = [c for c, count in enumerate(COUNTS.values()) for _ in range(count)]
     listing = Listing(Path("photos"), names, labels if labelled else None, list(COUNTS) if labelled else [])
     sizes = np.arange(2 * len(names), dtype=np.int32).reshape(-1, 2) + 1
-    return ImageIndex(listing, sizes, np.zeros(len(names), dtype=np.bool_), {3: "empty", 101: "missing"})
+    return ImageIndex(listing, sizes, np.zeros(len(names), dtype=np.uint8), {3: "empty", 101: "missing"})
 
 
 def numbers(part):

@@ -28,7 +28,7 @@ def write_features(path, features, classes):
     save_features(
         path,
         features,
-        ImageIndex(listing, np.ones((len(classes), 2), dtype=np.int32), np.zeros(len(classes), dtype=np.bool_), {}),
+        ImageIndex(listing, np.ones((len(classes), 2), dtype=np.int32), np.zeros(len(classes), dtype=np.uint8), {}),
     )
     return path
 

@@ -27,6 +27,7 @@ from sce_fast.evaluate.supervised.settings import SupervisedSettings
 from sce_fast.evaluate.supervised.testing import count_right
 from sce_fast.export import open_backbone
 from sce_fast.tools.embed import embed
+from sce_fast.tools.evaluate import knn
 from sce_fast.tools.linear import linear
 from sce_fast.tools.semi_supervised import semi_supervised
 from sce_fast.tools.training_options import TrainingOptions
@@ -180,6 +181,28 @@ def test_fine_tuning_on_a_share_trains_the_backbone(colours, tmp_path):
 
 
 @pytest.mark.slow
+def test_results_of_changed_images_are_not_resumed(colours, tmp_path):
+    root = shutil.copytree(colours, tmp_path / "colours")
+    network, paths = root / "backbone.safetensors", {"train": root / "train", "test": root / "test", "device": "cpu"}
+    calls = [
+        lambda **more: knn(network, **paths, neighbours=(1,), out=tmp_path / "knn", **more),
+        lambda **more: linear(
+            network,
+            **paths,
+            crop="centre",
+            training=TrainingOptions(epochs=1, batch_size=20),
+            out=tmp_path / "o",
+            **more,
+        ),
+    ]
+    found = [call() for call in calls]
+    assert [call(resume=True) for call in calls] == found
+    shutil.copy(root / "test" / "red" / "test00.png", root / "test" / "blue" / "test00.png")
+    for call, name in zip(calls, (r"test_contents", r"test\.contents"), strict=True):
+        with pytest.raises(ValueError, match=rf"{name}: '\w+' then, '\w+' now \(files have other lengths"):
+            call(resume=True)
+
+
 def test_fine_tuning_on_a_list_learns_colours_and_resumes_with_the_same_bits(colours, tmp_path):
     names = tmp_path / "list.txt"
     names.write_text("".join(f"{colour}/train{i:02d}.png\n" for colour in COLOURS for i in range(5)))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sce_fast.evaluate.results import EvaluationResult, finished_rows, read_result, result_folder
+from sce_fast.evaluate.results import EvaluationResult, changes_of, finished_rows, read_result, result_folder
 
 ROWS = [
     {"data": "pets", "accuracy": 0.5, "decay": 1e-6, "curve": [1, 2]},
@@ -47,6 +47,18 @@ def test_only_the_same_evaluation_is_resumed(tmp_path):
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ValueError, match=r"results.json is not the result of an evaluation"):
         finished_rows(tmp_path, "transfer", settings, resume=True)
+
+
+def test_settings_in_settings_are_named_and_contents_may_be_new(tmp_path):
+    then = {"train": {"path": "a", "fingerprint": "1"}, "view": {"crop": 8}}
+    now = {"train": {"path": "a", "fingerprint": "1", "contents": "2"}, "view": {"crop": 8}, "test_contents": "3"}
+    assert changes_of(then, now) == []
+    assert changes_of(now, {**now, "view": {"crop": 9}, "test_contents": "4"}) == [
+        "test_contents: '3' then, '4' now (files have other lengths, names or classes)",
+        "view.crop: 8 then, 9 now",
+    ]
+    EvaluationResult("knn", then, ROWS).write(tmp_path / "evaluations" / "knn")
+    assert result_folder(tmp_path, "knn", now, resume=True) == tmp_path / "evaluations" / "knn"
 
 
 def test_without_a_name_results_go_below_the_run_and_leave_others_alone(tmp_path):

@@ -26,7 +26,7 @@ def index(tmp_path):
     for name in names:
         (tmp_path / name).write_text("pixels")
     listing = Listing(tmp_path, names, [0, 1, 0, 1], ["a", "b"])
-    return ImageIndex(listing, np.ones((4, 2), np.int32), np.zeros(4, bool), {})
+    return ImageIndex(listing, np.ones((4, 2), np.int32), np.zeros(4, np.uint8), {})
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """evaluate transfer and evaluate svm on small data sets, as the commands run them."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -7,15 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from helpers import image_sets
 from helpers.backbones import write_backbone
+from sce_fast.data.faults import BadFilesError
 from sce_fast.evaluate import load_features, store
 from sce_fast.evaluate.results import read_result
 from sce_fast.evaluate.sets import open_set
 from sce_fast.export import open_backbone
 from sce_fast.tools import svm as svm_command
 from sce_fast.tools import transfer as command
+from sce_fast.tools.scan import scan
 from sce_fast.tools.svm import svm
 from sce_fast.tools.transfer import named_folders, transfer
 
@@ -94,6 +98,22 @@ def test_finished_sets_and_kept_features_are_not_computed_again(data, tmp_path, 
     assert other.rows[1]["score"] == 1
     with pytest.raises(ValueError, match=r"holds results with other settings(.|\n)*weight_decays: \[0.001, 1.0\] then"):
         transfer(data / "network.safetensors", sets=more, out=tmp_path / "out", resume=True, **settings)
+
+
+@pytest.mark.slow
+def test_results_of_changed_images_are_not_resumed(data, tmp_path):
+    root = shutil.copytree(data / "mine", tmp_path / "mine")
+    network, sets = data / "network.safetensors", (f"mine={root}",)
+    first = transfer(network, sets=sets, out=tmp_path / "transfer", **SEARCH).rows[0]
+    svm(network, root, name="mine", shots=(), out=tmp_path / "svm", device="cpu")
+    os.utime(root / "test" / "ship" / "test0.png", (1, 1))  # as in a copy
+    assert transfer(network, sets=sets, out=tmp_path / "transfer", resume=True, **SEARCH).rows == [first]
+    for i in range(8):  # the other colour, of another length
+        (root / "test" / "bird" / f"test{i}.png").replace(root / "test" / "ship" / f"test{i}.png")
+        shutil.copy(data / "mine" / "test" / "ship" / "test0.png", root / "test" / "bird" / f"test{i}.png")
+    assert transfer(network, sets=sets, out=tmp_path / "transfer", resume=True, **SEARCH).rows[0]["score"] == 0
+    with pytest.raises(ValueError, match=r"data.contents: '\w+' then, '\w+' now \(files have other lengths"):
+        svm(network, root, name="mine", shots=(), out=tmp_path / "svm", device="cpu", resume=True)
 
 
 @pytest.mark.slow
@@ -183,6 +203,33 @@ def test_a_damaged_image_stops_the_evaluation_by_name(data, tmp_path):
     bad.symlink_to("nowhere")
     with pytest.raises(ValueError, match=r"1 of 32 files cannot be used \(1 missing\)"):
         transfer(data / "network.safetensors", sets=(f"mine={root}",), out=tmp_path / "out", **SEARCH)
+
+
+def test_a_published_set_is_evaluated_without_the_images_that_a_list_names(data, tmp_path):
+    root = shutil.copytree(data / "mine", tmp_path / "mine")
+    bird = root / "test" / "bird" / "test0.png"
+    Image.open(bird).save(bird, format="jpeg")
+    bird.write_bytes(bird.read_bytes()[:-100])  # the header is whole
+    (root / "train" / "ship" / "train3.png").write_bytes(b"<html>")
+    network, listed = data / "network.safetensors", tmp_path / "bad.txt"
+    with pytest.raises(ValueError, match=r"train3.png: not an image(.|\n)*pass --leave-out LIST"):
+        transfer(network, sets=(f"mine={root}",), out=tmp_path / "out", **SEARCH)
+    listed.write_text("train/ship/train3.png\n")
+    with pytest.raises(BadFilesError, match=r"test0.png: truncated or damaged(.|\n)*pass --leave-out LIST"):
+        transfer(network, sets=(f"mine={root}",), out=tmp_path / "out", leave_out=listed, **SEARCH)
+    listed.unlink()
+    scan(root, out=listed)
+    found = transfer(network, sets=(f"mine={root}",), out=tmp_path / "out", leave_out=listed, **SEARCH)
+    (row,), names = found.rows, ["train/ship/train3.png", "test/bird/test0.png"]
+    assert (row["score"], row["train"] + row["validation"], row["test"], row["left_out"]) == (1, 15, 15, names)
+    line = f"2 images of mine are left out (--leave-out): {', '.join(names)}"
+    assert found.notes == [line]
+    settings = {"name": "mine", "shots": (), "device": "cpu", "out": tmp_path / "svm", "leave_out": listed}
+    found = svm(network, root, **settings)
+    assert (found.notes, found.settings["data"]["left_out"], found.settings["data"]["test"]) == ([line], names, 15)
+    listed.write_text("test0.png\n")
+    with pytest.raises(ValueError, match=r"bad.txt names no image of mine: expected paths, or names such as train"):
+        transfer(network, sets=(f"mine={data / 'mine'}",), out=tmp_path / "other", leave_out=listed, **SEARCH)
 
 
 def test_wrong_options_are_named(data, tmp_path):

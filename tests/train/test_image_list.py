@@ -22,7 +22,7 @@ SIZES = {"a.jpg": (10, 20), "b.jpg": (10, 30), "c.jpg": (10, 40), "d\udcff.jpg":
 def index_of(root: Path, sizes: dict[str, tuple[int, int]]) -> ImageIndex:
     bad = {i: "empty" for i, size in enumerate(sizes.values()) if size == (0, 0)}
     rows = np.array(list(sizes.values()), dtype=np.int32)
-    return ImageIndex(Listing(root, list(sizes), None, []), rows, np.zeros(len(sizes), dtype=np.bool_), bad)
+    return ImageIndex(Listing(root, list(sizes), None, []), rows, np.zeros(len(sizes), dtype=np.uint8), bad)
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
-"""Images with transparency: which files have it, and their pixels over a background.
+"""Images that Pillow decodes: those with transparency, as pixels over a background, and GIFs, which DALI does not read.
 
 DALI's decoders drop alpha when they return RGB, so pixels that nobody is meant to see become visible. Asked for all
 channels, DALI 2.4 gives alpha for only some formats (not for grey + alpha or palettes in PNG) and may crash on others.
-So Pillow decodes the images that have alpha, and DALI all others.
+So Pillow decodes the images that have alpha, and DALI all others but GIFs, of which Pillow takes the first frame.
 """
 
+import enum
 import io
 import os
 import warnings
@@ -18,43 +19,67 @@ from numpy.typing import NDArray
 
 from sce_fast.data.image.background import Color
 
-# PNG, WebP (within RIFF), TIFF and BigTIFF in both byte orders, JPEG 2000.
-_MAY_HAVE_ALPHA = (b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+GIF_START = b"GIF8"
+# GIF, PNG, WebP (within RIFF), TIFF and BigTIFF in both byte orders, JPEG 2000.
+_STARTS = (
+    GIF_START, b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51",
+)  # fmt: skip
+_STARTS_4 = tuple(start[:4] for start in _STARTS)
 
-_MAY_HAVE_ALPHA_4 = tuple(start[:4] for start in _MAY_HAVE_ALPHA)
+
+class Trait(enum.IntFlag):
+    """Why Pillow may decode an image in place of DALI. The numbers are in caches."""
+
+    ALPHA = 1  # an alpha channel, a transparent colour, or a palette with transparency
+    GIF = 2
 
 
-def has_alpha(path: bytes) -> bool:
-    """Return whether an image has an alpha channel, a transparent colour or a palette with transparency.
+def traits_of(file: bytes | NDArray[np.uint8]) -> int:
+    """Return the traits of an image from its path or the content of its file.
 
-    Only the header is read. Files that Pillow cannot read, or reads wrongly, are left to DALI and count as having none.
+    Only the header is read. Files that Pillow cannot read, or reads wrongly, are left to DALI and have none.
     """
-    try:
-        with open(path, "rb") as file:
-            return _has_alpha(file)
-    except OSError:
-        return False
+    if isinstance(file, bytes):
+        try:
+            with open(file, "rb") as opened:
+                return _traits(opened)
+        except OSError:
+            return 0
+    return _traits(io.BytesIO(file.tobytes())) if file[:4].tobytes().startswith(_STARTS_4) else 0
 
 
-def content_has_alpha(content: NDArray[np.uint8]) -> bool:
-    """Return what has_alpha returns of a file with this content."""
-    return content[:4].tobytes().startswith(_MAY_HAVE_ALPHA_4) and _has_alpha(io.BytesIO(content.tobytes()))
-
-
-def _has_alpha(file: BinaryIO) -> bool:
+def _traits(file: BinaryIO) -> int:
     from PIL import ExifTags, Image
 
+    start = file.read(12)
+    if not start.startswith(_STARTS):
+        return 0
+    gif = int(Trait.GIF) if start.startswith(GIF_START) else 0
     try:
         with warnings.catch_warnings(action="ignore"):
-            if not file.read(12).startswith(_MAY_HAVE_ALPHA):
-                return False
             file.seek(0)
             image = Image.open(file)
             # Pillow 13 clips 16-bit grey to 8 bits, and returns some turned TIFFs with width and height exchanged.
             is_turned = image.format == "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-            return image.has_transparency_data and not image.mode.startswith("I") and not is_turned
+            has_alpha = image.has_transparency_data and not image.mode.startswith("I") and not is_turned
+            return gif | Trait.ALPHA if has_alpha else gif
     except Exception:  # Pillow raises errors of many types
-        return False
+        return gif
+
+
+def gif_size(file: bytes | NDArray[np.uint8]) -> tuple[int, int]:
+    """Return height and width of a GIF, as `composite` decodes it, from its path or content; (0, 0) if it is damaged.
+
+    The first frame enlarges an image whose header announces less.
+    """
+    from PIL import Image
+
+    source = os.fsdecode(file) if isinstance(file, bytes) else io.BytesIO(file.tobytes())
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(source) as image:
+            return image.height, image.width
+    except Exception:  # Pillow raises errors of many types
+        return 0, 0
 
 
 def composite(content: bytes, background: Color) -> NDArray[np.uint8]:
@@ -68,7 +93,9 @@ def composite(content: bytes, background: Color) -> NDArray[np.uint8]:
     from PIL import Image, ImageOps
 
     # From memory: Pillow would map a file, and SIGBUS ends the process if pages of a mapped file disappear.
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGBA")
+    opened = Image.open(io.BytesIO(content))
+    # The size of a GIF is that of its header, and no viewer turns it.
+    image = (opened if opened.format == "GIF" else ImageOps.exif_transpose(opened)).convert("RGBA")
     canvas = Image.new("RGB", image.size, background)
     canvas.paste(image, mask=image)
     return np.array(canvas)

@@ -5,6 +5,7 @@ import re
 Color = tuple[int, int, int]
 
 NONE = "none"
+BLACK: Color = (0, 0, 0)
 
 
 def background_color(text: str) -> Color | None:

@@ -13,10 +13,10 @@ NOT_AN_IMAGE = "not an image"
 # First bytes of the formats of IMAGE_SUFFIXES, and of other formats that are found under these suffixes.
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF, in both byte orders
 _SUPPORTED = (
-    b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", *_TIFF, b"P1", b"P2", b"P3", b"P4", b"P5", b"P6",
+    b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", *_TIFF, b"P1", b"P2", b"P3", b"P4", b"P5", b"P6",
     b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51",
 )  # fmt: skip
-_UNSUPPORTED = (b"GIF8", b"8BPS", b"\0\0\1\0", b"\x76\x2f\x31\x01", b"\xff\x0a", b"\0\0\0\x0cJXL ")
+_UNSUPPORTED = (b"8BPS", b"\0\0\1\0", b"\x76\x2f\x31\x01", b"\xff\x0a", b"\0\0\0\x0cJXL ")
 _STRIP_OFFSETS, _STRIP_BYTE_COUNTS = 273, 279  # tags of a TIFF
 
 
@@ -30,7 +30,7 @@ def decode_failure_reason(path: bytes) -> str:
 
 
 def is_plausible(path: bytes) -> bool:
-    """Return whether a file begins like an image that DALI reads."""
+    """Return whether a file begins like an image that DALI or Pillow reads."""
     return _reason_at_first_sight(path) == DAMAGED
 
 
@@ -41,7 +41,7 @@ def content_failure_reason(content: bytes) -> str:
 
 
 def is_plausible_content(content: bytes) -> bool:
-    """Return whether the content of a file begins like an image that DALI reads."""
+    """Return whether the content of a file begins like an image that DALI or Pillow reads."""
     return _reason_of(content[:12]) == DAMAGED
 
 

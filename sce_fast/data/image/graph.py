@@ -28,9 +28,9 @@ def file_types(background: Color | None) -> list[Any]:
     return [types.UINT8] if background is None else [types.UINT8, types.BOOL]
 
 
-def file_feed(paths: Sequence[bytes | NDArray[np.uint8]], alpha: NDArray[np.bool_], background: Color | None) -> Feed:
-    """Return the first inputs of every graph: path_arrays and, with a background, whether each image has alpha."""
-    return (path_arrays(paths),) if background is None else (path_arrays(paths), list(alpha))
+def file_feed(paths: Sequence[bytes | NDArray[np.uint8]], pillow: NDArray[np.bool_], background: Color | None) -> Feed:
+    """Return the first inputs of every graph: path_arrays and, with a background, whether Pillow decodes each image."""
+    return (path_arrays(paths),) if background is None else (path_arrays(paths), list(pillow))
 
 
 def view_vectors(plan: ViewPlan, radius: int = 0) -> list[NDArray]:
@@ -48,12 +48,12 @@ def evaluation_feed(
     view: EvaluationView,
     paths: Sequence[bytes | NDArray[np.uint8]],
     sizes: NDArray[np.int32],
-    alpha: NDArray[np.bool_],
+    pillow: NDArray[np.bool_],
     background: Color | None,
 ) -> Feed:
     """Return the inputs of evaluation_pipeline for these images."""
     resized, boxes = evaluation_boxes(view, sizes)
-    return *file_feed(paths, alpha, background), list(resized.astype(np.float32)), list(boxes)
+    return *file_feed(paths, pillow, background), list(resized.astype(np.float32)), list(boxes)
 
 
 def training_pipeline(
@@ -156,8 +156,8 @@ def image_decoder(background: Color | None, *, threads: int, device: str, conten
     """Return the operator that turns the inputs of file_feed into an image (H, W, 3) uint8.
 
     Args:
-        background: colour that shows through transparent pixels; None drops alpha.
-        threads: number of threads that decode images with alpha.
+        background: colour behind the images that Pillow decodes; None leaves all images to DALI, which drops alpha.
+        threads: number of threads of Pillow.
         device: "cpu" or "gpu", where the images are wanted.
         contents: the inputs are the contents of files in place of their paths.
     """
@@ -167,9 +167,9 @@ def image_decoder(background: Color | None, *, threads: int, device: str, conten
         return lambda file: dali(read(file))
     over_background = compositor(background, threads=threads, device=device)
 
-    def decode(file: Any, alpha: Any) -> Any:
+    def decode(file: Any, pillow: Any) -> Any:
         content = read(file)
-        if alpha:  # noqa: SIM108  (DALI knows no conditional expressions)
+        if pillow:  # noqa: SIM108  (DALI knows no conditional expressions)
             image = over_background(content)
         else:
             image = dali(content)

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 
 from sce_fast.data.cache import one_at_a_time, read_cache, write_cache
 from sce_fast.data.faults import status_or_reason
-from sce_fast.data.image.alpha import content_has_alpha
 from sce_fast.data.image.files import ImageFiles
 from sce_fast.data.sources.listing import Listing
 from sce_fast.data.sources.packed import PIXELS, Packed
@@ -24,14 +24,14 @@ from sce_fast.data.sources.shards import Shards, scan_file
 from sce_fast.util.files import printable
 from sce_fast.util.terminal import progress_bar
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 HEADER_BYTES = 65536  # of a JPEG, whose size stands before its pixels; others may keep their orientation at the end
 HEADERS_PER_BATCH = 256
 FEW_FILES = 4  # read without a progress bar
 SECONDS_PER_CACHE_WRITE = 60
 _JPEG = b"\xff\xd8\xff"
 _PACKED = ("shard", "offset", "length", "form", "inner?", "row?", "text?", "ends?")
-_COLUMNS = (*_PACKED, "labels", "sizes", "alpha", "notes")
+_COLUMNS = (*_PACKED, "labels", "sizes", "traits", "notes")
 
 
 class _Known(NamedTuple):
@@ -39,13 +39,13 @@ class _Known(NamedTuple):
 
     scanned: Scanned
     sizes: NDArray[np.int32]  # (n, 2)
-    alpha: NDArray[np.bool_]  # (n,)
+    traits: NDArray[np.uint8]  # (n,)
 
 
 def read_shards(
     shards: Shards, cache_file: Path, *, threads: int = 2
-) -> tuple[Listing, NDArray[np.int32], NDArray[np.bool_], dict[int, str]]:
-    """Return the listing of some shards, the sizes of its images, whether they have alpha, and the bad ones' reasons.
+) -> tuple[Listing, NDArray[np.int32], NDArray[np.uint8], dict[int, str]]:
+    """Return the listing of some shards, the sizes and traits of its images, and the bad ones' reasons.
 
     Files that did not change since are not read again.
 
@@ -66,7 +66,7 @@ def read_shards(
         cached = _cached(cache_file)
         if cached is None or _stamps_of(cached) != stamps:
             cached = _read(shards.root, cache_file, stamps, {} if cached is None else _by_file(cached), threads)
-    scanned, sizes, alpha = cached
+    scanned, sizes, traits = cached
     faults |= scanned.faults
     if not len(scanned.packed):
         raise _nothing(shards, faults)
@@ -81,10 +81,11 @@ def read_shards(
         unreadable=faults,
         packed=scanned.packed,
         others=shards.others,
+        unlabelled=scanned.describe_unlabelled(),
     )
     files = ImageFiles(listing)
     bad = {i: files.failure_reason(i) for i in np.flatnonzero(sizes[:, 0] == 0).tolist()}
-    return listing, sizes, alpha, bad
+    return listing, sizes, traits, bad
 
 
 def _read(
@@ -114,11 +115,10 @@ class _Headers:
 
     def __init__(self, root: Path, threads: int) -> None:
         self._root, self._threads = root, threads
-        self._reader: Any = None
 
-    def read(self, packed: Packed) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    def read(self, packed: Packed) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         """Return what read_headers returns of files."""
-        sizes, alpha = np.zeros((len(packed), 2), dtype=np.int32), np.zeros(len(packed), dtype=np.bool_)
+        sizes, traits = np.zeros((len(packed), 2), dtype=np.int32), np.zeros(len(packed), dtype=np.uint8)
         for form, side in PIXELS.items():
             sizes[packed.form == form] = side
         is_whole = np.array([span_fault(packed, sample) is None for sample in range(len(packed))], dtype=np.bool_)
@@ -128,23 +128,20 @@ class _Headers:
         for start in range(0, len(unknown), HEADERS_PER_BATCH):
             some = unknown[start : start + HEADERS_PER_BATCH]
             contents = [_beginning(reader, sample) for sample in some.tolist()]
-            its_sizes = self._sizes(contents)
+            its_sizes, traits[some] = self._sizes.headers(contents)
             cut = [i for i in np.flatnonzero(its_sizes[:, 0] == 0).tolist() if len(contents[i]) == HEADER_BYTES]
             if cut:
-                its_sizes[cut] = self._sizes([reader.content(sample) for sample in some[cut].tolist()])
+                its_sizes[cut] = self._sizes.sizes([reader.content(sample) for sample in some[cut].tolist()])
             sizes[some] = its_sizes
-            alpha[some] = [content_has_alpha(content) for content in contents]
         unreadable = sizes.min(axis=1, initial=1) == 0
-        sizes[unreadable], alpha[unreadable] = 0, False
-        return sizes, alpha
+        sizes[unreadable], traits[unreadable] = 0, 0
+        return sizes, traits
 
-    def _sizes(self, contents: list[NDArray[np.uint8]]) -> NDArray[np.int32]:
+    @cached_property
+    def _sizes(self) -> Any:
         from sce_fast.data.image.sizes import SizeReader
 
-        if self._reader is None:
-            size, threads = HEADERS_PER_BATCH, self._threads
-            self._reader = SizeReader(decode=False, contents=True, batch_size=size, threads=threads)
-        return self._reader.sizes(contents)
+        return SizeReader(decode=False, contents=True, batch_size=HEADERS_PER_BATCH, threads=self._threads)
 
 
 def _beginning(reader: PackedReader, sample: int) -> NDArray[np.uint8]:
@@ -158,7 +155,7 @@ def _joined(parts: Sequence[_Known]) -> _Known:
     return _Known(
         joined([part.scanned for part in parts]),
         np.concatenate([part.sizes for part in parts]),
-        np.concatenate([part.alpha for part in parts]),
+        np.concatenate([part.traits for part in parts]),
     )
 
 
@@ -182,7 +179,7 @@ def _by_file(known: _Known) -> dict[str, _Known]:
             faults={name: scanned.faults[name]} if name in scanned.faults else {},
             ignored={name: scanned.ignored[name]} if name in scanned.ignored else {},
         )
-        found[name] = _Known(part, known.sizes[rows], known.alpha[rows])
+        found[name] = _Known(part, known.sizes[rows], known.traits[rows])
     return found
 
 
@@ -199,7 +196,7 @@ def _cached(cache_file: Path) -> _Known | None:
         **{name: columns[name] for name in names if name in columns},
     )
     scanned = Scanned(packed, columns["labels"], tuple(notes["classes"]), notes["faults"], notes["ignored"])
-    return _Known(scanned, columns["sizes"], columns["alpha"])
+    return _Known(scanned, columns["sizes"], columns["traits"])
 
 
 def _write(cache_file: Path, known: _Known) -> None:
@@ -212,7 +209,7 @@ def _write(cache_file: Path, known: _Known) -> None:
         **scanned.packed.arrays(),
         labels=scanned.labels,
         sizes=known.sizes,
-        alpha=known.alpha,
+        traits=known.traits,
         notes=np.frombuffer(json.dumps(notes).encode(), dtype=np.uint8),
     )
 

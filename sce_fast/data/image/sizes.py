@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sce_fast.data.image.alpha import Trait, gif_size, traits_of
 from sce_fast.data.image.background import Color
 from sce_fast.data.image.files import ImageFiles, Item
 from sce_fast.data.image.formats import is_plausible, is_plausible_content
@@ -27,7 +28,7 @@ class SizeReader:
         decode: decode the images; otherwise read only headers.
         batch_size: files at a time.
         threads: number of threads that read or decode.
-        background: decode images with alpha over this colour; None drops alpha.
+        background: lay what Pillow decodes over this colour; None leaves all images to DALI.
         device: "cpu", or "gpu" for the decoder of the current CUDA device.
         contents: take the contents of files in place of their paths.
     """
@@ -54,17 +55,17 @@ class SizeReader:
         self._pipeline: Any = None
         self._feeds: deque[Feed] = deque()
 
-    def sizes(self, paths: Sequence[Item], alpha: NDArray[np.bool_] | None = None) -> NDArray[np.int32]:
+    def sizes(self, paths: Sequence[Item], pillow: NDArray[np.bool_] | None = None) -> NDArray[np.int32]:
         """Return height and width (n, 2) of each file; (0, 0) where it cannot be read or decoded.
 
         Args:
-            alpha: (n,) whether each image has alpha; by default none has.
+            pillow: (n,) whether Pillow decodes each image; by default none.
         """
         limit = self._settings["batch_size"]
-        if alpha is None:
-            alpha = np.zeros(len(paths), dtype=np.bool_)
+        if pillow is None:
+            pillow = np.zeros(len(paths), dtype=np.bool_)
         parts = [slice(start, start + limit) for start in range(0, len(paths), limit)]
-        return np.concatenate([np.zeros((0, 2), dtype=np.int32), *(self._sizes(paths[i], alpha[i]) for i in parts)])
+        return np.concatenate([np.zeros((0, 2), dtype=np.int32), *(self._sizes(paths[i], pillow[i]) for i in parts)])
 
     def close(self) -> None:
         """Free the pipeline. The next sizes build another one."""
@@ -72,11 +73,22 @@ class SizeReader:
             shut_down(self._pipeline)
         self._pipeline = None
 
-    def _sizes(self, paths: Sequence[Item], alpha: NDArray[np.bool_]) -> NDArray[np.int32]:
+    def headers(self, paths: Sequence[Item]) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        """Return height and width (n, 2) and traits (n,) of each file, from its header; (0, 0) if it cannot be read."""
+        traits = np.array([traits_of(path) for path in paths], dtype=np.uint8)
+        sizes = np.zeros((len(paths), 2), dtype=np.int32)
+        is_gif = traits & Trait.GIF > 0
+        others = np.flatnonzero(~is_gif)
+        sizes[others] = self.sizes([paths[i] for i in others.tolist()])
+        for i in np.flatnonzero(is_gif).tolist():
+            sizes[i] = gif_size(paths[i])
+        return sizes, traits
+
+    def _sizes(self, paths: Sequence[Item], pillow: NDArray[np.bool_]) -> NDArray[np.int32]:
         if self._pipeline is None:
             self._feeds.clear()
             self._pipeline = shape_pipeline(iter(self._feeds.popleft, None), **self._settings)
-        self._feeds.append(file_feed(paths, alpha, self._settings["background"]))
+        self._feeds.append(file_feed(paths, pillow, self._settings["background"]))
         try:
             (shapes,) = self._pipeline.run()
         except RuntimeError:
@@ -89,10 +101,10 @@ class SizeReader:
         plausible = [i for i, path in enumerate(paths) if self._is_plausible(path)]
         if len(plausible) < len(paths):  # HTML pages and empty files are recognised without a decoder
             if plausible:
-                sizes[plausible] = self._sizes([paths[i] for i in plausible], alpha[plausible])
+                sizes[plausible] = self._sizes([paths[i] for i in plausible], pillow[plausible])
             return sizes
         half = len(paths) // 2
-        return np.concatenate([self._sizes(paths[:half], alpha[:half]), self._sizes(paths[half:], alpha[half:])])
+        return np.concatenate([self._sizes(paths[:half], pillow[:half]), self._sizes(paths[half:], pillow[half:])])
 
     def _is_plausible(self, item: Item) -> bool:
         return is_plausible(bytes(item)) if not self._contents else is_plausible_content(bytes(item[:12]))
@@ -101,7 +113,7 @@ class SizeReader:
 def decoded_sizes(
     files: ImageFiles,
     samples: NDArray[np.int64],
-    alpha: NDArray[np.bool_],
+    pillow: NDArray[np.bool_],
     *,
     background: Color | None,
     threads: int,
@@ -116,5 +128,5 @@ def decoded_sizes(
     contents = files.are_contents
     reader = SizeReader(decode=True, background=background, threads=threads, device=device, contents=contents)
     with closing(reader):
-        sizes[good] = reader.sizes(files.items(samples[good]), alpha[good])
+        sizes[good] = reader.sizes(files.items(samples[good]), pillow[good])
     return sizes

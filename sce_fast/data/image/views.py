@@ -59,7 +59,7 @@ class RandomViews:
         self._finish = Finish(augmentations, device, photometric, dtype, settings=4, window=17)
         self.bad = dict(index.bad)  # sample → reason, as far as this rank has found bad files
         self._index, self._augmentations, self._threads = index, augmentations, threads
-        self._background = index.background(background)
+        self._background, self._pillow = index.background(background), index.by_pillow(background)
         self._is_bad = np.zeros(len(index), dtype=np.bool_)
         self._is_bad[list(self.bad)] = True
 
@@ -117,15 +117,15 @@ class RandomViews:
         """Return the pipeline's inputs for these samples: their paths or contents, and the plan of each view."""
         index = self._index
         plans = plan_views(self._augmentations, index.sizes[samples], seed=self.seed, epoch=epoch, samples=samples)
-        files = file_feed(items, index.alpha[samples], self._background)
+        files = file_feed(items, self._pillow[samples], self._background)
         vectors = (view_vectors(plan, radius) for plan, radius in zip(plans, self._finish.radii, strict=True))
         return *files, *vectors
 
     def _find_bad(self, samples: NDArray[np.int64], device: str) -> dict[int, str]:
         """Return sample → reason for images that do not decode on a device, or decode to another size than planned."""
-        files, alpha, sizes = self._index.files, self._index.alpha[samples], self._index.sizes[samples]
+        files, pillow, sizes = self._index.files, self._pillow[samples], self._index.sizes[samples]
         settings: dict[str, Any] = {"background": self._background, "threads": self._threads, "device": device}
-        decoded = decoded_sizes(files, samples, alpha, **settings)
+        decoded = decoded_sizes(files, samples, pillow, **settings)
         changed = np.flatnonzero((decoded != sizes).any(axis=1)).tolist()
         bad = {int(samples[i]): CHANGED if decoded[i, 0] else files.failure_reason(int(samples[i])) for i in changed}
         for sample in list(bad):

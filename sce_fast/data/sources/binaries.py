@@ -28,10 +28,15 @@ LAYOUTS: dict[tuple[str, ...], dict[str, str]] = {
 
 def binary_splits(folder: Path) -> dict[str, list[str]]:
     """Return the files of each split of a folder that holds one of the data sets; nothing for other folders."""
-    names = {name for name in os.listdir(folder) if (folder / name).is_file()}
+    try:
+        names = set(os.listdir(folder))
+    except OSError:  # a folder without permission, which the listing of images names
+        return {}
     for marks, splits in LAYOUTS.items():
-        if names.issuperset(marks):
-            found = {split: sorted(filter(re.compile(p).fullmatch, names)) for split, p in splits.items()}
+        # Files are asked for their status last: the folder may be a class with thousands of images.
+        if names.issuperset(marks) and all((folder / mark).is_file() for mark in marks):
+            named = {split: sorted(filter(re.compile(p).fullmatch, names)) for split, p in splits.items()}
+            found = {split: [name for name in some if (folder / name).is_file()] for split, some in named.items()}
             return {split: files for split, files in found.items() if files}
     return {}
 

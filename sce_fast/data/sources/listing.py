@@ -39,7 +39,8 @@ class Listing:
     unreadable: Mapping[str, str] = field(default_factory=dict)  # folder or link that cannot be followed → reason
     parts: list[Part] | None = None  # of videos; None if all are whole
     packed: Packed | None = None  # where the samples lie inside large files; None if each is a file of its own
-    others: tuple[str, ...] = ()  # splits of the data set that are left out
+    others: tuple[str, ...] = ()  # paths of the splits, and of files without a split, that are left out
+    unlabelled: str = ""  # why there are no labels, if some samples have a class: Scanned.describe_unlabelled
     missing: tuple[str, ...] = ()  # files that a published split names, left out as they are not on the disk
 
     @property
@@ -141,7 +142,10 @@ class Listing:
 
     def describe_others(self) -> str:
         """Return one line that names the splits that are left out; empty if there are none."""
-        return f"{self.title} has further splits, which are left out: {', '.join(self.others)}" if self.others else ""
+        if not self.others:
+            return ""
+        more = f" and {len(self.others) - NAMES_SHOWN} more" if len(self.others) > NAMES_SHOWN else ""
+        return f"{self.title} has further splits, which are left out: {', '.join(self.others[:NAMES_SHOWN])}{more}"
 
     def describe_missing(self) -> str:
         """Return one line that counts the files that a split names and the disk lacks; empty if there are none.

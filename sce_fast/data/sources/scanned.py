@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sce_fast.data.sources.packed import Packed
+from sce_fast.util.files import printable
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,17 @@ class Scanned:
         if len(self.classes) < 2 or (self.labels < 0).any():
             return None, []
         return self.labels, list(self.classes)
+
+    def describe_unlabelled(self) -> str:
+        """Return one line that counts the samples without a class and names the first, if others have one.
+
+        It is empty if all samples have a class, or none has.
+        """
+        unlabelled = np.flatnonzero(self.labels < 0)
+        if not 0 < len(unlabelled) < len(self.labels):
+            return ""
+        are, first = "has" if len(unlabelled) == 1 else "have", printable(self.packed.names[int(unlabelled[0])])
+        return f"{len(unlabelled)} of {len(self.labels)} images {are} no class, such as {first}"
 
 
 def joined(parts: Sequence[Scanned]) -> Scanned:

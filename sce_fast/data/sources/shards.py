@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,14 +36,14 @@ class Shards:
     names: list[str]  # relative to root
     source: Path | None = None  # what the user has named, unless it is the root
     missing: Mapping[str, str] = field(default_factory=dict)  # file that the path names → reason
-    others: tuple[str, ...] = ()  # paths of the splits that are left out
+    others: tuple[str, ...] = ()  # paths of the splits, and of files without a split, that are left out
 
 
 def find_shards(path: Path) -> Shards | None:
     """Return the files of packed samples that a path names; None if it names images, or nothing.
 
     The path is such a file, a folder of them, or a pattern of their names with *, ?, [0-9], {00..99} or {a,b}. A folder
-    with several splits gives that for training, and the paths of the others.
+    with several splits gives that for training, and the paths of the others and of files that belong to no split.
 
     Raises:
         ValueError: the path is a compressed tar file, or a folder holds splits but none for training, or both tar
@@ -94,7 +95,9 @@ def packed_splits(folder: Path) -> dict[str, list[str]]:
     Raises:
         ValueError: the folder holds both tar files and tables.
     """
-    for inner in [folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")]:
+    with os.scandir(folder) as entries:  # tells folders from files without asking for their status
+        below = sorted(Path(entry.path) for entry in entries if entry.name[0] != "." and _is_folder(entry))
+    for inner in [folder, *below]:
         if splits := binary_splits(inner):
             inside = "" if inner == folder else inner.name
             return {split: [os.path.join(inside, name) for name in files] for split, files in splits.items()}
@@ -102,11 +105,19 @@ def packed_splits(folder: Path) -> dict[str, list[str]]:
         names = list(list_folder(folder, _is_packed_and_not_image).names)
     except _ImageFoundError:  # most folders of images are known by their first file
         return {}
-    if len({ending_of(name) for name in names}) > 1:
+    tars = [name for name in names if ending_of(name) == TAR]
+    if 0 < len(tars) < len(names):
         raise ValueError(
-            f"{printable(folder)} holds both tar files and Parquet tables; expected one kind: name a pattern"
+            f"{printable(folder)} holds both tar files and Parquet tables; expected one kind: name a pattern, such as "
+            f"'{_pattern(folder, tars)}'"
         )
     return _by_split(names)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):  # a link to itself is none
+        return entry.is_dir()
+    return False
 
 
 def _in_folder(path: Path) -> Shards | None:
@@ -122,29 +133,32 @@ def _by_split(names: Sequence[str]) -> dict[str, list[str]]:
         split = next((split for split, its_words in SPLITS.items() if words & its_words), "")
         found.setdefault(split, []).append(name)
     if "" in found and len(found) > 1 and "train" not in found:
-        found["train"] = found[""]
-    if len(found) > 1:
-        found.pop("", None)
+        found["train"] = found.pop("")
     return found
 
 
 def _of_splits(root: Path, splits: Mapping[str, list[str]]) -> Shards:
-    patterns = {split: _pattern(root, files) for split, files in splits.items()}
+    patterns = {split: _pattern(root, files) for split, files in splits.items() if split}
     if len(splits) == 1:
         return Shards(root, next(iter(splits.values())))
     first = next((split for split in ("train", "unlabeled") if split in splits and "unlabeled" not in splits), None)
     chosen = first or ("unlabeled" if "unlabeled" in splits else None)
     if chosen is None:
         raise ValueError(f"{printable(root)} holds several splits; expected one of {', '.join(patterns.values())}")
-    return Shards(root, splits[chosen], others=tuple(p for split, p in patterns.items() if split != chosen))
+    others = [pattern for split, pattern in patterns.items() if split != chosen]
+    return Shards(root, splits[chosen], others=(*others, *_patterns(root, splits.get("", []))))
 
 
 def _pattern(root: Path, names: Sequence[str]) -> str:
     """Return a path that names these files and is short."""
+    return min(_patterns(root, names), key=len)
+
+
+def _patterns(root: Path, names: Sequence[str]) -> list[str]:
+    """Return paths that name these files, with * in place of numbers."""
     if len(names) == 1:
-        return printable(root / names[0])
-    patterns = {re.sub(r"\d+", "*", name) for name in names}
-    return printable(root / min(patterns, key=len))
+        return [printable(root / names[0])]
+    return [printable(root / pattern) for pattern in dict.fromkeys(re.sub(r"\d+", "*", name) for name in names)]
 
 
 def _matching(path: Path) -> Shards | None:

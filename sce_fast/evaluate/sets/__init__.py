@@ -1,17 +1,27 @@
 """The eleven data sets of the papers' transfer table, in the layouts in which they are downloaded."""
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
 from sce_fast.evaluate.sets.folders import caltech101
-from sce_fast.evaluate.sets.image_set import ImageSet
+from sce_fast.evaluate.sets.image_set import ImageSet, describe_left_out, listed_images, require_left_out
 from sce_fast.evaluate.sets.lists import aircraft, dtd, food101, pets, sun397, voc2007
 from sce_fast.evaluate.sets.packed import packed_or_folders
 from sce_fast.evaluate.sets.tables import cars, flowers
 from sce_fast.evaluate.transfer import Metric
 
-__all__ = ["SETS", "BenchmarkSet", "ImageSet", "find_sets", "open_set"]
+__all__ = [
+    "SETS",
+    "BenchmarkSet",
+    "ImageSet",
+    "describe_left_out",
+    "find_sets",
+    "listed_images",
+    "open_set",
+    "require_left_out",
+]
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,9 @@ SETS = {
 }
 
 
-def open_set(name: str, folder: Path, *, seed: int = 0) -> tuple[ImageSet, Metric]:
+def open_set(
+    name: str, folder: Path, *, seed: int = 0, leave_out: AbstractSet[str] = frozenset()
+) -> tuple[ImageSet, Metric]:
     """Return a data set and its metric; a name that is not in SETS stands for anyone's own images.
 
     Those are class folders, or packed files with splits: see packed_or_folders.
@@ -66,6 +78,7 @@ def open_set(name: str, folder: Path, *, seed: int = 0) -> tuple[ImageSet, Metri
         name: of the data set.
         folder: where it was unpacked, or the one above.
         seed: of parts that are drawn at random.
+        leave_out: images to leave out; see listed_images.
 
     Raises:
         FileNotFoundError: the folder, or a list in it, does not exist.
@@ -77,6 +90,7 @@ def open_set(name: str, folder: Path, *, seed: int = 0) -> tuple[ImageSet, Metri
     benchmark = SETS.get(name)
     read: Callable[..., ImageSet] = packed_or_folders if benchmark is None else benchmark.read
     images = read(folder, seed=seed) if benchmark is not None and benchmark.is_drawn else read(folder)
+    images = images.without(leave_out)
     images.require_files()
     return images, "accuracy" if benchmark is None else benchmark.metric
 

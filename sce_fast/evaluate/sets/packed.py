@@ -38,7 +38,8 @@ def _packed(root: Path, splits: Mapping[str, Sequence[str]]) -> ImageSet:
     files = [name for names in found.values() for name in names]
     index = index_shards(Shards(root, files), root / f"{{{','.join(PARTS)}}}")
     if index.labels is None:
-        raise ValueError(f"{printable(root)} has images without a class: expected one for each image")
+        which = f": {index.listing.unlabelled}" if index.listing.unlabelled else ""
+        raise ValueError(f"{printable(root)} has images without a class{which}; expected one for each image")
     part_of = {name: part for part, names in found.items() for name in names}
     packed = index.listing.packed
     assert packed is not None

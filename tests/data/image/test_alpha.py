@@ -11,7 +11,7 @@ from PIL import Image
 
 from helpers.images import write_png
 from sce_fast.data.evaluation import evaluation_batches
-from sce_fast.data.image.alpha import has_alpha
+from sce_fast.data.image.alpha import traits_of
 from sce_fast.data.image.augment import AUGMENTATIONS, Augmentation, EvaluationView
 from sce_fast.data.image.background import background_color
 from sce_fast.data.image.views import RandomViews
@@ -195,7 +195,7 @@ def test_the_index_knows_which_images_have_alpha(tmp_path, rgba):
     assert part.alpha.tolist() == [True, False, False]
     assert index.subset(np.array([index.listing.names.index("opaque.jpg")])).background("white") is None
     assert index.background("white") == (255, 255, 255)
-    assert not has_alpha(b"nowhere.png")
+    assert not traits_of(b"nowhere.png")
 
 
 def test_a_transparent_image_that_breaks_is_replaced(tmp_path, rgba):

@@ -1,6 +1,8 @@
 """Tar shards, CIFAR and STL-10: which files of a path are read, and what is found in them."""
 
+import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -8,9 +10,13 @@ import pytest
 from helpers.images import write_png
 from helpers.shards import planar, write_tar
 from sce_fast.data.image import shards
+from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.index import index_images
 from sce_fast.data.sources import find_shards, kinds_found
 from sce_fast.data.sources.pickles import read_cifar_pickle
+from sce_fast.data.subset import subset
+from sce_fast.evaluate import labelled_indices
+from sce_fast.evaluate.sets import open_set
 
 SMALL = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
 
@@ -48,6 +54,20 @@ def test_without_classes_the_folders_inside_are_classes(tmp_path, png):
     assert found.listing.classes == ["cat", "dog"]
     write_tar(path, [("all/1.png", png), ("all/2.png", png)])
     assert index_images(path).labels is None
+
+
+def test_images_without_a_class_among_others_are_counted_and_named(tmp_path, png):
+    members = [(f"{i}.{end}", content) for i in range(3) for end, content in (("png", png), ("cls", b"%d" % i))]
+    path = write_tar(tmp_path / "a" / "train.tar", [*members, ("3.png", png), ("4.png", png)])
+    write_tar(tmp_path / "a" / "test.tar", members)
+    for _ in range(2):  # read, then from the cache
+        with pytest.raises(ValueError, match=r"needs labels; 2 of 5 images have no class, such as train.tar!3.png"):
+            labelled_indices(path, path, EvaluationView(), threads=1)
+    with pytest.raises(ValueError, match=r"a class: 2 of 8 images have no class, such as train.tar!3.png; expected"):
+        open_set("mine", tmp_path / "a")
+    (tmp_path / "list.txt").write_text("0\n")
+    with pytest.raises(ValueError, match=r"train.tar has no classes \(2 of 5 images have no class, .*, so \S+list.txt"):
+        subset(index_images(path), classes=tmp_path / "list.txt")
 
 
 def test_only_changed_shards_are_read_again(tmp_path, png, monkeypatch):
@@ -110,6 +130,8 @@ def test_patterns_name_shards_and_those_that_are_missing(tmp_path, png):
         (["d/train/0.tar", "d/test/0.tar", "d/test/1.tar"], ["d/train/0.tar"], ["d/test/*.tar"]),
         (["0.tar", "1.tar", "test.tar"], ["0.tar", "1.tar"], ["test.tar"]),
         (["retrain.tar", "b.tar"], ["b.tar", "retrain.tar"], []),
+        (["extra-0.tar", "extra-1.tar", "train-0.tar", "x.tar"], ["train-0.tar"], ["extra-*.tar", "x.tar"]),
+        (["test-0.tar", "train-0.tar", "unsupervised-0.tar"], ["train-0.tar"], ["test-0.tar", "unsupervised-0.tar"]),
     ],
 )
 def test_a_folder_of_splits_gives_that_for_training(tmp_path, files, train, others):
@@ -118,6 +140,19 @@ def test_a_folder_of_splits_gives_that_for_training(tmp_path, files, train, othe
     found = find_shards(tmp_path)
     assert found.names == train
     assert found.others == tuple(f"{tmp_path}/{name}" for name in others)
+
+
+def test_images_beside_no_shards_are_not_asked_for_their_status(tmp_path, monkeypatch):
+    """A minute of ImageNet's."""
+    for i in range(12):
+        write_png(tmp_path / "ab"[i % 2] / f"{i}.png", SMALL)
+    (tmp_path / "a" / "list.txt").write_text("0.png\n")
+    (tmp_path / "turn").symlink_to("turn")
+    asked, original = [], os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **kwargs: asked.append(os.fspath(path)) or original(path, **kwargs))
+    assert find_shards(tmp_path) is find_shards(tmp_path / "a" / "list.txt") is None
+    assert asked
+    assert not [path for path in asked if path.endswith(".png")]
 
 
 def test_what_cannot_be_told_apart_is_refused(tmp_path, png):
@@ -131,9 +166,14 @@ def test_what_cannot_be_told_apart_is_refused(tmp_path, png):
     write_tar(tmp_path / "c" / "1.tar", [])
     with pytest.raises(ValueError, match=r"c: no images found in 1.tar"):
         index_images(tmp_path / "c")
+    write_tar(tmp_path / "c" / "2.tar", [])
     (tmp_path / "c" / "1.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match="c holds both tar files and Parquet tables"):
+    message = (
+        f"c holds both tar files and Parquet tables; expected one kind: name a pattern, such as '{tmp_path}/c/*.tar'"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
         find_shards(tmp_path / "c")
+    assert names_of(tmp_path / "c" / "*.tar") == ["1.tar", "2.tar"]
     write_png(tmp_path / "d" / "1.png", SMALL)
     write_tar(tmp_path / "d" / "1.tar", [("1.png", png)])
     assert index_images(tmp_path / "d").listing.names == ["1.png"]  # a folder of images, beside which a tar file lies

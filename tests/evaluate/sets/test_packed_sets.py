@@ -28,6 +28,18 @@ def test_cifar10_is_read_as_downloaded(tmp_path):
     assert open_set("cifar10", folder)[0].names[8] == "test_batch.bin!0"
 
 
+def test_packed_images_may_be_left_out(tmp_path):
+    folder = image_sets.cifar10_binaries(tmp_path)
+    left_out = {"data_batch_2.bin!0", f"{folder}/test_batch.bin!3"}
+    images, _ = open_set("cifar10", folder, leave_out=left_out)
+    assert (set(images.left_out), images.counts()) == (
+        {"data_batch_2.bin!0", "test_batch.bin!3"},
+        {"train": 7, "test": 3},
+    )
+    features = pixel_features(images.index(VIEW, tmp_path / "list.txt"), VIEW).view(10, 3, -1).mean(2)
+    assert features.argmax(1).tolist() == images.labels.tolist() == [0, 1, 0, 1, 1, 0, 1, 0, 1, 0]
+
+
 def test_stl10_and_other_packed_splits(tmp_path, photo_folder):
     images, _ = open_set("stl10", image_sets.stl10_binaries(tmp_path))
     assert images.counts() == {"train": 4, "test": 4}  # the images without labels are left out
