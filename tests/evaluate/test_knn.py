@@ -113,3 +113,10 @@ def test_a_row_of_nan_is_never_right():
     broken[3] = torch.nan
     (accuracy,) = knn_accuracy(features, labels, broken, labels, neighbours=(1,))
     assert accuracy == Accuracy(11 / 12, 11 / 12, 11 / 12)
+
+
+def test_knn_tells_of_each_block_of_test_rows():
+    train, labels = torch.randn(20, 3), torch.arange(20) % 2
+    done = []
+    knn_accuracy(train, labels, torch.randn(600, 3), torch.arange(600) % 2, neighbours=(1, 5), progress=done.append)
+    assert done == [256, 256, 88]
