@@ -44,7 +44,7 @@ def test_wrong_entries_are_named(tmp_path, change, message):
 
 
 def test_a_run_of_an_earlier_version_is_read_and_resumed(photo_folder, tmp_path):
-    """Its config names the queue's size "loss.queue" and knows neither wandb nor clips nor strengths of views."""
+    """Its config names the queue's size "loss.queue", has one flip, and knows no wandb, clips or strengths of views."""
     config = small_config(photo_folder, tmp_path / "run", epochs=1)
     train(config)
     earlier = to_json(config)
@@ -53,6 +53,7 @@ def test_a_run_of_an_earlier_version_is_read_and_resumed(photo_folder, tmp_path)
         del earlier[name]
     for name in STRENGTHS:
         del earlier["views"][name]
+    earlier["views"]["flip"] = 0.5
     for name in ("clips", "crops"):
         del earlier["evaluation"][name]
     for section in ("model", "loss", "optimizer"):
@@ -114,7 +115,7 @@ NONSENSE: dict[str, tuple[object, ...]] = {
     "views.blur": (-0.1, 1.1, (0, 0, 0)),
     "views.blur_sigma": (((2, 1),), ((0, 1),), ((math.nan, 1),), ((1, 1),) * 3),
     "views.solarize": (-0.1, 1.1, (0, 0, 0)),
-    "views.flip": (-0.1, 1.1),
+    "views.flip": (-0.1, 1.1, (0, 0, 0), ()),
     "views.mean": ((-1, 0, 0), (123.7, 116.3, 103.5), (0, 0, math.nan), (0, 0)),
     "views.std": ((0, 1, 1), (58.4, 57.1, 57.4), (1, 1, math.inf), (-1, 1, 1)),
     "views.background": ("", "no colour", "#12345", "1,2", "256,0,0", "-1,0,0"),
@@ -320,6 +321,14 @@ def test_strengths_replace_those_of_the_names(tmp_path):
     for name, value in given.items():  # the others stay those of the view's name
         changed = replace(config, views={name: value}).views.augmentations()[1]
         assert dataclasses.replace(changed, **{name: getattr(by_name[1], name)}) == by_name[1]
+
+
+def test_flips_may_differ_between_views(tmp_path):
+    config = small_config(tmp_path, tmp_path / "run")
+    for given, expected in ((0, [0, 0]), (0.3, [0.3, 0.3]), ((0.5, 0), [0.5, 0])):
+        changed = replace(config, views={"flip": given}).views.augmentations()
+        assert [view.flip for view in changed] == expected
+        assert [dataclasses.replace(view, flip=0.5) for view in changed] == list(config.views.augmentations())
 
 
 def test_values_become_the_type_of_their_setting(tmp_path):

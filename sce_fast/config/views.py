@@ -100,8 +100,9 @@ class ViewsConfig:
     """Smallest and largest standard deviation of the blur in pixels; 0.1 and 2 with every name."""
     solarize: tuple[float, ...] = ()
     """Probability of inverting the values of 128 and above."""
-    flip: float = 0.5
-    """Probability of a horizontal flip. Use 0 where left and right matter, as for digits."""
+    flip: tuple[float, ...] = (0.5,)
+    """Probability of a horizontal flip: one for all views, or one per view. Use 0 where left and right matter, as for
+    digits."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean of each colour channel, subtracted from values in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
@@ -122,7 +123,7 @@ class ViewsConfig:
         require(views >= 2, "views.names", self.names, "at least two views")
         for name in self.names:
             pick("augmentation in views.names", name, AUGMENTATIONS)
-        for setting in ("sizes", "scales"):
+        for setting in ("sizes", "scales", "flip"):
             given = getattr(self, setting)
             require(len(given) in (1, views), f"views.{setting}", given, f"1 or {views} entries")
         for setting in STRENGTHS:
@@ -133,14 +134,13 @@ class ViewsConfig:
             given, largest = getattr(self, setting), 1 if setting == "scales" else math.inf
             pairs = "pairs 0 < smallest <= largest" + (" <= 1" if setting == "scales" else "")
             require(all(0 < low <= high <= largest for low, high in given), f"views.{setting}", given, pairs)
-        for setting in ("jitter", "grayscale", "blur", "solarize"):
+        for setting in ("jitter", "grayscale", "blur", "solarize", "flip"):
             given = getattr(self, setting)
             require(all(0 <= value <= 1 for value in given), f"views.{setting}", given, "probabilities in [0, 1]")
         for setting in ("brightness", "contrast", "saturation"):
             given = getattr(self, setting)
             require(all(value >= 0 for value in given), f"views.{setting}", given, "at least 0")
         require(all(0 <= value <= 0.5 for value in self.hue), "views.hue", self.hue, "0 to 0.5 revolutions")
-        require(0 <= self.flip <= 1, "views.flip", self.flip, "a probability in [0, 1]")
         require(all(0 <= m <= 1 for m in self.mean), "views.mean", self.mean, "numbers in [0, 1]")
         require(all(0 < s <= 1 for s in self.std), "views.std", self.std, "numbers > 0, at most 1")
         try:
@@ -150,10 +150,11 @@ class ViewsConfig:
 
     def augmentations(self) -> tuple[Augmentation, ...]:
         """Return the augmentation of each view."""
-        lists = {"size": self.sizes, "scale": self.scales, **{name: getattr(self, name) for name in STRENGTHS}}
+        lists = {"size": self.sizes, "scale": self.scales, "flip": self.flip}
+        lists |= {name: getattr(self, name) for name in STRENGTHS}
         found = []
         for view, name in enumerate(self.names):
             given = {setting: values[view % len(values)] for setting, values in lists.items() if values}
             settings = {**AUGMENTATIONS[name], **given}
-            found.append(Augmentation(flip=self.flip, mean=self.mean, std=self.std, **settings))
+            found.append(Augmentation(mean=self.mean, std=self.std, **settings))
         return tuple(found)

@@ -1,7 +1,7 @@
 """Weighted k-nearest-neighbour (kNN) classification of frozen features."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ def knn_accuracy(
     *,
     neighbours: Sequence[int] = (20,),
     temperature: float = 0.07,
+    progress: Callable[[int], object] = lambda rows: None,
 ) -> list[Accuracy]:
     """Return the accuracy of weighted kNN for each number of neighbours.
 
@@ -34,6 +35,7 @@ def knn_accuracy(
         train_labels, test_labels: (n,) and (m,) class numbers.
         neighbours: values of k; at most n neighbours vote.
         temperature: temperature of the votes.
+        progress: called with the number of test rows of each block.
 
     Raises:
         ValueError: lengths or widths differ, there are no rows, or neighbours or temperature is not positive.
@@ -55,6 +57,7 @@ def knn_accuracy(
             votes.scatter_add_(1, train_labels[nearest[:, :k]], weights[:, :k])
             votes[votes == 0] = -torch.inf
             found.append(ranks_of_truth(votes, test_labels[start : start + QUERY_BLOCK]))
+        progress(len(similarity))
     return [Accuracy.of_ranks(torch.cat(found), test_labels, train_labels) for found in ranks]
 
 

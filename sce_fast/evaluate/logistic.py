@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ def logistic_accuracy(
     *,
     regularization: Sequence[float] = REGULARIZATIONS,
     max_iterations: int = 1000,
+    progress: Callable[[], object] = lambda: None,
 ) -> LogisticResult:
     """Return the accuracy of a logistic regression that is fitted to standardised train features.
 
@@ -53,6 +54,7 @@ def logistic_accuracy(
         train_labels, test_labels: (n,) and (m,) class numbers.
         regularization: values of scikit-learn's C, the inverse strength of the L2 penalty.
         max_iterations: maximum number of L-BFGS iterations.
+        progress: called after each fit: that of each of several regularizations, and the last one.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -78,8 +80,10 @@ def logistic_accuracy(
         for c in sorted(regularization):
             classifier = _fit(train_features[~held], train_labels[~held], c, max_iterations)
             held_out[c] = _score(classifier, train_features[held], train_labels[held]).top1
+            progress()
         chosen = max(held_out, key=lambda c: held_out[c])  # max returns the first of equals, the smallest
     classifier = _fit(train_features, train_labels, chosen, max_iterations)
+    progress()
     converged = bool(classifier[-1].n_iter_.max() < max_iterations)
     return LogisticResult(_score(classifier, test_features, test_labels), chosen, held_out, converged)
 

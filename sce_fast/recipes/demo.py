@@ -30,7 +30,7 @@ def demo(
         log_every=11,
         checkpoint_every=110,
         views=ViewsConfig(
-            names=("weak", "strong"), sizes=(32,), scales=((0.2, 1.0),), flip=0.0, mean=(0.5,) * 3, std=(0.5,) * 3
+            names=("weak", "strong"), sizes=(32,), scales=((0.2, 1.0),), flip=(0.0,), mean=(0.5,) * 3, std=(0.5,) * 3
         ),
         model=ModelConfig(
             backbone="resnet18",

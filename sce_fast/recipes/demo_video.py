@@ -45,7 +45,7 @@ def demo_video(
             scales=((0.5, 1.0),),
             hue=(0.5,),  # any: the colour of the background is not to be learned
             blur=(0.0,),
-            flip=0.0,  # left and right are classes
+            flip=(0.0,),  # left and right are classes
             mean=(0.45,) * 3,
             std=(0.225,) * 3,
         ),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from sce_fast.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig
+from sce_fast.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig, replace
 from sce_fast.recipes.changes import changed
 from sce_fast.recipes.device import published_precision
 
@@ -88,7 +88,10 @@ def _small(
     momentum: float = 0.99,
     queue_size: int = 4096,
 ) -> TrainConfig:
-    """Return the config of a recipe with other settings; all recipes share what is no argument here."""
+    """Return the config of a recipe with other settings; all recipes share what is no argument here.
+
+    Images are as small as the views, so that evaluations see them whole and not enlarged.
+    """
     mean, std = channels
     config = TrainConfig(
         data=cast(Path, data),  # which may be a string: the config converts it, unless it is empty
@@ -115,4 +118,7 @@ def _small(
             name="sgd", base_learning_rate=0.06, momentum=0.9, weight_decay=5e-4, warmup_epochs=5
         ),
     )
-    return changed(config, changes)
+    config = changed(config, changes)
+    side, evaluation = max(config.views.sizes), config.evaluation
+    crop = evaluation.crop or side
+    return replace(config, evaluation={"resize": evaluation.resize or max(side, crop), "crop": crop})

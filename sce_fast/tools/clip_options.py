@@ -88,7 +88,7 @@ def clip_views(
     if not named:
         views = dataclasses.replace(views, **own_views(own, size=size, resize=resize))
         if run.is_dir():
-            views = dataclasses.replace(views, flip=min(views.flip, read_config(run).views.flip))
+            views = dataclasses.replace(views, flip=min(views.flip, *read_config(run).views.flip))
     further = {"crop": crop, "size": size, "resize": resize, "test_size": resize}
     changes = {name: value for name, value in further.items() if value is not None} | options.given()
     return dataclasses.replace(views, **changes)

@@ -28,10 +28,12 @@ from sce_fast.tools.frozen import finish, results_place
 from sce_fast.tools.labelled_sets import LabelledSets, labelled_sets
 from sce_fast.tools.pictures import draw_bars, draw_lines
 from sce_fast.train.folder import choose_device
-from sce_fast.util.terminal import say
+from sce_fast.util.terminal import progress_bar, say
 
 NO_BASELINES = "no --baselines: raw pixels and an untrained network need the images; feature files hold only features"
 BACKBONE, MAJORITY = "backbone", "majority class"  # names of rows
+# Compared without a progress bar: pairs of a test and a train row, and numbers of the train features times classes.
+FEW_PAIRS, FEW_NUMBERS = 10**8, 10**7
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ def knn(
     def classify(some: LabelledSets) -> list[Row]:
         fitting = _fitting(neighbours, len(some.train_features))
         sets = some.to(choose_device(device))
-        found = knn_accuracy(*sets, neighbours=fitting, temperature=temperature)
+        few = len(sets[0]) * len(sets[2]) <= FEW_PAIRS
+        with progress_bar(len(sets[2]), "kNN", unit="sample", silent=few) as bar:
+            found = knn_accuracy(*sets, neighbours=fitting, temperature=temperature, progress=bar.update)
         rows = [Row({"neighbours": k}, accuracy) for k, accuracy in zip(fitting, found, strict=True)]
         if left_out := [str(k) for k in neighbours if k not in fitting]:
             note = f"{', '.join(left_out)} neighbours are left out: there are only {len(sets[0])} train images"
@@ -174,9 +178,11 @@ def logistic(
     check_fit(regularization, max_iterations)
 
     def classify(some: LabelledSets) -> list[Row]:
-        found = logistic_accuracy(
-            *some.to(torch.device("cpu")), regularization=regularization, max_iterations=max_iterations
-        )
+        few = some.train_features.numel() * len(some.train_labels.unique()) <= FEW_NUMBERS
+        fits = len(regularization) + (len(regularization) > 1)
+        options: dict[str, Any] = {"regularization": regularization, "max_iterations": max_iterations}
+        with progress_bar(fits, "Logistic regression", unit="fit", silent=few) as bar:
+            found = logistic_accuracy(*some.to(torch.device("cpu")), **options, progress=bar.update)
         chosen, notes = f"C {found.regularization:g}", []
         if found.held_out:
             scores = ", ".join(f"C {c:g}: {top1:.4f}" for c, top1 in found.held_out.items())

@@ -121,6 +121,22 @@ def test_a_missing_library_is_named_before_any_feature_is_computed(monkeypatch, 
         logistic(tmp_path / "nowhere")
 
 
+def test_long_classifications_show_progress(tmp_path, monkeypatch, capsys):
+    rows = write_features(tmp_path / "rows.safetensors", torch.randn(12, 4), ["ape", "bat"] * 6)
+    call = {"train": rows, "test": rows, "device": "cpu"}
+    for few in (True, False):
+        if not few:
+            monkeypatch.setattr("sce_fast.tools.evaluate.FEW_PAIRS", 143)
+            monkeypatch.setattr("sce_fast.tools.evaluate.FEW_NUMBERS", 95)
+        knn(None, **call, neighbours=(1,))
+        logistic(None, **call, regularization=(0.1, 1.0))
+        logistic(None, **call, regularization=(1.0,))
+        lines = [line.partition(" [")[0] for line in capsys.readouterr().err.splitlines() if "/" in line]
+        ends = ["kNN: sample 12/12", "Logistic regression: fit 3/3", "Logistic regression: fit 1/1"]
+        assert [line for line in lines if line in ends] == ([] if few else ends)
+        assert few == ("kNN" not in str(lines))
+
+
 def test_numbers_of_neighbours_above_that_of_the_images_are_left_out_or_refused(tmp_path):
     train = write_features(tmp_path / "train.safetensors", torch.eye(4), ["ape", "bat", "cat", "dog"])
     found = knn(None, train=train, test=train, neighbours=(5, 2, 4, 200), device="cpu")

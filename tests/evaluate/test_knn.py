@@ -67,6 +67,18 @@ def test_a_larger_query_set_finds_the_same_rows_in_the_same_blocks(queries, monk
     assert largest.elements == 8 * 40
 
 
+def test_knn_is_that_of_scikit_learn():
+    from sklearn.neighbors import KNeighborsClassifier
+
+    train, test = torch.randn(300, 6, dtype=torch.float64), torch.randn(200, 6, dtype=torch.float64)
+    train_labels, test_labels = (train[:, 0] + torch.randn(300) > 0).long(), (test[:, 0] > 0).long()
+    for k in (1, 10, 50):
+        theirs = KNeighborsClassifier(k, weights=lambda distances: np.exp((1 - distances) / 0.07), metric="cosine")
+        expected = theirs.fit(train, train_labels).score(test, test_labels)
+        assert 0.6 < expected < 0.95
+        assert knn_top1(train, train_labels, test, test_labels, neighbours=k, temperature=0.07) == expected
+
+
 def test_knn_names_bad_input():
     features, labels = torch.randn(4, 3), torch.zeros(4, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"4 train and 4 test features.*not 3 and 4"):
@@ -113,3 +125,10 @@ def test_a_row_of_nan_is_never_right():
     broken[3] = torch.nan
     (accuracy,) = knn_accuracy(features, labels, broken, labels, neighbours=(1,))
     assert accuracy == Accuracy(11 / 12, 11 / 12, 11 / 12)
+
+
+def test_knn_tells_of_each_block_of_test_rows():
+    train, labels = torch.randn(20, 3), torch.arange(20) % 2
+    done = []
+    knn_accuracy(train, labels, torch.randn(600, 3), torch.arange(600) % 2, neighbours=(1, 5), progress=done.append)
+    assert done == [256, 256, 88]

@@ -17,6 +17,9 @@ from sce_fast.evaluate.supervised.classifier import Classifier, kept_features, l
 from sce_fast.evaluate.supervised.run import Setup
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
 from sce_fast.evaluate.supervised.videos import ClipViews, own_views
+from sce_fast.recipes import RECIPES
+from sce_fast.tools.clip_options import ClipOptions, clip_views
+from sce_fast.train.folder import write_config
 
 CPU = torch.device("cpu")
 OWN = ClipEvaluationView(mean=(0.45,) * 3, std=(0.225,) * 3, frame_rate=25.0)
@@ -41,6 +44,15 @@ def test_the_linear_protocol_of_kinetics():
     assert (view.resize, view.crop, view.clips, view.crops) == (128, 128, 10, 3)
     assert view.sampling == ClipSampling(frames=16, seconds=1.28)
     assert (small.views.size, small.views.shorter_side) == (112, (128, 160))
+
+
+@pytest.mark.parametrize(("flip", "expected"), [(0.2, 0.2), ((0.5, 0.1), 0.1), ((0.9, 0.7), 0.5)])
+def test_clips_are_flipped_as_rarely_as_the_views_of_the_run(tmp_path, flip, expected):
+    write_config(RECIPES["kinetics200-r3d18"]("films", tmp_path, views={"flip": flip}))
+    preset = linear.VIDEO_PRESETS["kinetics400"]
+    assert clip_views(tmp_path, OWN, preset, ClipOptions(), named=False).flip == expected
+    assert clip_views(tmp_path, OWN, preset, ClipOptions(), named=True).flip == 0.5
+    assert clip_views(tmp_path, OWN, preset, ClipOptions(flip=0.4), named=False).flip == 0.4
 
 
 @pytest.mark.parametrize("name", ["ucf101", "hmdb51"])

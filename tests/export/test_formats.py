@@ -105,6 +105,25 @@ def test_timm_finds_a_folder(folder, tmp_path):
         written(folder, tmp_path, "timm")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "timm:resnet18", "timm:vit_tiny_patch16_224"])
+def test_timm_computes_the_same_features(tmp_path, name):
+    timm = pytest.importorskip("timm")
+    foreign = Foreign(backbone=name)
+    torch.save(foreign.describe(tmp_path).build().state_dict(), tmp_path / "weights.pth")
+    out = export(tmp_path / "weights.pth", out=tmp_path / "folder", format="timm", backbone=foreign)
+    model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    backbone = open_backbone(tmp_path / "weights.pth", backbone=foreign)
+    config = timm.data.resolve_model_data_config(model)
+    assert (list(config["input_size"]), config["crop_pct"]) == ([3, 224, 224], 224 / 256)
+    assert (tuple(config["mean"]), tuple(config["std"])) == (backbone.description.mean, backbone.description.std)
+    images = formats.example(backbone.description)
+    with torch.no_grad():
+        assert torch.equal(model(images), backbone.network(images))
+    again = open_backbone(out / "model.safetensors").network
+    assert all(torch.equal(t, again.state_dict()[key]) for key, t in backbone.network.state_dict().items())
+
+
 def test_detectron2_finds_arrays_under_its_names(folder, tmp_path):
     out, backbone = written(folder, tmp_path, "detectron2")
     content = pickle.loads(out.read_bytes())  # as detectron2 does; the file is ours

@@ -10,7 +10,7 @@ import pytest
 from sce_fast.cli import Recipe
 from sce_fast.config import OptimizerConfig, TrainConfig
 from sce_fast.config.subset import SubsetConfig
-from sce_fast.data.image.augment import Augmentation
+from sce_fast.data.image.augment import Augmentation, EvaluationView
 from sce_fast.recipes import RECIPES
 from sce_fast.recipes.published import PUBLISHED
 
@@ -71,6 +71,21 @@ def test_small_images(name):
     assert config.optimizer == OptimizerConfig(
         name="sgd", base_learning_rate=0.06, momentum=0.9, weight_decay=5e-4, warmup_epochs=5
     )
+    assert config.evaluation_view() == EvaluationView(resize=size, crop=size, mean=mean, std=std)  # the whole image
+
+
+def test_small_images_are_evaluated_as_the_settings_say():
+    for changes, expected in (
+        ({"evaluation": {"crop": 24}}, (32, 24)),
+        ({"evaluation": {"crop": 40}}, (40, 40)),
+        ({"evaluation": {"resize": 37, "crop": 28}}, (37, 28)),
+        ({"views": {"sizes": 48}}, (48, 48)),
+    ):
+        config = RECIPES["cifar10"]("data", **changes)
+        assert some(config.evaluation_view(), "resize", "crop") == expected, changes
+    typed = ["--data", "x", "--evaluation.resize", "37", "--evaluation.train", "a", "--evaluation.test", "b"]
+    config, _ = Recipe(RECIPES["cifar10"]).parse("sce-fast", typed)
+    assert some(config.evaluation, "resize", "crop", "train", "test") == (37, 32, Path("a"), Path("b"))
 
 
 @pytest.mark.parametrize("name", IMAGENET)
