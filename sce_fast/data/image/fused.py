@@ -140,10 +140,15 @@ class Finish:
             outputs: of the graph: its views; or, for our kernel, the uint8 pixels of each view and then the vectors
                 (N, columns) of each view.
         """
-        if self.implementation != "triton":
+        if self.implementation == "triton":
+            views = self._by_kernel(outputs)
+        else:
             views = [view.to(self._dtype, copy=view.is_cuda) for view in outputs]
+        if outputs[0].is_cuda:
             self._hold(outputs)
-            return views
+        return views
+
+    def _by_kernel(self, outputs: list[Tensor]) -> list[Tensor]:
         count = len(self._augmentations)
         views = []
         for a, radius, pixels, vectors in zip(
@@ -153,7 +158,6 @@ class Finish:
             contrast = a.jitter > 0 and a.contrast > 0
             settings: dict[str, Any] = {"mean": a.mean, "std": a.std, "contrast": contrast, "dtype": self._dtype}
             views.append(finish_views(pixels, vectors[:, self._settings], window, **settings))
-        self._hold(outputs)
         return views
 
     def _hold(self, outputs: list[Tensor]) -> None:
@@ -161,8 +165,6 @@ class Finish:
 
         DALI may reuse the memory of an output as soon as nobody refers to it, on streams that do not wait for ours.
         """
-        if not outputs[0].is_cuda:
-            return
         event = torch.cuda.Event()
         event.record()
         self._held.append((event, outputs))
