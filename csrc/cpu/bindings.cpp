@@ -122,6 +122,25 @@ void solve(const sce_fast::Problem& problem, const sce_fast::Solution& solution,
   sce_fast::solve(problem, solution, {brgemm, bfloat16}, threads);
 }
 
+// A call of the mean like an earlier one, whose Problem has other addresses of query, key and queue alone. It takes
+// numbers by position and its own memory for the statistics, since a call for a few rows takes little longer than these.
+void solve_mean_again(const sce_fast::Problem& known, uintptr_t query, uintptr_t key, uintptr_t queue, uintptr_t mean,
+                      uintptr_t gradient, bool brgemm, bool bfloat16, int threads) {
+  py::gil_scoped_release release;
+  sce_fast::Problem problem = known;
+  problem.query.data = reinterpret_cast<const void*>(query);
+  problem.key.data = reinterpret_cast<const void*>(key);
+  problem.queue.data = reinterpret_cast<const void*>(queue);
+  std::vector<float> statistics((2 + problem.key_views) * problem.batch);
+  sce_fast::Solution solution;
+  solution.rows = statistics.data();
+  solution.positive_probability = solution.rows + problem.batch;
+  solution.target_entropy = solution.positive_probability + problem.batch;
+  solution.gradient = reinterpret_cast<void*>(gradient);
+  solution.mean = reinterpret_cast<float*>(mean);
+  sce_fast::solve(problem, solution, {brgemm, bfloat16}, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -138,6 +157,9 @@ PYBIND11_MODULE(_cpu, m) {
   sce_fast::bind_problem(m);
   sce_fast::bind_yuv(m);
   m.def("solve", &solve, "Compute loss and gradient in one pass over the candidates; called by sce_fast/loss/cpu.py.");
+  m.def("solve_mean_again", &solve_mean_again,
+        "Compute mean and gradient of a known Problem for other addresses of query, key and queue; called by "
+        "sce_fast/loss/repeat.py.");
   m.def("vector_instructions", &sce_fast::vector_instructions,
         "Return the name of the vector instructions that the exponentials of the loss use on this processor.");
   m.def("has_brgemm", &sce_fast::has_brgemm, py::arg("bfloat16"),

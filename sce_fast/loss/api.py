@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sce_fast.loss import operator, repeat
 from sce_fast.loss.backends import choose
-from sce_fast.loss.problem import Mean, Scalar, Solution, check_choice, check_tensors, checked_problem, views
+from sce_fast.loss.problem import Scalar, Solution, check_choice, check_tensors, checked_problem, views
 from sce_fast.util.rows import unit_rows
 
 
@@ -91,7 +91,7 @@ def sce_loss(
         if repeated is not None and queue is not None:
             known = repeat.solve_mean(repeated, query, key, queue)
             if known is not None:
-                return _with_gradient(query, known)
+                return _with_gradient(query, *known)
     if normalize:
         check_tensors(query, key, queue, batch_keys)
         query, key = unit_rows(query), unit_rows(key)
@@ -115,9 +115,11 @@ def sce_loss(
     elif takes_mean and chosen.solve_mean is not None:
         if repeated is not None:
             repeat.keep(repeated, problem)
-        mean = chosen.solve_mean(problem)
-        loss = _with_gradient(query, mean)
-        solution = Solution(mean[2][0], mean[1], mean[2][2:], mean[2][1])
+        mean, gradient, statistics = chosen.solve_mean(problem)
+        loss = _with_gradient(query, mean, gradient)
+        if not return_statistics:
+            return loss
+        solution = Solution(statistics[0], gradient, statistics[2:], statistics[1])
     else:
         solution = chosen.solve(problem)
         if problem.needs_gradient:
@@ -130,8 +132,7 @@ def sce_loss(
     return loss, SCEStatistics(solution.rows, entropy, entropy.exp(), solution.positive_probability, chosen.name)
 
 
-def _with_gradient(query: Tensor, solved: Mean) -> Tensor:
-    mean, gradient, _ = solved
+def _with_gradient(query: Tensor, mean: Tensor, gradient: Tensor | None) -> Tensor:
     if gradient is None:
         return mean
     if gradient.dim() != query.dim():

@@ -67,16 +67,11 @@ def solve(problem: Problem) -> Solution:
 def solve_mean(problem: Problem) -> Mean:
     """Return the mean of the loss rows, its gradient and the statistics."""
     fields, _owners = pack(problem)
-    return solve_fields_for_mean(fields, problem.query.shape, product_dtype_of(problem))
-
-
-def solve_fields_for_mean(fields: dict[str, Any], shape: torch.Size, product: torch.dtype) -> Mean:
-    """Do the same for the fields of a packed problem, with a gradient of this shape and products of this dtype."""
     batch, key_views = fields["batch"], fields["key_views"]
     mean = torch.empty((), dtype=torch.float32, device="cpu")
     gradient = None
-    if fields["needs_gradient"]:
-        gradient = torch.empty(shape, dtype=torch.float32, device="cpu")
+    if problem.needs_gradient:
+        gradient = torch.empty(problem.query.shape, dtype=torch.float32, device="cpu")
     statistics = torch.empty((2 + key_views, batch), dtype=torch.float32, device="cpu")
     rows, row_bytes = statistics.data_ptr(), batch * statistics.element_size()
     solution = {
@@ -87,7 +82,7 @@ def solve_fields_for_mean(fields: dict[str, Any], shape: torch.Size, product: to
         "positive_probability": rows + row_bytes,
         "mean": mean.data_ptr(),
     }
-    _solve(fields, solution, product)
+    _solve(fields, solution, product_dtype_of(problem))
     return mean, gradient, statistics
 
 
@@ -107,12 +102,7 @@ def product_dtype_of(problem: Problem) -> torch.dtype:
     Products in float32 widen 16-bit candidates tile by tile. An odd D takes them too, since products in bfloat16
     multiply pairs.
     """
-    return product_dtype(
-        problem.query.shape[-1], *(t.dtype for t in (problem.queue, problem.batch_keys) if t is not None)
-    )
-
-
-def product_dtype(dim: int, *candidates: torch.dtype) -> torch.dtype:
-    """Return the same for rows of `dim` values and the dtypes of the candidates."""
-    narrow = BFLOAT16_PRODUCTS and dim % 2 == 0 and all(dtype == torch.bfloat16 for dtype in candidates)
+    candidates = [t.dtype for t in (problem.queue, problem.batch_keys) if t is not None]
+    even = problem.query.shape[-1] % 2 == 0
+    narrow = BFLOAT16_PRODUCTS and even and all(dtype == torch.bfloat16 for dtype in candidates)
     return torch.bfloat16 if narrow else torch.float32

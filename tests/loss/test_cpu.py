@@ -327,6 +327,8 @@ def test_a_repeated_call_is_checked_again_where_its_outcome_may_differ(monkeypat
     assert not loss.requires_grad
     assert sce_loss(query.clone().requires_grad_(), key, queue, temperature=0.1).requires_grad
     assert sce_loss(query, key, queue, temperature=0.2) != loss
+    infonce, others = [[sce_loss(query, key, queue, coefficient=c) for _ in range(2)] for c in (1, 0)]
+    assert infonce[0] == infonce[1] != others[0] == others[1]
     torch.testing.assert_close(sce_loss(query, key.T.contiguous().T, queue, temperature=0.1), loss)
     assert sce_loss(query, key, queue, temperature=torch.tensor(0.2)) != loss
     with pytest.raises(ValueError, match="key has rows of 16 values, expected 15"):
