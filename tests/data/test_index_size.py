@@ -23,7 +23,7 @@ def many_packed_images(photo_folder, tmp_path):
     tar_folder(photo_folder, folder, shards=1)
     index_images(folder)
     cache_file = cache_file_of(folder, None, "-shards")
-    columns = ("shard", "offset", "length", "form", "labels", "sizes", "alpha", "notes")
+    columns = ("shard", "offset", "length", "form", "labels", "sizes", "traits", "notes")
     cached = read_cache(cache_file, CACHE_VERSION, columns)
     assert cached
     notes = cached.columns.pop("notes")
