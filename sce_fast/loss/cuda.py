@@ -23,7 +23,15 @@ ALIGNMENT = 16  # bytes; asynchronous copies move so many at a time
 # to 26 MB for up to 8192 rows.
 KEPT_BYTES, KEPT_WORKSPACES = 64 << 20, 4
 _workspaces: dict[tuple[int, int], Tensor] = {}  # by device and stream
-_this_thread = threading.local()  # alone: whether its calls have workspaces of their own
+
+
+class _Calls(threading.local):
+    """How the calls of this thread take their workspaces."""
+
+    alone = False  # whether each has one of its own
+
+
+_calls = _Calls()
 
 
 @dataclass(frozen=True)
@@ -136,8 +144,7 @@ def _workspace(size: int, device: torch.device, where: tuple[int, int]) -> Tenso
 
     Calls that a CUDA graph captures have memory of their own, from the pool of the graph, which may outlive this one.
     """
-    alone = getattr(_this_thread, "alone", False)
-    alone = alone or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+    alone = _calls.alone or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
     kept = _workspaces.get(where)
     if kept is not None and kept.numel() >= size and not alone:
         return kept
@@ -157,11 +164,11 @@ def own_workspaces() -> Iterator[None]:
     torch.compile with CUDA graphs runs its operators once in the memory pool of a graph before it captures them, and
     takes it for an error if anything of that pool is kept.
     """
-    before, _this_thread.alone = getattr(_this_thread, "alone", False), True
+    before, _calls.alone = _calls.alone, True
     try:
         yield
     finally:
-        _this_thread.alone = before
+        _calls.alone = before
 
 
 def enqueue(keys: Tensor, cursor: Tensor, rows: Tensor, normalize: bool = False) -> None:
