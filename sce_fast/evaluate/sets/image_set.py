@@ -72,19 +72,19 @@ class ImageSet:
         """Return path → reason for files that cannot be opened, and for packed images that cannot be read."""
         if self.packed is not None:
             return self.packed.bad_files()
-        paths = [os.fsencode(os.path.join(self.root, name)) for name in self.names]
+        paths = self._paths()
         return {os.fsdecode(paths[i]): reason for i, reason in file_stamps(paths)[1].items()}
 
     def contents(self) -> str:
         """Return a hash of the names, parts, labels and lengths in bytes of all images; see Index.contents."""
-        if self.packed is None:
-            lengths = file_stamps([os.fsencode(os.path.join(self.root, name)) for name in self.names])[0][:, 1]
-        else:
-            lengths = self.packed.lengths
+        lengths = file_stamps(self._paths())[0][:, 1] if self.packed is None else self.packed.lengths
         digest = hashlib.sha256(self.labels.tobytes() + lengths.tobytes())
         for name, part in zip(self.names, self.parts, strict=True):
             digest.update(os.fsencode(name) + b"\0" + part.encode() + b"\0")
         return digest.hexdigest()[:16]
+
+    def _paths(self) -> list[bytes]:
+        return [os.fsencode(os.path.join(self.root, name)) for name in self.names]
 
     def require_files(self) -> None:
         """Raise an error unless all files can be opened.
