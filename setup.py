@@ -29,6 +29,7 @@ CPU_SOURCES = [
     "csrc/cpu/color_jitter.cpp",
     "csrc/cpu/decoder_messages.cpp",
     "csrc/cpu/exponentials.cpp",
+    "csrc/cpu/file_stamps.cpp",
     "csrc/cpu/gaussian_blur.cpp",
     "csrc/cpu/solve.cpp",
     "csrc/cpu/forward_pass.cpp",

@@ -200,7 +200,7 @@ def dali_operators(index: ImageIndex, batch_size: int, threads: int) -> Iterator
 
     @pipeline_def(enable_conditionals=True, batch_size=batch_size, num_threads=threads, device_id=None, seed=0)
     def graph() -> Any:
-        data, _ = fn.readers.file(files=[path.decode() for path in index.paths], random_shuffle=True)
+        data, _ = fn.readers.file(files=[path.decode() for path in index.listing.paths()], random_shuffle=True)
         image = fn.decoders.image(data, device="cpu", output_type=types.RGB)
         return view(image), view(image)
 
@@ -277,7 +277,7 @@ def pillow_loader(
     index: ImageIndex, augmentations: tuple[Augmentation, ...], batch_size: int, workers: int
 ) -> Iterator[Any]:
     loader = torch.utils.data.DataLoader(
-        PillowViews([path.decode() for path in index.paths], augmentations),
+        PillowViews([path.decode() for path in index.listing.paths()], augmentations),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,

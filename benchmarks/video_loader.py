@@ -61,7 +61,7 @@ def measure_clips(
     """Measure each peer in alternating turns of one process; print medians over the rounds, and return the ratios."""
     with tempfile.TemporaryDirectory() as folder:
         index = write_videos(Path(folder) / "videos", videos)
-        paths = [path.decode() for path in index.paths]
+        paths = [path.decode() for path in index.listing.paths()]
         settings: dict[str, Any] = {"batch_size": batch_size, "workers": threads}
         peers: dict[str, Iterator[Any]] = {
             "sce_fast": our_loader(index, batch_size, threads),
@@ -138,7 +138,7 @@ def plain_decode(index: VideoIndex, sample: int, requests: tuple[ClipRequest, ..
     wanted = sorted({int(frame) for request in requests for frame in request.frames})
     ticks = index.timelines.ticks(sample, np.array(wanted)).tolist()
     missing, found = set(ticks), []
-    with av.open(index.paths[sample].decode()) as container:
+    with av.open(index.path(sample).decode()) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         container.seek(ticks[0], stream=stream)

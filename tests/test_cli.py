@@ -17,7 +17,7 @@ import sce_fast
 from sce_fast.cli import BENCHMARKS, COMMANDS, DISTRIBUTIONS, EVALUATIONS, Command, extra_with, main
 from sce_fast.data.image.sizes import SizeReader
 from sce_fast.data.index import ImageIndex
-from sce_fast.data.sources import Listing
+from sce_fast.data.sources import Listing, Names
 from sce_fast.evaluate import save_features
 from sce_fast.native import CPU
 
@@ -278,7 +278,7 @@ def test_python_m_is_the_command(module):
 
 def test_evaluating_feature_files_needs_no_dali(tmp_path):
     file = tmp_path / "features.safetensors"
-    listing = Listing(tmp_path, [f"{i}.jpg" for i in range(20)], [0, 1] * 10, ["a", "b"])
+    listing = Listing(tmp_path, Names.of(f"{i}.jpg" for i in range(20)), np.arange(20) % 2, ["a", "b"])
     index = ImageIndex(listing, sizes=np.ones((20, 2), np.int32), traits=np.zeros(20, np.uint8), bad={})
     save_features(file, torch.eye(2).repeat(10, 1), index)
     code = f"""

@@ -17,6 +17,7 @@ ROOMS = """
     sce_fast.kernels
     sce_fast.loss
     sce_fast.data.sources sce_fast.data.cache sce_fast.data.faults sce_fast.data.order sce_fast.data.pipeline
+    sce_fast.data.stamps
     sce_fast.data.image
     sce_fast.data.video.timeline
     sce_fast.data.index

@@ -12,6 +12,7 @@
 #include "color_jitter.h"
 #include "decoder_messages.h"
 #include "exponentials.h"
+#include "file_stamps.h"
 #include "gaussian_blur.h"
 #include "solve.h"
 #include "temporal_difference.h"
@@ -116,6 +117,26 @@ std::vector<Pixels> temporal_difference(const std::vector<Pixels>& clips, int th
   return outputs;
 }
 
+Rows<int64_t> file_stamps(const std::string& folder, const Pixels& text, int64_t start, const Rows<int64_t>& ends,
+                          int threads) {
+  require(threads >= 1, "file_stamps: threads is " + std::to_string(threads) + ", expected at least 1");
+  require(text.ndim() == 1 && ends.ndim() == 1, "file_stamps: text and ends must have one dimension");
+  const py::ssize_t count = ends.shape(0);
+  int64_t before = start;
+  for (py::ssize_t i = 0; i < count; before = ends.data()[i++])
+    require(0 <= before && before <= ends.data()[i] && ends.data()[i] <= text.size(),
+            "file_stamps: ends must rise from start to the length of text");
+  Rows<int64_t> stamps({count, py::ssize_t{2}});
+  const char* names = reinterpret_cast<const char*>(text.data());
+  const int64_t* stops = ends.data();
+  int64_t* output = stamps.mutable_data();
+  {
+    py::gil_scoped_release release;
+    sce_fast::file_stamps(folder, names, start, stops, count, output, threads);
+  }
+  return stamps;
+}
+
 void solve(const sce_fast::Problem& problem, const sce_fast::Solution& solution, bool brgemm, bool bfloat16,
            int threads) {
   py::gil_scoped_release release;
@@ -154,6 +175,8 @@ PYBIND11_MODULE(_cpu, m) {
         "Turn uint8 clips (2F, H, W, 3), F frames and then the frame to subtract from each, into (F, H, W, 3).");
   m.def("filter_decoder_messages", &sce_fast::filter_decoder_messages,
         "Print only the first line of each kind that image decoders print; return whether the C library allows it.");
+  m.def("file_stamps", &file_stamps, py::arg("folder"), py::arg("text"), py::arg("start"), py::arg("ends"),
+        py::arg("threads"), "Return modification time and length (n, 2) of files; see file_stamps.h.");
   sce_fast::bind_problem(m);
   sce_fast::bind_yuv(m);
   m.def("solve", &solve, "Compute loss and gradient in one pass over the candidates; called by sce_fast/loss/cpu.py.");

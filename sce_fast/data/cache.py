@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sce_fast.data.sources.names import Names
+
+# What reading a cache raises if there is none, or if it is damaged.
+_NO_CACHE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 
 
 def take_rows(column: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
@@ -25,16 +30,14 @@ def take_rows(column: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
 class Cached:
     """The content of a cache: columns with a row for each file."""
 
-    names: list[bytes]
+    names: Names
     stamps: NDArray[np.int64]  # (n, 2)
     columns: dict[str, NDArray[Any]]
 
-    def rows(self, names: Sequence[str], stamps: NDArray[np.int64]) -> NDArray[np.int64]:
+    def rows(self, names: Names, stamps: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the row of each file; -1 for files that are new or changed."""
-        known = {name: i for i, name in enumerate(self.names)}
-        rows = np.array([known.get(os.fsencode(name), -1) for name in names], dtype=np.int64)
-        same = (take_rows(self.stamps, rows) == stamps).all(axis=1)
-        return np.where(same, rows, -1)
+        rows = self.names.find(names)
+        return np.where((take_rows(self.stamps, rows) == stamps).all(axis=1), rows, -1)
 
 
 def cache_file_of(path: str | Path, cache: Path | None, kind: str = "") -> Path:
@@ -61,25 +64,54 @@ def read_cache(cache_file: Path, version: int, columns: Iterable[str]) -> Cached
     Args:
         columns: names of the columns; those that end in a question mark may be missing.
     """
-    try:
-        with np.load(cache_file, allow_pickle=False) as cached:
-            if int(cached["version"]) != version:
-                return None
-            names = cached["names"].tobytes().split(b"\0")
-            wanted = [name.removesuffix("?") for name in columns if not name.endswith("?") or name[:-1] in cached]
-            found = Cached(names, cached["stamps"], {name: cached[name] for name in wanted})
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
-    return found if found.stamps.shape == (len(names), 2) else None
+    with suppress(*_NO_CACHE), _opened(cache_file, version) as cached:
+        wanted = [name.removesuffix("?") for name in columns if not name.endswith("?") or name[:-1] in cached]
+        names = Names(cached["names"], cached["name_ends"])
+        found = Cached(names, cached["stamps"], {name: cached[name] for name in wanted})
+        return found if found.stamps.shape == (len(names), 2) else None
+    return None
 
 
-def write_cache(cache_file: Path, version: int, names: Sequence[str], **columns: Any) -> None:
+def cached_columns(
+    cache_file: Path, version: int, columns: Iterable[str], names: Names, stamps: NDArray[np.int64]
+) -> dict[str, NDArray[Any]] | None:
+    """Return columns of a cache with a row for each of some files, zeros for those that are new or have changed.
+
+    None if there is no cache; see read_cache. If the names are those of the cache, they are not read, and one column is
+    in memory at a time beside the result.
+    """
+    with suppress(*_NO_CACHE), _opened(cache_file, version) as cached:
+        known = cached["digest"].tobytes() == names.digest()
+        rows = None if known else Names(cached["names"], cached["name_ends"]).find(names)
+        same = (_of_rows(cached["stamps"], rows) == stamps).all(axis=1)
+        found = {}
+        for name in columns:
+            found[name] = _of_rows(cached[name], rows)
+            found[name][~same] = 0
+        return found
+    return None
+
+
+def _of_rows(column: NDArray[Any], rows: NDArray[np.int64] | None) -> NDArray[Any]:
+    return column if rows is None else take_rows(column, rows)
+
+
+@contextmanager
+def _opened(cache_file: Path, version: int) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """Open a cache, which reads a column whenever it is asked for one; one of _NO_CACHE is raised if it cannot."""
+    with np.load(cache_file, allow_pickle=False) as cached:
+        if int(cached["version"]) != version:
+            raise ValueError
+        yield cached
+
+
+def write_cache(cache_file: Path, version: int, names: Names, **columns: Any) -> None:
     """Write a cache atomically; a cache that cannot be written is ignored."""
-    joined = np.frombuffer(b"\0".join(os.fsencode(name) for name in names), dtype=np.uint8)
+    columns |= {"names": names.text, "name_ends": names.ends, "digest": np.frombuffer(names.digest(), np.uint8)}
     temporary = cache_file.with_name(f".{cache_file.stem}.{os.getpid()}.npz")
     with suppress(OSError):  # optional: a read-only home folder must not stop a run
         cache_file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, version=version, names=joined, **columns)
+        np.savez(temporary, version=version, **columns)
         os.replace(temporary, cache_file)
     with suppress(OSError):
         temporary.unlink()

@@ -8,22 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sce_fast.data.cache import cache_file_of, read_cache, take_rows, write_cache
-from sce_fast.data.faults import MISSING, NOT_A_FILE, evaluation_refusal, status_or_reason
+from sce_fast.data.cache import cache_file_of, cached_columns, take_rows, write_cache
+from sce_fast.data.faults import MISSING, evaluation_refusal
 from sce_fast.data.image.alpha import Trait
 from sce_fast.data.image.background import BLACK, NONE, Color, background_color
 from sce_fast.data.image.files import ImageFiles
 from sce_fast.data.image.formats import decode_failure_reason
 from sce_fast.data.image.shards import read_shards
-from sce_fast.data.sources import Listing, Shards, find_shards, list_images
+from sce_fast.data.sources import Listing, Names, Shards, find_shards, list_images
+from sce_fast.data.stamps import file_stamps
 from sce_fast.util.terminal import progress_bar
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 HASHED_TOGETHER = 4096
 HEADERS_PER_BATCH = 256
 
@@ -85,27 +86,31 @@ class Index(ABC):
         numbers = np.array(rows, dtype=np.int64)
         return self.rows(numbers, self.listing.listed_as(entries, numbers), bad)
 
-    @cached_property
-    def paths(self) -> list[bytes]:
-        """Path of each file; of packed samples FILE!MEMBER or FILE!ROW."""
-        return [os.fsencode(path) for path in self.listing.paths()]
+    def path(self, sample: int) -> bytes:
+        """Return the path of a file; of a packed sample FILE!MEMBER or FILE!ROW."""
+        return os.fsencode(self.listing.path(sample))
 
     @property
     def stamps(self) -> NDArray[np.int64]:
         """(n, 2) modification time and length of each file, or of the file that holds a packed sample."""
         packed = self.listing.packed
-        return file_stamps(self.paths, folders=True)[0] if packed is None else packed.stamps[packed.shard]
+        return self._file_stamps(folders=True) if packed is None else packed.stamps[packed.shard]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """(n,) length of each file in bytes, of packed samples that of the image; 0 for folders and bad files."""
         packed = self.listing.packed
-        return file_stamps(self.paths)[0][:, 1] if packed is None else packed.sizes.astype(np.int64)
+        return self._file_stamps(folders=False)[:, 1] if packed is None else packed.sizes.astype(np.int64)
+
+    def _file_stamps(self, *, folders: bool) -> NDArray[np.int64]:
+        names = self.listing.names
+        assert isinstance(names, Names)
+        return file_stamps(self.listing.root, names, folders=folders)[0]
 
     @cached_property
     def labels(self) -> NDArray[np.int64] | None:
         """(n,) class numbers, or None."""
-        return None if self.listing.labels is None else np.array(self.listing.labels, dtype=np.int64)
+        return None if self.listing.labels is None else self.listing.labels.astype(np.int64)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -113,9 +118,9 @@ class Index(ABC):
 
         Sizes are left out: a file that breaks while a run is interrupted must not prevent the run from resuming.
         """
-        digest, entries = hashlib.sha256(), iter(self.listing.entries())
-        while some := list(itertools.islice(entries, HASHED_TOGETHER)):
-            digest.update(os.fsencode("\0".join(some)) + b"\0")
+        digest, encoded = hashlib.sha256(), self.listing.entries().encoded()
+        while some := list(itertools.islice(encoded, HASHED_TOGETHER)):
+            digest.update(b"\0".join(some) + b"\0")
         return digest.hexdigest()[:16]
 
     def contents(self) -> str:
@@ -217,15 +222,18 @@ def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = Non
     if (shards := find_shards(Path(path))) is not None:
         return index_shards(shards, path, threads=threads, cache=cache)
     listing = list_images(path)
-    paths = [os.fsencode(path) for path in listing.paths()]
-    stamps, bad = file_stamps(paths)
+    names = listing.names
+    assert isinstance(names, Names)
+    stamps, bad = file_stamps(listing.root, names)
     cache_file = cache_file_of(path, cache)
-    sizes, traits = _cached_headers(cache_file, listing, stamps)
+    headers = cached_columns(cache_file, CACHE_VERSION, ("sizes", "traits"), names, stamps) or _no_headers(len(names))
+    sizes, traits = headers["sizes"], headers["traits"]
     unknown = [i for i in np.flatnonzero(sizes[:, 0] == 0).tolist() if i not in bad]
     if unknown:
-        sizes[unknown], traits[unknown] = read_headers([paths[i] for i in unknown], threads=threads)
-        write_cache(cache_file, CACHE_VERSION, listing.names, stamps=stamps, sizes=sizes, traits=traits)
-        bad |= {i: decode_failure_reason(paths[i]) for i in unknown if sizes[i, 0] == 0}
+        paths = [os.fsencode(listing.path(i)) for i in unknown]
+        sizes[unknown], traits[unknown] = read_headers(paths, threads=threads)
+        write_cache(cache_file, CACHE_VERSION, names, stamps=stamps, sizes=sizes, traits=traits)
+        bad |= {i: decode_failure_reason(path) for i, path in zip(unknown, paths, strict=True) if sizes[i, 0] == 0}
     return ImageIndex(listing, sizes, traits, bad)
 
 
@@ -262,32 +270,5 @@ def read_headers(paths: list[bytes], *, threads: int = 2) -> tuple[NDArray[np.in
     return sizes, traits
 
 
-def _cached_headers(
-    cache_file: Path, listing: Listing, stamps: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """Return what read_headers would return as far as the cache knows it; (0, 0) for files that are new or changed."""
-    cached = read_cache(cache_file, CACHE_VERSION, ("sizes", "traits"))
-    if cached is None:
-        return np.zeros((len(stamps), 2), dtype=np.int32), np.zeros(len(stamps), dtype=np.uint8)
-    rows = cached.rows(listing.names, stamps)
-    return take_rows(cached.columns["sizes"], rows), take_rows(cached.columns["traits"], rows)
-
-
-def file_stamps(paths: list[bytes], *, folders: bool = False) -> tuple[NDArray[np.int64], dict[int, str]]:
-    """Return modification time and length (n, 2) of each file, and sample → reason for files that cannot be opened.
-
-    Args:
-        paths: of the files.
-        folders: accept folders as well.
-    """
-    stamps = np.zeros((len(paths), 2), dtype=np.int64)
-    bad: dict[int, str] = {}
-    for i, path in enumerate(paths):
-        status = status_or_reason(path)
-        if status == NOT_A_FILE and folders and os.path.isdir(path):
-            status = os.stat(path)
-        if isinstance(status, str):
-            bad[i] = status
-        else:
-            stamps[i] = status.st_mtime_ns, status.st_size
-    return stamps, bad
+def _no_headers(files: int) -> dict[str, NDArray[Any]]:
+    return {"sizes": np.zeros((files, 2), dtype=np.int32), "traits": np.zeros(files, dtype=np.uint8)}

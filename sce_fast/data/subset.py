@@ -98,7 +98,7 @@ def chosen(
 
 def _drawn(listing: Listing, share: float | None, per_class: int | None, seed: int) -> NDArray[np.int64]:
     """Return the samples that a seeded order of each class puts first."""
-    labels = np.zeros(len(listing.names), dtype=np.int64) if listing.labels is None else np.asarray(listing.labels)
+    labels = np.zeros(len(listing.names), dtype=np.int64) if listing.labels is None else listing.labels
     keys = sort_keys(seed, 0, np.arange(len(labels)), Draw.SUBSET)
     drawn = []
     for label in np.unique(labels):
@@ -117,7 +117,7 @@ def _of_classes(listing: Listing, path: Path) -> tuple[NDArray[np.int64], Listin
     kept = [name for name in listing.classes if name in wanted]
     number = np.full(len(listing.classes), -1, dtype=np.int32)
     number[[listing.classes.index(name) for name in kept]] = np.arange(len(kept))
-    labels = number[np.asarray(listing.labels)]
+    labels = number[listing.labels]
     samples = np.flatnonzero(labels >= 0)
     return samples, replace(listing.subset(samples), labels=labels[samples], classes=kept)
 

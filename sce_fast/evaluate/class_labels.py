@@ -49,7 +49,7 @@ def labelled_indices(
         train_name=train.listing.title,
         test_name=test.listing.title,
     )
-    return train, replace(test, listing=replace(test.listing, labels=labels.tolist(), classes=names))
+    return train, replace(test, listing=replace(test.listing, labels=labels.int().numpy(), classes=names))
 
 
 def labels_among(

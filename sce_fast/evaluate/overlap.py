@@ -47,7 +47,7 @@ class _Sample(NamedTuple):
 def _samples(index: Index) -> Iterator[_Sample]:
     packed = index.listing.packed
     if packed is None:
-        for path in index.paths:
+        for path in index.listing.paths():
             status = os.stat(path)
             name = os.path.basename(os.fsdecode(path))
             yield _Sample((status.st_dev, status.st_ino, 0), name, status.st_size)
@@ -61,7 +61,7 @@ def _samples(index: Index) -> Iterator[_Sample]:
 
 def _are_equal(index: Index, sample: int, other: Index, its_sample: int) -> bool:
     if index.listing.packed is None and other.listing.packed is None:
-        return filecmp.cmp(index.paths[sample], other.paths[its_sample], shallow=False)
+        return filecmp.cmp(index.path(sample), other.path(its_sample), shallow=False)
     return np.array_equal(ImageFiles(index.listing).content(sample), ImageFiles(other.listing).content(its_sample))
 
 

@@ -73,7 +73,7 @@ def survey(data: Path, subset: SubsetConfig) -> Found | None:
             sides = subset.of(index_images(data)).sizes.min(axis=1)
             count = len(sides)
         else:
-            paths = [os.fsencode(path) for path in list_images(data).paths()]
+            paths = list(list_images(data).paths())
             count = len(paths)
             samples = np.unique(np.linspace(0, count - 1, min(SAMPLED, count)).astype(int))
             sides = read_headers([paths[i] for i in samples])[0].min(axis=1)

@@ -80,7 +80,7 @@ def survey(data: Path, clips: Any = None, subset: SubsetConfig = SubsetConfig())
 
 def _probed(listing: Listing, sample: int, rate: Any) -> tuple[int, float] | None:
     """Return a video's shorter side and length in seconds; None if it cannot be read."""
-    path = os.fsencode(listing.paths()[sample])
+    path = os.fsencode(listing.path(sample))
     if not os.path.isdir(path) and isinstance(status_or_reason(path), str):
         return None
     facts = probe(path)

@@ -177,11 +177,11 @@ def undecodable(index: ImageIndex, threads: int) -> dict[int, str]:
 def undecodable_videos(index: VideoIndex, threads: int) -> dict[int, str]:
     """Return sample → reason for the videos of which not all frames decode. A file with several parts is read once."""
     samples = [i for i in range(len(index)) if i not in index.bad]
-    paths = list(dict.fromkeys(index.paths[i] for i in samples))
+    paths = list(dict.fromkeys(index.path(i) for i in samples))
     with progress_bar(len(paths), "Decoding", unit="video") as bar:
         results = in_threads(undecodable_reason, paths, threads, bar.update)
     reasons = {path: reason for path, reason in zip(paths, results, strict=True) if reason is not None}
-    return {i: reasons[index.paths[i]] for i in samples if index.paths[i] in reasons}
+    return {i: reasons[index.path(i)] for i in samples if index.path(i) in reasons}
 
 
 def _title(listing: Listing, sample: int) -> str:

@@ -13,7 +13,7 @@ from sce_fast.data.faults import bad_files_tsv, describe_bad_files, status_or_re
 from sce_fast.data.image.formats import decode_failure_reason
 from sce_fast.data.image.sizes import SizeReader
 from sce_fast.data.index import index_images
-from sce_fast.data.sources import Listing
+from sce_fast.data.sources import Listing, Names
 
 GREY = np.full((9, 13, 3), 128, dtype=np.uint8)
 
@@ -24,7 +24,7 @@ def test_class_folders(photo_folder):
     assert found.labels.tolist() == [0] * 12 + [1] * 12
     assert found.listing.names[0] == "flower/001.jpg"
     assert found.listing.names == sorted(found.listing.names)
-    for path, size in zip(found.paths, found.sizes, strict=True):
+    for path, size in zip(found.listing.paths(), found.sizes, strict=True):
         with Image.open(path) as image:
             sideways = image.getexif().get(0x0112) == 6
             assert tuple(size) == (image.size if sideways else image.size[::-1])
@@ -73,7 +73,7 @@ def test_names_that_are_not_utf8(tmp_path):
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     write_png(os.fsdecode(folder + b"/\xff\xfe.png"), GREY)
     found = index_images(tmp_path)
-    assert found.paths == [folder + b"/\xff\xfe.png"]
+    assert list(found.listing.paths()) == [folder + b"/\xff\xfe.png"]
     assert found.sizes.tolist() == [[9, 13]]
     assert np.array_equal(index_images(tmp_path).sizes, found.sizes)  # from the cache
     with open(folder + b"/broken\xff.png", "wb") as file:
@@ -110,7 +110,7 @@ def test_contents_follow_lengths_and_classes_but_not_times(tmp_path):
     before = first.contents()
     os.utime(tmp_path / "a" / "1.png", (1, 1))
     assert index_images(tmp_path).contents() == before
-    other = replace(first, listing=replace(first.listing, labels=[1, 0]))
+    other = replace(first, listing=replace(first.listing, labels=np.array([1, 0], dtype=np.int32)))
     (tmp_path / "a" / "1.png").write_bytes((tmp_path / "a" / "1.png").read_bytes() + b"x")
     assert len({before, first.contents(), other.contents()}) == 3
     assert index_images(tmp_path).fingerprint == first.fingerprint
@@ -191,7 +191,7 @@ def locked_folder(tmp_path, monkeypatch):
     scandir, listdir = os.scandir, os.listdir
 
     def refused(folder, read):
-        if os.path.basename(folder) == "locked":
+        if os.path.basename(os.fsdecode(folder)) == "locked":
             raise PermissionError(13, "Permission denied", folder)
         return read(folder)
 
@@ -237,7 +237,7 @@ def test_other_files_are_counted_by_their_endings(tmp_path, layout):
     assert listing.ignored == {".gif": 3, ".avif": 1, ".heic": 1, "": 1, ".t\tt": 1}
     counts = r"3 .gif, 1 without an ending, 1 .avif, 1 .heic, 1 .t\x09t"
     assert listing.describe_ignored() == f"7 files in {tmp_path} are ignored ({counts})"
-    many = Listing(tmp_path, [], None, [], ignored={f".{i:02d}": 1 for i in range(13)})
+    many = Listing(tmp_path, Names.of([]), None, [], ignored={f".{i:02d}": 1 for i in range(13)})
     assert many.describe_ignored().endswith("1 .06, 1 .07, 5 with other endings)")
 
 

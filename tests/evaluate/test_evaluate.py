@@ -12,7 +12,7 @@ from helpers.images import write_png
 from helpers.runs import small_config
 from sce_fast.config import EvaluationConfig
 from sce_fast.data.index import ImageIndex, index_images
-from sce_fast.data.sources import Listing
+from sce_fast.data.sources import Listing, Names
 from sce_fast.evaluate import save_features
 from sce_fast.evaluate.results import read_result
 from sce_fast.tools.embed import embed
@@ -24,7 +24,8 @@ from sce_fast.train import Trainer
 def write_features(path, features, classes):
     """Write a feature file with one row for each entry of classes, in that order."""
     names = sorted(set(classes))
-    listing = Listing(path.parent, [f"{i}.png" for i in range(len(classes))], [names.index(c) for c in classes], names)
+    labels = np.array([names.index(name) for name in classes])
+    listing = Listing(path.parent, Names.of(f"{i}.png" for i in range(len(classes))), labels, names)
     save_features(
         path,
         features,

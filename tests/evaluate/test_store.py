@@ -11,7 +11,7 @@ from torch import nn
 from sce_fast.data.faults import BadFilesError
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.index import ImageIndex
-from sce_fast.data.sources import Listing
+from sce_fast.data.sources import Listing, Names
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate import FeatureStore, load_features, store
 from sce_fast.evaluate.store import shared_features, weights_digest
@@ -25,7 +25,7 @@ def index(tmp_path):
     names = [f"{i}.png" for i in range(4)]
     for name in names:
         (tmp_path / name).write_text("pixels")
-    listing = Listing(tmp_path, names, [0, 1, 0, 1], ["a", "b"])
+    listing = Listing(tmp_path, Names.of(names), np.array([0, 1, 0, 1]), ["a", "b"])
     return ImageIndex(listing, np.ones((4, 2), np.int32), np.zeros(4, np.uint8), {})
 
 

@@ -11,7 +11,7 @@ import pytest
 from helpers.runs import small_config
 from sce_fast.config import TrainConfig, replace
 from sce_fast.data.index import ImageIndex
-from sce_fast.data.sources import Listing
+from sce_fast.data.sources import Listing, Names
 from sce_fast.distributed import Ranks
 from sce_fast.train.folder import write_config
 from sce_fast.train.image_list import images_to_train_on, write_image_list
@@ -22,7 +22,7 @@ SIZES = {"a.jpg": (10, 20), "b.jpg": (10, 30), "c.jpg": (10, 40), "d\udcff.jpg":
 def index_of(root: Path, sizes: dict[str, tuple[int, int]]) -> ImageIndex:
     bad = {i: "empty" for i, size in enumerate(sizes.values()) if size == (0, 0)}
     rows = np.array(list(sizes.values()), dtype=np.int32)
-    return ImageIndex(Listing(root, list(sizes), None, []), rows, np.zeros(len(sizes), dtype=np.uint8), bad)
+    return ImageIndex(Listing(root, Names.of(sizes), None, []), rows, np.zeros(len(sizes), dtype=np.uint8), bad)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def victim_of(data, seed):
     """Return an image of the first step that comes again in the last step of epoch 1: no batch read ahead has it."""
     index = index_images(data)
     first, later = (batch_of_rank(epoch_order(seed, epoch, 24), step, 8) for epoch, step in ((0, 0), (1, 2)))
-    return Path(index.listing.paths()[(set(first.tolist()) & set(later.tolist())).pop()])
+    return Path(index.listing.path((set(first.tolist()) & set(later.tolist())).pop()))
 
 
 @pytest.mark.slow

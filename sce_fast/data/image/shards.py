@@ -17,6 +17,7 @@ from sce_fast.data.cache import one_at_a_time, read_cache, write_cache
 from sce_fast.data.faults import status_or_reason
 from sce_fast.data.image.files import ImageFiles
 from sce_fast.data.sources.listing import Listing
+from sce_fast.data.sources.names import Names
 from sce_fast.data.sources.packed import PIXELS, Packed
 from sce_fast.data.sources.reading import PackedReader, span_fault
 from sce_fast.data.sources.scanned import Scanned, joined
@@ -24,13 +25,13 @@ from sce_fast.data.sources.shards import Shards, scan_file
 from sce_fast.util.files import printable
 from sce_fast.util.terminal import progress_bar
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 HEADER_BYTES = 65536  # of a JPEG, whose size stands before its pixels; others may keep their orientation at the end
 HEADERS_PER_BATCH = 256
 FEW_FILES = 4  # read without a progress bar
 SECONDS_PER_CACHE_WRITE = 60
 _JPEG = b"\xff\xd8\xff"
-_PACKED = ("shard", "offset", "length", "form", "inner?", "row?", "text?", "ends?")
+_PACKED = ("shard", "offset", "length", "form", "inner?", "row?", "text?", "ends?")  # see Packed.arrays
 _COLUMNS = (*_PACKED, "labels", "sizes", "traits", "notes")
 
 
@@ -189,12 +190,7 @@ def _cached(cache_file: Path) -> _Known | None:
         return None
     columns = cached.columns
     notes = json.loads(columns["notes"].tobytes())
-    names = [name.removesuffix("?") for name in _PACKED]
-    packed = Packed(
-        files=tuple(map(os.fsdecode, cached.names)),
-        stamps=cached.stamps,
-        **{name: columns[name] for name in names if name in columns},
-    )
+    packed = Packed.from_arrays(cached.names, {"stamps": cached.stamps, **columns})
     scanned = Scanned(packed, columns["labels"], tuple(notes["classes"]), notes["faults"], notes["ignored"])
     return _Known(scanned, columns["sizes"], columns["traits"])
 
@@ -205,7 +201,7 @@ def _write(cache_file: Path, known: _Known) -> None:
     write_cache(
         cache_file,
         CACHE_VERSION,
-        scanned.packed.files,
+        Names.of(scanned.packed.files),
         **scanned.packed.arrays(),
         labels=scanned.labels,
         sizes=known.sizes,

@@ -8,6 +8,7 @@ from sce_fast.data.sources.folder import list_folder
 from sce_fast.data.sources.frames import frame_files, is_frame_folder
 from sce_fast.data.sources.listfile import list_file
 from sce_fast.data.sources.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Listing, Part, is_image_name, is_video_name
+from sce_fast.data.sources.names import Names
 from sce_fast.data.sources.shards import Shards, find_shards, packed_splits
 from sce_fast.data.sources.splits import SplitPart, read_split
 from sce_fast.data.sources.videolist import list_video_file
@@ -15,6 +16,7 @@ from sce_fast.util.files import printable
 
 __all__ = [
     "Listing",
+    "Names",
     "Part",
     "Shards",
     "SplitPart",

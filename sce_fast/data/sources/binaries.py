@@ -28,15 +28,11 @@ LAYOUTS: dict[tuple[str, ...], dict[str, str]] = {
 
 def binary_splits(folder: Path) -> dict[str, list[str]]:
     """Return the files of each split of a folder that holds one of the data sets; nothing for other folders."""
-    try:
-        names = set(os.listdir(folder))
-    except OSError:  # a folder without permission, which the listing of images names
-        return {}
     for marks, splits in LAYOUTS.items():
-        # Files are asked for their status last: the folder may be a class with thousands of images.
-        if names.issuperset(marks) and all((folder / mark).is_file() for mark in marks):
-            named = {split: sorted(filter(re.compile(p).fullmatch, names)) for split, p in splits.items()}
-            found = {split: [name for name in some if (folder / name).is_file()] for split, some in named.items()}
+        # Other folders are not listed: they may hold millions of images.
+        if all(os.path.isfile(os.path.join(folder, mark)) for mark in marks):
+            names = sorted(name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name)))
+            found = {split: list(filter(re.compile(p).fullmatch, names)) for split, p in splits.items()}
             return {split: files for split, files in found.items() if files}
     return {}
 

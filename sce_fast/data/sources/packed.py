@@ -1,14 +1,16 @@
 """Samples that lie in a few large files: where the bytes of each one are. Ten million take half a gigabyte."""
 
 import enum
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sce_fast.data.sources.names import TOGETHER, MadeNames, Names
 
 BETWEEN = "!"  # stands between the name of a file and the name or number of a sample in it
 
@@ -29,6 +31,7 @@ class Form(enum.IntEnum):
 COMPRESSED = frozenset((Form.SNAPPY, Form.ZSTD, Form.GZIP, Form.BROTLI, Form.LZ4_RAW))
 WHOLE_PAGES = COMPRESSED - {Form.SNAPPY}  # of which no part can be decompressed alone
 PIXELS = {Form.CIFAR: 32, Form.STL: 96}  # form → height and width
+_COLUMNS = ("shard", "offset", "length", "form", "inner", "row")  # of Packed: one value or row for each sample
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,9 @@ class Packed:
     form: NDArray[np.uint8]  # (n,)
     # (n, 3) for compressed forms: length of the decompressed span, where the image begins in it, and its length.
     inner: NDArray[np.uint32] | None = None
-    # Either (n,) the number of each sample in its file, from 0, or all names one after another and (n,) their ends.
+    # Either (n,) the number of each sample in its file, from 0, or its name there.
     row: NDArray[np.int32] | None = None
-    text: NDArray[np.uint8] | None = None
-    ends: NDArray[np.int64] | None = None
+    members: Names | None = None
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -77,12 +79,10 @@ class Packed:
 
     def member(self, i: int) -> str:
         """Return the name or number of a sample in its file."""
-        if self.row is not None:
-            return str(self.row[i])
-        assert self.text is not None
-        assert self.ends is not None
-        start = self.ends[i - 1] if i else 0
-        return os.fsdecode(self.text[start : self.ends[i]].tobytes())
+        if self.members is not None:
+            return self.members[i]
+        assert self.row is not None
+        return str(self.row[i])
 
     def take(self, rows: NDArray[np.int64]) -> "Packed":
         """Return these rows; a missing sample where a number is -1."""
@@ -90,13 +90,7 @@ class Packed:
             return self
         columns: dict[str, Any] = {name: column[rows] for name, column in self._columns()}
         columns["shard"][rows < 0] = -1
-        if self.text is None or self.ends is None:
-            return replace(self, **columns)
-        starts = np.concatenate([np.zeros(1, dtype=np.int64), self.ends])[:-1]
-        lengths = np.where(rows < 0, 0, (self.ends - starts)[rows])
-        ends = np.cumsum(lengths, dtype=np.int64)
-        places = np.repeat(starts[rows] - (ends - lengths), lengths) + np.arange(lengths.sum())
-        return replace(self, **columns, text=self.text[places], ends=ends)
+        return replace(self, **columns, members=None if self.members is None else self.members.take(rows))
 
     def of_file(self, number: int, rows: NDArray[np.int64]) -> "Packed":
         """Return these rows, which are samples of one file, as those of this file alone."""
@@ -106,7 +100,7 @@ class Packed:
 
     def _columns(self) -> Iterator[tuple[str, NDArray[Any]]]:
         """Yield the columns that have one value or row for each sample, but for the names."""
-        for name in ("shard", "offset", "length", "form", "inner", "row"):
+        for name in _COLUMNS:
             if (column := getattr(self, name)) is not None:
                 yield name, column
 
@@ -121,15 +115,10 @@ class Packed:
         if any(part.inner is not None for part in parts):
             none = [np.zeros((len(p), 3), np.uint32) if p.inner is None else p.inner for p in parts]
             columns["inner"] = np.concatenate(none)
-        rows = [part.row for part in parts if part.row is not None]
-        texts = [part.text for part in parts if part.text is not None]
-        ends = [part.ends for part in parts if part.ends is not None]
-        if rows:
+        if rows := [part.row for part in parts if part.row is not None]:
             columns["row"] = np.concatenate(rows)
-        else:
-            bytes_before = np.cumsum([0, *map(len, texts)])
-            columns["text"] = np.concatenate(texts)
-            columns["ends"] = np.concatenate([e + n for e, n in zip(ends, bytes_before, strict=False)])
+        if members := [part.members for part in parts if part.members is not None]:
+            columns["members"] = Names.joined(members)
         return Packed(
             files=tuple(file for part in parts for file in part.files),
             stamps=np.concatenate([part.stamps for part in parts]),
@@ -137,13 +126,20 @@ class Packed:
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the columns that are there, and the stamps, for a cache."""
-        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "files"}
-        return {name: array for name, array in found.items() if array is not None}
+        """Return the columns that are there, and the stamps, for a cache; see from_arrays."""
+        found = {"stamps": self.stamps, **dict(self._columns())}
+        return found if self.members is None else {**found, "text": self.members.text, "ends": self.members.ends}
+
+    @staticmethod
+    def from_arrays(files: Iterable[str], arrays: Mapping[str, NDArray[Any]]) -> "Packed":
+        """Return the samples whose arrays have been kept."""
+        columns: dict[str, Any] = {name: arrays[name] for name in ("stamps", *_COLUMNS) if name in arrays}
+        members = Names(arrays["text"], arrays["ends"]) if "text" in arrays else None
+        return Packed(tuple(files), members=members, **columns)
 
 
-class PackedNames(Sequence[str]):
-    """The names of packed samples as strings, made when they are asked for."""
+class PackedNames(MadeNames):
+    """The names of packed samples."""
 
     def __init__(self, packed: Packed) -> None:
         self._packed = packed
@@ -151,38 +147,17 @@ class PackedNames(Sequence[str]):
     def __len__(self) -> int:
         return len(self._packed)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(len(self))[i]]
-        i = range(len(self))[i]  # as a list counts from the end, and refuses
+    def made(self, i: int) -> str:
         return f"{self._packed.files[self._packed.shard[i]]}{BETWEEN}{self._packed.member(i)}"
 
     def __iter__(self) -> Iterator[str]:
-        packed, chunk = self._packed, 65536
-        for start in range(0, len(packed), chunk):
-            part = slice(start, start + chunk)
+        packed = self._packed
+        members = None if packed.members is None else iter(packed.members)
+        for start in range(0, len(packed), TOGETHER):
+            part = slice(start, start + TOGETHER)
             files = [f"{packed.files[f]}{BETWEEN}" for f in packed.shard[part].tolist()]
-            if packed.row is not None:
-                yield from (file + str(row) for file, row in zip(files, packed.row[part].tolist(), strict=True))
-                continue
-            assert packed.text is not None
-            assert packed.ends is not None
-            first = int(packed.ends[start - 1]) if start else 0
-            ends = (packed.ends[part] - first).tolist()
-            text = packed.text[first : first + ends[-1]].tobytes()
-            for file, begin, end in zip(files, [0, *ends], ends, strict=False):
-                yield file + os.fsdecode(text[begin:end])
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or isinstance(other, str):
-            return NotImplemented
-        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} names>"
+            if members is not None:
+                yield from map(operator.add, files, members)
+            else:
+                assert packed.row is not None
+                yield from map(operator.add, files, map(str, packed.row[part].tolist()))

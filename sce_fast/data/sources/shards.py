@@ -5,7 +5,6 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,12 +94,19 @@ def packed_splits(folder: Path) -> dict[str, list[str]]:
     Raises:
         ValueError: the folder holds both tar files and tables.
     """
+    below, has_images = [], False
     with os.scandir(folder) as entries:  # tells folders from files without asking for their status
-        below = sorted(Path(entry.path) for entry in entries if entry.name[0] != "." and _is_folder(entry))
-    for inner in [folder, *below]:
+        for entry in entries:
+            if entry.name[0] != "." and _is_folder(entry):
+                below.append(Path(entry.path))
+            elif not has_images:
+                has_images = entry.name[0] != "." and is_image_name(entry.name)
+    for inner in [folder, *sorted(below)]:
         if splits := binary_splits(inner):
             inside = "" if inner == folder else inner.name
             return {split: [os.path.join(inside, name) for name in files] for split, files in splits.items()}
+    if has_images:
+        return {}
     try:
         names = list(list_folder(folder, _is_packed_and_not_image).names)
     except _ImageFoundError:  # most folders of images are known by their first file
@@ -115,9 +121,10 @@ def packed_splits(folder: Path) -> dict[str, list[str]]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    with suppress(OSError):  # a link to itself is none
+    try:
         return entry.is_dir()
-    return False
+    except OSError:  # a link to itself
+        return False
 
 
 def _in_folder(path: Path) -> Shards | None:

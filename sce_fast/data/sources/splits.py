@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
+
 from sce_fast.data.sources.listing import Listing
+from sce_fast.data.sources.names import Names
 from sce_fast.data.sources.video_folders import VideoFolders
 from sce_fast.data.sources.videolist import kinetics_rows
 from sce_fast.util.files import printable
@@ -78,8 +81,8 @@ def read_split(split: Path, videos: Path, part: SplitPart, number: int = 1) -> L
     pairs = [(name, video) for name, video in zip(names, found.videos, strict=True) if name is not None]
     return Listing(
         videos,
-        [name for name, _ in pairs],
-        [label_of[video.class_name] for _, video in pairs],
+        Names.of(name for name, _ in pairs),
+        np.array([label_of[video.class_name] for _, video in pairs], dtype=np.int32),
         found.classes,
         source=found.source,
         missing=missing,

@@ -14,6 +14,7 @@ import numpy as np
 
 from sce_fast.data.faults import CUT_SHARD, DAMAGED
 from sce_fast.data.sources.listing import IMAGE_SUFFIXES, ending_of, is_image_name
+from sce_fast.data.sources.names import Names
 from sce_fast.data.sources.packed import Form, Packed
 from sce_fast.data.sources.scanned import Scanned, numbered
 
@@ -57,7 +58,6 @@ def scan_tar(path: Path, name: str, stamp: tuple[int, int]) -> Scanned:
         folders = [os.path.basename(os.path.dirname(image.name)) for image in images]
         class_names = [folder or None for folder in folders]
     labels, classes = numbered(class_names)
-    names = [os.fsencode(image.name) for image in images]
     packed = Packed(
         files=(name,),
         stamps=np.array([stamp], dtype=np.int64),
@@ -65,8 +65,7 @@ def scan_tar(path: Path, name: str, stamp: tuple[int, int]) -> Scanned:
         offset=np.array([image.offset for image in images], dtype=np.int64),
         length=np.array([image.length for image in images], dtype=np.uint32),
         form=np.full(len(images), Form.IMAGE, dtype=np.uint8),
-        text=np.frombuffer(b"".join(names), dtype=np.uint8),
-        ends=np.cumsum([len(encoded) for encoded in names], dtype=np.int64),
+        members=Names.of(image.name for image in images),
     )
     return Scanned(packed, labels, classes, {name: faults[0]} if faults else {}, {name: ignored} if ignored else {})
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sce_fast.data.sources.listfile import lines_of, numbered_classes
+from sce_fast.data.sources.listfile import ClassNumbers, lines_of
 from sce_fast.data.sources.listing import Listing, Part, is_video_name
+from sce_fast.data.sources.names import Names
 from sce_fast.data.sources.video_folders import VideoFolders
 from sce_fast.util.files import printable
 
@@ -51,9 +52,12 @@ def list_video_file(path: Path) -> Listing:
         if (rows[-1].class_name is None) != (rows[0].class_name is None):
             raise ValueError(f"{printable(path)}, line {number}: expected a class on every line or on none")
     class_names = [row.class_name for row in rows if row.class_name is not None]
-    labels, classes = numbered_classes(class_names) if tabs else _numbered_integers(class_names)
+    if tabs:
+        labels, classes = ClassNumbers(class_names).sorted()
+    else:
+        labels, classes = ClassNumbers(str(int(name)) for name in class_names).sorted(key=int)
     parts = [row.part for row in rows] if any(row.part is not None for row in rows) else None
-    return Listing(path.parent, [row.name for row in rows], labels, classes, source=path, parts=parts)
+    return Listing(path.parent, Names.of(row.name for row in rows), labels, classes, source=path, parts=parts)
 
 
 def _row_with_tabs(line: str) -> _Row:
@@ -89,14 +93,6 @@ def _part(start: str, end: str) -> Part:
     if not 0 <= part[0] < part[1] < math.inf:
         raise ValueError(f"start {printable(start)}, end {printable(end)}: expected seconds with 0 <= start < end")
     return part
-
-
-def _numbered_integers(class_names: list[str]) -> tuple[list[int] | None, list[str]]:
-    """Return labels and classes like numbered_classes; 9 comes before 10."""
-    values = [int(name) for name in class_names]
-    classes = sorted(set(values))
-    label_of = {value: label for label, value in enumerate(classes)}
-    return [label_of[value] for value in values] or None, [str(value) for value in classes]
 
 
 def _split_header(line: str) -> list[str]:
@@ -162,8 +158,8 @@ def _list_kinetics(path: Path) -> Listing:
     rows, folders = kinetics_rows(path), VideoFolders(path.parent)
     places = [row.places() for row in rows]
     names = [folders.find(of_row) or of_row[0] for of_row in places]
-    labels, classes = numbered_classes([row.label for row in rows if row.label is not None])
-    return Listing(path.parent, names, labels, classes, source=path)
+    labels, classes = ClassNumbers(row.label for row in rows if row.label is not None).sorted()
+    return Listing(path.parent, Names.of(names), labels, classes, source=path)
 
 
 def _seconds(text: str) -> float:

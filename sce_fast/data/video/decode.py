@@ -102,7 +102,7 @@ def _extracted_frames(index: VideoIndex, sample: int, numbers: NDArray[np.int64]
     """Yield planned frames of a folder of image files."""
     from PIL import Image
 
-    folder, offset = index.paths[sample], int(index.timelines.offset[sample])
+    folder, offset = index.path(sample), int(index.timelines.offset[sample])
     try:
         files = frame_files(folder)
     except ValueError as error:
@@ -133,7 +133,7 @@ def _decoded_frames(index: VideoIndex, sample: int, numbers: NDArray[np.int64]) 
     """Yield planned frames of an encoded video."""
     convert = Converter(index.colours[sample])
     for number, frame in planned_frames(index, sample, numbers):
-        _require_size(index, sample, index.paths[sample], frame.height, frame.width)
+        _require_size(index, sample, index.path(sample), frame.height, frame.width)
         yield number, partial(convert, frame)
 
 

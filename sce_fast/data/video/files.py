@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from sce_fast.data.cache import read_cache, take_rows, write_cache
 from sce_fast.data.faults import UNREADABLE
+from sce_fast.data.sources import Names
 from sce_fast.data.video.probe import VideoFacts, probe
 from sce_fast.util.terminal import progress_bar
 
 T = TypeVar("T")
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 FILES_PER_CACHE_WRITE = 16384
 FEW_FILES = 256  # probed at once, without a progress bar
 
@@ -141,7 +142,7 @@ _COLUMNS = (*_PLAIN, *(f"{name}_{part}" for name in _RAGGED for part in ("values
 
 
 def probed_files(
-    cache_file: Path, names: list[str], paths: list[bytes], stamps: NDArray[np.int64], unopened: set[int], threads: int
+    cache_file: Path, names: Names, paths: list[bytes], stamps: NDArray[np.int64], unopened: set[int], threads: int
 ) -> FileTable:
     """Return what the cache or probing says of each file; zeros for files that cannot be opened."""
     cached = read_cache(cache_file, CACHE_VERSION, _COLUMNS)
@@ -158,7 +159,7 @@ def probed_files(
             # What a file's permissions forbid may be allowed later, though the file has not changed.
             known = np.flatnonzero((rows >= 0) & (take_rows(files.reasons, rows) != UNREADABLE))
             columns = {"stamps": stamps[known], **files.take(rows[known]).columns()}
-            write_cache(cache_file, CACHE_VERSION, [names[i] for i in known], **columns)
+            write_cache(cache_file, CACHE_VERSION, names.take(known), **columns)
     return files.take(rows)
 
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from sce_fast.data.cache import cache_file_of, take_rows
 from sce_fast.data.faults import EMPTY_PART
-from sce_fast.data.index import Index, file_stamps
-from sce_fast.data.sources import Listing, list_videos
+from sce_fast.data.index import Index
+from sce_fast.data.sources import Listing, Names, list_videos
+from sce_fast.data.stamps import file_stamps
 from sce_fast.data.video.colour import Colour, encoded_lines, full_ranges, matrices
 from sce_fast.data.video.files import Ragged, probed_files
 from sce_fast.data.video.probe import FRAMES
@@ -95,11 +96,11 @@ def index_videos(
     if not 0 < frame_rate < math.inf:
         raise ValueError(f"frame_rate={frame_rate}: expected frames per second, more than 0")
     listing = path if isinstance(path, Listing) else list_videos(path)
-    names = list(dict.fromkeys(listing.names))  # a list file may name several parts of a file
-    paths = [os.fsencode(os.path.join(listing.root, name)) for name in names]
-    stamps, unopened = file_stamps(paths, folders=True)
+    number = {name: i for i, name in enumerate(dict.fromkeys(listing.names))}  # a list file may name parts of a file
+    names = Names.of(number)
+    paths = [os.fsencode(os.path.join(listing.root, name)) for name in number]
+    stamps, unopened = file_stamps(listing.root, names, folders=True)
     files = probed_files(_cache_file(path, cache, names), names, paths, stamps, set(unopened), threads)
-    number = {name: i for i, name in enumerate(names)}
     rows = np.array([number[name] for name in listing.names], dtype=np.int64)
     reasons = {**{i: str(files.reasons[i]) for i in np.flatnonzero(files.reasons != "").tolist()}, **unopened}
     bad = {sample: reasons[row] for sample, row in enumerate(rows.tolist()) if row in reasons}
@@ -137,7 +138,7 @@ def index_videos(
     )
 
 
-def _cache_file(path: str | Path | Listing, cache: Path | None, names: list[str]) -> Path:
+def _cache_file(path: str | Path | Listing, cache: Path | None, names: Names) -> Path:
     """Return the file of the cache; the parts of a split have the same folder and other names."""
     if isinstance(path, Listing):
         digest = hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()[:16]

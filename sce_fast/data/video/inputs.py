@@ -99,7 +99,7 @@ def clip_input(index: VideoIndex, sample: int, clips: Sequence[tuple[NDArray, ND
         size += len(frames) * 3 * int(bottom - top) * int(right - left)
     return ClipInput(
         sample=sample,
-        path=index.paths[sample],
+        path=index.path(sample),
         offset=int(index.timelines.offset[sample]),
         matrix=index.colours[sample].matrix,
         requests=tuple(ClipRequest(frames, box) for frames, box, _ in clips),

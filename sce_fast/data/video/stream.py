@@ -54,7 +54,7 @@ def planned_frames(index: VideoIndex, sample: int, numbers: NDArray[np.int64]) -
     """
     import av
 
-    path = index.paths[sample]
+    path = index.path(sample)
     if isinstance(reason := status_or_reason(path), str):
         raise VideoError(path, reason)
     timed = bool(index.timed[sample])

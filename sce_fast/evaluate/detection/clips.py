@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from sce_fast.data.faults import EMPTY_PART, BadFilesError, evaluation_refusal
 from sce_fast.data.image.augment import Augmentation
 from sce_fast.data.image.plan import ViewPlan, evaluation_boxes, plan_view
-from sce_fast.data.sources import Listing, Part, is_frame_folder, is_video_name
+from sce_fast.data.sources import Listing, Names, Part, is_frame_folder, is_video_name
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.clips import ClipSampling, uniform_clips
 from sce_fast.data.video.decode import ClipRequest, VideoError, decode_clips
@@ -61,7 +61,7 @@ def key_frame_index(
             raise ValueError(f"start={start:g}: the key frame at second {second} of {video} lies before it")
         parts.append((max(middle - seconds / 2, 0.0), middle + seconds / 2))
     whole = list(dict.fromkeys(names))
-    listing = Listing(Path(videos), names + whole, None, [], parts=[*parts, *[None] * len(whole)])
+    listing = Listing(Path(videos), Names.of(names + whole), None, [], parts=[*parts, *[None] * len(whole)])
     index = index_videos(listing, threads=threads, frame_rate=frame_rate)
     lengths = dict(zip(whole, index.timelines.seconds(np.arange(len(names), len(index))).tolist(), strict=True))
     index = index.subset(np.arange(len(names)))

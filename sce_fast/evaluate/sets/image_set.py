@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from sce_fast.data.faults import NAMES_SHOWN, evaluation_refusal
 from sce_fast.data.image.augment import EvaluationView
-from sce_fast.data.index import ImageIndex, Index, file_stamps
+from sce_fast.data.index import ImageIndex, Index
 from sce_fast.data.kinds import open_index
-from sce_fast.data.sources import Listing
+from sce_fast.data.sources import Listing, Names
+from sce_fast.data.stamps import file_stamps
 from sce_fast.util.files import printable, write_atomically
 
 Part = Literal["train", "validation", "test"]
@@ -72,19 +73,17 @@ class ImageSet:
         """Return path → reason for files that cannot be opened, and for packed images that cannot be read."""
         if self.packed is not None:
             return self.packed.bad_files()
-        paths = self._paths()
-        return {os.fsdecode(paths[i]): reason for i, reason in file_stamps(paths)[1].items()}
+        bad = file_stamps(self.root, Names.of(self.names))[1]
+        return {os.path.join(self.root, self.names[i]): reason for i, reason in bad.items()}
 
     def contents(self) -> str:
         """Return a hash of the names, parts, labels and lengths in bytes of all images; see Index.contents."""
-        lengths = file_stamps(self._paths())[0][:, 1] if self.packed is None else self.packed.lengths
+        packed = self.packed
+        lengths = file_stamps(self.root, Names.of(self.names))[0][:, 1] if packed is None else packed.lengths
         digest = hashlib.sha256(self.labels.tobytes() + lengths.tobytes())
         for name, part in zip(self.names, self.parts, strict=True):
             digest.update(os.fsencode(name) + b"\0" + part.encode() + b"\0")
         return digest.hexdigest()[:16]
-
-    def _paths(self) -> list[bytes]:
-        return [os.fsencode(os.path.join(self.root, name)) for name in self.names]
 
     def require_files(self) -> None:
         """Raise an error unless all files can be opened.
@@ -118,7 +117,7 @@ class ImageSet:
         index = open_index(lists, view, threads=threads)
         if bad := index.bad_files():
             raise ValueError(_refusal(bad, len(index)))
-        listing = Listing(self.root, self.names, None, [], source=lists)
+        listing = Listing(self.root, Names.of(self.names), None, [], source=lists)
         return dataclasses.replace(index, listing=listing)  # names relative to the data set's folder
 
 

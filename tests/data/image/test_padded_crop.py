@@ -50,7 +50,7 @@ def test_pixels_are_those_of_the_image_in_a_black_frame(tmp_path):
     assert plan.flip.any()
     assert not plan.flip.all()
     for n, sample in enumerate(batch.samples):
-        framed = np.pad(pixels(os.fsdecode(index.paths[sample])), ((64, 64), (64, 64), (0, 0)))
+        framed = np.pad(pixels(os.fsdecode(index.path(sample))), ((64, 64), (64, 64), (0, 0)))
         top, left, bottom, right = plan.boxes[n] + 64
         expected = framed[top:bottom, left:right]
         expected = expected[:, ::-1] if plan.flip[n] else expected

@@ -37,10 +37,10 @@ def test_ucf101(ucf, tmp_path):
     )
     train, test = read_split(ucf, videos, "train"), read_split(ucf, videos, "test")
     assert train.names == ["ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi", "Archery/v_Archery_g08_c01.mp4"]
-    assert (train.labels, train.classes, train.missing) == ([0, 1], ["ApplyEyeMakeup", "Archery"], ())
+    assert (train.labels.tolist(), train.classes, train.missing) == ([0, 1], ["ApplyEyeMakeup", "Archery"], ())
     assert train.root == videos
     assert train.describe_missing() == ""
-    assert (test.names, test.labels, test.classes) == (["v_Archery_g01_c01.avi"], [1], train.classes)
+    assert (test.names, test.labels.tolist(), test.classes) == (["v_Archery_g01_c01.avi"], [1], train.classes)
     assert test.missing == ("ApplyEyeMakeup/v_Gone_g01_c01.avi",)
     assert test.describe_missing() == (
         f"1 of 2 files of {ucf / 'testlist01.txt'} is missing and left out: ApplyEyeMakeup/v_Gone_g01_c01.avi"
@@ -70,9 +70,9 @@ def test_hmdb51(tmp_path):
     (split / "brush_hair_test_split2.txt").write_text("c d.avi 1 \n")
     videos = touch(tmp_path / "hmdb51", "cartwheel/#20_Rhythm_goo_0.avi", "brush_hair/c d.avi", "cartwheel/b.avi")
     train, test = read_split(split, videos, "train"), read_split(split, videos, "test")
-    assert (train.names, train.labels) == (["cartwheel/#20_Rhythm_goo_0.avi"], [1])
+    assert (train.names, train.labels.tolist()) == (["cartwheel/#20_Rhythm_goo_0.avi"], [1])
     assert train.classes == ["brush_hair", "cartwheel"]
-    assert (test.names, test.labels, test.missing) == (["brush_hair/c d.avi"], [0], ("cartwheel/a_1.avi",))
+    assert (test.names, test.labels.tolist(), test.missing) == (["brush_hair/c d.avi"], [0], ("cartwheel/a_1.avi",))
     assert read_split(split, videos, "train", number=2).names == ["brush_hair/c d.avi"]
     with pytest.raises(FileNotFoundError, match=r"number=3: .* has no \*_test_split3.txt"):
         read_split(split, videos, "train", number=3)
@@ -103,7 +103,7 @@ def test_kinetics(tmp_path):
         "train/archery/AAAAAAAAAAA_000001_000011.mp4",
         "train/baby_waking_up/BBB_000000_000010.mkv",
     ]
-    assert (train.labels, train.classes) == ([0, 1], ["archery", "baby waking up"])
+    assert (train.labels.tolist(), train.classes) == ([0, 1], ["archery", "baby waking up"])
     assert test.names == ["val/archery/-CCCCCCCCCC_000005_000015.mp4"]
     assert test.missing == ("yoga/D_000005_000015.mp4",)
     assert test.classes == ["archery", "yoga"]
@@ -144,8 +144,8 @@ def test_something_something(something, tmp_path):
     videos = touch(tmp_path / "20bn-something-something-v2", "78687.webm", "2.mp4")
     train, test = read_split(something, videos, "train"), read_split(something, videos, "test")
     assert train.classes == ["Approaching something with your camera", "Holding something next to something"]
-    assert (train.names, train.labels) == (["78687.webm"], [1])
-    assert (test.names, test.labels) == (["2.mp4", "78687.webm"], [0, 1])
+    assert (train.names, train.labels.tolist()) == (["78687.webm"], [1])
+    assert (test.names, test.labels.tolist()) == (["2.mp4", "78687.webm"], [0, 1])
     (something / "something-something-v2-train.json").write_text('[{"id": "5", "template": "Eating [something]"}]')
     with pytest.raises(ValueError, match=r"id 5, template 'Eating \[something\]': expected an id and a template of"):
         read_split(something, videos, "train")

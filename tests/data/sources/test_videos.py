@@ -20,7 +20,7 @@ def test_class_folders(tmp_path):
     found = list_videos(tmp_path)
     assert found.names == ["jump/deep/3.mkv", "run/1.webm", "run/2.MP4"]
     assert found.classes == ["jump", "run"]
-    assert found.labels == [0, 1, 1]
+    assert found.labels.tolist() == [0, 1, 1]
     assert found.ignored == {".txt": 1}
     assert found.parts is None
 
@@ -48,7 +48,7 @@ def test_folders_of_frames(tmp_path, flat):
     touch(tmp_path, f"{outer}photos/1.jpg", f"{outer}photos/me.jpg", f"{outer}c/00000001.png", f"{outer}c/sound.wav")
     found = list_videos(tmp_path)
     assert found.names == [f"{outer}a", f"{outer}b", f"{outer}c"]
-    assert found.labels == (None if flat else [0, 0, 0])
+    assert (found.labels is None) if flat else (found.labels.tolist() == [0, 0, 0])
     assert found.ignored == {".jpg": 2}
     assert frame_files(os.fsencode(tmp_path / outer / "b"))[-1] == os.fsencode(tmp_path / f"{outer}b/00000003.jpg")
     assert kinds_found(tmp_path) == ("images",)
@@ -105,11 +105,11 @@ def test_lists_with_tabs(tmp_path):
     found = listed(tmp_path, "# comment\nmy video.mp4\tzebra\n\n/data/b 1.mp4\tape\n")
     assert found.names == ["my video.mp4", "/data/b 1.mp4"]
     assert found.classes == ["ape", "zebra"]
-    assert found.labels == [1, 0]
+    assert found.labels.tolist() == [1, 0]
     found = listed(tmp_path, "a.mp4\tx\t1.5\t4\na.mp4\ty\na.mp4\tx\t0\t1\n")
     assert found.names == ["a.mp4"] * 3
     assert found.parts == [(1.5, 4.0), None, (0.0, 1.0)]
-    assert found.labels == [0, 1, 0]
+    assert found.labels.tolist() == [0, 1, 0]
     found = listed(tmp_path, "frames/a\t2\t3\n")
     assert (found.names, found.parts, found.labels) == (["frames/a"], [(2.0, 3.0)], None)
 
@@ -118,10 +118,10 @@ def test_lists_with_spaces(tmp_path):
     found = listed(tmp_path, "a/1.mp4 10\nmy videos/the 3rd one.mp4 9\nmy  videos/b.mp4.webm 10\nfolder of frames 9\n")
     assert found.names == ["a/1.mp4", "my videos/the 3rd one.mp4", "my  videos/b.mp4.webm", "folder of frames"]
     assert found.classes == ["9", "10"]  # by value
-    assert found.labels == [1, 0, 1, 0]
+    assert found.labels.tolist() == [1, 0, 1, 0]
     assert found.parts is None
     found = listed(tmp_path, "a 1.mp4 3 0.5 2\nb.mp4 4\n")
-    assert (found.names, found.labels, found.parts) == (["a 1.mp4", "b.mp4"], [0, 1], [(0.5, 2.0), None])
+    assert (found.names, found.labels.tolist(), found.parts) == (["a 1.mp4", "b.mp4"], [0, 1], [(0.5, 2.0), None])
     found = listed(tmp_path, "a 1.mp4 0.5 2\nb c.mp4\n")
     assert (found.names, found.labels, found.parts) == (["a 1.mp4", "b c.mp4"], None, [(0.5, 2.0), None])
     assert kinds_found(tmp_path / "list.txt") == ("videos",)
@@ -168,7 +168,7 @@ def test_a_table_of_kinetics(tmp_path):
         "play chess/gone_000007_000017.mp4",
     ]
     assert found.classes == ["jog far", "play chess"]
-    assert found.labels == [1, 0, 0, 0, 0, 1]
+    assert found.labels.tolist() == [1, 0, 0, 0, 0, 1]
     assert kinds_found(tmp_path / "train.csv") == ("videos",)
     (tmp_path / "test.csv").write_text("youtube_id,time_start,time_end,split\ny,0,10,test\n")
     assert list_videos(tmp_path / "test.csv").names == ["y_000000_000010.mp4"]
@@ -194,7 +194,7 @@ def test_a_csv_file_with_paths_is_a_list(tmp_path):
     """SlowFast and pytorchvideo call their lists with spaces train.csv."""
     (tmp_path / "train.csv").write_text("/data/a b.mp4 3\n/data/c.mp4 0\n")
     found = list_videos(tmp_path / "train.csv")
-    assert (found.names, found.labels) == (["/data/a b.mp4", "/data/c.mp4"], [1, 0])
+    assert (found.names, found.labels.tolist()) == (["/data/a b.mp4", "/data/c.mp4"], [1, 0])
 
 
 def test_where_there_are_no_videos(tmp_path):

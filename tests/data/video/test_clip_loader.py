@@ -255,7 +255,7 @@ def test_a_failure_behind_batches_without_a_video_for_dali_names_the_file(mixed,
         return decode_clips(index, sample, requests)
 
     monkeypatch.setattr(inputs_module, "decode_clips", broken)
-    path = os.fsdecode(part.paths[last])
+    path = os.fsdecode(part.path(last))
     with pytest.raises(RuntimeError, match=f"{path}: ZeroDivisionError: in the decoder"):
         take(loader(part, batch_size=2), 2)
 

@@ -104,7 +104,7 @@ def test_exactly_the_planned_frames(videos, kind):
 @pytest.mark.parametrize("kind", ["h264", "hevc", "vp9", "mpeg4", "av1*"])
 def test_each_frame_alone_has_the_bits_that_decoding_all_gives(videos, kind):
     """Seeks and frames that the decoder leaves out change nothing."""
-    frames = whole_file(os.fsdecode(videos[kind].paths[0]))
+    frames = whole_file(os.fsdecode(videos[kind].path(0)))
     assert len(frames) == FRAMES
     assert_each_alone_is_as_in(videos[kind], frames, [[number] for number in range(FRAMES)])
 
@@ -181,9 +181,9 @@ def test_which_streams_may_leave_out_frames(tmp_path, videos):
 
     layers = {"x265-params": "temporal-layers=3:log-level=none:bframes=3"}
     fields = {"x264-params": "interlaced=1:tff=1"}
-    assert may_skip(videos["h264"].paths[0])
-    assert may_skip(videos["hevc"].paths[0])
-    assert not may_skip(videos["vp9"].paths[0])
+    assert may_skip(videos["h264"].path(0))
+    assert may_skip(videos["hevc"].path(0))
+    assert not may_skip(videos["vp9"].path(0))
     assert not may_skip(write_video(tmp_path / "layers", "hevc", frames=10, options=layers))
     assert not may_skip(write_video(tmp_path / "stream", "hevc", frames=10, ending="ts"))
     assert not may_skip(write_video(tmp_path / "fields", frames=10, options=fields))
@@ -252,7 +252,7 @@ def test_an_edit_list_hides_the_first_frames(folder, start):
 
 @pytest.mark.parametrize("kind", ["h264", "vp9*", "mpeg4"])
 def test_parts_count_from_their_own_first_frame(videos, kind):
-    path = os.fsdecode(videos[kind].paths[0])
+    path = os.fsdecode(videos[kind].path(0))
     index = indexed(videos[kind].listing.source.parent / os.path.basename(path), part="\t0.61\t1.75")
     offset, frames = (int(column[0]) for column in (index.timelines.offset, index.timelines.frames))
     assert 0 < offset < offset + frames < FRAMES
@@ -270,7 +270,7 @@ def test_a_file_that_gains_streams_later(tmp_path):
     """PyAV fails at its end, depending on what happens to stand in memory: it knows only the first streams."""
     index = indexed(write_late_streams(tmp_path / "video.ts"))
     assert index.timelines.frames[0] == 60
-    assert undecodable_reason(index.paths[0]) is None
+    assert undecodable_reason(index.path(0)) is None
     for plan in ([0, 30, 59], range(60)):
         assert numbers(one_clip(index, plan)) == list(plan)
 
@@ -280,7 +280,7 @@ def test_negative_times(folder, videos):
         packet.pts, packet.dts = packet.pts - 5120, packet.dts - 5120
         return packet
 
-    source = os.fsdecode(videos["h264"].paths[0])
+    source = os.fsdecode(videos["h264"].path(0))
     index = indexed(copy_packets(source, folder / "negative.ts", earlier, avoid_negative_ts="disabled"))
     assert index.timelines.first[0] < 0
     assert numbers(one_clip(index, [0, 5, 30, 59])) == [0, 5, 30, 59]
@@ -300,7 +300,7 @@ def test_threads_share_nothing(videos):
 def reason(index, frames=(0, 30, 59)) -> str:
     with pytest.raises(VideoError) as caught:
         one_clip(index, frames)
-    assert str(caught.value).startswith(os.fsdecode(index.paths[0]))
+    assert str(caught.value).startswith(os.fsdecode(index.path(0)))
     assert str(caught.value).endswith(f": {caught.value.reason}")
     return caught.value.reason
 
@@ -318,7 +318,7 @@ def copied(tmp_path, videos):
     """Return a function that copies a video and returns the copy and its index."""
 
     def copy(kind):
-        path = shutil.copy(os.fsdecode(videos[kind].paths[0]), tmp_path)
+        path = shutil.copy(os.fsdecode(videos[kind].path(0)), tmp_path)
         path = tmp_path / os.path.basename(path)
         return path, indexed(path)
 
@@ -411,7 +411,7 @@ def test_requests_outside_the_video(videos):
 
 @pytest.mark.parametrize("name", [b"data:a.mp4", b"caf\xe9 \xff.mp4", b"50%d.mp4"])
 def test_any_file_name(tmp_path, videos, name):
-    shutil.copy(videos["h264"].paths[0], os.fsencode(tmp_path) + b"/" + name)
+    shutil.copy(videos["h264"].path(0), os.fsencode(tmp_path) + b"/" + name)
     index = index_videos(tmp_path, cache=tmp_path.with_name("cache"))
     assert numbers(one_clip(index, [11])) == [11]
 
@@ -443,7 +443,7 @@ def test_damaged_extracted_frames(extracted):
             one_clip(extracted, frames)
         return caught.value.reason
 
-    folder = os.fsdecode(extracted.paths[0])
+    folder = os.fsdecode(extracted.path(0))
     names = sorted(os.listdir(folder))
     paths = [os.path.join(folder, name) for name in names]
     cut_off(Path(paths[3]), 0.5)

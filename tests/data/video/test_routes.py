@@ -84,7 +84,7 @@ def decoded_by_dali(path, plan):
 def test_dali_agrees_where_it_decodes(mixed, kind):
     sample = next(i for i, name in enumerate(mixed.listing.names) if kind_of(name) == kind)
     plan = np.array([13, 0, 7, 7, 12, 11])
-    by_dali = decoded_by_dali(mixed.paths[sample], plan)
+    by_dali = decoded_by_dali(mixed.path(sample), plan)
     (clip,) = decode_clips(mixed, sample, [ClipRequest(plan)])
     assert [number_of(frame) for frame in by_dali] == [number_of(frame) for frame in clip] == plan.tolist()
     assert np.abs(clip.astype(int) - by_dali).mean() < 0.1
@@ -204,7 +204,7 @@ def test_large_frames_stay_off_the_gpu(h264):
 
 
 def test_bad_videos_have_a_route(tmp_path, mixed):
-    (tmp_path / "list.txt").write_text(f"{tmp_path / 'missing.mp4'}\n{os.fsdecode(mixed.paths[0])}\n")
+    (tmp_path / "list.txt").write_text(f"{tmp_path / 'missing.mp4'}\n{os.fsdecode(mixed.path(0))}\n")
     index = index_videos(tmp_path / "list.txt", cache=tmp_path / "cache")
     assert index.bad == {0: "missing"}
     assert routes(index, "cpu").tolist() == [False, bool(routes(mixed, "cpu")[0])]
