@@ -68,16 +68,16 @@ def detection(
 
     Args:
         run: Run folder, a file written by sce-fast export, or weights from elsewhere; an R3D. Leave it out with
-            --detections, or if --train-features and --test-features are all that is trained on.
+            --detections, or with both --train-features and --test-features.
         videos: Folder of the videos, NAME.mp4 (or another ending), or of folders NAME of numbered frames. Leave it out
-            with --train-features and --test-features.
+            with both --train-features and --test-features.
         files: Files of annotations.
         detections: CSV of detections (video, second, left, top, right, bottom, action, score) to evaluate instead of
             training, such as the detections.csv of another evaluation.
         start: Second of the annotations at which the videos begin: 900 for videos cut as AVA's, 0 for whole films.
         freeze: Train only the heads. The features of the test persons are computed once and kept.
-        crop: Train clips: scaled, a crop of frames whose shorter side is random (default), flipped at random. centre
-            shows them as in a test, in whole frames, so that with --freeze their features are computed once.
+        crop: Train clips: scaled, a crop of frames whose shorter side is random, flipped at random (default); or, only
+            with --freeze, centre, whole frames as in a test, so that their features are computed once.
         kept: Features of persons that a frozen backbone has computed.
         learning_rates: Base learning rates of the heads, for a batch of 256; several only with --freeze. Each rate
             trains a head of its own.
