@@ -3,7 +3,7 @@
 import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,16 +86,8 @@ class FeatureFile:
 
 
 def save_features(path: Path, features: Tensor, index: Index) -> None:
-    """Write a safetensors file with features (n, F), labels (n,) if known, and file names.
-
-    Names need not be UTF-8, so they are stored as a tensor of bytes: name i is names[name_ends[i − 1]:name_ends[i]].
-    """
-    names = [os.fsencode(entry) for entry in index.listing.entries()]
-    tensors = {
-        "features": features.contiguous(),
-        "names": torch.from_numpy(np.frombuffer(b"".join(names), dtype=np.uint8).copy()),
-        "name_ends": torch.tensor([len(name) for name in names]).cumsum(0),
-    }
+    """Write a safetensors file with features (n, F), labels (n,) if known, and file names; see name_tensors."""
+    tensors = {"features": features.contiguous(), **name_tensors(index.listing.entries())}
     if index.labels is not None:
         tensors["labels"] = torch.from_numpy(index.labels)
     classes = [printable(name) for name in index.listing.classes]
@@ -113,27 +105,58 @@ def load_features(path: str | Path) -> FeatureFile:
         >>> file = load_features("features_photos.safetensors")
         >>> features_of = dict(zip(file.names, file.features, strict=True))  # name → (F,)
     """
+    tensors, names, metadata = read_named_features(path, "sce-fast embed")
+    labels, classes = tensors.get("labels"), json.loads(metadata.get("classes", "[]"))
+    if labels is not None:
+        _require_labels(labels, len(names), len(classes), path)
+    return FeatureFile(tensors["features"], names, labels, classes)
+
+
+def name_tensors(names: Sequence[str]) -> dict[str, Tensor]:
+    """Return the names of rows as tensors of a feature file.
+
+    Names need not be UTF-8, so they are stored as bytes: name i is names[name_ends[i − 1]:name_ends[i]].
+    """
+    encoded = [os.fsencode(name) for name in names]
+    return {
+        "names": torch.from_numpy(np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()),
+        "name_ends": torch.tensor([len(name) for name in encoded], dtype=torch.int64).cumsum(0),
+    }
+
+
+def read_named_features(
+    path: str | Path, writer: str, further: Collection[str] = ()
+) -> tuple[dict[str, Tensor], list[str], dict[str, str]]:
+    """Return the tensors of a feature file, the names of its rows, and its metadata.
+
+    Args:
+        path: of the file.
+        writer: command that writes such files, for the message.
+        further: tensors that it has beside features and names.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not a safetensors file, a tensor is missing, or features and names do not fit together.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            classes = json.loads((file.metadata() or {}).get("classes", "[]"))
+            metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{printable(path)} is not a feature file: {error}") from error
-    lacking = {"features", "names", "name_ends"} - tensors.keys()
+    lacking = {"features", "names", "name_ends", *further} - tensors.keys()
     if lacking:
         missing = ", ".join(sorted(lacking))
-        raise ValueError(f"{printable(path)} is not a feature file of sce-fast embed: it lacks {missing}")
+        raise ValueError(f"{printable(path)} is not a feature file of {writer}: it lacks {missing}")
     ends = [0, *tensors["name_ends"].tolist()]
     joined = tensors["names"].numpy().tobytes()
     names = [os.fsdecode(joined[start:end]) for start, end in itertools.pairwise(ends)]
-    features, labels = tensors["features"], tensors.get("labels")
+    features = tensors["features"]
     if features.dim() != 2 or len(features) != len(names):
         raise ValueError(
             f"{printable(path)}: features have the shape {tuple(features.shape)}, expected ({len(names)}, F)"
         )
-    if labels is not None:
-        _require_labels(labels, len(names), len(classes), path)
-    return FeatureFile(features, names, labels, classes)
+    return tensors, names, metadata
 
 
 def _require_labels(labels: Tensor, rows: int, classes: int, path: str | Path) -> None:

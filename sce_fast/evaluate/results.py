@@ -103,7 +103,7 @@ def changes_of(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
     Results of earlier versions lack the contents of files, which then count as unchanged.
     """
-    before, after = _flat(then), _flat(now)
+    before, after = flat(then), flat(now)
     lines = []
     for name in sorted(before.keys() | after.keys()):
         is_new = name.endswith(CONTENTS) and name not in before
@@ -113,10 +113,16 @@ def changes_of(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return settings in settings as one dict, whose names are a.b.
+
+    Example:
+        >>> flat({"seed": 0, "view": {"crop": 224}})
+        {'seed': 0, 'view.crop': 224}
+    """
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        found |= _flat(value, f"{prefix}{name}.") if value and isinstance(value, dict) else {prefix + name: value}
+        found |= flat(value, f"{prefix}{name}.") if value and isinstance(value, dict) else {prefix + name: value}
     return found
 
 

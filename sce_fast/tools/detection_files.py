@@ -113,6 +113,10 @@ class Annotations:
         """
         return self._persons(["test_boxes"], self.test_excluded) if "test_boxes" in self.files else self.truth
 
+    def names(self, count: int) -> list[str]:
+        """Return a name for each of the actions 1 to `count`; those that are not evaluated have none of their own."""
+        return [self.actions.get(action, f"action {action}") for action in range(1, count + 1)]
+
     def describe(self) -> str:
         """Return a line that tells which files are used, and for which options there are none."""
         used = ", ".join(f"--{_option(name)} {printable(path)}" for name, path in self.files.items())
@@ -148,7 +152,8 @@ def _option(name: str) -> str:
 
 def described_file(path: Path) -> dict[str, str]:
     """Return path and digest of a file, as settings of a result hold them."""
-    return {"path": str(path), "digest": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+    with path.open("rb") as file:
+        return {"path": str(path), "digest": hashlib.file_digest(file, "sha256").hexdigest()[:16]}
 
 
 def read_excluded_of(files: dict[str, Path], name: str) -> frozenset[Frame]:

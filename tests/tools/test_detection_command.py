@@ -13,8 +13,8 @@ from helpers.images import write_png
 from helpers.training import arguments
 from helpers.videos import numbered_frame
 from sce_fast.cli import main
-from sce_fast.evaluate.detection import clips
 from sce_fast.evaluate.detection import run as detection_run
+from sce_fast.evaluate.detection import whole
 from sce_fast.evaluate.detection.network import Detector
 from sce_fast.tools.detection import detection
 from sce_fast.tools.detection_files import DetectionFiles, read_annotations
@@ -106,7 +106,7 @@ def test_actions_that_nothing_tells_are_chance_on_any_batch_size(tmp_path, monke
     result = evaluate(root, tmp_path / "whole", **more)
     assert [row["learning_rate"] for row in result.rows] == [0.1, 1.0]
     assert all(0.35 < row["mean_average_precision"] < 0.7 for row in result.rows)
-    monkeypatch.setattr(clips, "TEST_CLIPS", 1)
+    monkeypatch.setattr(whole, "TEST_CLIPS", 1)
     single = evaluate(root, tmp_path / "single", **more)
     for row, other in zip(result.rows, single.rows, strict=True):
         assert row["average_precisions"] == pytest.approx(other["average_precisions"], abs=1e-12)
@@ -160,7 +160,7 @@ def test_missing_files_and_options_are_named(films, tmp_path):
         detection(files=DetectionFiles())
     with pytest.raises(FileNotFoundError, match=r"nothing\.csv: no such file"):
         detection(files=DetectionFiles(data=films, test=tmp_path / "nothing.csv"))
-    with pytest.raises(ValueError, match="run=None, videos=None: expected both, or --detections FILE alone"):
+    with pytest.raises(ValueError, match="run=None, videos=None: expected both, or --train-features and"):
         detection(files=DetectionFiles(data=films))
     with pytest.raises(ValueError, match=r"are evaluated alone: leave out .*run"):
         detection(tmp_path / "run", files=DetectionFiles(data=films), detections=films / "ava_val_v2.2.csv")

@@ -1,38 +1,29 @@
-"""Clips round key frames with the boxes of the persons in them: random crops to train on, whole frames to test."""
+"""Clips round key frames: where they lie in the videos, and random crops to train on with the boxes of the persons."""
 
-import dataclasses
 import os
 import warnings
-from collections.abc import Generator, Iterator
-from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from sce_fast.data.faults import EMPTY_PART, BadFilesError, evaluation_refusal
+from sce_fast.data.faults import EMPTY_PART
 from sce_fast.data.image.augment import Augmentation
-from sce_fast.data.image.plan import ViewPlan, evaluation_boxes, plan_view
+from sce_fast.data.image.plan import ViewPlan, plan_view
 from sce_fast.data.sources import Listing, Names, Part, is_frame_folder, is_video_name
 from sce_fast.data.video.augment import ClipEvaluationView
-from sce_fast.data.video.clips import ClipSampling, uniform_clips
-from sce_fast.data.video.decode import ClipRequest, VideoError, decode_clips
 from sce_fast.data.video.index import VideoIndex, index_videos
 from sce_fast.data.video.views import RandomClips
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate.detection.annotations import Persons
-from sce_fast.evaluate.detection.network import MOST_PERSONS, PersonClips
-from sce_fast.evaluate.supervised.batches import LoaderBatches, share_of
+from sce_fast.evaluate.detection.network import PersonClips, numbers_in_batch
+from sce_fast.evaluate.detection.testing import PersonTests, ShownPersons
+from sce_fast.evaluate.detection.whole import whole_time
+from sce_fast.evaluate.supervised.batches import LoaderBatches
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
-from sce_fast.util.ahead import Work, run_ahead
 from sce_fast.util.files import printable
-
-WHOLE = 1e6  # seconds, more than any sample has: a clip takes all of its sample's time
-TEST_CLIPS = 8  # at a time; neighbours of other sizes are tested apart
 
 
 def key_frame_index(
@@ -85,15 +76,14 @@ def _require_inside(persons: Persons, index: VideoIndex, start: float) -> None:
         )
 
 
-class PersonBatches(LoaderBatches):
-    """Batches of random crops of clips, and the clips of this rank's test key frames, both with boxes.
+class PersonBatches(LoaderBatches, PersonTests):
+    """Batches of random crops of clips with boxes, and the test persons.
 
     Args:
         train: persons to train on.
         train_index: a sample for each of their key frames.
-        test: persons to score.
-        test_index: a sample for each of their key frames.
-        view: of the test clips: shorter side, normalisation and number of frames. They are not cropped.
+        test: persons to score, in clips of whole frames, or with their features.
+        view: of the test clips; its number of frames is that of the train clips.
         settings: batch size and seed.
         augmentation: of the train clips.
         device: of the pixels.
@@ -110,8 +100,7 @@ class PersonBatches(LoaderBatches):
         self,
         train: Persons,
         train_index: VideoIndex,
-        test: Persons,
-        test_index: VideoIndex,
+        test: ShownPersons,
         view: ClipEvaluationView,
         settings: SupervisedSettings,
         *,
@@ -120,22 +109,17 @@ class PersonBatches(LoaderBatches):
         ranks: Ranks | None = None,
         threads: int = 2,
     ) -> None:
-        sampling = ClipSampling(frames=view.sampling.frames, seconds=WHOLE)
         views = RandomClips(
             train_index,
-            sampling,
+            whole_time(view),
             (augmentation,),
             seed=settings.seed,
             threads=threads,
             device="gpu" if device.type == "cuda" else "cpu",
         )
-        super().__init__(train_index, views, settings, ranks or Ranks())
-        self.train, self.test = train, test
-        self._test_index, self._augmentation = test_index, augmentation
-        self._view = dataclasses.replace(view, sampling=sampling)
-        self._threads, self._device = threads, device
-        self._share = share_of(len(test_index), self.ranks)
-        self.test_samples = len(self._share)
+        LoaderBatches.__init__(self, train_index, views, settings, ranks or Ranks())
+        PersonTests.__init__(self, test, self.ranks)
+        self.train, self._augmentation = train, augmentation
 
     def __next__(self) -> tuple[PersonClips, Tensor]:
         """Return clips with boxes, and the actions (n, A) of the persons.
@@ -155,50 +139,9 @@ class PersonBatches(LoaderBatches):
         persons, rows, places = self.train.of_frames(batch.samples)
         shares = self.train.boxes[persons]
         boxes = cropped_boxes(shares, index.sizes[batch.samples][rows], plan, rows, self._augmentation.size)
-        slots = self.ranks.rank * len(batch.samples) + rows
-        clips = PersonClips(
-            batch.views[0], torch.from_numpy(boxes), torch.from_numpy(rows), slots * MOST_PERSONS + places
-        )
+        numbers = numbers_in_batch(rows, places, len(batch.samples), self.ranks)
+        clips = PersonClips(batch.views[0], torch.from_numpy(boxes), torch.from_numpy(rows), numbers)
         return clips, torch.from_numpy(self.train.actions[persons])
-
-    def tests(self) -> Iterator[PersonClips]:
-        """Yield the clips of this rank's test key frames, in their order.
-
-        Raises:
-            BadFilesError: a file cannot be decoded; the message names it.
-        """
-        index, view = self._test_index, self._view
-        resized, _ = evaluation_boxes(view, index.sizes)
-        with closing(self._decoded()) as frames:
-            for samples, pixels in frames:
-                height, width = resized[samples[0]].tolist()
-                clips = torch.stack([self._normalised(clip, height, width) for clip in pixels])
-                persons, rows, places = self.test.of_frames(np.array(samples))
-                boxes = self.test.boxes[persons] * [width, height, width, height]
-                yield PersonClips(clips, torch.from_numpy(boxes), torch.from_numpy(rows), places)
-
-    def _decoded(self) -> Generator[tuple[list[int], list[NDArray[np.uint8]]], None, None]:
-        """Yield samples and their clips (F, h, w, 3) of one size, batch by batch."""
-        index = self._test_index
-        frames = uniform_clips(self._view.sampling, index.timelines, self._share, 1)[:, 0]
-        requests = dict(zip(self._share.tolist(), map(ClipRequest, frames), strict=True))
-
-        def works() -> Iterator[Work[tuple[int, NDArray[np.uint8]]]]:
-            for part in _parts_of_one_size(self._share, index.sizes):
-                size = sum(int(index.sizes[i].prod()) * 3 * self._view.sampling.frames for i in part)
-                yield Work([partial(_decoded_clip, index, i, requests[i]) for i in part], size)
-
-        with closing(run_ahead(works(), threads=self._threads)) as ready:
-            for results in ready:
-                yield [sample for sample, _ in results], [clip for _, clip in results]
-
-    def _normalised(self, clip: NDArray[np.uint8], height: int, width: int) -> Tensor:
-        """Return a clip (3, F, height, width) of decoded frames."""
-        pixels = torch.from_numpy(clip).to(self._device).permute(0, 3, 1, 2).float() / 255  # (F, 3, h, w)
-        resized = interpolate(pixels, (height, width), mode="bilinear", antialias=True, align_corners=False)
-        view = self._view
-        mean, std = (torch.tensor(values, device=self._device).view(3, 1, 1) for values in (view.mean, view.std))
-        return ((resized - mean) / std).transpose(0, 1)
 
 
 def cropped_boxes(
@@ -219,28 +162,6 @@ def cropped_boxes(
     down = (shares[:, 1::2] * height - top) * size / (bottom - top)
     across = np.where(plan.flip[rows][:, None], size - across[:, ::-1], across)
     return np.stack([across[:, 0], down[:, 0], across[:, 1], down[:, 1]], axis=1).clip(0, size)
-
-
-def _parts_of_one_size(samples: NDArray[np.int64], sizes: NDArray[np.int32]) -> Iterator[list[int]]:
-    """Yield runs of at most TEST_CLIPS samples whose frames have the same size."""
-    part: list[int] = []
-    for sample in samples.tolist():
-        if part and (len(part) == TEST_CLIPS or tuple(sizes[sample]) != tuple(sizes[part[0]])):
-            yield part
-            part = []
-        part.append(sample)
-    if part:
-        yield part
-
-
-def _decoded_clip(index: VideoIndex, sample: int, request: ClipRequest) -> tuple[int, NDArray[np.uint8]]:
-    try:
-        (clip,) = decode_clips(index, sample, [request])
-    except VideoError as error:
-        raise BadFilesError(
-            evaluation_refusal(index.by_path({sample: error.reason}), len(index), index.kind)
-        ) from error
-    return sample, clip
 
 
 def _videos_in(folder: Path) -> dict[str, str]:

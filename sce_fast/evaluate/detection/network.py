@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sce_fast.backbones.resnet3d import ResNet3D
-from sce_fast.distributed import world_size
+from sce_fast.distributed import Ranks, world_size
 from sce_fast.evaluate.detection.roi_align import roi_align
 from sce_fast.evaluate.supervised.classifier import Classifier
 from sce_fast.util.layout import channels_last
@@ -27,6 +27,24 @@ class PersonClips:
     boxes: Tensor  # (n, 4) left, top, right, bottom in pixels of the clip
     rows: Tensor  # (n,) int64 number of each person's clip, ascending
     numbers: NDArray[np.int64]  # (n,) number of each person in a global batch of clips, on any number of ranks
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+
+@dataclass(frozen=True)
+class PersonRows:
+    """The features of the persons in the key frames of clips, computed before."""
+
+    features: Tensor  # (n, F)
+    numbers: NDArray[np.int64]  # (n,) as in PersonClips
+    clips: int  # N
+
+    def __len__(self) -> int:
+        return self.clips
+
+
+DetectorInputs = PersonClips | PersonRows
 
 
 class PersonFeatures(nn.Module):
@@ -71,6 +89,18 @@ class PersonFeatures(nn.Module):
             return roi_align(maps, boxes, rows, stride=self.stride, bins=BINS).amax((2, 3))
 
 
+def numbers_in_batch(rows: NDArray[np.int64], places: NDArray[np.int64], clips: int, ranks: Ranks) -> NDArray[np.int64]:
+    """Return the numbers (n,) of persons in a global batch; see PersonClips.
+
+    Args:
+        rows: (n,) number of each person's clip among this rank's.
+        places: (n,) number of each person in its key frame.
+        clips: of each rank's batch.
+        ranks: that share the batch.
+    """
+    return (ranks.rank * clips + rows) * MOST_PERSONS + places
+
+
 def dilate(stage: nn.Module) -> None:
     """Give the convolutions of a stage stride 1, and those of 3 × 3 pixels a dilation of 2, in place.
 
@@ -88,22 +118,29 @@ def dilate(stage: nn.Module) -> None:
 class Detector(Classifier):
     """Linear heads on the features of persons: a person may do several actions, so each has a sigmoid of its own.
 
-    See Classifier for the arguments; the backbone is a PersonFeatures.
+    See Classifier for the arguments; the backbone is a PersonFeatures, or nn.Identity() if all inputs are PersonRows.
     """
 
     @torch.no_grad()
-    def scores(self, views: PersonClips) -> Tensor:
+    def features(self, inputs: DetectorInputs) -> Tensor:
+        """Return the features (n, F) of persons as the heads read them."""
+        return self._features(inputs)
+
+    @torch.no_grad()
+    def scores(self, views: DetectorInputs) -> Tensor:
         """Return the probability (heads, n, A) of each action of each person."""
         features = self._features(views)
         return torch.stack([learner.head(features) for learner in self.learners]).sigmoid()
 
-    def _forward(self, inputs: PersonClips) -> Tensor:
+    def _forward(self, inputs: DetectorInputs) -> Tensor:
+        if isinstance(inputs, PersonRows):
+            return inputs.features.to(self.device, self.dtype, non_blocking=True)
         clips = inputs.clips.to(self.device, self.dtype, non_blocking=True, memory_format=channels_last(5))
         boxes, rows = inputs.boxes.to(self.device, self.dtype), inputs.rows.to(self.device)
         features: Tensor = self.backbone(clips, boxes, rows)
         return features
 
-    def _numbers(self, inputs: PersonClips) -> NDArray[np.int64]:
+    def _numbers(self, inputs: DetectorInputs) -> NDArray[np.int64]:
         return inputs.numbers
 
     def _losses(self, features: Tensor, labels: Tensor) -> list[Tensor]:

@@ -11,8 +11,8 @@ import torch
 
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate.detection.annotations import Detections, Persons
-from sce_fast.evaluate.detection.clips import PersonBatches
 from sce_fast.evaluate.detection.network import Detector
+from sce_fast.evaluate.detection.stored import AnyPersonBatches
 from sce_fast.evaluate.detection.training import DetectorTraining, Score
 from sce_fast.evaluate.results import EvaluationResult
 from sce_fast.evaluate.supervised.run import Setup, begin, finished_result, row_of_head, write_finished
@@ -70,7 +70,8 @@ def run_detection(
     highest mean average precision in the last test), and the last weights as classifier.safetensors.
 
     Args:
-        setup: network (PersonFeatures), batches (PersonBatches), settings, and a name for each action from 1 on.
+        setup: network (PersonFeatures, or nn.Identity() for features), batches (AnyPersonBatches), settings, and a name
+            for each action from 1 on.
         truth: annotated persons of the test key frames.
         actions: number → name of the actions to evaluate.
         out: folder.
@@ -83,7 +84,7 @@ def run_detection(
         Stopped, BadFilesError, RuntimeError, OSError: see SupervisedTraining.train.
     """
     ranks, settings, batches = ranks or Ranks(), setup.settings, setup.batches
-    assert isinstance(batches, PersonBatches)
+    assert isinstance(batches, AnyPersonBatches)
     described, newest = begin(setup, out, ranks, resume=resume)
     if (finished := finished_result(out, ranks)) is not None:
         return finished

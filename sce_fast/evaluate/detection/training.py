@@ -2,22 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import pad
 
-from sce_fast.data.faults import BadFilesError
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate.detection.annotations import Detections, Persons
-from sce_fast.evaluate.detection.clips import PersonBatches
 from sce_fast.evaluate.detection.network import Detector
 from sce_fast.evaluate.detection.score import average_precisions
-from sce_fast.evaluate.supervised.training import SHORT_TEST, SupervisedTraining, Tested
-from sce_fast.util.terminal import progress_bar
+from sce_fast.evaluate.detection.stored import AnyPersonBatches
+from sce_fast.evaluate.detection.testing import person_scores
+from sce_fast.evaluate.supervised.training import SupervisedTraining, Tested
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ class DetectorTraining(SupervisedTraining):
     def __init__(
         self,
         detector: Detector,
-        batches: PersonBatches,
+        batches: AnyPersonBatches,
         truth: Persons,
         actions: list[int],
         out: Path,
@@ -89,29 +84,3 @@ class DetectorTraining(SupervisedTraining):
     def _write_losses(self) -> dict[str, str]:
         shown = super()._write_losses()
         return {"mAP" if name == "top1" else name: value for name, value in shown.items()}
-
-
-def person_scores(detector: Detector, batches: PersonBatches, ranks: Ranks) -> NDArray[np.float32]:
-    """Return the probability (heads, n, A) of each action of each test person of all ranks; every rank has to call it.
-
-    Raises:
-        BadFilesError: a rank cannot decode a file; all ranks raise it.
-    """
-    total, failure = batches.test_samples, None
-    own: list[Tensor] = [torch.zeros(len(detector.learners), 0, detector.classes)]
-    with progress_bar(total, "Testing", unit="clip", silent=not ranks.is_first, delay=SHORT_TEST) as bar:
-        bar.leave = False
-        try:
-            for clips in batches.tests():
-                own.append(detector.scores(clips).float().cpu())
-                bar.update(len(clips.clips))
-        except BadFilesError as error:  # the other ranks wait for the scores
-            failure = str(error)
-    failures = [found for found in ranks.gather(failure) if found is not None]
-    if failures:
-        raise BadFilesError(failures[0])
-    scores = torch.cat(own, dim=1)
-    counts: list[int] = ranks.gather(scores.shape[1])
-    padded = pad(scores, (0, 0, 0, max(counts) - scores.shape[1]))
-    gathered: list[Any] = [part[:, :count] for part, count in zip(ranks.gather_tensors(padded), counts, strict=True)]
-    return torch.cat(gathered, dim=1).numpy()

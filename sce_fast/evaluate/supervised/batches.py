@@ -148,6 +148,58 @@ class LoadedBatches(LoaderBatches):
             done += len(inputs)
 
 
+class StoredOrder:
+    """The train samples of each batch, in the order of a TrainingLoader with the same seed.
+
+    Args:
+        samples: number of train samples.
+        batch_size: N of this rank.
+        batches_per_step: batches of one optimizer step.
+        seed: of the order, in [0, 2³²).
+        ranks: that share each batch.
+        what: the samples, for the message.
+
+    Raises:
+        ValueError: there are fewer samples than in a global batch.
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        *,
+        batch_size: int,
+        batches_per_step: int = 1,
+        seed: int = 0,
+        ranks: Ranks | None = None,
+        what: str = "train features",
+    ) -> None:
+        self._ranks, self._samples, self._batch_size, self._seed = ranks or Ranks(), samples, batch_size, seed
+        whole = batch_size * batches_per_step * self._ranks.size
+        if whole > samples:
+            raise ValueError(f"batch_size={whole} is larger than the {samples} {what}")
+        self.steps_per_epoch = samples // whole * batches_per_step
+        self._epoch, self._step = 0, 0
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))  # epoch, its order
+
+    def __next__(self) -> NDArray[np.int64]:
+        """Return the samples (N,) of this rank's next batch."""
+        if self._order[0] != self._epoch:
+            self._order = self._epoch, epoch_order(self._seed, self._epoch, self._samples)
+        share = (self._batch_size, self._ranks.rank, self._ranks.size)
+        rows = batch_of_rank(self._order[1], self._step, *share)
+        self._step = (self._step + 1) % self.steps_per_epoch
+        self._epoch += self._step == 0
+        return rows
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position of the next batch."""
+        return {"epoch": self._epoch, "step": self._step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue with the batch that would have come next."""
+        self._epoch, self._step = state["epoch"], state["step"]
+
+
 class StoredBatches:
     """Features that are the same in every epoch, as those of samples without augmentation are.
 
@@ -181,26 +233,18 @@ class StoredBatches:
         ranks: Ranks | None = None,
         kind: str = "images",
     ) -> None:
-        self._ranks, self.kind = ranks or Ranks(), kind
-        whole = batch_size * batches_per_step * self._ranks.size
-        if whole > len(train):
-            raise ValueError(f"batch_size={whole} is larger than the {len(train)} train features")
-        self.steps_per_epoch = len(train) // whole * batches_per_step
-        rows = torch.from_numpy(share_of(len(test), self._ranks))
+        ranks, self.kind = ranks or Ranks(), kind
+        self._order = StoredOrder(
+            len(train), batch_size=batch_size, batches_per_step=batches_per_step, seed=seed, ranks=ranks
+        )
+        self.steps_per_epoch = self._order.steps_per_epoch
+        rows = torch.from_numpy(share_of(len(test), ranks))
         self._train, self._test = (train, train_labels), (test[rows], test_labels[rows])
-        self.test_samples = len(rows)
-        self._batch_size, self._test_batch_size, self._seed = batch_size, test_batch_size, seed
-        self._epoch, self._step = 0, 0
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))  # epoch, its order
+        self.test_samples, self._test_batch_size = len(rows), test_batch_size
 
     def __next__(self) -> tuple[Tensor, Tensor]:
         features, labels = self._train
-        if self._order[0] != self._epoch:
-            self._order = self._epoch, epoch_order(self._seed, self._epoch, len(features))
-        share = (self._batch_size, self._ranks.rank, self._ranks.size)
-        rows = torch.from_numpy(batch_of_rank(self._order[1], self._step, *share))
-        self._step = (self._step + 1) % self.steps_per_epoch
-        self._epoch += self._step == 0
+        rows = torch.from_numpy(next(self._order))
         return features[rows], labels[rows]
 
     def tests(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -210,10 +254,10 @@ class StoredBatches:
                 yield some[:, None], own
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self._epoch, "step": self._step}
+        return self._order.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._epoch, self._step = state["epoch"], state["step"]
+        self._order.load_state_dict(state)
 
     def close(self) -> None:
         """Nothing is read ahead."""

@@ -12,9 +12,11 @@ from sce_fast.data.faults import BadFilesError
 from sce_fast.data.image.augment import Augmentation
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.clips import ClipSampling
-from sce_fast.evaluate.detection import clips
+from sce_fast.evaluate.detection import whole as whole_clips
 from sce_fast.evaluate.detection.annotations import Persons, read_persons
 from sce_fast.evaluate.detection.clips import PersonBatches, key_frame_index
+from sce_fast.evaluate.detection.network import MOST_PERSONS
+from sce_fast.evaluate.detection.whole import WholeClips
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
 
 VIEW = ClipEvaluationView(
@@ -35,9 +37,9 @@ def made(films, **more):
     index = key_frame_index(persons, root / "videos", **PLACES)
     augmentation = Augmentation(size=32, shorter_side=(36, 44), flip=0.5, mean=VIEW.mean, std=VIEW.std, **more)
     settings = SupervisedSettings(batch_size=6, epochs=1)
-    return PersonBatches(
-        persons, index, persons, index, VIEW, settings, augmentation=augmentation, device=torch.device("cpu")
-    )
+    cpu = torch.device("cpu")
+    test = WholeClips(persons, index, VIEW, device=cpu)
+    return PersonBatches(persons, index, test, VIEW, settings, augmentation=augmentation, device=cpu)
 
 
 def shown_actions(batch, actions):
@@ -65,7 +67,7 @@ def test_train_boxes_follow_crops_and_flips(films):
         assert batch.clips.shape == (6, 3, 2, 32, 32)
         assert batch.boxes.min() >= 0
         assert batch.boxes.max() <= 32
-        assert (batch.numbers // clips.MOST_PERSONS).tolist() == batch.rows.tolist()
+        assert (batch.numbers // MOST_PERSONS).tolist() == batch.rows.tolist()
         found, expected = shown_actions(batch, actions.numpy())
         assert found == expected
         seen += len(found)
@@ -82,7 +84,7 @@ def test_test_clips_are_whole_frames_in_the_order_of_the_key_frames(films, monke
         found, expected = shown_actions(batch, batches.test.actions[persons])
         assert len(found) == len(batch.rows)
         assert found == expected
-    monkeypatch.setattr(clips, "TEST_CLIPS", 1)
+    monkeypatch.setattr(whole_clips, "TEST_CLIPS", 1)
     single = list(batches.tests())
     assert [len(batch.clips) for batch in single] == [1] * 12
     for name in ("clips", "boxes"):
