@@ -13,6 +13,7 @@
 #include "decoder_messages.h"
 #include "exponentials.h"
 #include "gaussian_blur.h"
+#include "philox.h"
 #include "solve.h"
 #include "temporal_difference.h"
 
@@ -116,6 +117,22 @@ std::vector<Pixels> temporal_difference(const std::vector<Pixels>& clips, int th
   return outputs;
 }
 
+Rows<uint64_t> random_words(uint32_t seed, uint32_t epoch, const Rows<int64_t>& samples, const Rows<int64_t>& views,
+                            const Rows<int64_t>& purposes, const Rows<int64_t>& numbers) {
+  const int64_t count = samples.size(), blocks = purposes.size();
+  require(views.size() == 1 || views.size() == count, "random_words: views must be one number, or one for each sample");
+  require(numbers.size() == blocks, "random_words: expected one number for each of the purposes");
+  Rows<uint64_t> words({2 * blocks, count});
+  const int64_t *sample = samples.data(), *view = views.data(), *purpose = purposes.data(), *number = numbers.data();
+  uint64_t* first = words.mutable_data();
+  py::gil_scoped_release release;
+  for (int64_t b = 0; b < blocks; ++b, first += 2 * count) {
+    const sce_fast::RandomBlock block{seed, epoch, static_cast<uint32_t>(purpose[b]), static_cast<uint32_t>(number[b])};
+    sce_fast::random_words(block, sample, view, views.size() > 1, count, first, first + count);
+  }
+  return words;
+}
+
 void solve(const sce_fast::Problem& problem, const sce_fast::Solution& solution, bool brgemm, bool bfloat16,
            int threads) {
   py::gil_scoped_release release;
@@ -154,6 +171,9 @@ PYBIND11_MODULE(_cpu, m) {
         "Turn uint8 clips (2F, H, W, 3), F frames and then the frame to subtract from each, into (F, H, W, 3).");
   m.def("filter_decoder_messages", &sce_fast::filter_decoder_messages,
         "Print only the first line of each kind that image decoders print; return whether the C library allows it.");
+  m.def("random_words", &random_words, py::arg("seed"), py::arg("epoch"), py::arg("samples"), py::arg("views"),
+        py::arg("purposes"), py::arg("numbers"),
+        "Return random words (2B, N) for N samples and B blocks; called by sce_fast/util/philox.py.");
   sce_fast::bind_problem(m);
   sce_fast::bind_yuv(m);
   m.def("solve", &solve, "Compute loss and gradient in one pass over the candidates; called by sce_fast/loss/cpu.py.");
