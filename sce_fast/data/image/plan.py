@@ -120,7 +120,7 @@ def plan_views(
     sigma = a["sigma_low"] + a["sigma_width"] * random[Draw.BLUR_SIGMA]
     blur_sigma = np.where(random[Draw.BLUR] < a["blur"], sigma, 0).astype(np.float32)
     solarize, flip = random[Draw.SOLARIZE] < a["solarize"], random[Draw.FLIP] < a["flip"]
-    columns = boxes, operations, factors, blur_sigma, solarize, flip
+    columns: tuple[NDArray, ...] = boxes, operations, factors, blur_sigma, solarize, flip
     return ViewPlan(*(column.reshape(views, count, *column.shape[1:]) for column in columns))
 
 
