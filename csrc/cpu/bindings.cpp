@@ -117,7 +117,7 @@ std::vector<Pixels> temporal_difference(const std::vector<Pixels>& clips, int th
   return outputs;
 }
 
-Rows<uint64_t> random_words(uint32_t seed, uint32_t epoch, const Rows<int64_t>& samples, const Rows<int64_t>& views,
+Rows<uint64_t> random_words(uint64_t seed, uint64_t epoch, const Rows<int64_t>& samples, const Rows<int64_t>& views,
                             const Rows<int64_t>& purposes, const Rows<int64_t>& numbers) {
   const int64_t count = samples.size(), blocks = purposes.size();
   require(views.size() == 1 || views.size() == count, "random_words: views must be one number, or one for each sample");
@@ -127,7 +127,8 @@ Rows<uint64_t> random_words(uint32_t seed, uint32_t epoch, const Rows<int64_t>& 
   uint64_t* first = words.mutable_data();
   py::gil_scoped_release release;
   for (int64_t b = 0; b < blocks; ++b, first += 2 * count) {
-    const sce_fast::RandomBlock block{seed, epoch, static_cast<uint32_t>(purpose[b]), static_cast<uint32_t>(number[b])};
+    const sce_fast::RandomBlock block{static_cast<uint32_t>(seed), static_cast<uint32_t>(epoch),
+                                      static_cast<uint32_t>(purpose[b]), static_cast<uint32_t>(number[b])};
     sce_fast::random_words(block, sample, view, views.size() > 1, count, first, first + count);
   }
   return words;

@@ -56,7 +56,7 @@ def philox(even: NDArray[np.uint64], odd: NDArray[np.uint64], key: tuple[int, in
     Args:
         even: (…, 2, N) words 0 and 2 of each counter, below 2³².
         odd: (…, 2, N) words 1 and 3 of each counter, below 2³².
-        key: two words.
+        key: two words, of which the low 32 bits count.
     """
     round_keys = np.array(key, dtype=np.uint64)[:, None] + _KEY_STEPS & _LOW  # (10, 2, 1)
     product = np.empty_like(even)
