@@ -33,6 +33,7 @@ CPU_SOURCES = [
     "csrc/cpu/gaussian_blur.cpp",
     "csrc/cpu/solve.cpp",
     "csrc/cpu/forward_pass.cpp",
+    "csrc/cpu/philox.cpp",
     "csrc/cpu/temporal_difference.cpp",
     "csrc/cpu/tile.cpp",
     "csrc/cpu/transpose.cpp",

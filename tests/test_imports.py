@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the foundation to the command line. A module belongs to the longest room name that is a prefix of its own.
 ROOMS = """
+    sce_fast.native
     sce_fast.util
     sce_fast.distributed
-    sce_fast.native
     sce_fast.loss.names sce_fast.loss.problem
     sce_fast.kernels
     sce_fast.loss

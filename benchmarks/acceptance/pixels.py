@@ -159,7 +159,7 @@ def dali_seconds(view: Augmentation, plan: ViewPlan, pixels: NDArray[np.uint8], 
     operator = photometric_operator(device, 2, layout, native=False)
     # a clip's vector has two corners of three numbers in front
     vectors = view_vectors(plan)
-    vectors = [np.concatenate([vector[:2], vector]) for vector in vectors] if layout == "FHWC" else vectors
+    vectors = np.concatenate([vectors[:, :2], vectors], axis=1) if layout == "FHWC" else vectors
     warmup, batches = (5, 20) if device == "gpu" else (1, 1)
     feeds = iter([(vectors,)] * (warmup + batches + 4))  # more than DALI prepares in advance
 

@@ -14,6 +14,7 @@
 #include "exponentials.h"
 #include "file_stamps.h"
 #include "gaussian_blur.h"
+#include "philox.h"
 #include "solve.h"
 #include "temporal_difference.h"
 
@@ -137,6 +138,23 @@ Rows<int64_t> file_stamps(const std::string& folder, const Pixels& text, int64_t
   return stamps;
 }
 
+Rows<uint64_t> random_words(uint64_t seed, uint64_t epoch, const Rows<int64_t>& samples, const Rows<int64_t>& views,
+                            const Rows<int64_t>& purposes, const Rows<int64_t>& numbers) {
+  const int64_t count = samples.size(), blocks = purposes.size();
+  require(views.size() == 1 || views.size() == count, "random_words: views must be one number, or one for each sample");
+  require(numbers.size() == blocks, "random_words: expected one number for each of the purposes");
+  Rows<uint64_t> words({2 * blocks, count});
+  const int64_t *sample = samples.data(), *view = views.data(), *purpose = purposes.data(), *number = numbers.data();
+  uint64_t* first = words.mutable_data();
+  py::gil_scoped_release release;
+  for (int64_t b = 0; b < blocks; ++b, first += 2 * count) {
+    const sce_fast::RandomBlock block{static_cast<uint32_t>(seed), static_cast<uint32_t>(epoch),
+                                      static_cast<uint32_t>(purpose[b]), static_cast<uint32_t>(number[b])};
+    sce_fast::random_words(block, sample, view, views.size() > 1, count, first, first + count);
+  }
+  return words;
+}
+
 void solve(const sce_fast::Problem& problem, const sce_fast::Solution& solution, bool brgemm, bool bfloat16,
            int threads) {
   py::gil_scoped_release release;
@@ -177,6 +195,9 @@ PYBIND11_MODULE(_cpu, m) {
         "Print only the first line of each kind that image decoders print; return whether the C library allows it.");
   m.def("file_stamps", &file_stamps, py::arg("folder"), py::arg("text"), py::arg("start"), py::arg("ends"),
         py::arg("threads"), "Return modification time and length (n, 2) of files; see file_stamps.h.");
+  m.def("random_words", &random_words, py::arg("seed"), py::arg("epoch"), py::arg("samples"), py::arg("views"),
+        py::arg("purposes"), py::arg("numbers"),
+        "Return random words (2B, N) for N samples and B blocks; called by sce_fast/util/philox.py.");
   sce_fast::bind_problem(m);
   sce_fast::bind_yuv(m);
   m.def("solve", &solve, "Compute loss and gradient in one pass over the candidates; called by sce_fast/loss/cpu.py.");

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sce_fast.native import CPU
 
-# The inputs of one batch: arrays of the first input, one for each sample, then those of the second input, and so on.
-Feed = tuple[list[NDArray], ...]
+# The inputs of one batch. Each is one array (N, …), or a list of N arrays where their shapes differ; DALI takes several
+# times as long for a list.
+Feed = tuple[NDArray | list[NDArray], ...]
 
 
 def build_pipeline(

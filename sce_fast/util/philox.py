@@ -10,6 +10,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from sce_fast.native import CPU
+
 
 class Draw(enum.IntEnum):
     """The purpose of a random number. Renumbering would change the pixels of resumed runs: only append."""
@@ -54,7 +56,7 @@ def philox(even: NDArray[np.uint64], odd: NDArray[np.uint64], key: tuple[int, in
     Args:
         even: (…, 2, N) words 0 and 2 of each counter, below 2³².
         odd: (…, 2, N) words 1 and 3 of each counter, below 2³².
-        key: two words.
+        key: two words, of which the low 32 bits count.
     """
     round_keys = np.array(key, dtype=np.uint64)[:, None] + _KEY_STEPS & _LOW  # (10, 2, 1)
     product = np.empty_like(even)
@@ -76,10 +78,12 @@ def random_words(
         draws: purpose → number of blocks of two words. The words of the purposes follow each other.
         view: number of the view, or (N,) one for each sample.
     """
-    purposes, blocks = _blocks(tuple(draws.items()))
-    even, odd = np.empty((2, len(blocks), 2, len(samples)), dtype=np.uint64)
+    purposes, numbers = _blocks(tuple(draws.items()))
+    if CPU.module is not None:
+        return CPU.module.random_words(seed, epoch, samples, view, purposes, numbers)
+    even, odd = np.empty((2, len(numbers), 2, len(samples)), dtype=np.uint64)
     even[:, 0], odd[:, 0] = samples & 0xFFFFFFFF, samples >> 32
-    even[:, 1], odd[:, 1] = view << 16 | purposes, blocks
+    even[:, 1], odd[:, 1] = view << 16 | purposes, numbers
     philox(even, odd, (seed, epoch))
     return (even << _SHIFT | odd).reshape(-1, len(samples))
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sce_fast.native import CPU
 from sce_fast.util import philox as module
 from sce_fast.util.philox import Draw, permutation, philox, random_words, sort_keys, uniform, uniforms
 
@@ -23,6 +24,27 @@ def test_philox_gives_the_published_answers():
         philox(even, odd, key)
         words = np.stack([even, odd], axis=1).ravel()
         assert " ".join(f"{word:08x}" for word in words) == expected
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 100])
+def test_the_kernel_gives_the_words_of_numpy(count, monkeypatch):
+    assert CPU.module is not None, "the extension is not built: make venv"
+    random = np.random.default_rng(count)
+    samples = random.integers(0, 2**62, 2 * count)[::2]
+    draws = {Draw.FLIP: 1, Draw.DROPOUT: 3, Draw.ORDER: 2}
+    for seed, epoch in ((0, 0), (2**32 - 1, 2**32 - 1), (2**32 + 9, 3)):
+        for view in (0, 2**16 - 1, random.integers(0, 2**16, count)):
+            by_kernel = random_words(seed, epoch, samples, draws, view)
+            with monkeypatch.context() as patch:
+                patch.setattr(CPU, "module", None)
+                by_numpy = random_words(seed, epoch, samples, draws, view)
+            assert by_kernel.shape == (12, count)
+            assert np.array_equal(by_kernel, by_numpy)
+
+
+def test_the_kernel_refuses_views_of_other_samples():
+    with pytest.raises(ValueError, match="views must be one number, or one for each sample"):
+        random_words(0, 0, np.arange(3), {Draw.FLIP: 1}, np.arange(2))
 
 
 def test_numbers_are_uniform_and_independent():

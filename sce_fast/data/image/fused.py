@@ -93,10 +93,20 @@ def blur_weights(sigma: NDArray[np.float32], radius: int) -> NDArray[np.float32]
 
 
 def settings_of(plan: ViewPlan) -> NDArray[np.float32]:
-    """Return the settings (N, SETTINGS) of a plan as the kernel takes them: all of its columns but the boxes."""
+    """Return the settings (…, N, SETTINGS) of a plan as the kernel takes them: all of its columns but the boxes."""
     columns: list[NDArray] = [plan.operations, plan.factors]
-    columns += [column[:, None] for column in (plan.blur_sigma, plan.solarize, plan.flip)]
-    return np.concatenate(columns, axis=1, dtype=np.float32)
+    columns += [column[..., None] for column in (plan.blur_sigma, plan.solarize, plan.flip)]
+    return np.concatenate(columns, axis=-1, dtype=np.float32)
+
+
+def with_window(vectors: NDArray[np.float32], sigma: NDArray[np.float32], radius: int) -> NDArray[np.float32]:
+    """Return the vectors (N, columns) of a view with the blur's window at their end, as Finish takes them.
+
+    Args:
+        sigma: (N,) pixels, 0 for no blur.
+        radius: of the window; with 0 there is none.
+    """
+    return np.concatenate([vectors, blur_weights(sigma, radius)], axis=1) if radius else vectors
 
 
 class Finish:

@@ -12,7 +12,7 @@ from nvidia.dali.pipeline import Pipeline
 from sce_fast.data.image.alpha import compositor
 from sce_fast.data.image.augment import Augmentation, EvaluationView
 from sce_fast.data.image.background import Color
-from sce_fast.data.image.fused import Implementation, blur_weights, settings_of
+from sce_fast.data.image.fused import Implementation, settings_of
 from sce_fast.data.image.photometric import photometric_operator
 from sce_fast.data.image.plan import ViewPlan, evaluation_boxes
 from sce_fast.data.pipeline import Feed, build_pipeline
@@ -30,18 +30,15 @@ def file_types(background: Color | None) -> list[Any]:
 
 def file_feed(paths: Sequence[bytes | NDArray[np.uint8]], pillow: NDArray[np.bool_], background: Color | None) -> Feed:
     """Return the first inputs of every graph: path_arrays and, with a background, whether Pillow decodes each image."""
-    return (path_arrays(paths),) if background is None else (path_arrays(paths), list(pillow))
+    return (path_arrays(paths),) if background is None else (path_arrays(paths), pillow)
 
 
-def view_vectors(plan: ViewPlan, radius: int = 0) -> list[NDArray]:
-    """Return one float32 vector for each sample; random_view unpacks it. Pixel positions are exact in float32.
+def view_vectors(plan: ViewPlan) -> NDArray[np.float32]:
+    """Return one vector for each sample, (N, 17) or (V, N, 17), which random_view unpacks.
 
-    Args:
-        radius: if given, the vectors end with the blur's window, as Finish takes it.
+    Pixel positions are exact in float32.
     """
-    columns: list[NDArray] = [plan.boxes, settings_of(plan)]
-    columns += [blur_weights(plan.blur_sigma, radius)] if radius else []
-    return list(np.concatenate(columns, axis=1, dtype=np.float32))
+    return np.concatenate([plan.boxes, settings_of(plan)], axis=-1, dtype=np.float32)
 
 
 def evaluation_feed(
@@ -53,7 +50,7 @@ def evaluation_feed(
 ) -> Feed:
     """Return the inputs of evaluation_pipeline for these images."""
     resized, boxes = evaluation_boxes(view, sizes)
-    return *file_feed(paths, pillow, background), list(resized.astype(np.float32)), list(boxes)
+    return *file_feed(paths, pillow, background), resized.astype(np.float32), boxes
 
 
 def training_pipeline(
@@ -70,7 +67,7 @@ def training_pipeline(
     """Build a pipeline that returns one (N, 3, size, size) float32 output for each view.
 
     Args:
-        feeds: for each batch file_feed and then view_vectors of each view.
+        feeds: for each batch file_feed and then the vectors (N, columns) of each view.
         background, contents: see image_decoder.
         device: "cpu", or "gpu" for the current CUDA device.
         photometric: what changes values. With "triton" the pipeline returns the resized pixels (N, size, size, 3) uint8

@@ -4,7 +4,7 @@ import enum
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,19 +40,27 @@ class ColorOperation(enum.IntEnum):
 
 
 JITTER_ORDERS = np.array(list(itertools.permutations(range(4))), dtype=np.int32)  # (24, 4)
+_ORDERS = JITTER_ORDERS.T.astype(np.int64, order="C")
+_FACTORS = Draw.BRIGHTNESS, Draw.CONTRAST, Draw.SATURATION, Draw.HUE  # of the colour operations 0 to 3
+# NumPy takes long to convert members of an enum.
+_NUMBERS, _NONE, _GRAYSCALE = np.arange(4)[:, None], ColorOperation.NONE.value, ColorOperation.GRAYSCALE.value
 
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """The operations on each of N images for one view."""
+    """The operations on each of N images for one view, or for each of V views."""
 
-    boxes: NDArray[np.int32]  # (N, 4) top, left, bottom, right of the crop in pixels of the decoded image, which a
-    # padded crop exceeds
-    operations: NDArray[np.int32]  # (N, 5) ColorOperation, in order of application
-    factors: NDArray[np.float32]  # (N, 5) one for each operation
-    blur_sigma: NDArray[np.float32]  # (N,) pixels, 0 for no blur
-    solarize: NDArray[np.bool_]  # (N,)
-    flip: NDArray[np.bool_]  # (N,)
+    boxes: NDArray[np.int32]  # (N, 4) or (V, N, 4) top, left, bottom, right of the crop in pixels of the decoded image,
+    # which a padded crop exceeds
+    operations: NDArray[np.int32]  # (N, 5) or (V, N, 5) ColorOperation, in order of application
+    factors: NDArray[np.float32]  # (N, 5) or (V, N, 5) one for each operation
+    blur_sigma: NDArray[np.float32]  # (N,) or (V, N) pixels, 0 for no blur
+    solarize: NDArray[np.bool_]  # (N,) or (V, N)
+    flip: NDArray[np.bool_]  # (N,) or (V, N)
+
+    def __getitem__(self, view: int) -> "ViewPlan":
+        """Return the plan of one of V views."""
+        return ViewPlan(*(getattr(self, field.name)[view] for field in fields(self)))
 
 
 def plan_view(
@@ -74,8 +82,7 @@ def plan_view(
     Example:
         >>> plan_view(Augmentation(size=32), np.array([[375, 500]]), seed=0, epoch=0, samples=np.array([7]), view=0)
     """
-    (plan,) = plan_views((augmentation,), sizes, seed=seed, epoch=epoch, samples=samples, first_view=view)
-    return plan
+    return plan_views((augmentation,), sizes, seed=seed, epoch=epoch, samples=samples, first_view=view)[0]
 
 
 def plan_views(
@@ -86,8 +93,8 @@ def plan_views(
     epoch: int,
     samples: NDArray[np.int64],
     first_view: int = 0,
-) -> list[ViewPlan]:
-    """Draw the plans of several views of these samples, as plan_view does, in much less time.
+) -> ViewPlan:
+    """Draw the plan of V views of these samples, as plan_view does, in much less time.
 
     Args:
         augmentations: of views first_view, first_view + 1, …
@@ -96,21 +103,10 @@ def plan_views(
     """
     count, views = len(samples), len(augmentations)
     # One row for each view and sample: NumPy takes as long for a call with few rows as for one with many.
-    a = _ranges(augmentations).repeat(count)
+    a = _ranges(augmentations, count)
     numbers = np.arange(first_view, first_view + views)
     rows = _Rows(seed, epoch, samples[None].repeat(views, axis=0).ravel(), numbers.repeat(count))
     random = rows.uniforms(_DRAWS)
-    operations = np.full((len(a), 5), ColorOperation.NONE, dtype=np.int32)
-    factors = np.zeros((len(a), 5), dtype=np.float32)
-    draws = [random[draw] for draw in (Draw.BRIGHTNESS, Draw.CONTRAST, Draw.SATURATION, Draw.HUE)]
-    values = a["lows"] + a["widths"] * np.stack(draws, axis=1)  # (R, 4) by operation
-    orders = JITTER_ORDERS[(random[Draw.JITTER_ORDER] * len(JITTER_ORDERS)).astype(np.int64)]  # (R, 4)
-    by_order = orders + 4 * np.arange(len(a))[:, None]  # positions among all values
-    active = (random[Draw.JITTER] < a["jitter"])[:, None] & a["acts"].ravel()[by_order]
-    operations[:, :4] = np.where(active, orders, ColorOperation.NONE)
-    factors[:, :4] = np.where(active, values.ravel()[by_order], 0)
-    operations[:, 4] = np.where(random[Draw.GRAYSCALE] < a["grayscale"], ColorOperation.GRAYSCALE, ColorOperation.NONE)
-    sigma = a["sigma_low"] + a["sigma_width"] * random[Draw.BLUR_SIGMA]
     boxes = _random_boxes(a, sizes[None].repeat(views, axis=0).reshape(-1, 2), rows, random)
     for view, augmentation in enumerate(augmentations):
         own = slice(view * count, (view + 1) * count)
@@ -120,21 +116,17 @@ def plan_views(
         elif augmentation.shorter_side is not None:
             lengths = random[Draw.CROP_AREA][own, 0]
             boxes[own] = _scaled_boxes(augmentation.size, augmentation.shorter_side, sizes, lengths, **corners)
-    plan = ViewPlan(
-        boxes=boxes,
-        operations=operations,
-        factors=factors,
-        blur_sigma=np.where(random[Draw.BLUR] < a["blur"], sigma, 0).astype(np.float32),
-        solarize=random[Draw.SOLARIZE] < a["solarize"],
-        flip=random[Draw.FLIP] < a["flip"],
-    )
-    whole = [getattr(plan, field.name) for field in fields(ViewPlan)]
-    return [ViewPlan(*(values[view * count : (view + 1) * count] for values in whole)) for view in range(views)]
+    operations, factors = _color_operations(a, random)
+    sigma = a["sigma_low"] + a["sigma_width"] * random[Draw.BLUR_SIGMA]
+    blur_sigma = np.where(random[Draw.BLUR] < a["blur"], sigma, 0).astype(np.float32)
+    solarize, flip = random[Draw.SOLARIZE] < a["solarize"], random[Draw.FLIP] < a["flip"]
+    columns: tuple[NDArray, ...] = boxes, operations, factors, blur_sigma, solarize, flip
+    return ViewPlan(*(column.reshape(views, count, *column.shape[1:]) for column in columns))
 
 
-@cache
-def _ranges(augmentations: tuple[Augmentation, ...]) -> NDArray[np.void]:
-    """Return what each augmentation draws from, as one record (V,) for each."""
+@lru_cache(maxsize=16)
+def _ranges(augmentations: tuple[Augmentation, ...], count: int) -> NDArray[np.void]:
+    """Return what each augmentation draws from, as `count` records (V · count,) for each."""
     records = []
     for a in augmentations:
         strengths = np.array([a.brightness, a.contrast, a.saturation, a.hue])
@@ -144,7 +136,22 @@ def _ranges(augmentations: tuple[Augmentation, ...]) -> NDArray[np.void]:
         crop = scale, scale_high - scale, low, high, np.log(low), np.log(high / low)
         jitter = lows, centers + strengths - lows, strengths > 0, a.jitter
         records.append((*crop, *jitter, a.flip, a.grayscale, a.blur, sigma, sigma_high - sigma, a.solarize))
-    return np.array(records, dtype=_RANGES)
+    return np.array(records, dtype=_RANGES).repeat(count)
+
+
+def _color_operations(
+    a: NDArray[np.void], random: dict[Draw, NDArray[np.float64]]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Return the colour operations (R, 5) of each row in their order, and their factors (R, 5)."""
+    count, drawn = len(a), np.array([random[draw] for draw in _FACTORS])  # (4, R) by operation
+    active = a["acts"].T & (random[Draw.JITTER] < a["jitter"])
+    orders = _ORDERS.take((random[Draw.JITTER_ORDER] * len(JITTER_ORDERS)).astype(np.int64), axis=1)  # (4, R)
+    by_order = orders * count + np.arange(count)  # positions among all operations
+    operations, factors = np.empty((count, 5), dtype=np.int32), np.zeros((count, 5), dtype=np.float32)
+    operations[:, :4] = np.where(active, _NUMBERS, _NONE).take(by_order).T
+    factors[:, :4] = np.where(active, a["lows"].T + a["widths"].T * drawn, 0).take(by_order).T
+    operations[:, 4] = np.where(random[Draw.GRAYSCALE] < a["grayscale"], _GRAYSCALE, _NONE)
+    return operations, factors
 
 
 @dataclass(frozen=True)
@@ -175,15 +182,24 @@ def _random_boxes(
     """
     height, width = np.ascontiguousarray(sizes.T, dtype=np.float64)  # (R,)
     h, w, found = _first_that_fits(a, height, width, random)
-    if len(rest := np.flatnonzero(~found)):
+    if not found.all():
+        rest = np.flatnonzero(~found)
         numbers = rows[rest].uniforms(_ALL_ATTEMPTS)
         h[rest], w[rest], found[rest] = _first_that_fits(a[rest], height[rest], width[rest], numbers)
-    fallback_width = np.minimum(width, np.maximum(np.rint(height * a["ratio_high"]), 1))
-    fallback_height = np.minimum(height, np.maximum(np.rint(width / a["ratio_low"]), 1))
-    h, w = np.where(found, h, fallback_height), np.where(found, w, fallback_width)
-    free_height, free_width = height - h, width - w
-    top = np.where(found, np.floor(random[Draw.CROP_TOP] * (free_height + 1)), free_height // 2)
-    left = np.where(found, np.floor(random[Draw.CROP_LEFT] * (free_width + 1)), free_width // 2)
+    top = np.floor(random[Draw.CROP_TOP] * (height - h + 1))
+    left = np.floor(random[Draw.CROP_LEFT] * (width - w + 1))
+    boxes = np.array([top, left, top + h, left + w]).T.astype(np.int32, order="C")
+    if not found.all():
+        rest = np.flatnonzero(~found)
+        boxes[rest] = _centre_boxes(a[rest], height[rest], width[rest])
+    return boxes
+
+
+def _centre_boxes(a: NDArray[np.void], height: NDArray[np.float64], width: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Return the largest centre crops (R, 4) of an allowed ratio."""
+    w = np.minimum(width, np.maximum(np.rint(height * a["ratio_high"]), 1))
+    h = np.minimum(height, np.maximum(np.rint(width / a["ratio_low"]), 1))
+    top, left = (height - h) // 2, (width - w) // 2
     return np.stack([top, left, top + h, left + w], axis=1).astype(np.int32)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sce_fast.data.faults import CHANGED
 from sce_fast.data.image.augment import Augmentation, Photometric
 from sce_fast.data.image.files import Item
-from sce_fast.data.image.fused import Finish
+from sce_fast.data.image.fused import Finish, with_window
 from sce_fast.data.image.graph import file_feed, training_pipeline, view_vectors
 from sce_fast.data.image.plan import plan_views
 from sce_fast.data.image.sizes import decoded_sizes
@@ -116,10 +116,10 @@ class RandomViews:
     def _feed(self, items: Sequence[Item], samples: NDArray[np.int64], epoch: int) -> Feed:
         """Return the pipeline's inputs for these samples: their paths or contents, and the plan of each view."""
         index = self._index
-        plans = plan_views(self._augmentations, index.sizes[samples], seed=self.seed, epoch=epoch, samples=samples)
+        plan = plan_views(self._augmentations, index.sizes[samples], seed=self.seed, epoch=epoch, samples=samples)
         files = file_feed(items, self._pillow[samples], self._background)
-        vectors = (view_vectors(plan, radius) for plan, radius in zip(plans, self._finish.radii, strict=True))
-        return *files, *vectors
+        views = zip(view_vectors(plan), plan.blur_sigma, self._finish.radii, strict=True)
+        return *files, *(with_window(*view) for view in views)
 
     def _find_bad(self, samples: NDArray[np.int64], device: str) -> dict[int, str]:
         """Return sample → reason for images that do not decode on a device, or decode to another size than planned."""

@@ -35,7 +35,7 @@ def training_clip_pipeline(
 
     Args:
         feeds: clip_feed of each batch. For a temporal difference, a request names the F frames, then the F frames to
-            subtract. A vector's settings are those of view_vectors without the box, and whether to take the difference.
+            subtract. A vector's settings are those of settings_of, and whether to take the difference.
         ways: that the samples may take.
         differences: whether there may be temporal differences.
         device: "cpu", or "gpu" for the current CUDA device.

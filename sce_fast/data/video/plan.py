@@ -52,11 +52,11 @@ def plan_clips(
         chances = uniform(seed, epoch, rows["samples"], Draw.TEMPORAL_DIFFERENCE, rows["views"])
         difference = chances < sampling.temporal_difference
     frames, neighbours = _with_neighbours(spans, sampling.frames, difference)
+    planned = plan_views(augmentations, sizes, seed=seed, epoch=epoch, samples=samples)
     plans = []
-    planned_views = plan_views(augmentations, sizes, seed=seed, epoch=epoch, samples=samples)
-    for view, planned in enumerate(planned_views):
+    for view in range(views):
         own = slice(view * count, (view + 1) * count)
-        plans.append(ClipPlan(frames[own], neighbours[own], difference[own], planned))
+        plans.append(ClipPlan(frames[own], neighbours[own], difference[own], planned[view]))
     return tuple(plans)
 
 

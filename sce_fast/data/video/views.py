@@ -15,8 +15,7 @@ from torch import Tensor
 
 from sce_fast.data.faults import require_few_bad
 from sce_fast.data.image.augment import Augmentation, Photometric
-from sce_fast.data.image.fused import Finish, blur_weights
-from sce_fast.data.image.graph import view_vectors
+from sce_fast.data.image.fused import Finish, settings_of, with_window
 from sce_fast.data.order import replace_bad
 from sce_fast.data.pipeline import Feed
 from sce_fast.data.video.clips import ClipSampling
@@ -210,12 +209,10 @@ def _frames(plan: ClipPlan, n: int) -> NDArray[np.int64]:
 
 
 def _settings(plan: ClipPlan, radius: int) -> NDArray[np.float32]:
-    """Return the settings (N, columns) of a view's vectors: those of view_vectors without the box, and the difference.
+    """Return the settings (N, columns) of a view's vectors: those of settings_of, and the difference.
 
     Args:
         radius: if given, the settings end with the blur's window, as Finish takes it.
     """
-    view = np.stack(view_vectors(plan.view))[:, 4:]
-    columns: list[NDArray] = [plan.difference[:, None]]
-    columns += [blur_weights(plan.view.blur_sigma, radius)] if radius else []
-    return np.concatenate([view, *columns], axis=1, dtype=np.float32)
+    settings = np.concatenate([settings_of(plan.view), plan.difference[:, None]], axis=1, dtype=np.float32)
+    return with_window(settings, plan.view.blur_sigma, radius)
