@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "../bind_missing.h"
 #include "../bind_problem.h"
 #include "bind_yuv.h"
 #include "brgemm.h"
@@ -198,6 +199,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("random_words", &random_words, py::arg("seed"), py::arg("epoch"), py::arg("samples"), py::arg("views"),
         py::arg("purposes"), py::arg("numbers"),
         "Return random words (2B, N) for N samples and B blocks; called by sce_fast/util/philox.py.");
+  sce_fast::explain_missing(m);
   sce_fast::bind_problem(m);
   sce_fast::bind_yuv(m);
   m.def("solve", &solve, "Compute loss and gradient in one pass over the candidates; called by sce_fast/loss/cpu.py.");

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -40,7 +41,10 @@ void file_stamps(const std::string& folder, const char* text, int64_t start, con
     }
   };
   std::vector<std::thread> others;
-  for (int t = 1; t < std::min<int64_t>(threads, (count + BLOCK - 1) / BLOCK); ++t) others.emplace_back(work);
+  try {
+    for (int t = 1; t < std::min<int64_t>(threads, (count + BLOCK - 1) / BLOCK); ++t) others.emplace_back(work);
+  } catch (const std::system_error&) {  // the limit of threads is reached; those that have started do the work
+  }
   work();
   for (std::thread& other : others) other.join();
 }

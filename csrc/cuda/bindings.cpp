@@ -7,6 +7,7 @@
 #include <string>
 #include <tuple>
 
+#include "../bind_missing.h"
 #include "../bind_problem.h"
 #include "solve.h"
 
@@ -110,6 +111,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of sce_fast; called by sce_fast/loss/cuda.py.";
   m.attr("architectures") = SCE_FAST_ARCHITECTURES;
   m.attr("cuda_version") = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+  explain_missing(m);
   bind_problem(m);
   py::class_<Plan>(m, "Plan", "How a problem is cut into launches.")
       .def_property_readonly("kernel", [](const Plan& p) { return p.kernel == Kernel::kSm90 ? "sm90" : "sm80"; })

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sce_fast.data.sources.names import Names
 
 # What reading a cache raises if there is none, or if it is damaged.
-_NO_CACHE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
+_NO_CACHE = (OSError, EOFError, ValueError, KeyError, IndexError, NotImplementedError, zipfile.BadZipFile)
 
 
 def take_rows(column: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
@@ -83,17 +83,22 @@ def cached_columns(
     with suppress(*_NO_CACHE), _opened(cache_file, version) as cached:
         known = cached["digest"].tobytes() == names.digest()
         rows = None if known else Names(cached["names"], cached["name_ends"]).find(names)
-        same = (_of_rows(cached["stamps"], rows) == stamps).all(axis=1)
+        same = (_of_rows(cached["stamps"], rows, len(names)) == stamps).all(axis=1)
         found = {}
         for name in columns:
-            found[name] = _of_rows(cached[name], rows)
+            found[name] = _of_rows(cached[name], rows, len(names))
             found[name][~same] = 0
         return found
     return None
 
 
-def _of_rows(column: NDArray[Any], rows: NDArray[np.int64] | None) -> NDArray[Any]:
-    return column if rows is None else take_rows(column, rows)
+def _of_rows(column: NDArray[Any], rows: NDArray[np.int64] | None, count: int) -> NDArray[Any]:
+    """Return these rows of a column, or all, of which there must be `count`."""
+    if rows is not None:
+        return take_rows(column, rows)
+    if len(column) != count:
+        raise ValueError
+    return column
 
 
 @contextmanager

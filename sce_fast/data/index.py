@@ -20,7 +20,7 @@ from sce_fast.data.image.background import BLACK, NONE, Color, background_color
 from sce_fast.data.image.files import ImageFiles
 from sce_fast.data.image.formats import decode_failure_reason
 from sce_fast.data.image.shards import read_shards
-from sce_fast.data.sources import Listing, Names, Shards, find_shards, list_images
+from sce_fast.data.sources import Listing, Shards, find_shards, list_images
 from sce_fast.data.stamps import file_stamps
 from sce_fast.util.terminal import progress_bar
 
@@ -65,10 +65,17 @@ class Index(ABC):
         )
         return list(filter(None, lines))
 
-    def subset(self, samples: NDArray[np.int64]) -> Self:
-        """Return the index of these samples, in this order."""
-        bad = {new: self.bad[old] for new, old in enumerate(samples.tolist()) if old in self.bad}
-        return self.rows(samples, self.listing.subset(samples), bad)
+    def subset(self, samples: NDArray[np.int64], listing: Listing | None = None) -> Self:
+        """Return the index of these samples, in this order.
+
+        Args:
+            samples: their numbers.
+            listing: of these samples, if it is not the part of this listing.
+        """
+        is_bad = np.zeros(len(self), dtype=np.bool_)
+        is_bad[list(self.bad)] = True
+        bad = {new: self.bad[int(samples[new])] for new in np.flatnonzero(is_bad[samples]).tolist()}
+        return self.rows(samples, listing or self.listing.subset(samples), bad)
 
     def with_bad(self, bad: Mapping[int, str]) -> Self:
         """Return the index with further bad samples → reason."""
@@ -103,9 +110,7 @@ class Index(ABC):
         return self._file_stamps(folders=False)[:, 1] if packed is None else packed.sizes.astype(np.int64)
 
     def _file_stamps(self, *, folders: bool) -> NDArray[np.int64]:
-        names = self.listing.names
-        assert isinstance(names, Names)
-        return file_stamps(self.listing.root, names, folders=folders)[0]
+        return file_stamps(self.listing.root, self.listing.file_names, folders=folders)[0]
 
     @cached_property
     def labels(self) -> NDArray[np.int64] | None:
@@ -222,8 +227,7 @@ def index_images(path: str | Path, *, threads: int = 2, cache: Path | None = Non
     if (shards := find_shards(Path(path))) is not None:
         return index_shards(shards, path, threads=threads, cache=cache)
     listing = list_images(path)
-    names = listing.names
-    assert isinstance(names, Names)
+    names = listing.file_names
     stamps, bad = file_stamps(listing.root, names)
     cache_file = cache_file_of(path, cache)
     headers = cached_columns(cache_file, CACHE_VERSION, ("sizes", "traits"), names, stamps) or _no_headers(len(names))

@@ -52,10 +52,7 @@ def subset(
     """
     choice = {"share": share, "per_class": per_class, "classes": classes, "files": files, "seed": seed}
     samples, listing = chosen(index.listing, **choice)  # type: ignore[arg-type]
-    if listing is index.listing:
-        return index
-    part = index.subset(samples)
-    return part.rows(np.arange(len(part), dtype=np.int64), listing, part.bad)
+    return index if listing is index.listing else index.subset(samples, listing)
 
 
 def chosen(

@@ -73,10 +73,10 @@ def survey(data: Path, subset: SubsetConfig) -> Found | None:
             sides = subset.of(index_images(data)).sizes.min(axis=1)
             count = len(sides)
         else:
-            paths = list(list_images(data).paths())
-            count = len(paths)
-            samples = np.unique(np.linspace(0, count - 1, min(SAMPLED, count)).astype(int))
-            sides = read_headers([paths[i] for i in samples])[0].min(axis=1)
+            listing = list_images(data)
+            count = len(listing.names)
+            samples = np.unique(np.linspace(0, count - 1, min(SAMPLED, count)).astype(int)).tolist()
+            sides = read_headers([os.fsencode(listing.path(i)) for i in samples])[0].min(axis=1)
     except (OSError, ValueError, ImportError):
         return None
     sides = sides[sides > 0]

@@ -85,7 +85,7 @@ def random_words(
     even[:, 0], odd[:, 0] = samples & 0xFFFFFFFF, samples >> 32
     even[:, 1], odd[:, 1] = view << 16 | purposes, numbers
     philox(even, odd, (seed, epoch))
-    return (even << _SHIFT | odd).reshape(-1, len(samples))
+    return (even << _SHIFT | odd).reshape(2 * len(numbers), len(samples))
 
 
 @cache

@@ -121,7 +121,14 @@ def test_a_damaged_or_unwritable_cache_is_passed_over(tmp_path):
     cache = tmp_path / "cache"
     index_images(tmp_path / "data", cache=cache)
     (file,) = cache.iterdir()
-    file.write_bytes(b"PK\x03\x04 damaged")
+    content = bytearray(file.read_bytes())
+    central = content.rindex(b"PK\x01\x02")  # of the last column, whose way of compression becomes unknown
+    content[central + 10] = 0x63
+    for damaged in (b"PK\x03\x04 damaged", content):
+        file.write_bytes(damaged)
+        assert index_images(tmp_path / "data", cache=cache).sizes.tolist() == [[9, 13]]
+    columns = dict(np.load(file))
+    np.savez(file, **{**columns, "sizes": columns["sizes"][:0]})
     assert index_images(tmp_path / "data", cache=cache).sizes.tolist() == [[9, 13]]
     (tmp_path / "blocked").write_text("a file where a folder should be")
     assert len(index_images(tmp_path / "data", cache=tmp_path / "blocked" / "cache")) == 1
@@ -183,6 +190,14 @@ def test_what_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr("builtins.open", refuse)
     assert decode_failure_reason(os.fsencode(tmp_path / "a.png")) == "unreadable"
+
+
+def test_links_back_to_the_folder_are_not_followed(tmp_path):
+    for name in ("1.png", "deeper/2.png"):
+        write_png(tmp_path / name, GREY)
+    for name in ("all", "deeper/back", "Z"):
+        (tmp_path / name).symlink_to(tmp_path)
+    assert index_images(tmp_path).listing.names == ["1.png", "deeper/2.png"]
 
 
 @pytest.fixture

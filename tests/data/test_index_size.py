@@ -72,10 +72,11 @@ def ready(folder):
     return index
 
 
-def bytes_held_and_at_most(folder):
+def bytes_held_and_at_most(make):
+    """Return the bytes for each sample that an index holds, and that making it takes at most."""
     tracemalloc.start()
     try:
-        index = ready(folder)
+        index = make()
         return np.array(tracemalloc.get_traced_memory()) / len(index)
     finally:
         tracemalloc.stop()
@@ -92,7 +93,7 @@ def test_ten_million_packed_images_take_under_a_gigabyte_and_a_minute(many_packe
     index = ready(many_packed_images)
     assert (len(index), index.listing.names[ROWS - 1]) == (ROWS, "part-000.tar!" + NAME.decode())
     assert seconds_of(many_packed_images) * TEN_MILLION < 60  # about 9 s
-    held, most = bytes_held_and_at_most(many_packed_images)
+    held, most = bytes_held_and_at_most(lambda: ready(many_packed_images))
     assert held * TEN_MILLION < 0.9e9  # 38 bytes, the name, and 8 of a label
     assert (most - CHUNK_BYTES / ROWS) * TEN_MILLION < 1e9
 
@@ -101,8 +102,10 @@ def test_ten_million_packed_images_take_under_a_gigabyte_and_a_minute(many_packe
 def test_ten_million_files_take_under_a_gigabyte(many_files):
     index = ready(many_files)
     assert (len(index), index.sizes.min(), index.bad) == (FILES, 500, {})
-    held, most = bytes_held_and_at_most(many_files)
+    held, most = bytes_held_and_at_most(lambda: ready(many_files))
     assert held * TEN_MILLION < 0.8e9  # 17 bytes, the name, and 12 of a label
     assert most * TEN_MILLION < 1e9
+    held, most = bytes_held_and_at_most(lambda: index.subset(np.arange(0, FILES, 2)))
+    assert most < 2 * held
     # About 50 s, of which half is the operating system's; the limit allows for busy machines.
     assert min(seconds_of(many_files) for _ in range(3)) * TEN_MILLION < 120

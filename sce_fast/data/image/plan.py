@@ -43,7 +43,8 @@ JITTER_ORDERS = np.array(list(itertools.permutations(range(4))), dtype=np.int32)
 _ORDERS = JITTER_ORDERS.T.astype(np.int64, order="C")
 _FACTORS = Draw.BRIGHTNESS, Draw.CONTRAST, Draw.SATURATION, Draw.HUE  # of the colour operations 0 to 3
 # NumPy takes long to convert members of an enum.
-_NUMBERS, _NONE, _GRAYSCALE = np.arange(4)[:, None], ColorOperation.NONE.value, ColorOperation.GRAYSCALE.value
+_OPERATIONS = np.arange(4)[:, None]
+_GRAYSCALE, _NO_OPERATION = ColorOperation.GRAYSCALE.value, ColorOperation.NONE.value
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,9 @@ def _color_operations(
     orders = _ORDERS.take((random[Draw.JITTER_ORDER] * len(JITTER_ORDERS)).astype(np.int64), axis=1)  # (4, R)
     by_order = orders * count + np.arange(count)  # positions among all operations
     operations, factors = np.empty((count, 5), dtype=np.int32), np.zeros((count, 5), dtype=np.float32)
-    operations[:, :4] = np.where(active, _NUMBERS, _NONE).take(by_order).T
+    operations[:, :4] = np.where(active, _OPERATIONS, _NO_OPERATION).take(by_order).T
     factors[:, :4] = np.where(active, a["lows"].T + a["widths"].T * drawn, 0).take(by_order).T
-    operations[:, 4] = np.where(random[Draw.GRAYSCALE] < a["grayscale"], _GRAYSCALE, _NONE)
+    operations[:, 4] = np.where(random[Draw.GRAYSCALE] < a["grayscale"], _GRAYSCALE, _NO_OPERATION)
     return operations, factors
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sce_fast.data.sources.folder import list_folder
 from sce_fast.data.sources.frames import frame_files, is_frame_folder
-from sce_fast.data.sources.listfile import list_file
+from sce_fast.data.sources.listfile import lines_of, list_file
 from sce_fast.data.sources.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Listing, Part, is_image_name, is_video_name
 from sce_fast.data.sources.names import Names
 from sce_fast.data.sources.shards import Shards, find_shards, packed_splits
@@ -89,6 +89,8 @@ def kinds_found(path: str | Path) -> tuple[str, ...]:
     if path.is_dir():
         tests: dict[str, Callable[[str], bool]] = {"images": is_image_name, "videos": is_video_name}
         return tuple(kind for kind, is_wanted in tests.items() if list_folder(path, is_wanted).names)
+    if all(is_image_name(line.partition("\t")[0].strip()) for _, line in lines_of(path, "images or videos")):
+        return ("images",)
     listing = list_video_file(path)
     pairs = zip(listing.names, listing.paths(), strict=True)
     return ("videos" if any(is_video_name(name) or os.path.isdir(path) for name, path in pairs) else "images",)

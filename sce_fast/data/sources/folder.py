@@ -30,7 +30,7 @@ def list_folder(root: Path, is_wanted: Callable[[str], bool], *, frame_folders: 
     folder = _visible(os.fsencode(root))
     walk = _Walk(is_wanted, frame_folders)
     if any(walk.is_sample(folder, name) for name in folder.names):
-        walk = _Walk(is_wanted, frame_folders)
+        walk = _Walk(is_wanted, frame_folders, seen={os.path.realpath(os.fsencode(root))})
         names = Names.of(walk.samples(folder, b""))
         return Listing(root, names, None, [], ignored=walk.ignored, unreadable=walk.unreadable)
     found, count_of = NamesBuilder(), {}
@@ -96,7 +96,7 @@ class _Walk:
         if other is None or not self.is_folder(other, name):
             return self.is_wanted(os.fsdecode(name))
         with suppress(OSError):
-            return self.frame_folders and is_frame_folder(os.listdir(os.fsdecode(other.path)))
+            return self.frame_folders and is_frame_folder(map(os.fsdecode, _visible(other.path).names))
         return False
 
     def is_folder(self, entry: os.DirEntry[bytes], name: bytes) -> bool:

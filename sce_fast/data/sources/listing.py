@@ -49,6 +49,12 @@ class Listing:
         """Name of the folder or list file for messages."""
         return printable(self.source or self.root)
 
+    @property
+    def file_names(self) -> Names:
+        """The names, if they are not those of packed samples as their files have them."""
+        assert isinstance(self.names, Names)
+        return self.names
+
     def path(self, sample: int) -> str:
         return os.path.join(self.root, self.names[sample])
 
@@ -75,10 +81,11 @@ class Listing:
         labels = None if self.labels is None else self.labels[rows]
         parts = None if self.parts is None else [self.parts[i] for i in rows.tolist()]
         packed = None if self.packed is None else self.packed.take(rows)
-        if isinstance(self.names, Names):
-            return replace(self, names=self.names.take(rows), labels=labels, parts=parts, packed=packed)
-        assert packed is not None
-        return replace(self, names=packed.names, labels=labels, packed=packed)
+        if packed is not None and isinstance(self.names, PackedNames):
+            names: Names | PackedNames = packed.names
+        else:  # files, or packed samples as listed_as names them
+            names = self.file_names.take(rows)
+        return replace(self, names=names, labels=labels, parts=parts, packed=packed)
 
     def listed_as(self, entries: Sequence[str], rows: NDArray[np.int64]) -> "Listing":
         """Return a listing of these entries in this order, without labels.
@@ -175,7 +182,7 @@ def _name_and_part(entry: str) -> tuple[str, Part]:
 
 
 def is_image_name(name: str) -> bool:
-    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES  # ending_of would take four times as long
+    return name[name.rfind(".", 1) :].lower() in IMAGE_SUFFIXES  # ending_of would take four times as long
 
 
 def is_video_name(name: str) -> bool:

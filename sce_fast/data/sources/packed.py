@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sce_fast.data.sources.names import TOGETHER, MadeNames, Names
+from sce_fast.data.sources.names import TOGETHER, LazyNames, Names
 
 BETWEEN = "!"  # stands between the name of a file and the name or number of a sample in it
 
@@ -138,7 +138,7 @@ class Packed:
         return Packed(tuple(files), members=members, **columns)
 
 
-class PackedNames(MadeNames):
+class PackedNames(LazyNames):
     """The names of packed samples."""
 
     def __init__(self, packed: Packed) -> None:
@@ -147,7 +147,7 @@ class PackedNames(MadeNames):
     def __len__(self) -> int:
         return len(self._packed)
 
-    def made(self, i: int) -> str:
+    def name_at(self, i: int) -> str:
         return f"{self._packed.files[self._packed.shard[i]]}{BETWEEN}{self._packed.member(i)}"
 
     def __iter__(self) -> Iterator[str]:
