@@ -21,7 +21,7 @@ from sce_fast.data.image.files import ImageFiles
 from sce_fast.data.image.formats import decode_failure_reason
 from sce_fast.data.image.shards import read_shards
 from sce_fast.data.sources import Listing, Shards, find_shards, list_images
-from sce_fast.data.stamps import file_stamps
+from sce_fast.data.stamps import content_stamps, file_stamps
 from sce_fast.util.terminal import progress_bar
 
 CACHE_VERSION = 4
@@ -99,18 +99,20 @@ class Index(ABC):
 
     @property
     def stamps(self) -> NDArray[np.int64]:
-        """(n, 2) modification time and length of each file, or of the file that holds a packed sample."""
-        packed = self.listing.packed
-        return self._file_stamps(folders=True) if packed is None else packed.stamps[packed.shard]
+        """(n, 2) modification time and length of each file, or of the file that holds a packed sample.
+
+        A folder of frames has the newest time and the length of all of them.
+        """
+        listing = self.listing
+        if listing.packed is None:
+            return content_stamps(listing.root, listing.file_names)
+        return listing.packed.stamps[listing.packed.shard]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """(n,) length of each file in bytes, of packed samples that of the image; 0 for folders and bad files."""
+        """(n,) length of each file or folder of frames, of packed samples that of the image; 0 for bad files."""
         packed = self.listing.packed
-        return self._file_stamps(folders=False)[:, 1] if packed is None else packed.sizes.astype(np.int64)
-
-    def _file_stamps(self, *, folders: bool) -> NDArray[np.int64]:
-        return file_stamps(self.listing.root, self.listing.file_names, folders=folders)[0]
+        return self.stamps[:, 1] if packed is None else packed.sizes.astype(np.int64)
 
     @cached_property
     def labels(self) -> NDArray[np.int64] | None:

@@ -1,6 +1,7 @@
 """When the files of a data set were changed, and how long they are."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,22 @@ def file_stamps(root: Path, names: Names, *, folders: bool = False) -> tuple[NDA
         else:
             stamps[i] = status.st_mtime_ns, status.st_size
     return stamps, bad
+
+
+def content_stamps(root: Path, names: Names) -> NDArray[np.int64]:
+    """Return modification time and length (n, 2) of each file, zeros for bad ones.
+
+    A folder has the newest time of itself and of the files in it, and the sum of their lengths: files that are written
+    anew in place do not change the folder.
+    """
+    stamps, bad = file_stamps(root, names)
+    for i, reason in bad.items():
+        folder = os.path.join(root, names[i])
+        if reason == NOT_A_FILE and os.path.isdir(folder):
+            with suppress(OSError):
+                inside = file_stamps(Path(folder), Names.of(os.listdir(folder)))[0]
+                stamps[i] = max(os.stat(folder).st_mtime_ns, inside[:, 0].max(initial=0)), inside[:, 1].sum()
+    return stamps
 
 
 def _stamps(root: Path, names: Names, part: slice) -> NDArray[np.int64]:

@@ -192,6 +192,8 @@ def _notes(sets: LabelledSets, recall_at: tuple[int, ...], fitting: list[int], b
     notes = []
     if left_out := [f"R@{k}" for k in recall_at if k not in fitting]:
         notes.append(f"{', '.join(left_out)} left out: the bank has only {len(sets.train_features)} entries")
+    if sets.images is None:
+        notes.append(f"no {NEIGHBOUR_STRIPS}: the pictures of neighbours need the videos or images themselves")
     if baselines and sets.images is None:
         notes.append("no --baselines: an untrained network needs the videos; feature files hold only features")
     return notes

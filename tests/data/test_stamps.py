@@ -8,7 +8,7 @@ import pytest
 
 from sce_fast.data import stamps
 from sce_fast.data.sources import Names
-from sce_fast.data.stamps import file_stamps
+from sce_fast.data.stamps import content_stamps, file_stamps
 from sce_fast.native import CPU
 
 
@@ -59,6 +59,24 @@ def test_odd_files_have_their_reasons(tmp_path, monkeypatch, folders):
     for i, name in enumerate(names):
         status = None if i in bad else os.stat(tmp_path / name)
         assert found[i].tolist() == ([0, 0] if status is None else [status.st_mtime_ns, status.st_size])
+
+
+def test_frames_written_anew_in_place_change_their_folder(tmp_path):
+    frames = tmp_path / "film"
+    frames.mkdir()
+    (tmp_path / "a.mp4").write_bytes(b"12345")
+    for i in range(3):
+        (frames / f"{i:05}.jpg").write_bytes(b"x" * 10)
+        os.utime(frames / f"{i:05}.jpg", ns=(0, 10**18 + i))
+    os.utime(frames, ns=(0, 10**18))
+    names = Names.of(["a.mp4", "film", "gone.mp4"])
+    first = content_stamps(tmp_path, names)
+    assert first.tolist() == [[os.stat(tmp_path / "a.mp4").st_mtime_ns, 5], [10**18 + 2, 30], [0, 0]]
+    (frames / "00001.jpg").write_bytes(b"y" * 10)
+    again = content_stamps(tmp_path, names)
+    assert os.stat(frames).st_mtime_ns == 10**18
+    assert again[1, 0] > first[1, 0]
+    assert again[[0, 2]].tolist() == first[[0, 2]].tolist()
 
 
 @pytest.mark.usefixtures("way")

@@ -98,6 +98,24 @@ def test_videos_of_one_colour_find_each_other(data, tmp_path, capsys, drawn, mon
     ]
 
 
+def test_wrong_and_random_classes_are_found_as_often_as_they_should_be(data, tmp_path):
+    """Half of the queries have the class of another colour; then each query stands once for each class."""
+    colours = sorted(path.name for path in (data / "queries").iterdir())
+    lists = {"half": "", "random": ""}
+    for number, colour in enumerate(colours):
+        for i in (3, 4):
+            wrong = colours[(number + 1) % 3]
+            lists["half"] += f"queries/{colour}/{i}.avi\t{wrong if i == 3 else colour}\n"
+            lists["random"] += "".join(f"queries/{colour}/{i}.avi\t{other}\n" for other in colours)
+    for (name, lines), expected in zip(lists.items(), (1 / 2, 1 / 3), strict=True):
+        queries = data / f"{name}.txt"
+        queries.write_text(lines)
+        sets = {"bank": data / "bank", "queries": queries, "features": tmp_path / "features", "device": "cpu"}
+        settings = {"recall_at": (1, 3, 9), "clips": 1, "crops": 1, "out": tmp_path / name}
+        found = retrieval(data / "network.safetensors", **sets, **settings)
+        assert [found.rows[0][f"R@{k}"] for k in (1, 3, 9)] == pytest.approx([expected, expected, 1.0])
+
+
 def test_published_splits(data, tmp_path, capsys):
     """UCF101's lists name the sets; a missing file is counted and named, in the results as well."""
     split = tmp_path / "ucfTrainTestlist"
