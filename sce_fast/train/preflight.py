@@ -55,7 +55,7 @@ def require_apart(config: TrainConfig, indices: dict[str, Index]) -> None:
 def _folders(root: Path, names: Sequence[str]) -> Iterator[Path]:
     """Yield the real path of a folder of data, and of all folders in it on the way to a file."""
     seen = {""}
-    for folder in {os.path.dirname(name) for name in names}:
+    for folder in {name.rpartition("/")[0] for name in names}:
         while folder not in seen:
             seen.add(folder)
             folder = os.path.dirname(folder)
