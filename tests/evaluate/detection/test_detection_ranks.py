@@ -21,7 +21,7 @@ def folder_of_films(tmp_path):
     rows = (tmp_path / "ava_train_v2.2.csv").read_text().splitlines(keepends=True)
     (tmp_path / "ava_train_v2.2.csv").write_text("".join(rows[1:]))  # clips with one person and with two
     words = ["evaluate", "detection", tmp_path / "backbone.safetensors", "--data", tmp_path]
-    words += ["--videos", tmp_path / "videos", "--start", 899.5, "--device", "cpu", "--loader-threads", 1]
+    words += ["--videos", tmp_path / "videos", "--first-second", 899.5, "--device", "cpu", "--loader-threads", 1]
     return [*words, "--precision", "float64", "--epochs", 2, "--batch-size", 4, "--learning-rates", 1.0]
 
 
