@@ -94,7 +94,7 @@ def retrieval(
     """
     check_at(recall_at)
     run, out = None if run is None else Path(run), None if out is None else Path(out)
-    look = {"clips": clips, "crops": crops, "size": size, "frame_rate": frame_rate}
+    look: dict[str, Any] = {"clips": clips, "crops": crops, "size": size, "frame_rate": frame_rate}
     if run is None:
         computed = {**look, "features": features, "batch_size": batch_size, **changed(foreign)}
         require_none(computed, "without a run, bank and queries are feature files")

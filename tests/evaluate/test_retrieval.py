@@ -180,9 +180,7 @@ def test_images_are_retrieved_by_their_centre_crops(tmp_path, data):
     split.mkdir()
     for name in ("red", "green"):
         (split / f"{name}_test_split1.txt").write_text("0.avi 1\n1.avi 2\n")
-    with pytest.raises(
-        ValueError, match=r"clips=10, frame_rate=30\.0: expected none of them, since the backbone takes"
-    ):
+    with pytest.raises(ValueError, match=r"clips=10, frame_rate=30\.0: expected none of them, since the backbone"):
         retrieval(tmp_path / "network.safetensors", **sets, clips=10, frame_rate=30.0, device="cpu")
     published = module.PublishedSplit(split=split, videos=data / "bank")
     with pytest.raises(ValueError, match=r"splits lists videos, but the backbone takes images"):
