@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.distributed.run import get_args_parser
 
 import sce_fast
 from sce_fast.cli import BENCHMARKS, COMMANDS, DISTRIBUTIONS, EVALUATIONS, Command, extra_with, main
@@ -62,6 +63,27 @@ def test_recipe_help_has_every_setting(capsys):
     text = told(capsys, "train", "folder", "--help", status=0)
     for option in ("--data", "--views.names", "--model.momentum-schedule", "--loss.target-temperature", "--resume"):
         assert option in text
+
+
+@pytest.mark.filterwarnings("ignore:the CPU kernels are not built")
+def test_torchrun_leaves_every_option_alone(capsys):
+    """Its parser looks at all words, and ends if one could be the beginning of several of its own options."""
+    alone = ("parity", "bench")  # run in one process, and call the sizes of the loss --n, --d and --k
+    commands = [[name] for name, command in COMMANDS.items() if isinstance(command, Command) and name not in alone]
+    commands += [["train", "folder"], *(["evaluate", name] for name in EVALUATIONS)]
+    parser, seen = get_args_parser(), set()
+    for command in commands:
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        options = sorted(set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out)))
+        seen |= set(options)
+        words = [*command, *(word for option in options for word in (option, "1", f"{option}=1"))]
+        try:
+            found = parser.parse_args(["-m", "sce_fast", *words])
+        except SystemExit:
+            pytest.fail(f"torchrun -m sce_fast {' '.join(command)} …: {capsys.readouterr().err.splitlines()[-1]}")
+        assert (found.training_script, found.training_script_args) == ("sce_fast", words)
+    assert {"--first-second", "--train-features", "--loss.target-temperature"} <= seen
 
 
 def test_unknown_words_get_the_nearest(capsys):

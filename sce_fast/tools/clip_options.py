@@ -15,6 +15,7 @@ from sce_fast.evaluate.supervised.settings import SupervisedSettings
 from sce_fast.evaluate.supervised.videos import ClipCrop, ClipViews, VideoPreset, own_views, video_batches
 from sce_fast.tools.supervised import Task
 from sce_fast.train.folder import read_config
+from sce_fast.util.settings import require_none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +55,7 @@ class ClipOptions:
         Raises:
             ValueError: see above; the message names the options and why.
         """
-        given = {name: value for name, value in further.items() if value is not None} | self.given()
-        if given:
-            options = ", ".join(f"{name}={value}" for name, value in given.items())
-            raise ValueError(f"{options}: expected none of them, since {why}")
+        require_none({**further, **vars(self)}, why)
 
 
 TrainingClips = OmitArgPrefixes[ClipOptions]

@@ -29,6 +29,7 @@ from sce_fast.tools.supervised import folder_of
 from sce_fast.tools.training_options import Training, TrainingOptions
 from sce_fast.train.folder import choose_device
 from sce_fast.util.files import printable
+from sce_fast.util.settings import require_none
 from sce_fast.util.terminal import say
 
 
@@ -39,7 +40,7 @@ def detection(
     videos: OptionalFolder = None,
     files: AnnotationFiles = DetectionFiles(),  # noqa: B008 (frozen)
     detections: OptionalFile = None,
-    start: float = 900.0,
+    first_second: float | None = None,
     freeze: bool = False,
     crop: Crop | None = None,
     kept: KeptFeatures = PersonFeatureOptions(),  # noqa: B008 (frozen)
@@ -73,17 +74,19 @@ def detection(
             with both --train-features and --test-features.
         files: Files of annotations.
         detections: CSV of detections (video, second, left, top, right, bottom, action, score) to evaluate instead of
-            training, such as the detections.csv of another evaluation.
-        start: Second of the annotations at which the videos begin: 900 for videos cut as AVA's, 0 for whole films.
+            training, such as the detections.csv of another evaluation. Goes only with the files of annotations.
+        first_second: Second of the annotations at which the videos begin: 900 for videos cut as AVA's (default), 0 for
+            whole films.
         freeze: Train only the heads. The features of the test persons are computed once and kept.
         crop: Train clips: scaled, a crop of frames whose shorter side is random, flipped at random (default); or, only
             with --freeze, centre, whole frames as in a test, so that their features are computed once.
         kept: Features of persons that a frozen backbone has computed.
         learning_rates: Base learning rates of the heads, for a batch of 256; several only with --freeze. Each rate
             trains a head of its own.
-        backbone_learning_rate: Base learning rate of the backbone. Default: that of the head.
+        backbone_learning_rate: Base learning rate of the backbone, if it is trained. Default: that of the head.
         dropout: Share of a person's features that a training step sets to 0 before the head.
-        batch_norm: Rows that share batch statistics: sync, all ranks' clips; local, a rank's clips.
+        batch_norm: Rows that share the batch statistics of a trained backbone: sync, all ranks' clips; local, a rank's
+            clips.
         size: Side of the train crop in pixels. Default: the backbone's own.
         resize: Shorter side of the frames of a test clip, which is not cropped. Default: the backbone's own.
         shorter_side: Smallest and largest shorter side of the frames that train crops are taken from. Default: resize
@@ -109,14 +112,11 @@ def detection(
         RuntimeError: a video cannot be decoded (the message names it), or no head is finite any more.
     """
     require_room(None if out is None else Path(out), resume=resume)
-    annotations = read_annotations(files)
-    if detections is not None:
-        return _of_detections(run, Path(detections), annotations, out)
     source = PersonSource(
         run=None if run is None else Path(run),
         foreign=foreign,
         videos=None if videos is None else Path(videos),
-        start=start,
+        first_second=first_second,
         freeze=freeze,
         crop=crop,
         kept=kept,
@@ -124,7 +124,13 @@ def detection(
         size=size,
         resize=resize,
     )
-    source.check()
+    more = {"backbone_learning_rate": backbone_learning_rate, "batch_norm": batch_norm}
+    if detections is not None:
+        others = {"learning_rates": learning_rates, "dropout": dropout, **vars(training)}
+        require_none(source.given() | more | others, f"{printable(detections)} is evaluated alone (--detections)")
+        return _of_detections(Path(detections), read_annotations(files), out)
+    source.check(None if out is None else Path(out), **more)
+    annotations = read_annotations(files)
     rates = learning_rates or SETTINGS.learning_rates
     own_rate = rates[0] if backbone_learning_rate is None else backbone_learning_rate
     settings = training.settings(
@@ -162,10 +168,8 @@ def draw_detection(result: EvaluationResult, folder: Path) -> list[Path]:
     return pictures
 
 
-def _of_detections(run: Path | None, path: Path, annotations: Annotations, out: Path | None) -> EvaluationResult:
+def _of_detections(path: Path, annotations: Annotations, out: Path | None) -> EvaluationResult:
     """Return the result of a file of detections, after it is printed, and written if there is a folder."""
-    if run is not None:
-        raise ValueError(f"detections={printable(path)} are evaluated alone: leave out {printable(run)}")
     found = read_detections(path, excluded=annotations.test_excluded)
     score = Score(average_precisions(annotations.truth, found, annotations.actions), found)
     settings = {**annotations.origin(), "detections": described_file(path)}

@@ -12,7 +12,7 @@ from sce_fast.config import to_json
 from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.index import VideoIndex
 from sce_fast.distributed import Ranks
-from sce_fast.evaluate.detection.annotations import Persons
+from sce_fast.evaluate.detection.annotations import Persons, shared_videos
 from sce_fast.evaluate.detection.clips import PersonBatches, key_frame_index
 from sce_fast.evaluate.detection.feature_files import load_person_features
 from sce_fast.evaluate.detection.network import PersonFeatures
@@ -31,6 +31,7 @@ from sce_fast.tools.detection_files import Annotations, described_file
 from sce_fast.tools.detection_source import PersonSource
 from sce_fast.tools.frozen import FEATURES, architecture_of
 from sce_fast.util.files import printable
+from sce_fast.util.terminal import say
 
 ANNOTATED = "The boxes are the annotated ones: there is no file of detected persons (--test-boxes)."
 EXTRACTED_RATE = 30.0  # frames per second for which a stride counts frames, as AVA's are extracted
@@ -60,16 +61,17 @@ def setup_of(
 def _of_files(files: dict[str, Path], settings: SupervisedSettings, annotations: Annotations, ranks: Ranks) -> Setup:
     """Return the setup for two feature files, without their backbone."""
     found = {name: load_person_features(path) for name, path in files.items()}
-    persons = {"train": annotations.train(), "test": annotations.test()}
-    made_by, features = found["train"].made_by, found["train"].features
-    found["test"].require_made_by(made_by, f"the backbone and clips of {printable(files['train'])}")
+    persons = _persons(annotations, ranks)
+    made_by, dim = found["train"].made_by, found["train"].features.shape[1]
+    found["train"].require_made_by({**made_by, "precision": settings.precision}, dim, "these options")
+    found["test"].require_made_by(made_by, dim, f"the backbone and clips of {printable(files['train'])}")
     origin = {"source": None, "crop": "centre", "features_by": made_by, **annotations.origin()}
     for name, some in persons.items():
         origin[name] = _described(some, features=ranks.first(partial(described_file, files[name])))
     train, test = (StoredPersons(some, found[name].features_of(some, name)) for name, some in persons.items())
     batches = StoredPersonBatches(train, test, settings, ranks)
     classes = annotations.names(train.persons.actions.shape[1])
-    return Setup(EVALUATION, nn.Identity(), features.shape[1], classes, batches, settings, origin, _notes(annotations))
+    return Setup(EVALUATION, nn.Identity(), dim, classes, batches, settings, origin, _notes(annotations))
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ class _RunSetup:
         """Return the setup; see setup_of."""
         files, view = self.source.kept.files(), self._views[0]
         network = PersonFeatures(self._backbone.network)
-        persons = {"train": self.annotations.train(), "test": self.annotations.test()}
-        stored = {name: self._read(path, name, persons[name]) for name, path in files.items()}
+        persons = _persons(self.annotations, self.ranks)
+        stored = {name: self._read(path, name, persons[name], network.dim) for name, path in files.items()}
         indices = {name: self._index(some) for name, some in persons.items() if name not in stored}
         whole = {
             name: WholeClips(persons[name], index, view, device=self.device, threads=self.threads)
@@ -159,9 +161,9 @@ class _RunSetup:
         assert sampling.stride is not None
         return sampling.stride * sampling.frames / EXTRACTED_RATE
 
-    def _read(self, path: Path, name: str, persons: Persons) -> StoredPersons:
+    def _read(self, path: Path, name: str, persons: Persons, dim: int) -> StoredPersons:
         file = load_person_features(path)
-        file.require_made_by(self._made_by, f"{printable(self.run)} with these options")
+        file.require_made_by(self._made_by, dim, f"{printable(self.run)} with these options")
         return StoredPersons(persons, file.features_of(persons, name))
 
     def _store(self, network: PersonFeatures) -> PersonFeatureStore:
@@ -176,7 +178,7 @@ class _RunSetup:
             persons,
             self.source.videos,
             seconds=self._seconds,
-            start=self.source.start,
+            first_second=self.source.start,
             frame_rate=self._views[0].frame_rate,
             threads=self.threads,
         )
@@ -203,6 +205,18 @@ class _RunSetup:
                 noted = {"features": self.ranks.first(partial(described_file, self.source.kept.files()[name]))}
             origin[name] = _described(some, **noted)
         return origin
+
+
+def _persons(annotations: Annotations, ranks: Ranks) -> dict[str, Persons]:
+    """Return the persons of both sets; the first rank warns of videos that are in both."""
+    persons = {"train": annotations.train(), "test": annotations.test()}
+    if ranks.is_first and (shared := shared_videos(persons["train"], persons["test"])):
+        videos = len({video for video, _ in persons["test"].frames})
+        say(
+            f"Warning: {len(shared)} of {videos} videos in test are in train too, such as {printable(shared[0])}, so "
+            "the mAP is not that of unseen videos; expected two sets without a common video"
+        )
+    return persons
 
 
 def _readable(index: VideoIndex) -> VideoIndex:

@@ -1,8 +1,10 @@
 """Options of evaluate detection that say where persons come from: from videos, or from features that are kept."""
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
@@ -10,7 +12,9 @@ from sce_fast.export import ForeignNetwork
 from sce_fast.tools.arguments import OptionalFile, OptionalFolder
 from sce_fast.tools.clip_options import ClipOptions
 from sce_fast.util.files import printable
+from sce_fast.util.settings import changed, require_none
 
+FIRST_SECOND = 900.0  # of AVA's videos, which are cut from films
 Crop = Literal["scaled", "centre"]
 
 
@@ -41,13 +45,18 @@ class PersonSource:
     run: Path | None
     foreign: ForeignNetwork
     videos: Path | None
-    start: float
+    first_second: float | None
     freeze: bool
     crop: Crop | None
     kept: PersonFeatureOptions
     clips: ClipOptions
     size: int | None
     resize: int | None
+
+    @property
+    def start(self) -> float:
+        """Second of the annotations at which the videos begin."""
+        return FIRST_SECOND if self.first_second is None else self.first_second
 
     @property
     def frozen(self) -> bool:
@@ -59,8 +68,12 @@ class PersonSource:
         """Whether every epoch shows the train persons alike, in whole frames."""
         return self.crop == "centre" or "train" in self.kept.files()
 
-    def check(self) -> None:
+    def check(self, out: Path | None, **training: Any) -> None:
         """Raise an error if something is missing, or given although nothing depends on it.
+
+        Args:
+            out: folder for the results, if one is given.
+            training: options of the training by name, None where they are not given.
 
         Raises:
             FileNotFoundError: a feature file does not exist.
@@ -75,14 +88,43 @@ class PersonSource:
                 f"run={self.run}, videos={self.videos}: expected both, or --train-features and --test-features, or "
                 "--detections FILE alone"
             )
-        given = {"crop": self.crop if self.crop == "centre" else None, **vars(self.kept)}
-        if not self.frozen and (named := [f"{name}={value}" for name, value in given.items() if value is not None]):
+        if self.run is None and out is None:
+            raise ValueError("out=None: expected a folder for the results, as feature files have none")
+        frozen = {"crop": self.crop if self.crop == "centre" else None, **vars(self.kept)}
+        if not self.frozen and (named := [f"{name}={value}" for name, value in frozen.items() if value is not None]):
             raise ValueError(f"{', '.join(named)}: expected --freeze too, as a backbone in training has no features")
         if "train" in files and self.crop == "scaled":
             raise ValueError("crop='scaled': expected centre, as features do not change from epoch to epoch")
-        if self.run is None:
-            further = {"videos": self.videos, "features": self.kept.features, "size": self.size, "resize": self.resize}
-            self.clips.require_none("without a run, persons are read from feature files", **further)
-        if self.centre:
-            none = {"size": self.size, "shorter_side": self.clips.shorter_side, "flip": self.clips.flip}
-            ClipOptions().require_none("train clips are whole frames, neither cropped nor flipped", **none)
+        given = self.given() | training
+        for is_unused, names, why in self._unused():
+            if is_unused:
+                require_none({name: given.get(name) for name in names}, why)
+
+    def given(self) -> dict[str, Any]:
+        """Return the options by name; None where they are not given."""
+        own = {name: getattr(self, name) for name in ("run", "videos", "first_second", "crop", "size", "resize")}
+        return {
+            **own, "freeze": self.freeze or None, **vars(self.kept), **vars(self.clips), **changed(self.foreign)
+        }  # fmt: skip
+
+    def _unused(self) -> list[tuple[bool, Iterable[str], str]]:
+        """Return when nothing depends on some options, their names, and why."""
+        files = self.kept.files()
+        computed = {"train", "test"} if self.centre else {"test"}
+        backbone = [field.name for field in dataclasses.fields(ForeignNetwork)]
+        clips = ["size", "resize", *vars(self.clips)]
+        return [
+            (
+                self.run is None,
+                ["videos", "first_second", "features", *backbone, *clips],
+                "without a run, persons are read from feature files",
+            ),
+            (len(files) == 2, ["videos"], "persons are read from feature files"),
+            (computed <= files.keys(), ["features"], "no features are computed beside the feature files"),
+            (self.frozen, ["backbone_learning_rate", "batch_norm"], "the backbone is frozen"),
+            (
+                self.centre,
+                ["size", "shorter_side", "flip"],
+                "train clips are whole frames, neither cropped nor flipped",
+            ),
+        ]

@@ -29,8 +29,10 @@ from sce_fast.tools.labelled_sets import ImageSets, LabelledSets, labelled_sets
 from sce_fast.tools.neighbours import NEIGHBOURS, QUERIES, neighbour_rows, spread
 from sce_fast.tools.pictures import SIDE, draw_lines, draw_rows
 from sce_fast.train.folder import choose_device
+from sce_fast.util.settings import changed, require_none
 
 NAMES = ("bank", "queries")
+CLIPS, CROPS = 10, 3  # of each video
 BACKBONE, UNTRAINED, CHANCE = "backbone", "untrained network", "chance"  # names of rows
 RECALL, NEIGHBOUR_STRIPS = "recall.png", "neighbours.png"
 
@@ -44,8 +46,8 @@ def retrieval(
     published: PublishedVideos = PublishedSplit(),  # noqa: B008 (frozen)
     classes: OptionalClasses = None,
     recall_at: tuple[int, ...] = RECALL_AT,
-    clips: int = 10,
-    crops: int = 3,
+    clips: int | None = None,
+    crops: int | None = None,
     size: int | None = None,
     frame_rate: float | None = None,
     baselines: bool = False,
@@ -72,8 +74,8 @@ def retrieval(
         classes: Evaluate these classes of both sets: a list file of their names, one a line. Default: all, or those
             that the run trains on if bank and queries are the run's own.
         recall_at: Numbers k, each of which is evaluated. A number above the size of the bank is left out.
-        clips: Clips of each video, in equal distances.
-        crops: Square crops of each clip: 1 in the centre, or 3 along the longer side.
+        clips: Clips of each video, in equal distances. Default: 10.
+        crops: Square crops of each clip: 1 in the centre, or 3 along the longer side. Default: 3.
         size: Shorter side of a frame after resizing, in pixels, and side of its crops. Default: the shorter side that
             the run evaluates, which is 256 for a network of 224.
         frame_rate: Frames per second of folders of extracted frames. Default: those of the run's own videos, or 30.
@@ -92,6 +94,10 @@ def retrieval(
     """
     check_at(recall_at)
     run, out = None if run is None else Path(run), None if out is None else Path(out)
+    look: dict[str, Any] = {"clips": clips, "crops": crops, "size": size, "frame_rate": frame_rate}
+    if run is None:
+        computed = {**look, "features": features, "batch_size": batch_size, **changed(foreign)}
+        require_none(computed, "without a run, bank and queries are feature files")
     require_room(out, resume=resume)
     target = choose_device(device)
     with process_group(target) as ranks:
@@ -107,7 +113,7 @@ def retrieval(
             device=device,
             require=lambda items: _fitting(recall_at, items),
             ranks=ranks,
-            view_of=lambda own: _view(own, clips=clips, crops=crops, size=size, frame_rate=frame_rate),
+            view_of=lambda own: _view(own, **look),
             names=NAMES,
         )
         fitting = _fitting(recall_at, len(sets.train_features))
@@ -130,7 +136,7 @@ def retrieval(
                 draw_neighbours(sets.images, found[0], folder)
 
         notes = [*sets.notes, *_notes(sets, recall_at, fitting, baselines)]
-        result = EvaluationResult("retrieval", settings, ranks.first(rows), notes, _title(sets, clips, crops))
+        result = EvaluationResult("retrieval", settings, ranks.first(rows), notes, _title(sets))
         return finish(result, folder, draw, ranks)
 
 
@@ -167,10 +173,18 @@ def _rows(
     return [{"features": name, **{f"R@{k}": value for k, value in recall.items()}} for name, recall in recalls.items()]
 
 
-def _view(own: EvaluationView, *, clips: int, crops: int, size: int | None, frame_rate: float | None) -> EvaluationView:
-    """Return the view of a backbone with these clips and crops; a crop is as large as the shorter side of a frame."""
+def _view(
+    own: EvaluationView, *, clips: int | None, crops: int | None, size: int | None, frame_rate: float | None
+) -> EvaluationView:
+    """Return the view of a backbone with these clips and crops; a crop is as large as the shorter side of a frame.
+
+    Raises:
+        ValueError: an option is for clips, but the backbone takes images; or a value is out of range.
+    """
     if not isinstance(own, ClipEvaluationView):
+        require_none({"clips": clips, "crops": crops, "frame_rate": frame_rate}, "the backbone takes images")
         return own if size is None else dataclasses.replace(own, resize=size, crop=size)
+    clips, crops = CLIPS if clips is None else clips, CROPS if crops is None else crops
     size = own.resize if size is None else size
     rate = own.frame_rate if frame_rate is None else frame_rate
     return dataclasses.replace(own, clips=clips, crops=crops, resize=size, crop=size, frame_rate=rate)
@@ -209,11 +223,13 @@ def _counts(sets: LabelledSets) -> dict[str, int]:
     }
 
 
-def _title(sets: LabelledSets, clips: int, crops: int) -> str:
+def _title(sets: LabelledSets) -> str:
     counts = _counts(sets)
     kind = "samples" if sets.images is None else sets.images.indices[0].kind
     shared = f" ({sets.shared} of them in the bank)" if sets.shared else ""
-    views = f" over {clips} clips × {crops} crop{'s' if crops > 1 else ''}" if kind == "videos" else ""
+    view, views = None if sets.images is None else sets.images.view, ""
+    if isinstance(view, ClipEvaluationView):
+        views = f" over {view.clips} clips × {view.crops} crop{'s' if view.crops > 1 else ''}"
     return (
         f"retrieval: {counts['bank_samples']} {kind} in the bank, {counts['query_samples']} queries{shared}, "
         f"{counts['bank_classes']} classes, features of {counts['dim']} numbers{views}"

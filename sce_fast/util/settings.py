@@ -47,6 +47,26 @@ def require(holds: bool, name: str, value: object, expected: str) -> None:
         raise ValueError(f"{name}={value}: expected {expected}")
 
 
+def require_none(options: Mapping[str, Any], why: str) -> None:
+    """Raise an error if an option is given, that is, not None, although nothing depends on it.
+
+    Raises:
+        ValueError: see above; the message names the options, their values and why.
+
+    Example:
+        >>> require_none({"size": None, "flip": 0.5}, "clips are whole frames")
+        ValueError: flip=0.5: expected none of them, since clips are whole frames
+    """
+    if given := ", ".join(f"{name}={value}" for name, value in options.items() if value is not None):
+        raise ValueError(f"{given}: expected none of them, since {why}")
+
+
+def changed(settings: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass, by name, whose values are not the defaults."""
+    values = {field.name: (getattr(settings, field.name), field.default) for field in dataclasses.fields(settings)}
+    return {name: value for name, (value, default) in values.items() if value != default}
+
+
 def replaced(settings: T, changes: Mapping[str, Any]) -> T:
     """Return a dataclass with changed fields; a dict changes fields of a field that is a dataclass itself.
 

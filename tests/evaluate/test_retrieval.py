@@ -12,7 +12,7 @@ from sce_fast.data.video.augment import ClipEvaluationView
 from sce_fast.data.video.index import index_videos
 from sce_fast.evaluate import extract_features, load_features, retrieve
 from sce_fast.evaluate.results import read_result
-from sce_fast.export import open_backbone
+from sce_fast.export import Foreign, open_backbone
 from sce_fast.tools import retrieval as module
 from sce_fast.tools.evaluate import knn
 from sce_fast.tools.retrieval import retrieval
@@ -174,6 +174,15 @@ def test_wrong_options(data, change, message):
         retrieval(data / "network.safetensors", **{**settings, **change})
 
 
+def test_feature_files_need_no_options_of_a_backbone():
+    files = {"bank": "bank.safetensors", "queries": "queries.safetensors"}
+    options = {"clips": 3, "crops": 1, "size": 64, "frame_rate": 3.0, "features": "kept", "batch_size": 2}
+    with pytest.raises(ValueError, match="expected none of them, since without a run, bank and queries are") as error:
+        retrieval(None, **files, **options, foreign=Foreign(backbone="r3d50", frames=16), device="cpu")
+    for name, value in {**options, "backbone": "r3d50", "frames": 16}.items():
+        assert f"{name}={value}" in str(error.value)
+
+
 def test_images_are_retrieved_by_their_centre_crops(tmp_path, data):
     """A backbone of images shows each image once; a split of videos is refused."""
     image_sets.class_folders(tmp_path / "mine", image_sets.coloured, images=6)
@@ -189,6 +198,8 @@ def test_images_are_retrieved_by_their_centre_crops(tmp_path, data):
     split.mkdir()
     for name in ("red", "green"):
         (split / f"{name}_test_split1.txt").write_text("0.avi 1\n1.avi 2\n")
+    with pytest.raises(ValueError, match=r"clips=10, frame_rate=30\.0: expected none of them, since the backbone"):
+        retrieval(tmp_path / "network.safetensors", **sets, clips=10, frame_rate=30.0, device="cpu")
     published = module.PublishedSplit(split=split, videos=data / "bank")
     with pytest.raises(ValueError, match=r"splits lists videos, but the backbone takes images"):
         retrieval(tmp_path / "network.safetensors", published=published, device="cpu")

@@ -1,5 +1,6 @@
 """The command evaluate detection, from films to its results."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,9 +17,12 @@ from sce_fast.cli import main
 from sce_fast.evaluate.detection import run as detection_run
 from sce_fast.evaluate.detection import whole
 from sce_fast.evaluate.detection.network import Detector
+from sce_fast.export import ForeignNetwork
 from sce_fast.tools.detection import detection
 from sce_fast.tools.detection_files import DetectionFiles, read_annotations
+from sce_fast.tools.detection_source import PersonFeatureOptions
 from sce_fast.train.stop import Stopped
+from sce_fast.util.settings import changed
 
 START = 899.5  # key frames lie in the middle of their seconds
 SHORT = {"epochs": 12, "batch_size": 6, "scaling": "none", "learning_rates": (0.1,), "dropout": 0.25}
@@ -32,7 +36,7 @@ def films(tmp_path_factory):
 
 
 def evaluate(films, out, *, files=None, **more):
-    settings = {**SHORT, "start": START, "device": "cpu", "loader_threads": 1, **more}
+    settings = {**SHORT, "first_second": START, "device": "cpu", "loader_threads": 1, **more}
     files = files or DetectionFiles(data=films)
     return detection(
         films / "backbone.safetensors", videos=films / "videos", files=files, out=out, **arguments(settings)
@@ -74,7 +78,7 @@ def test_a_stopped_evaluation_resumes_with_the_same_bits(films, tmp_path, monkey
         with pytest.raises(Stopped):
             evaluate(films, tmp_path / "broken", **short)
     with pytest.raises(ValueError, match="holds an evaluation with other settings"):
-        evaluate(films, tmp_path / "broken", **short, start=899.6, resume=True)
+        evaluate(films, tmp_path / "broken", **short, first_second=899.6, resume=True)
     assert evaluate(films, tmp_path / "broken", **short, resume=True) == whole
     for name in ("classifier.safetensors", "detections.csv", "results.json"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
@@ -157,13 +161,40 @@ def test_files_are_found_as_they_are_unpacked(films, tmp_path):
 
 def test_missing_files_and_options_are_named(films, tmp_path):
     with pytest.raises(ValueError, match=r"--train \(or ava_train_v2\.2\.csv in --data\), --test .*, --actions"):
-        detection(files=DetectionFiles())
+        detection(tmp_path / "run", videos=tmp_path, files=DetectionFiles())
     with pytest.raises(FileNotFoundError, match=r"nothing\.csv: no such file"):
-        detection(files=DetectionFiles(data=films, test=tmp_path / "nothing.csv"))
+        detection(tmp_path / "run", videos=tmp_path, files=DetectionFiles(data=films, test=tmp_path / "nothing.csv"))
     with pytest.raises(ValueError, match="run=None, videos=None: expected both, or --train-features and"):
         detection(files=DetectionFiles(data=films))
-    with pytest.raises(ValueError, match=r"are evaluated alone: leave out .*run"):
-        detection(tmp_path / "run", files=DetectionFiles(data=films), detections=films / "ava_val_v2.2.csv")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"videos": "films", "first_second": 0.0},
+        {"freeze": True, "crop": "centre", "batch_norm": "local", "backbone_learning_rate": 0.1},
+        {"kept": PersonFeatureOptions(train_features="a.safetensors", features="kept")},
+        {"epochs": 3, "precision": "float64", "learning_rates": (0.1,), "dropout": 0.0},
+        {
+            "size": 32,
+            "resize": 40,
+            "shorter_side": (40, 50),
+            "flip": 0.0,
+            "frames": 4,
+            "seconds": 1.0,
+            "frame_rate": 3.0,
+        },
+        {"foreign": ForeignNetwork(backbone="r3d50", width=32)},
+    ],
+)
+def test_options_that_a_file_of_detections_does_not_need_are_named(films, given):
+    with pytest.raises(ValueError, match=r"is evaluated alone \(--detections\)$") as error:
+        detection("run", files=DetectionFiles(data=films), detections=films / "ava_val_v2.2.csv", **arguments(given))
+    assert str(error.value).startswith("run=run, ")
+    for name, value in given.items():
+        fields = changed(value) if dataclasses.is_dataclass(value) else {name: value}
+        for field, one in fields.items():
+            assert f"{field}={one}" in str(error.value)
 
 
 def test_published_settings_shrink_with_the_epochs():

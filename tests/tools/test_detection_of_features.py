@@ -10,13 +10,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from helpers.actions import write_action_videos
+from helpers.actions import RED, write_action_videos
 from helpers.clip_backbones import write_clip_backbone
 from helpers.training import arguments
 from sce_fast.cli import main
 from sce_fast.evaluate.detection import whole
-from sce_fast.evaluate.detection.feature_files import load_person_features
+from sce_fast.evaluate.detection.annotations import read_persons
+from sce_fast.evaluate.detection.feature_files import load_person_features, save_person_features
 from sce_fast.evaluate.detection.network import Detector
+from sce_fast.export import ForeignNetwork
 from sce_fast.tools.detection import detection
 from sce_fast.tools.detection_files import DetectionFiles
 from sce_fast.tools.detection_source import PersonFeatureOptions
@@ -39,7 +41,7 @@ def evaluate(films, out, *, run="backbone.safetensors", videos="videos", files=N
     kept = {name: more.pop(name) for name in list(more) if name.endswith("features")}
     settings = {
         "epochs": 4, "batch_size": 3, "scaling": "none", "learning_rates": RATES, "dropout": 0.25, "freeze": True,
-        "start": START, "device": "cpu", "loader_threads": 1, **more,
+        "first_second": None if run is None else START, "device": "cpu", "loader_threads": 1, **more,
     }  # fmt: skip
     return detection(
         None if run is None else films / run,
@@ -172,7 +174,7 @@ def test_files_of_another_backbone_or_of_other_boxes_are_refused(films, tmp_path
     ):
         evaluate(films, out, videos=None, resize=48, **files)
     with pytest.raises(ValueError, match=r"\n  start: 899\.5 in the file, 899\.4 expected"):
-        evaluate(films, out, videos=None, **{**files, "start": 899.4})
+        evaluate(films, out, videos=None, **{**files, "first_second": 899.4})
     with pytest.raises(ValueError, match=r"\n  precision: 'float32' in the file, 'float64' expected"):
         evaluate(films, out, videos=None, precision="float64", **files)
     rows = (films / "ava_val_v2.2.csv").read_text()
@@ -208,5 +210,47 @@ def test_options_that_do_not_fit_features_are_named(films, tmp_path):
         evaluate(films, out, videos=None, test_features=files["test_features"])
     with pytest.raises(FileNotFoundError, match=r"test_features=.*nothing: no such file"):
         evaluate(films, out, **{**files, "test_features": tmp_path / "nothing"})
-    with pytest.raises(ValueError, match="feature files have no folder for results: give one with --out"):
-        evaluate(films, None, run=None, videos=None, **files)
+
+
+def test_options_on_which_nothing_depends_are_named(films, tmp_path):
+    """Each was accepted without an effect."""
+    files, out = feature_files(films), tmp_path / "out"
+    of_files = {"run": None, "videos": None, **files}
+    frozen, both, alone = "the backbone is frozen", "persons are read from feature files", "without a run, persons are"
+    foreign = ForeignNetwork(backbone="r3d50", mean=(0.0, 0.0, 0.0))
+    for more, names, why in (
+        ({**of_files, "foreign": foreign}, r"backbone=r3d50, mean=\(0\.0, 0\.0, 0\.0\)", alone),
+        ({**of_files, "first_second": 0.0}, r"first_second=0\.0", alone),
+        ({**of_files, "backbone_learning_rate": 0.1}, r"backbone_learning_rate=0\.1", frozen),
+        ({**of_files, "batch_norm": "local"}, "batch_norm=local", frozen),
+        ({"backbone_learning_rate": 0.1, "batch_norm": "sync"}, "backbone_learning_rate=.*, batch_norm=sync", frozen),
+        ({**files, "videos": "nonexistent"}, "videos=.*nonexistent", both),
+        ({**files, "videos": None, "features": "nonex"}, "features=nonex", "no features are computed beside"),
+        ({"test_features": files["test_features"], "features": "nonex"}, "features=nonex", "no features are computed"),
+    ):
+        with pytest.raises(ValueError, match=f"^{names}: expected none of them, since {why}"):
+            evaluate(films, out, **more)
+    assert not out.exists()
+
+
+def test_the_folder_for_results_is_missed_before_a_file_is_read(films, tmp_path):
+    (tmp_path / "broken.safetensors").write_bytes(b"")
+    broken = {f"{name}_features": tmp_path / "broken.safetensors" for name in ("train", "test")}
+    with pytest.raises(ValueError, match="out=None: expected a folder for the results, as feature files have none"):
+        evaluate(films, None, run=None, videos=None, batch_size=10**6, **broken)
+
+
+def test_feature_files_that_do_not_fit_the_options_or_each_other_are_refused(films, tmp_path):
+    files, out = feature_files(films), tmp_path / "out"
+    with pytest.raises(ValueError, match=r"these options:\n  precision: 'float32' in the file, 'float64' expected"):
+        evaluate(films, out, run=None, videos=None, precision="float64", **files)
+    file = load_person_features(files["test_features"])
+    narrow = {**files, "test_features": tmp_path / "narrow.safetensors"}
+    persons = read_persons([films / "ava_val_v2.2.csv"], RED)
+    save_person_features(narrow["test_features"], file.features[:, :3], persons, file.made_by)
+    for run in (None, "backbone.safetensors"):
+        with pytest.raises(
+            ValueError, match=r"narrow\.safetensors does not hold .*:\n  numbers per box: 3 in the file, \d"
+        ):
+            evaluate(films, out, run=run, videos=None, **narrow)
+    assert not out.exists()

@@ -180,6 +180,11 @@ def persons_of(
     return first[rows] + places, rows, places
 
 
+def shared_videos(train: Persons, test: Persons) -> list[str]:
+    """Return the names of the videos with key frames in both sets, sorted."""
+    return sorted({video for video, _ in train.frames} & {video for video, _ in test.frames})
+
+
 def _lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
     with open(path, newline="") as file:
         for number, fields in enumerate(csv.reader(file), start=1):

@@ -27,7 +27,7 @@ from sce_fast.util.files import printable
 
 
 def key_frame_index(
-    persons: Persons, videos: Path, *, seconds: float, start: float, frame_rate: float, threads: int
+    persons: Persons, videos: Path, *, seconds: float, first_second: float, frame_rate: float, threads: int
 ) -> VideoIndex:
     """Return an index with a sample for each key frame: the part of its video that a clip covers.
 
@@ -35,44 +35,46 @@ def key_frame_index(
         persons: whose key frames are wanted.
         videos: folder of video files NAME.mp4 (or another ending) or folders NAME of numbered frames, at any depth.
         seconds: time that a clip covers, half of it before the key frame.
-        start: second of the annotations at which the videos begin.
+        first_second: second of the annotations at which the videos begin.
         frame_rate: frames per second of folders of frames.
         threads: number of threads that read files.
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: a key frame lies before the start or after the end of its video.
+        ValueError: a key frame lies before the first second or after the end of its video.
     """
     found = _videos_in(Path(videos))
     names = [found.get(video, f"{video}.mp4") for video, _ in persons.frames]
     parts: list[Part] = []
     for video, second in persons.frames:
-        middle = second - start
+        middle = second - first_second
         if middle < 0:
-            raise ValueError(f"start={start:g}: the key frame at second {second} of {video} lies before it")
+            raise ValueError(
+                f"first_second={first_second:g}: the key frame at second {second} of {video} lies before it"
+            )
         parts.append((max(middle - seconds / 2, 0.0), middle + seconds / 2))
     whole = list(dict.fromkeys(names))
     listing = Listing(Path(videos), Names.of(names + whole), None, [], parts=[*parts, *[None] * len(whole)])
     index = index_videos(listing, threads=threads, frame_rate=frame_rate)
     lengths = dict(zip(whole, index.timelines.seconds(np.arange(len(names), len(index))).tolist(), strict=True))
     index = index.subset(np.arange(len(names)))
-    _require_inside(persons, index, start)
+    _require_inside(persons, index, first_second)
     named = zip(names, persons.frames, strict=True)
-    if start > 0 and (long := [name for name, (_, second) in named if second < lengths[name]]):
+    if first_second > 0 and (long := [name for name, (_, second) in named if second < lengths[name]]):
         warnings.warn(
-            f"start={start:g}: {printable(long[0])} lasts {lengths[long[0]]:.0f} seconds, so it may be a whole film, "
-            "which begins at second 0; pass --start 0 then",
+            f"first_second={first_second:g}: {printable(long[0])} lasts {lengths[long[0]]:.0f} seconds, so it may be a "
+            "whole film, which begins at second 0; pass --first-second 0 then",
             stacklevel=2,
         )
     return index
 
 
-def _require_inside(persons: Persons, index: VideoIndex, start: float) -> None:
+def _require_inside(persons: Persons, index: VideoIndex, first_second: float) -> None:
     late = [persons.frames[sample] for sample, reason in index.bad.items() if reason == EMPTY_PART]
     if late:
         raise ValueError(
-            f"start={start:g}: {len(late)} key frames lie after the end of their video, such as second {late[0][1]} of "
-            f"{late[0][0]}; expected the second of the annotations at which the videos begin"
+            f"first_second={first_second:g}: {len(late)} key frames lie after the end of their video, such as second "
+            f"{late[0][1]} of {late[0][0]}; expected the second of the annotations at which the videos begin"
         )
 
 

@@ -17,6 +17,7 @@ from sce_fast.evaluate.results import flat
 from sce_fast.util.files import printable, save_tensors
 
 WRITER, MADE_BY = "sce-fast evaluate detection", "made_by"
+DIM = "numbers per box"  # in messages
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,18 @@ class PersonFile:
             )
         return self.features[torch.tensor([row[key] for key in wanted])]
 
-    def require_made_by(self, expected: Mapping[str, Any], whose: str) -> None:
+    def require_made_by(self, expected: Mapping[str, Any], dim: int, whose: str) -> None:
         """Raise an error if the features were computed by another backbone, or of other clips.
 
         Args:
             expected: JSON values, as in `made_by`.
+            dim: expected F.
             whose: what they are of, for the message.
 
         Raises:
             ValueError: see above; the message names each value, and what was expected.
         """
-        own, other = flat(self.made_by), flat(dict(expected))
+        own, other = flat({**self.made_by, DIM: self.features.shape[1]}), flat({**expected, DIM: dim})
         if differing := [name for name in sorted(own.keys() | other.keys()) if own.get(name) != other.get(name)]:
             lines = [f"{name}: {own.get(name)!r} in the file, {other.get(name)!r} expected" for name in differing]
             raise ValueError(f"{printable(self.path)} does not hold features of {whose}:\n  " + "\n  ".join(lines))
@@ -110,7 +112,22 @@ def load_person_features(path: str | Path) -> PersonFile:
     if bad := int((~features.isfinite().all(1)).sum()):
         raise ValueError(f"{printable(path)}: {bad} of {rows} feature rows are not finite")
     seconds, boxes = tensors["seconds"].numpy(), tensors["boxes"].numpy()
-    return PersonFile(Path(path), features, videos, seconds, boxes, json.loads(metadata[MADE_BY]))
+    return PersonFile(Path(path), features, videos, seconds, boxes, _made_by(path, metadata[MADE_BY]))
+
+
+def _made_by(path: str | Path, text: str) -> dict[str, Any]:
+    """Return the JSON object in the metadata of a file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(f"{printable(path)}: {MADE_BY}={text[:40]!r}: expected a JSON object")
+    return values
 
 
 def _places(persons: Persons) -> tuple[list[str], NDArray[np.int64]]:

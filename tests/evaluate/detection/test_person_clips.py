@@ -22,7 +22,7 @@ from sce_fast.evaluate.supervised.settings import SupervisedSettings
 VIEW = ClipEvaluationView(
     resize=40, crop=40, mean=(0.0,) * 3, std=(1.0,) * 3, sampling=ClipSampling(frames=2, seconds=0.4)
 )
-PLACES = {"seconds": 0.4, "start": FIRST - 0.5, "frame_rate": 10.0, "threads": 1}
+PLACES = {"seconds": 0.4, "first_second": FIRST - 0.5, "frame_rate": 10.0, "threads": 1}
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +100,12 @@ def moved(persons: Persons, **frames) -> Persons:
 def test_key_frames_outside_their_videos_and_missing_videos_are_named(films):
     root, persons = films
     videos = root / "videos"
-    with pytest.raises(ValueError, match="start=901: the key frame at second 900 of film0 lies before it"):
-        key_frame_index(persons, videos, **{**PLACES, "start": 901})
-    with pytest.raises(ValueError, match="start=0: 12 key frames lie after the end of their video, such as second 900"):
-        key_frame_index(persons, videos, **{**PLACES, "start": 0})
+    with pytest.raises(ValueError, match="first_second=901: the key frame at second 900 of film0 lies before it"):
+        key_frame_index(persons, videos, **{**PLACES, "first_second": 901})
+    with pytest.raises(
+        ValueError, match="first_second=0: 12 key frames lie after the end of their video, such as second 900"
+    ):
+        key_frame_index(persons, videos, **{**PLACES, "first_second": 0})
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         key_frame_index(persons, root / "nowhere", **PLACES)
     index = key_frame_index(moved(persons, film0="gone"), videos, **PLACES)
@@ -114,8 +116,8 @@ def test_key_frames_outside_their_videos_and_missing_videos_are_named(films):
 def test_films_that_may_be_whole_are_warned_of(films):
     root, persons = films
     early = dataclasses.replace(persons, frames=[(video, 1 + second - FIRST) for video, second in persons.frames])
-    with pytest.warns(UserWarning, match=r"start=0\.5: film0\.mp4 lasts 3 seconds, so it may be a whole film"):
-        key_frame_index(early, root / "videos", **{**PLACES, "start": 0.5})
+    with pytest.warns(UserWarning, match=r"first_second=0\.5: film0\.mp4 lasts 3 seconds, so it may be a whole film"):
+        key_frame_index(early, root / "videos", **{**PLACES, "first_second": 0.5})
 
 
 def test_a_damaged_film_is_named_by_training_and_testing(films, tmp_path):

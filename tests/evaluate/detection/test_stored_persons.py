@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def films(tmp_path_factory):
     path = root / "ava_train_v2.2.csv"
     path.write_text(path.read_text().partition("\n")[2])
     persons = read_persons([path], RED)
-    index = key_frame_index(persons, root / "videos", seconds=0.4, start=FIRST - 0.5, frame_rate=10.0, threads=1)
+    index = key_frame_index(persons, root / "videos", seconds=0.4, first_second=FIRST - 0.5, frame_rate=10.0, threads=1)
     return WholeClips(persons, index, VIEW, device=CPU)
 
 
@@ -179,9 +180,10 @@ def test_a_file_that_lacks_a_box_or_is_of_another_backbone_is_named(tmp_path):
         "film1; expected features of all boxes of the test annotations",
     ):
         file.features_of(other, "test")
-    file.require_made_by(MADE_BY, "run")
+    file.require_made_by(MADE_BY, 2, "run")
     with pytest.raises(ValueError, match=r"persons\.safetensors does not hold features of run:\n") as error:
-        file.require_made_by({**MADE_BY, "weights": "def", "view": {"resize": 64}}, "run")
+        file.require_made_by({**MADE_BY, "weights": "def", "view": {"resize": 64}}, 3, "run")
+    assert "  numbers per box: 2 in the file, 3 expected" in str(error.value)
     assert "  view.resize: 32 in the file, 64 expected" in str(error.value)
     assert "  weights: 'abc' in the file, 'def' expected" in str(error.value)
 
@@ -206,6 +208,17 @@ def test_damaged_files_are_named(tmp_path, change, message):
     tensors = {name: tensor for name, tensor in {**load_file(path), **change}.items() if tensor is not None}
     save_file(tensors, path, metadata={"made_by": json.dumps(MADE_BY)} if change else None)
     with pytest.raises(ValueError, match=rf"persons\.safetensors:? .*{message}"):
+        load_person_features(path)
+
+
+@pytest.mark.parametrize("made_by", ["[1]", "{x"])
+def test_a_file_whose_origin_cannot_be_read_is_named(tmp_path, made_by):
+    path = tmp_path / "persons.safetensors"
+    save_person_features(path, torch.randn(4, 2), PERSONS, MADE_BY)
+    save_file(load_file(path), path, metadata={"made_by": made_by})
+    with pytest.raises(
+        ValueError, match=rf"persons\.safetensors: made_by='{re.escape(made_by)}': expected a JSON object"
+    ):
         load_person_features(path)
 
 
