@@ -23,6 +23,7 @@ from sce_fast.tools.chosen_sets import NAMES, PublishedSplit, chosen_sets
 from sce_fast.tools.frozen import Frozen, open_frozen
 from sce_fast.train.folder import choose_device, read_config
 from sce_fast.util.files import printable
+from sce_fast.util.settings import changed, require_none
 from sce_fast.util.terminal import say
 
 PIXELS = 32  # largest side of the images that the baseline of raw pixels compares
@@ -142,6 +143,8 @@ def labelled_sets(
                 "nothing to evaluate: give a run or an exported backbone, or two feature files as "
                 f"--{names[0]} and --{names[1]}"
             )
+        unused = {"features": features, "batch_size": batch_size, **changed(network or ForeignNetwork())}
+        require_none(unused, f"without a run, {names[0]} and {names[1]} are feature files")
         if classes is not None:
             raise ValueError(
                 f"classes={classes}: expected none for feature files; choose them by sce-fast embed --classes"

@@ -92,3 +92,8 @@ def test_features_of_the_classes_of_a_list(colours, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "knn", *sets, *chosen])
     assert "expected none for feature files; choose them by sce-fast embed --classes" in capsys.readouterr().err
+    for evaluation in ("knn", "logistic"):
+        with pytest.raises(SystemExit):
+            main(["evaluate", evaluation, *sets, "--batch-size", "8", "--features", "kept", "--backbone", "resnet50"])
+        error = capsys.readouterr().err
+        assert "features=kept, batch_size=8, backbone=resnet50: expected none of them, since without a run" in error

@@ -37,7 +37,7 @@ def write_features(path, features, classes):
 def test_feature_files_are_matched_by_class_names(tmp_path, capsys):
     train = write_features(tmp_path / "a.safetensors", torch.eye(4), ["ape", "bat", "cat", "dog"])
     test = write_features(tmp_path / "b.safetensors", torch.eye(4)[[3, 1]] + 0.1, ["dog", "bat"])
-    sets = labelled_sets(None, train, test, batch_size=1, device="cpu")
+    sets = labelled_sets(None, train, test, batch_size=None, device="cpu")
     assert sets.test_labels.tolist() == [3, 1]
     out = tmp_path / "result"
     paths = {"train": str(train), "test": str(test), "out": str(out)}  # strings are paths, too
