@@ -16,6 +16,7 @@ from sce_fast.data.index import Index
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate import load_features, pixel_features
 from sce_fast.evaluate.class_labels import labels_among
+from sce_fast.evaluate.features import bad_rows
 from sce_fast.evaluate.overlap import shared_rows, shared_samples, warning
 from sce_fast.evaluate.store import FeatureStore
 from sce_fast.export import Description, ForeignNetwork
@@ -195,8 +196,7 @@ def _from_files(
     shared = ranks.first(lambda: _warned(shared_rows(first, second), len(second.names), "samples", names))
     origin: dict[str, Any] = {"source": None, names[0]: str(train), names[1]: str(test)}
     for name, file in zip(names, (first, second), strict=True):
-        content = file.features.contiguous().numpy().tobytes()
-        origin[f"{name}_features"] = hashlib.sha256(content).hexdigest()[:16]
+        origin[f"{name}_features"] = hashlib.sha256(file.features.contiguous().numpy()).hexdigest()[:16]
     return LabelledSets(first.features.float(), first.labels, second.features.float(), labels, shared, origin)
 
 
@@ -207,6 +207,5 @@ def _warned(shared: int, test: int, kind: str, names: tuple[str, str]) -> int:
 
 
 def _require_finite(features: Tensor, path: Path) -> None:
-    bad = int((~features.isfinite().all(1)).sum())
-    if bad:
+    if bad := bad_rows(features):
         raise ValueError(f"{printable(path)}: {bad} of {len(features)} feature rows are not finite")
