@@ -131,9 +131,10 @@ def in_parts(
                 raise Stopped
         except Stopped:
             if ranks.is_first:
+                by = request.name or "a signal to another rank"
                 say(
-                    f"Stopped by {request.name or 'a signal to another rank'}: {len(kept)} of {len(parts)} parts of the "
-                    f"features of {title} are kept in {printable(path.parent)}. The same command with --resume goes on."
+                    f"Stopped by {by}: {len(kept)} of {len(parts)} parts of the features of {title} are kept in "
+                    f"{printable(path.parent)}. The same command with --resume goes on."
                 )
             raise
     return features

@@ -59,6 +59,11 @@ class FeatureStore:
         self.weights = weights_digest(backbone)
         self._network = {"weights": self.weights, "architecture": architecture}
 
+    @property
+    def dim(self) -> int:
+        """Width of the features."""
+        return int(self._backbone.dim)  # type: ignore[arg-type]
+
     def features(self, index: Index, view: EvaluationView, title: str) -> Tensor:
         """Return the features (n, F) of all samples on the CPU of every rank.
 

@@ -117,6 +117,7 @@ class _RunSetup:
                 ranks=self.ranks,
                 threads=self.threads,
             )
+
         if computed:  # complains before features are computed
             stored_order(len(persons["train"].frames), self.settings, self.ranks, "train key frames")
         made = batches if computed else batches()

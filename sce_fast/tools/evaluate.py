@@ -248,7 +248,10 @@ def _evaluate(
     out: Path | None,
     resume: bool,
 ) -> EvaluationResult:
-    """Compute features on all ranks, classify them on the first one, and write and print the result."""
+    """Compute features on all ranks, classify them on the first one, and write and print the result.
+
+    A finished result is printed without any features.
+    """
     run, out = None if paths[0] is None else Path(paths[0]), None if out is None else Path(out)
     require_room(out, resume=resume)
     with process_group(choose_device(places["device"])) as ranks:
@@ -259,6 +262,7 @@ def _evaluate(
             folder, rows = results_place(source, out, evaluation, settings, ranks=ranks, resume=resume)
             found = ranks.first(lambda: _finished(folder)) if rows else {}
         if not found:
+            _ = sets.features  # computed by all ranks
             baselines = list(sets.baselines()) if settings["baselines"] else []
             found = ranks.first(lambda: _rows(sets, baselines, classify, wanted=settings["baselines"]))
         notes = list(dict.fromkeys([*sets.notes, *found["notes"]]))
@@ -306,11 +310,11 @@ def _fitting(neighbours: Sequence[int], train_images: int) -> list[int]:
 
 def _counts(sets: LabelledSets) -> dict[str, int]:
     return {
-        "train_images": len(sets.train_features),
-        "test_images": len(sets.test_features),
+        "train_images": len(sets.train_labels),
+        "test_images": len(sets.test_labels),
         "test_images_in_train": sets.shared,
         "classes": len(sets.train_labels.unique()),
-        "dim": sets.train_features.shape[1],
+        "dim": sets.dim,
     }
 
 

@@ -110,13 +110,14 @@ def retrieval(
             view_of=lambda own: _view(own, clips=clips, crops=crops, size=size, frame_rate=frame_rate),
             names=NAMES,
         )
-        fitting = _fitting(recall_at, len(sets.train_features))
+        fitting = _fitting(recall_at, len(sets.train_labels))
         settings = {**sets.origin, **_counts(sets), "recall_at": list(recall_at), "baselines": baselines}
         if sets.images is not None:
             settings["view"] = to_json(sets.images.view)
         folder = out
         if (source := run or out) is not None:
             folder, _ = results_place(source, out, "retrieval", settings, ranks=ranks, resume=resume)
+        _ = sets.features  # computed by all ranks
         untrained = sets.images.untrained() if baselines and sets.images is not None else None
         found: list[Retrieval] = []  # on the first rank
 
@@ -161,8 +162,7 @@ def _rows(
     """Return the rows of the table: the backbone, the untrained network if there are its features, and chance."""
     at, recalls = list(found.recall), {BACKBONE: found.recall}
     if untrained is not None:
-        others = dataclasses.replace(sets, train_features=untrained[0], test_features=untrained[1])
-        recalls[UNTRAINED] = retrieve(*others.to(device), at=at).recall
+        recalls[UNTRAINED] = retrieve(*sets.with_features(untrained).to(device), at=at).recall
     recalls[CHANCE] = chance_recall(sets.train_labels, sets.test_labels, at=at)
     return [{"features": name, **{f"R@{k}": value for k, value in recall.items()}} for name, recall in recalls.items()]
 
@@ -191,7 +191,7 @@ def _fitting(recall_at: tuple[int, ...], items: int) -> list[int]:
 def _notes(sets: LabelledSets, recall_at: tuple[int, ...], fitting: list[int], baselines: bool) -> list[str]:
     notes = []
     if left_out := [f"R@{k}" for k in recall_at if k not in fitting]:
-        notes.append(f"{', '.join(left_out)} left out: the bank has only {len(sets.train_features)} entries")
+        notes.append(f"{', '.join(left_out)} left out: the bank has only {len(sets.train_labels)} entries")
     if baselines and sets.images is None:
         notes.append("no --baselines: an untrained network needs the videos; feature files hold only features")
     return notes
@@ -199,11 +199,11 @@ def _notes(sets: LabelledSets, recall_at: tuple[int, ...], fitting: list[int], b
 
 def _counts(sets: LabelledSets) -> dict[str, int]:
     return {
-        "bank_samples": len(sets.train_features),
-        "query_samples": len(sets.test_features),
+        "bank_samples": len(sets.train_labels),
+        "query_samples": len(sets.test_labels),
         "queries_in_bank": sets.shared,
         "bank_classes": len(sets.train_labels.unique()),
-        "dim": sets.train_features.shape[1],
+        "dim": sets.dim,
     }
 
 
