@@ -84,15 +84,17 @@ def knn(
         temperature: Temperature T of the votes: a neighbour votes with weight exp(cosine / T).
         baselines: Also evaluate raw pixels and an untrained network of the same architecture.
         foreign: Weights from elsewhere.
-        features: Folder in which features are kept and looked for. Default: RUN/evaluations/features.
+        features: Folder in which features are kept and looked for, also those that a stopped evaluation has computed.
+            Default: RUN/evaluations/features.
         batch_size: Samples per batch. Default: 256 images, or 16 videos.
         device: Device of the backbone and of kNN. auto takes a GPU if there is one.
         out: Folder for the results. Default: RUN/evaluations/knn; with feature files, nothing is written.
-        resume: Accept a folder that holds these results already, and print them.
+        resume: Go on with a stopped evaluation, or print the results that the folder holds already.
 
     Raises:
         FileNotFoundError: a file, folder or checkpoint does not exist.
         ValueError: an option is wrong, labels are missing, or train and test do not fit together.
+        Stopped: a signal asked to end while features were computed; finished parts are kept, and the exit status is 75.
         RuntimeError: an image cannot be decoded. The message names it.
     """
     check_votes(neighbours, temperature)
@@ -166,14 +168,15 @@ def logistic(
         max_iterations: Largest number of L-BFGS iterations.
         baselines: Also evaluate raw pixels and an untrained network of the same architecture.
         foreign: Weights from elsewhere.
-        features: Folder in which features are kept and looked for. Default: RUN/evaluations/features.
+        features: Folder in which features are kept and looked for, also those that a stopped evaluation has computed.
+            Default: RUN/evaluations/features.
         batch_size: Samples per batch. Default: 256 images, or 16 videos.
         device: Device of the backbone. auto takes a GPU if there is one. The regression runs on the CPU.
         out: Folder for the results. Default: RUN/evaluations/logistic; with feature files, nothing is written.
-        resume: Accept a folder that holds these results already, and print them.
+        resume: Go on with a stopped evaluation, or print the results that the folder holds already.
 
     Raises:
-        FileNotFoundError, ValueError, RuntimeError: see knn.
+        FileNotFoundError, ValueError, Stopped, RuntimeError: see knn.
     """
     check_fit(regularization, max_iterations)
 

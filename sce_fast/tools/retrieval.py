@@ -79,7 +79,8 @@ def retrieval(
         frame_rate: Frames per second of folders of extracted frames. Default: those of the run's own videos, or 30.
         baselines: Also evaluate an untrained network of the same architecture.
         foreign: Weights from elsewhere.
-        features: Folder in which features are kept and looked for. Default: RUN/evaluations/features.
+        features: Folder in which features are kept and looked for, also those that a stopped evaluation has computed.
+            Default: RUN/evaluations/features.
         batch_size: Videos per batch. Default: 16, or fewer if their frames take much memory.
         device: Device of the backbone and of the search. auto takes a GPU if there is one.
         out: Folder for the results. Default: RUN/evaluations/retrieval; with feature files, nothing is written.
@@ -88,6 +89,7 @@ def retrieval(
     Raises:
         FileNotFoundError: a file, folder or checkpoint does not exist.
         ValueError: an option is wrong, labels are missing, or bank and queries do not fit together.
+        Stopped: a signal asked to end while features were computed; finished parts are kept, and the exit status is 75.
         RuntimeError: a video cannot be decoded. The message names it.
     """
     check_at(recall_at)
