@@ -86,8 +86,7 @@ class FeatureStore:
         if all(self._ranks.gather(kept is not None)):
             assert kept is not None
             return kept
-        index.require_readable()  # of all parts
-
+        index.require_readable()  # all of it, before the first part is computed
         batch = self._settings["batch_size"] or BATCH[index.kind]
         return in_parts(
             lambda samples, *listening: self._computed(index.subset(samples), view, *listening),

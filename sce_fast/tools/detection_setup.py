@@ -46,7 +46,8 @@ def setup_of(
     device: torch.device,
     ranks: Ranks,
 ) -> Setup:
-    """Return what is trained, and on what. Features that do not change are computed once, or read.
+    """Return what is trained, and on what. Features that do not change are computed once, with the batches, or
+    read.
 
     Raises:
         FileNotFoundError: a file or folder does not exist.
