@@ -58,6 +58,14 @@ class Ranks:
         dist.all_gather(tensors, value.contiguous(), group=self.hosts)
         return tensors
 
+    def join(self, rows: Tensor) -> Tensor:
+        """Return the CPU tensors (n, …) of all ranks, in order, as (W·n, …) on every rank; shapes must agree."""
+        if self.size == 1:
+            return rows
+        joined = rows.new_empty(self.size, *rows.shape)
+        dist.all_gather(list(joined), rows.contiguous(), group=self.hosts)
+        return joined.flatten(0, 1)
+
     def first(self, call: Callable[[], Any]) -> Any:
         """Call a function on the first rank only; return its value, anything that JSON can hold, on every rank.
 

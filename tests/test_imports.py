@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = """
     sce_fast.native
     sce_fast.util
-    sce_fast.distributed
+    sce_fast.distributed sce_fast.train.stop
     sce_fast.loss.names sce_fast.loss.problem
     sce_fast.kernels
     sce_fast.loss

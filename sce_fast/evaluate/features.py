@@ -18,6 +18,7 @@ from sce_fast.data.kinds import evaluation_inputs
 from sce_fast.util.files import printable, save_tensors
 
 BATCH = {"images": 256, "videos": 16}
+ROWS_AT_ONCE = 2**15
 
 
 @torch.no_grad()
@@ -73,6 +74,11 @@ def extract_features(
 def pixel_features(index: Index, view: EvaluationView, *, threads: int = 2) -> Tensor:
     """Return the normalised pixels of each sample in one row (n, P), a baseline for the features of a network."""
     return torch.cat([inputs.flatten(1) for inputs in evaluation_inputs(index, view, threads=threads)])
+
+
+def bad_rows(features: Tensor) -> int:
+    """Return how many rows of features (n, F) are not finite, with little further memory."""
+    return sum(int((~rows.isfinite().all(1)).sum()) for rows in features.split(ROWS_AT_ONCE))
 
 
 @dataclass(frozen=True)

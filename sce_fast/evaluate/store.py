@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sce_fast.data.faults import BadFilesError
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.index import Index
 from sce_fast.distributed import Ranks
-from sce_fast.evaluate.features import extract_features, load_features, save_features
+from sce_fast.evaluate.features import BATCH, extract_features, load_features, save_features
+from sce_fast.evaluate.parts import PART, in_parts, require_finite, together
+from sce_fast.train.stop import StopRequest
 from sce_fast.util.files import printable
-from sce_fast.util.terminal import progress_bar, say
+from sce_fast.util.terminal import say
 
 
 class FeatureStore:
@@ -57,6 +59,11 @@ class FeatureStore:
         self.weights = weights_digest(backbone)
         self._network = {"weights": self.weights, "architecture": architecture}
 
+    @property
+    def dim(self) -> int:
+        """Width of the features."""
+        return int(self._backbone.dim)  # type: ignore[arg-type]
+
     def features(self, index: Index, view: EvaluationView, title: str) -> Tensor:
         """Return the features (n, F) of all samples on the CPU of every rank.
 
@@ -67,21 +74,33 @@ class FeatureStore:
 
         Raises:
             ValueError, BadFilesError: see shared_features, or a feature is not finite.
+            Stopped: a signal asked to end; finished parts are kept. See in_parts.
             OSError: the file cannot be written.
         """
-        path = None if self._folder is None else self._folder / f"{title}_{self._key(index, view)}.safetensors"
-        kept = None if path is None else _kept(path, index)
+        if self._folder is None:
+            features = self._computed(index, view)
+            require_finite(features, title)
+            return features
+        path = self._folder / f"{title}_{self._key(index, view)}.safetensors"
+        kept = _kept(path, index)
         if all(self._ranks.gather(kept is not None)):
             assert kept is not None
             return kept
-        features = shared_features(
-            self._backbone, index, view, ranks=self._ranks, title=f"Features of {title}", **self._settings
+        index.require_readable()  # all of it, before the first part is computed
+        batch = self._settings["batch_size"] or BATCH[index.kind]
+        return in_parts(
+            lambda samples, *listening: self._computed(index.subset(samples), view, *listening),
+            lambda features: save_features(path, features, index),
+            path,
+            bounds=np.arange(len(index) + 1),
+            size=max(PART[index.kind] // batch, 1) * batch,  # whole batches: the same bits as without parts
+            ranks=self._ranks,
+            title=title,
+            unit=index.kind.removesuffix("s"),
         )
-        if bad := int((~features.isfinite().all(1)).sum()):
-            raise ValueError(f"{title}: {bad} of {len(features)} feature rows are not finite")
-        if path is not None:
-            self._ranks.first(lambda: save_features(path, features, index))
-        return features
+
+    def _computed(self, index: Index, view: EvaluationView, *listening: Any) -> Tensor:
+        return shared_features(self._backbone, index, view, *listening, ranks=self._ranks, **self._settings)
 
     def _key(self, index: Index, view: EvaluationView) -> str:
         """Return a hash of everything that the features depend on."""
@@ -95,23 +114,26 @@ def shared_features(
     backbone: nn.Module,
     index: Index,
     view: EvaluationView,
+    request: StopRequest | None = None,
+    progress: Callable[[int], object] = lambda samples: None,
     *,
     ranks: Ranks,
     device: torch.device,
     batch_size: int | None = None,
     threads: int = 2,
-    title: str | None = None,
 ) -> Tensor:
     """Return the features (n, F) of all samples on the CPU of every rank; each rank computes a contiguous share.
 
     The running statistics of the first rank's backbone are those of all.
 
     Args:
-        title: text of the progress bar on the first rank; None shows no bar.
+        request: open; stops all ranks. See together.
+        progress: called with the number of samples of each batch of this rank.
 
     Raises:
         ValueError: a header cannot be read.
         BadFilesError: a rank cannot decode some files; all ranks raise it.
+        Stopped: a rank was asked to stop; all ranks raise it.
     """
     index.require_readable()  # on every rank: an error on one of them alone would leave the others waiting
     samples = np.arange(len(index))
@@ -121,17 +143,10 @@ def shared_features(
         share = -(-len(index) // ranks.size)
         samples = (np.arange(share) + ranks.rank * share) % len(index)
     settings: dict[str, Any] = {"device": device, "batch_size": batch_size, "threads": threads}
-    features, failure = torch.empty(0), None
-    silent = title is None or not ranks.is_first
-    with progress_bar(len(samples), title or "", unit=index.kind.removesuffix("s"), silent=silent) as bar:
-        try:
-            features = extract_features(backbone, index.subset(samples), view, progress=bar.update, **settings)
-        except BadFilesError as error:
-            failure = str(error)
-    failures = [found for found in ranks.gather(failure) if found is not None]
-    if failures:
-        raise BadFilesError(failures[0])
-    return torch.cat(ranks.gather_tensors(features))[: len(index)]
+    own = together(
+        lambda: extract_features(backbone, index.subset(samples), view, progress=progress, **settings), ranks, request
+    )
+    return ranks.join(own)[: len(index)]
 
 
 def weights_digest(network: nn.Module) -> str:

@@ -18,10 +18,11 @@ from sce_fast.evaluate.detection.feature_files import load_person_features
 from sce_fast.evaluate.detection.network import PersonFeatures
 from sce_fast.evaluate.detection.run import EVALUATION, SETTINGS
 from sce_fast.evaluate.detection.store import PersonFeatureStore
-from sce_fast.evaluate.detection.stored import StoredPersonBatches, StoredPersons
+from sce_fast.evaluate.detection.stored import AnyPersonBatches, StoredPersonBatches, StoredPersons
 from sce_fast.evaluate.detection.whole import WholeClips
 from sce_fast.evaluate.results import evaluations_folder
 from sce_fast.evaluate.store import weights_digest
+from sce_fast.evaluate.supervised.batches import stored_order
 from sce_fast.evaluate.supervised.run import Setup
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
 from sce_fast.evaluate.supervised.videos import ClipViews, VideoPreset
@@ -46,7 +47,8 @@ def setup_of(
     device: torch.device,
     ranks: Ranks,
 ) -> Setup:
-    """Return what is trained, and on what. Features that do not change are computed once, or read.
+    """Return what is trained, and on what. Features that do not change are computed once, with the batches, or
+    read.
 
     Raises:
         FileNotFoundError: a file or folder does not exist.
@@ -97,17 +99,17 @@ class _RunSetup:
             name: WholeClips(persons[name], index, view, device=self.device, threads=self.threads)
             for name, index in indices.items()
         }
-        origin = self._origin(persons, indices)  # before features are computed, which takes long
-        if self.source.frozen:
+        origin = self._origin(persons, indices)
+        frozen = ("train", "test") if self.source.centre else ("test",) if self.source.frozen else ()
+        computed = [name for name in frozen if name not in stored]
+
+        def batches() -> AnyPersonBatches:
             store = self._store(network)
-            for name in ("train", "test") if self.source.centre else ("test",):
-                if name not in stored:
-                    stored[name] = StoredPersons(persons[name], store.features(whole[name], name))
-        batches: StoredPersonBatches | PersonBatches
-        if "train" in stored:
-            batches = StoredPersonBatches(stored["train"], stored["test"], self.settings, self.ranks)
-        else:
-            batches = PersonBatches(
+            for name in computed:
+                stored[name] = StoredPersons(persons[name], store.features(whole[name], name))
+            if "train" in stored:
+                return StoredPersonBatches(stored["train"], stored["test"], self.settings, self.ranks)
+            return PersonBatches(
                 persons["train"],
                 indices["train"],
                 stored.get("test") or whole["test"],
@@ -118,10 +120,12 @@ class _RunSetup:
                 ranks=self.ranks,
                 threads=self.threads,
             )
+
+        if computed:  # complains before features are computed
+            stored_order(len(persons["train"].frames), self.settings, self.ranks, "train key frames")
+        made = batches if computed else batches()
         classes = self.annotations.names(persons["train"].actions.shape[1])
-        return Setup(
-            EVALUATION, network, network.dim, classes, batches, self.settings, origin, _notes(self.annotations)
-        )
+        return Setup(EVALUATION, network, network.dim, classes, made, self.settings, origin, _notes(self.annotations))
 
     @cached_property
     def _backbone(self) -> Backbone:

@@ -84,15 +84,17 @@ def knn(
         temperature: Temperature T of the votes: a neighbour votes with weight exp(cosine / T).
         baselines: Also evaluate raw pixels and an untrained network of the same architecture.
         foreign: Weights from elsewhere.
-        features: Folder in which features are kept and looked for. Default: RUN/evaluations/features.
+        features: Folder in which features are kept and looked for, also those that a stopped evaluation has computed.
+            Default: RUN/evaluations/features.
         batch_size: Samples per batch. Default: 256 images, or 16 videos.
         device: Device of the backbone and of kNN. auto takes a GPU if there is one.
         out: Folder for the results. Default: RUN/evaluations/knn; with feature files, nothing is written.
-        resume: Accept a folder that holds these results already, and print them.
+        resume: Go on with a stopped evaluation, or print the results that the folder holds already.
 
     Raises:
         FileNotFoundError: a file, folder or checkpoint does not exist.
         ValueError: an option is wrong, labels are missing, or train and test do not fit together.
+        Stopped: a signal asked to end while features were computed; finished parts are kept, and the exit status is 75.
         RuntimeError: an image cannot be decoded. The message names it.
     """
     check_votes(neighbours, temperature)
@@ -166,14 +168,15 @@ def logistic(
         max_iterations: Largest number of L-BFGS iterations.
         baselines: Also evaluate raw pixels and an untrained network of the same architecture.
         foreign: Weights from elsewhere.
-        features: Folder in which features are kept and looked for. Default: RUN/evaluations/features.
+        features: Folder in which features are kept and looked for, also those that a stopped evaluation has computed.
+            Default: RUN/evaluations/features.
         batch_size: Samples per batch. Default: 256 images, or 16 videos.
         device: Device of the backbone. auto takes a GPU if there is one. The regression runs on the CPU.
         out: Folder for the results. Default: RUN/evaluations/logistic; with feature files, nothing is written.
-        resume: Accept a folder that holds these results already, and print them.
+        resume: Go on with a stopped evaluation, or print the results that the folder holds already.
 
     Raises:
-        FileNotFoundError, ValueError, RuntimeError: see knn.
+        FileNotFoundError, ValueError, Stopped, RuntimeError: see knn.
     """
     check_fit(regularization, max_iterations)
 
@@ -248,7 +251,10 @@ def _evaluate(
     out: Path | None,
     resume: bool,
 ) -> EvaluationResult:
-    """Compute features on all ranks, classify them on the first one, and write and print the result."""
+    """Compute features on all ranks, classify them on the first one, and write and print the result.
+
+    A finished result is printed without any features.
+    """
     run, out = None if paths[0] is None else Path(paths[0]), None if out is None else Path(out)
     require_room(out, resume=resume)
     with process_group(choose_device(places["device"])) as ranks:
@@ -259,6 +265,7 @@ def _evaluate(
             folder, rows = results_place(source, out, evaluation, settings, ranks=ranks, resume=resume)
             found = ranks.first(lambda: _finished(folder)) if rows else {}
         if not found:
+            _ = sets.features  # computed by all ranks
             baselines = list(sets.baselines()) if settings["baselines"] else []
             found = ranks.first(lambda: _rows(sets, baselines, classify, wanted=settings["baselines"]))
         notes = list(dict.fromkeys([*sets.notes, *found["notes"]]))
@@ -306,11 +313,11 @@ def _fitting(neighbours: Sequence[int], train_images: int) -> list[int]:
 
 def _counts(sets: LabelledSets) -> dict[str, int]:
     return {
-        "train_images": len(sets.train_features),
-        "test_images": len(sets.test_features),
+        "train_images": len(sets.train_labels),
+        "test_images": len(sets.test_labels),
         "test_images_in_train": sets.shared,
         "classes": len(sets.train_labels.unique()),
-        "dim": sets.train_features.shape[1],
+        "dim": sets.dim,
     }
 
 

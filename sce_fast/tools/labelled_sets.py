@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sce_fast.data.index import Index
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate import load_features, pixel_features
 from sce_fast.evaluate.class_labels import labels_among
+from sce_fast.evaluate.features import bad_rows
 from sce_fast.evaluate.overlap import shared_rows, shared_samples, warning
 from sce_fast.evaluate.store import FeatureStore
 from sce_fast.export import Description, ForeignNetwork
@@ -66,16 +68,34 @@ class ImageSets:
 
 @dataclass(frozen=True)
 class LabelledSets:
-    """Features and labels for a classifier, and where they come from."""
+    """Features and labels for a classifier, and where they come from.
 
-    train_features: Tensor  # (n, F)
+    Features are computed when they are asked for: settings and finished results can be looked at before.
+    """
+
+    compute: Callable[[], Sequence[Tensor]]  # returns the features (n, F) and (m, F); every rank has to call it
+    dim: int  # F
     train_labels: Tensor  # (n,)
-    test_features: Tensor  # (m, F)
     test_labels: Tensor  # (m,), numbered as in train
     shared: int  # test images that are train images too
     origin: dict[str, Any]  # for the JSON file of the results
     images: ImageSets | None = None  # None for feature files
     notes: tuple[str, ...] = ()  # below the table
+
+    @cached_property
+    def features(self) -> Sequence[Tensor]:
+        """The features (n, F) and (m, F). With several ranks, every one has to ask for them."""
+        return self.compute()
+
+    @property
+    def train_features(self) -> Tensor:
+        """(n, F), one of `features`."""
+        return self.features[0]
+
+    @property
+    def test_features(self) -> Tensor:
+        """(m, F), one of `features`."""
+        return self.features[1]
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return features and labels on a device, in the order of the fields."""
@@ -87,11 +107,12 @@ class LabelledSets:
         if self.images is None:
             return
         side, pixels = self.images.pixels()
-        yield f"raw pixels ({side} × {side})", self._with(pixels)
-        yield "untrained network", self._with(self.images.untrained())
+        yield f"raw pixels ({side} × {side})", self.with_features(pixels)
+        yield "untrained network", self.with_features(self.images.untrained())
 
-    def _with(self, features: list[Tensor]) -> "LabelledSets":
-        return dataclasses.replace(self, train_features=features[0], test_features=features[1])
+    def with_features(self, features: Sequence[Tensor]) -> "LabelledSets":
+        """Return the sets with other features (n, F) and (m, F)."""
+        return dataclasses.replace(self, compute=lambda: features, dim=features[0].shape[1])
 
 
 def labelled_sets(
@@ -112,8 +133,8 @@ def labelled_sets(
 ) -> LabelledSets:
     """Return features and labels of both sets, computed from images or read from feature files.
 
-    Before features are computed, a line warns of images that are in both sets, and require(number of train images) is
-    called, which may raise an error.
+    A line warns of images that are in both sets, and require(number of train images) is called, which may raise an
+    error.
 
     Args:
         source: run folder or file; None if train and test are feature files.
@@ -161,13 +182,13 @@ def labelled_sets(
         say(note)
     shared = ranks.first(lambda: _warned(shared_samples(*indices), len(indices[1]), indices[1].kind, names))
     images = ImageSets(indices, frozen, read_config(source).seed if source.is_dir() else SEED, view, names)
-    found = images.features(frozen.store)
     labels = [torch.as_tensor(index.labels) for index in indices]
     origin = {**frozen.origin(), **sets.origin(names)}
     for name, index in zip(names, indices, strict=True):
         origin[f"{name}_files"] = index.fingerprint
         origin[f"{name}_contents"] = ranks.first(index.contents)
-    return LabelledSets(found[0], labels[0], found[1], labels[1], shared, origin, images, notes)
+    compute = partial(images.features, frozen.store)
+    return LabelledSets(compute, frozen.store.dim, labels[0], labels[1], shared, origin, images, notes)
 
 
 def _from_files(
@@ -198,9 +219,9 @@ def _from_files(
     shared = ranks.first(lambda: _warned(shared_rows(first, second), len(second.names), "samples", names))
     origin: dict[str, Any] = {"source": None, names[0]: str(train), names[1]: str(test)}
     for name, file in zip(names, (first, second), strict=True):
-        content = file.features.contiguous().numpy().tobytes()
-        origin[f"{name}_features"] = hashlib.sha256(content).hexdigest()[:16]
-    return LabelledSets(first.features.float(), first.labels, second.features.float(), labels, shared, origin)
+        origin[f"{name}_features"] = hashlib.sha256(file.features.contiguous().numpy().data).hexdigest()[:16]
+    features = [file.features.float() for file in files]
+    return LabelledSets(lambda: features, features[0].shape[1], first.labels, labels, shared, origin)
 
 
 def _warned(shared: int, test: int, kind: str, names: tuple[str, str]) -> int:
@@ -210,6 +231,5 @@ def _warned(shared: int, test: int, kind: str, names: tuple[str, str]) -> int:
 
 
 def _require_finite(features: Tensor, path: Path) -> None:
-    bad = int((~features.isfinite().all(1)).sum())
-    if bad:
+    if bad := bad_rows(features):
         raise ValueError(f"{printable(path)}: {bad} of {len(features)} feature rows are not finite")

@@ -17,6 +17,7 @@ from sce_fast.distributed import Ranks, process_group
 from sce_fast.evaluate.linear import PRESETS, VIDEO_PRESETS
 from sce_fast.evaluate.results import EvaluationResult, evaluations_folder, require_room
 from sce_fast.evaluate.store import FeatureStore, weights_digest
+from sce_fast.evaluate.supervised.batches import StoredBatches, stored_order
 from sce_fast.evaluate.supervised.images import feature_batches, image_batches
 from sce_fast.evaluate.supervised.run import Setup
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
@@ -197,11 +198,15 @@ def _of_stored(task: Task, settings: SupervisedSettings, places: dict[str, Any])
     folder = evaluations_folder(task.source) / FEATURES
     network = task.network.to(places["device"])
     store = FeatureStore(folder, network, architecture_of(task.description), **places)
-    train, test = (
-        (store.features(index, task.view, name), torch.as_tensor(index.labels))
-        for name, index in (("train", task.train), ("test", task.test))
-    )
-    batches = feature_batches(train, test, settings, places["ranks"], kind=task.train.kind)
+    stored_order(len(task.train), settings, places["ranks"])  # complains before features are computed
+
+    def batches() -> StoredBatches:
+        train, test = (
+            (store.features(index, task.view, name), torch.as_tensor(index.labels))
+            for name, index in (("train", task.train), ("test", task.test))
+        )
+        return feature_batches(train, test, settings, places["ranks"], kind=task.train.kind)
+
     origin = {**task.origin, "crop": "centre", "features_by": store.weights}
     return Setup("linear", nn.Identity(), task.dim, task.classes, batches, settings, origin, task.notes)
 

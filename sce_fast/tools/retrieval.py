@@ -81,7 +81,8 @@ def retrieval(
         frame_rate: Frames per second of folders of extracted frames. Default: those of the run's own videos, or 30.
         baselines: Also evaluate an untrained network of the same architecture.
         foreign: Weights from elsewhere.
-        features: Folder in which features are kept and looked for. Default: RUN/evaluations/features.
+        features: Folder in which features are kept and looked for, also those that a stopped evaluation has computed.
+            Default: RUN/evaluations/features.
         batch_size: Videos per batch. Default: 16, or fewer if their frames take much memory.
         device: Device of the backbone and of the search. auto takes a GPU if there is one.
         out: Folder for the results. Default: RUN/evaluations/retrieval; with feature files, nothing is written.
@@ -90,6 +91,7 @@ def retrieval(
     Raises:
         FileNotFoundError: a file, folder or checkpoint does not exist.
         ValueError: an option is wrong, labels are missing, or bank and queries do not fit together.
+        Stopped: a signal asked to end while features were computed; finished parts are kept, and the exit status is 75.
         RuntimeError: a video cannot be decoded. The message names it.
     """
     check_at(recall_at)
@@ -116,13 +118,14 @@ def retrieval(
             view_of=lambda own: _view(own, **look),
             names=NAMES,
         )
-        fitting = _fitting(recall_at, len(sets.train_features))
+        fitting = _fitting(recall_at, len(sets.train_labels))
         settings = {**sets.origin, **_counts(sets), "recall_at": list(recall_at), "baselines": baselines}
         if sets.images is not None:
             settings["view"] = to_json(sets.images.view)
         folder = out
         if (source := run or out) is not None:
             folder, _ = results_place(source, out, "retrieval", settings, ranks=ranks, resume=resume)
+        _ = sets.features  # computed by all ranks
         untrained = sets.images.untrained() if baselines and sets.images is not None else None
         found: list[Retrieval] = []  # on the first rank
 
@@ -167,8 +170,7 @@ def _rows(
     """Return the rows of the table: the backbone, the untrained network if there are its features, and chance."""
     at, recalls = list(found.recall), {BACKBONE: found.recall}
     if untrained is not None:
-        others = dataclasses.replace(sets, train_features=untrained[0], test_features=untrained[1])
-        recalls[UNTRAINED] = retrieve(*others.to(device), at=at).recall
+        recalls[UNTRAINED] = retrieve(*sets.with_features(untrained).to(device), at=at).recall
     recalls[CHANCE] = chance_recall(sets.train_labels, sets.test_labels, at=at)
     return [{"features": name, **{f"R@{k}": value for k, value in recall.items()}} for name, recall in recalls.items()]
 
@@ -205,7 +207,7 @@ def _fitting(recall_at: tuple[int, ...], items: int) -> list[int]:
 def _notes(sets: LabelledSets, recall_at: tuple[int, ...], fitting: list[int], baselines: bool) -> list[str]:
     notes = []
     if left_out := [f"R@{k}" for k in recall_at if k not in fitting]:
-        notes.append(f"{', '.join(left_out)} left out: the bank has only {len(sets.train_features)} entries")
+        notes.append(f"{', '.join(left_out)} left out: the bank has only {len(sets.train_labels)} entries")
     if sets.images is None:
         notes.append(f"no {NEIGHBOUR_STRIPS}: the pictures of neighbours need the videos or images themselves")
     if baselines and sets.images is None:
@@ -215,11 +217,11 @@ def _notes(sets: LabelledSets, recall_at: tuple[int, ...], fitting: list[int], b
 
 def _counts(sets: LabelledSets) -> dict[str, int]:
     return {
-        "bank_samples": len(sets.train_features),
-        "query_samples": len(sets.test_features),
+        "bank_samples": len(sets.train_labels),
+        "query_samples": len(sets.test_labels),
         "queries_in_bank": sets.shared,
         "bank_classes": len(sets.train_labels.unique()),
-        "dim": sets.train_features.shape[1],
+        "dim": sets.dim,
     }
 
 

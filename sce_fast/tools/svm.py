@@ -63,7 +63,8 @@ def svm(
         crop: Side of the centre crop in pixels. Default: the backbone's own.
         resize: Shorter side in pixels before the crop. Default: 8/7 of the crop, 256 for 224.
         interpolation: How images are resized.
-        features: Folder in which features are kept and looked for. Default: RUN/evaluations/features.
+        features: Folder in which features are kept and looked for, also those that a stopped evaluation has computed.
+            Default: RUN/evaluations/features.
         batch_size: Images per batch and rank. Default: 256.
         foreign: Weights from elsewhere.
         device: Device of the backbone. auto takes a GPU if there is one. The SVMs run on the CPU.
@@ -71,7 +72,7 @@ def svm(
         resume: Continue an evaluation with the same settings. Finished numbers of images are not computed again.
 
     Raises:
-        FileNotFoundError, ValueError, RuntimeError: see transfer.
+        FileNotFoundError, ValueError, Stopped, RuntimeError: see transfer.
     """
     check_svm(cost, shots, draws)
     wanted: list[int | None] = [*dict.fromkeys(shots), *([None] if full else [])]

@@ -85,7 +85,8 @@ def transfer(
         crop: Side of the centre crop in pixels. Default: the backbone's own.
         resize: Shorter side in pixels before the crop. Default: as long as the crop, as published.
         interpolation: How images are resized. Published is bicubic.
-        features: Folder in which features are kept and looked for. Default: RUN/evaluations/features.
+        features: Folder in which features are kept and looked for, also those that a stopped evaluation has computed.
+            Default: RUN/evaluations/features.
         batch_size: Images per batch and rank. Default: 256.
         foreign: Weights from elsewhere.
         device: Device of the backbone and of the regression. auto takes a GPU if there is one.
@@ -95,6 +96,7 @@ def transfer(
     Raises:
         FileNotFoundError: a folder, a list of a data set or a checkpoint does not exist.
         ValueError: an option is wrong, or images are missing; the message counts and names them.
+        Stopped: a signal asked to end while features were computed; finished parts are kept, and the exit status is 75.
         RuntimeError: an image cannot be decoded. The message names it.
     """
     decays = DECAYS if weight_decays is None else weight_decays

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sce_fast.evaluate.detection.annotations import Persons
-from sce_fast.evaluate.features import name_tensors, read_named_features
+from sce_fast.evaluate.features import bad_rows, name_tensors, read_named_features
 from sce_fast.evaluate.results import flat
 from sce_fast.util.files import printable, save_tensors
 
@@ -41,8 +41,14 @@ class PersonFile:
         Raises:
             ValueError: the file lacks a person.
         """
-        row = {key: i for i, key in enumerate(_keys(self.videos, self.seconds, self.boxes))}
         videos, seconds = _places(persons)
+        if (
+            videos == self.videos
+            and np.array_equal(seconds, self.seconds)
+            and np.array_equal(persons.boxes, self.boxes)
+        ):
+            return self.features  # choosing rows would hold them twice
+        row = {key: i for i, key in enumerate(_keys(self.videos, self.seconds, self.boxes))}
         wanted = _keys(videos, seconds, persons.boxes)
         if missing := [key for key in wanted if key not in row]:
             video, second, *box = missing[0]
@@ -109,7 +115,7 @@ def load_person_features(path: str | Path) -> PersonFile:
             raise ValueError(
                 f"{printable(path)}: {name} are {found.dtype} {tuple(found.shape)}, expected {kind} {shape}"
             )
-    if bad := int((~features.isfinite().all(1)).sum()):
+    if bad := bad_rows(features):
         raise ValueError(f"{printable(path)}: {bad} of {rows} feature rows are not finite")
     seconds, boxes = tensors["seconds"].numpy(), tensors["boxes"].numpy()
     return PersonFile(Path(path), features, videos, seconds, boxes, _made_by(path, metadata[MADE_BY]))

@@ -83,11 +83,12 @@ def run_detection(
         ValueError: the folder holds another evaluation, or the batch cannot be shared among the ranks.
         Stopped, BadFilesError, RuntimeError, OSError: see SupervisedTraining.train.
     """
-    ranks, settings, batches = ranks or Ranks(), setup.settings, setup.batches
-    assert isinstance(batches, AnyPersonBatches)
+    ranks, settings = ranks or Ranks(), setup.settings
     described, newest = begin(setup, out, ranks, resume=resume)
     if (finished := finished_result(out, ranks)) is not None:
         return finished
+    batches = setup.made_batches()
+    assert isinstance(batches, AnyPersonBatches)
     detector = Detector(setup.network, setup.dim, len(setup.classes), settings, device, ranks)
     training = DetectorTraining(detector, batches, truth, list(actions), out, ranks, newest=newest)
     tested = training.train()

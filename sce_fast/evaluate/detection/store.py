@@ -4,11 +4,13 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sce_fast.distributed import Ranks
@@ -16,8 +18,10 @@ from sce_fast.evaluate.detection.feature_files import load_person_features, save
 from sce_fast.evaluate.detection.network import Detector, PersonFeatures
 from sce_fast.evaluate.detection.testing import of_all_ranks
 from sce_fast.evaluate.detection.whole import WholeClips
+from sce_fast.evaluate.parts import PART, in_parts
 from sce_fast.evaluate.supervised.batches import share_of
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
+from sce_fast.train.stop import StopRequest
 from sce_fast.util.files import printable
 from sce_fast.util.terminal import say
 
@@ -62,7 +66,8 @@ class PersonFeatureStore:
             title: of the set, for the progress bar and the name of the file.
 
         Raises:
-            ValueError: a feature is not finite.
+            ValueError: a feature is not finite, or the folder cannot be written.
+            Stopped: a signal asked to end; finished parts are kept. See in_parts.
             BadFilesError: a rank cannot decode a file; all ranks raise it.
             OSError: the file cannot be written.
         """
@@ -71,20 +76,32 @@ class PersonFeatureStore:
         if all(self._ranks.gather(kept is not None)):
             assert kept is not None
             return kept
-        features = self._computed(clips, f"Features of {title}")
-        if bad := int((~features.isfinite().all(1)).sum()):
-            raise ValueError(f"{title}: {bad} of {len(features)} feature rows are not finite")
-        self._ranks.first(lambda: save_person_features(path, features, clips.persons, self._made_by))
+        features = in_parts(
+            self._compute(clips),
+            lambda features: save_person_features(path, features, clips.persons, self._made_by),
+            path,
+            bounds=np.searchsorted(clips.persons.frame, np.arange(len(clips.index) + 1)),
+            size=PART[clips.index.kind],
+            ranks=self._ranks,
+            title=title,
+            unit="clip",
+        )
         if self._ranks.is_first:
             say(f"The features of the {title} persons are kept in {printable(path)}")
         return features
 
-    def _computed(self, clips: WholeClips, title: str) -> Tensor:
-        """Return the features as a detector of the same settings would compute them in each step."""
-        dim = self._network.dim
-        detector = Detector(copy.deepcopy(self._network), dim, 1, self._settings, self._device, self._ranks)
-        share, none = share_of(len(clips.index), self._ranks), torch.zeros(0, dim, dtype=detector.dtype)
-        return of_all_ranks(detector.features, clips.of(share), none, clips=len(share), ranks=self._ranks, title=title)
+    def _compute(self, clips: WholeClips) -> Callable[..., Tensor]:
+        """Return a function that computes features as a detector of the same settings would do in each step."""
+        dim, ranks = self._network.dim, self._ranks
+        detector = Detector(copy.deepcopy(self._network), dim, 1, self._settings, self._device, ranks)
+
+        def compute(frames: NDArray[np.int64], request: StopRequest, progress: Callable[[int], object]) -> Tensor:
+            share = frames[share_of(len(frames), ranks)]
+            own = torch.empty(len(clips.persons.of_frames(share)[0]), dim, dtype=detector.dtype)
+            more: dict[str, Any] = {"ranks": ranks, "progress": progress, "request": request}
+            return of_all_ranks(detector.features, clips.of(share), own, **more)
+
+        return compute
 
     def _key(self, clips: WholeClips) -> str:
         """Return a hash of everything that the features depend on."""

@@ -13,7 +13,7 @@ from sce_fast.evaluate.detection.annotations import Persons
 from sce_fast.evaluate.detection.clips import PersonBatches
 from sce_fast.evaluate.detection.network import PersonRows, numbers_in_batch
 from sce_fast.evaluate.detection.testing import PersonTests
-from sce_fast.evaluate.supervised.batches import StoredOrder
+from sce_fast.evaluate.supervised.batches import stored_order
 from sce_fast.evaluate.supervised.settings import SupervisedSettings
 
 TEST_FRAMES = 1024  # at a time
@@ -55,14 +55,7 @@ class StoredPersonBatches(PersonTests):
         self._ranks = ranks or Ranks()
         super().__init__(test, self._ranks)
         self._train, self._features = train.persons, train.features
-        self._order = StoredOrder(
-            len(train.persons.frames),
-            batch_size=settings.rank_batch(self._ranks.size),
-            batches_per_step=settings.accumulation,
-            seed=settings.seed,
-            ranks=self._ranks,
-            what="train key frames",
-        )
+        self._order = stored_order(len(train.persons.frames), settings, self._ranks, "train key frames")
         self.steps_per_epoch = self._order.steps_per_epoch
 
     def __next__(self) -> tuple[PersonRows, Tensor]:

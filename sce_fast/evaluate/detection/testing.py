@@ -1,7 +1,7 @@
 """The persons that a detector is tested on: each rank has its own share of their key frames."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sce_fast.data.faults import BadFilesError
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate.detection.annotations import Persons
 from sce_fast.evaluate.detection.network import Detector, DetectorInputs
+from sce_fast.evaluate.parts import together
 from sce_fast.evaluate.supervised.batches import share_of
 from sce_fast.evaluate.supervised.training import SHORT_TEST
+from sce_fast.train.stop import StopRequest
 from sce_fast.util.terminal import progress_bar
 
 
@@ -41,6 +42,7 @@ class PersonTests:
         self._shown, self.test = shown, shown.persons
         self._share = share_of(len(self.test.frames), ranks)
         self.test_samples = len(self._share)
+        self.test_persons = len(self.test.of_frames(self._share)[0])  # of this rank
 
     def tests(self) -> Iterator[DetectorInputs]:
         """Yield this rank's test persons, batch by batch.
@@ -57,48 +59,49 @@ def person_scores(detector: Detector, tests: PersonTests, ranks: Ranks) -> NDArr
     Raises:
         BadFilesError: a rank cannot decode a file; all ranks raise it.
     """
-    none = torch.zeros(len(detector.learners), 0, detector.classes)
-    more: dict[str, Any] = {"title": "Testing", "delay": SHORT_TEST, "leave": False}
-    return of_all_ranks(detector.scores, tests.tests(), none, clips=tests.test_samples, ranks=ranks, **more).numpy()
+    scores = torch.empty(len(detector.learners), tests.test_persons, detector.classes)
+    silent = not ranks.is_first
+    with progress_bar(tests.test_samples, "Testing", unit="clip", silent=silent, delay=SHORT_TEST) as bar:
+        bar.leave = False
+        return of_all_ranks(detector.scores, tests.tests(), scores, ranks=ranks, progress=bar.update).numpy()
 
 
 def of_all_ranks(
     compute: Callable[[DetectorInputs], Tensor],
     batches: Iterable[DetectorInputs],
-    none: Tensor,
+    own: Tensor,
     *,
-    clips: int,
     ranks: Ranks,
-    title: str,
-    delay: float = 0.0,
-    leave: bool = True,
+    progress: Callable[[int], object],
+    request: StopRequest | None = None,
 ) -> Tensor:
     """Return what is computed of all ranks' persons, (…, n, F) on the CPU of every rank; every rank has to call it.
 
     Args:
         compute: returns a row (…, n, F) for each person of a batch.
         batches: of this rank.
-        none: (…, 0, F), the result of no person; it gives the dtype.
-        clips: of this rank, for the progress bar.
+        own: (…, n, F) on the CPU, with a row for each person of this rank, to be filled.
         ranks: in the order of their persons.
-        title, delay, leave: of the progress bar.
+        progress: called with the number of clips of each batch.
+        request: open; stops all ranks. See together.
 
     Raises:
         BadFilesError: a rank cannot decode a file; all ranks raise it.
+        Stopped: a rank was asked to stop; all ranks raise it.
     """
-    own, failure = [none], None
-    with progress_bar(clips, title, unit="clip", silent=not ranks.is_first, delay=delay) as bar:
-        bar.leave = leave
-        try:
-            for batch in batches:
-                own.append(compute(batch).to("cpu", none.dtype))
-                bar.update(len(batch))
-        except BadFilesError as error:  # the other ranks wait
-            failure = str(error)
-    failures = [found for found in ranks.gather(failure) if found is not None]
-    if failures:
-        raise BadFilesError(failures[0])
-    rows = torch.cat(own, dim=-2)
+
+    def filled() -> Tensor:
+        done = 0
+        for batch in batches:
+            rows = compute(batch)
+            own[..., done : done + rows.shape[-2], :] = rows
+            done += rows.shape[-2]
+            progress(len(batch))
+        return own
+
+    rows = together(filled, ranks, request)
+    if ranks.size == 1:
+        return rows
     counts: list[int] = ranks.gather(rows.shape[-2])
     padded = pad(rows, (0, 0, 0, max(counts) - rows.shape[-2]))
     gathered = zip(ranks.gather_tensors(padded), counts, strict=True)

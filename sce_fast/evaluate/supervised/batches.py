@@ -200,6 +200,22 @@ class StoredOrder:
         self._epoch, self._step = state["epoch"], state["step"]
 
 
+def stored_order(samples: int, settings: SupervisedSettings, ranks: Ranks, what: str = "train features") -> StoredOrder:
+    """Return the order of stored train samples by the settings of an evaluation; `what` are the samples, for messages.
+
+    Raises:
+        ValueError: the batch is larger than the number of samples, or cannot be shared among the ranks.
+    """
+    return StoredOrder(
+        samples,
+        batch_size=settings.rank_batch(ranks.size),
+        batches_per_step=settings.accumulation,
+        seed=settings.seed,
+        ranks=ranks,
+        what=what,
+    )
+
+
 class StoredBatches:
     """Features that are the same in every epoch, as those of samples without augmentation are.
 
@@ -238,8 +254,9 @@ class StoredBatches:
             len(train), batch_size=batch_size, batches_per_step=batches_per_step, seed=seed, ranks=ranks
         )
         self.steps_per_epoch = self._order.steps_per_epoch
-        rows = torch.from_numpy(share_of(len(test), ranks))
-        self._train, self._test = (train, train_labels), (test[rows], test_labels[rows])
+        rows = share_of(len(test), ranks)
+        own = slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0)  # a slice holds no row twice
+        self._train, self._test = (train, train_labels), (test[own], test_labels[own])
         self.test_samples, self._test_batch_size = len(rows), test_batch_size
 
     def __next__(self) -> tuple[Tensor, Tensor]:

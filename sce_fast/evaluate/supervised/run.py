@@ -1,7 +1,7 @@
 """A supervised evaluation from its batches to its results."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,16 @@ class Setup:
     network: nn.Module  # inputs of the batches → features (n, dim); nn.Identity() for features
     dim: int
     classes: list[str]
-    batches: LabelledBatches  # of this rank; their targets are numbers of these classes, or whether each is true
+    # Of this rank; targets are numbers of these classes, or whether each is true. A function that takes long to make
+    # them is called after the folder and its settings are checked, and not if the evaluation is finished.
+    batches: LabelledBatches | Callable[[], LabelledBatches]
     settings: SupervisedSettings
     origin: Mapping[str, Any]  # further settings on which the result depends, as JSON values
     notes: tuple[str, ...] = ()  # below the table
+
+    def made_batches(self) -> LabelledBatches:
+        """Return the batches."""
+        return self.batches() if callable(self.batches) else self.batches
 
     def described(self) -> dict[str, Any]:
         """Return everything that determines the result, as JSON values, with a hash of the untrained weights."""
@@ -78,7 +84,7 @@ def run_supervised(
     if (finished := finished_result(out, ranks)) is not None:
         return finished
     classifier = Classifier(setup.network, setup.dim, len(setup.classes), settings, device, ranks)
-    training = SupervisedTraining(classifier, setup.batches, out, ranks, newest=newest)
+    training = SupervisedTraining(classifier, setup.made_batches(), out, ranks, newest=newest)
     tested = training.train()
     found = rows(settings, tested, classifier.failed_steps())
     result = EvaluationResult(setup.evaluation, described, found, [*setup.notes, *notes(tested)])

@@ -225,14 +225,17 @@ def test_a_file_whose_origin_cannot_be_read_is_named(tmp_path, made_by):
 def test_features_are_computed_once_and_again_after_a_change(films, tmp_path, monkeypatch, capsys):
     computed = []
 
-    def compute(self, clips, title):
-        computed.append(title)
-        return torch.arange(2.0 * len(clips.persons)).view(-1, 2)
+    def compute(self, clips):
+        def rows(frames, request, progress):
+            computed.append(frames.tolist())
+            return torch.arange(2.0 * len(clips.persons)).view(-1, 2)
 
-    monkeypatch.setattr(PersonFeatureStore, "_computed", compute)
+        return rows
+
+    monkeypatch.setattr(PersonFeatureStore, "_compute", compute)
     first = store(tmp_path).features(films, "test")
     assert torch.equal(store(tmp_path).features(films, "test"), first)
-    assert computed == ["Features of test"]
+    assert computed == [list(range(9))]
     (path,) = tmp_path.iterdir()
     assert f"The features of the test persons are kept in {path}" in capsys.readouterr().err
     moved = dataclasses.replace(films.persons, boxes=films.persons.boxes * 0.9)
@@ -248,6 +251,8 @@ def test_features_are_computed_once_and_again_after_a_change(films, tmp_path, mo
     store(tmp_path).features(films, "test")
     assert len(computed) == 5
     assert "its features are computed again" in capsys.readouterr().err
-    monkeypatch.setattr(PersonFeatureStore, "_computed", lambda self, clips, title: torch.full((17, 2), torch.nan))
+    monkeypatch.setattr(
+        PersonFeatureStore, "_compute", lambda self, clips: lambda *samples: torch.full((17, 2), torch.nan)
+    )
     with pytest.raises(ValueError, match="test: 17 of 17 feature rows are not finite"):
         store(tmp_path / "other").features(films, "test")
