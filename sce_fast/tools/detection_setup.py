@@ -47,8 +47,7 @@ def setup_of(
     device: torch.device,
     ranks: Ranks,
 ) -> Setup:
-    """Return what is trained, and on what. Features that do not change are computed once, with the batches, or
-    read.
+    """Return what is trained, and on what. Features that do not change are read, or computed once with the batches.
 
     Raises:
         FileNotFoundError: a file or folder does not exist.
