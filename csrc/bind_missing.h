@@ -9,8 +9,9 @@ namespace sce_fast {
 
 inline void explain_missing(pybind11::module_& m) {
   const auto refuse = [](const std::string& name) -> pybind11::object {
-    throw pybind11::attribute_error("the kernels lack '" + name +
-                                    "': they were built from other sources than these; build them again (make venv, or pip install)");
+    throw pybind11::attribute_error(
+        "the kernels lack '" + name +
+        "': they were built from other sources than these; build them again (make venv, or pip install)");
   };
   m.attr("__getattr__") = pybind11::cpp_function(refuse, pybind11::name("__getattr__"));
 }
