@@ -1,6 +1,5 @@
 #include "file_stamps.h"
 
-#include <fcntl.h>
 #include <sys/stat.h>
 
 #include <algorithm>

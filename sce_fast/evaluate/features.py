@@ -1,13 +1,10 @@
 """Features of a frozen backbone, and feature files. Importing this module loads no DALI."""
 
-import itertools
 import json
-import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 from sce_fast.data.image.augment import EvaluationView
 from sce_fast.data.index import Index
 from sce_fast.data.kinds import evaluation_inputs
+from sce_fast.data.sources import Names
 from sce_fast.util.files import printable, save_tensors
 
 BATCH = {"images": 256, "videos": 16}
@@ -123,11 +121,8 @@ def name_tensors(names: Sequence[str]) -> dict[str, Tensor]:
 
     Names need not be UTF-8, so they are stored as bytes: name i is names[name_ends[i − 1]:name_ends[i]].
     """
-    encoded = [os.fsencode(name) for name in names]
-    return {
-        "names": torch.from_numpy(np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()),
-        "name_ends": torch.tensor([len(name) for name in encoded], dtype=torch.int64).cumsum(0),
-    }
+    own = names if isinstance(names, Names) else Names.of(names)
+    return {"names": torch.from_numpy(own.text), "name_ends": torch.from_numpy(own.ends)}
 
 
 def read_named_features(
@@ -154,9 +149,7 @@ def read_named_features(
     if lacking:
         missing = ", ".join(sorted(lacking))
         raise ValueError(f"{printable(path)} is not a feature file of {writer}: it lacks {missing}")
-    ends = [0, *tensors["name_ends"].tolist()]
-    joined = tensors["names"].numpy().tobytes()
-    names = [os.fsdecode(joined[start:end]) for start, end in itertools.pairwise(ends)]
+    names = list(Names(tensors["names"].numpy(), tensors["name_ends"].numpy()))
     features = tensors["features"]
     if features.dim() != 2 or len(features) != len(names):
         raise ValueError(

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -122,7 +123,7 @@ def in_parts(
                 require_finite(rows, title)
                 features = parts.filled(features, number, rows)
                 if len(parts) > 1:
-                    ranks.first(lambda: parts.write(number, rows))  # noqa: B023 (called at once)
+                    ranks.first(partial(parts.write, number, rows))
                 kept.add(number)
             assert features is not None
             ranks.first(lambda: save(features))

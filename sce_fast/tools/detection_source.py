@@ -103,9 +103,8 @@ class PersonSource:
     def given(self) -> dict[str, Any]:
         """Return the options by name; None where they are not given."""
         own = {name: getattr(self, name) for name in ("run", "videos", "first_second", "crop", "size", "resize")}
-        return {
-            **own, "freeze": self.freeze or None, **vars(self.kept), **vars(self.clips), **changed(self.foreign)
-        }  # fmt: skip
+        own["freeze"] = self.freeze or None
+        return own | vars(self.kept) | vars(self.clips) | changed(self.foreign)
 
     def _unused(self) -> list[tuple[bool, Iterable[str], str]]:
         """Return when nothing depends on some options, their names, and why."""

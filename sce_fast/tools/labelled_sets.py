@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -128,7 +128,8 @@ def labelled_sets(
     features: Path | None = None,
     ranks: Ranks | None = None,
     published: PublishedSplit = PublishedSplit(),  # noqa: B008 (frozen)
-    view_of: Callable[[EvaluationView], EvaluationView] = lambda own: own,
+    view_of: Callable[..., EvaluationView] = lambda own: own,
+    look: Mapping[str, Any] | None = None,
     names: tuple[str, str] = NAMES,
 ) -> LabelledSets:
     """Return features and labels of both sets, computed from images or read from feature files.
@@ -145,7 +146,8 @@ def labelled_sets(
         require: see above.
         features: folder of kept features; by default one beside the run's evaluations.
         ranks: that share the images; every one has to make the call.
-        view_of: turns the backbone's own view into the one to compute features of.
+        view_of: turns the backbone's own view and the options `look` into the one to compute features of.
+        look: options by name, None where they are not given; feature files refuse them.
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError: see the command knn.
@@ -164,8 +166,8 @@ def labelled_sets(
                 "nothing to evaluate: give a run or an exported backbone, or two feature files as "
                 f"--{names[0]} and --{names[1]}"
             )
-        unused = {"features": features, "batch_size": batch_size, **changed(network or ForeignNetwork())}
-        require_none(unused, f"without a run, {names[0]} and {names[1]} are feature files")
+        own = {"features": features, "batch_size": batch_size, **changed(network or ForeignNetwork())}
+        require_none({**(look or {}), **own}, f"without a run, {names[0]} and {names[1]} are feature files")
         if classes is not None:
             raise ValueError(
                 f"classes={classes}: expected none for feature files; choose them by sce-fast embed --classes"
@@ -174,7 +176,7 @@ def labelled_sets(
     sets = chosen_sets(source, train, test, classes, published=published, names=names)
     threads = default_loader_threads()
     frozen = open_frozen(source, network=network, features=features, batch_size=batch_size, device=target, ranks=ranks)
-    view = view_of(frozen.description.view())
+    view = view_of(frozen.description.view(), **(look or {}))
     indices = ranks.first_then_others(lambda: sets.indices(view, threads=threads))
     require(len(indices[0]))
     notes = tuple(f"Warning: {line}" for line in sets.missing())

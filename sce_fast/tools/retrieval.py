@@ -29,7 +29,7 @@ from sce_fast.tools.labelled_sets import ImageSets, LabelledSets, labelled_sets
 from sce_fast.tools.neighbours import NEIGHBOURS, QUERIES, neighbour_rows, spread
 from sce_fast.tools.pictures import SIDE, draw_lines, draw_rows
 from sce_fast.train.folder import choose_device
-from sce_fast.util.settings import changed, require_none
+from sce_fast.util.settings import require_none
 
 NAMES = ("bank", "queries")
 CLIPS, CROPS = 10, 3  # of each video
@@ -97,9 +97,6 @@ def retrieval(
     check_at(recall_at)
     run, out = None if run is None else Path(run), None if out is None else Path(out)
     look: dict[str, Any] = {"clips": clips, "crops": crops, "size": size, "frame_rate": frame_rate}
-    if run is None:
-        computed = {**look, "features": features, "batch_size": batch_size, **changed(foreign)}
-        require_none(computed, "without a run, bank and queries are feature files")
     require_room(out, resume=resume)
     target = choose_device(device)
     with process_group(target) as ranks:
@@ -115,7 +112,8 @@ def retrieval(
             device=device,
             require=lambda items: _fitting(recall_at, items),
             ranks=ranks,
-            view_of=lambda own: _view(own, **look),
+            view_of=_view,
+            look=look,
             names=NAMES,
         )
         fitting = _fitting(recall_at, len(sets.train_labels))

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 
 from helpers.backbones import write_backbone
 from helpers.images import write_png
+from helpers.interrupts import before_step, interrupt
 from helpers.training import arguments
 from sce_fast.data.faults import BadFilesError
 from sce_fast.data.image.augment import Augmentation, EvaluationView
@@ -215,14 +215,7 @@ def test_fine_tuning_on_a_list_learns_colours_and_resumes_with_the_same_bits(col
     assert found.rows[0]["learning_rate"] == 2.0
     assert found.rows[0]["top1"] > 0.9
 
-    step = Classifier.step
-
-    def stopping(self, parts, *, number, steps_per_epoch):
-        if number == 7:
-            raise KeyboardInterrupt
-        return step(self, parts, number=number, steps_per_epoch=steps_per_epoch)
-
-    with patch.object(Classifier, "step", stopping), pytest.raises(KeyboardInterrupt):
+    with before_step(7, interrupt), pytest.raises(KeyboardInterrupt):
         tune(colours, tmp_path / "broken", **settings)
     assert tune(colours, tmp_path / "broken", **settings, resume=True) == found
     for name in ("results.json", "classifier.safetensors"):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from helpers.backbones import write_backbone
 from helpers.clip_backbones import COLOURS, write_clip_backbone, write_colours
+from helpers.interrupts import before_step, interrupt
 from helpers.training import arguments
 from sce_fast.distributed import Ranks
 from sce_fast.evaluate import load_features
@@ -170,14 +171,7 @@ def test_fine_tuning_trains_the_backbone_and_resumes_with_the_same_bits(videos, 
     before = open_backbone(videos / "backbone.safetensors").network.state_dict()
     assert all(not torch.equal(saved[f"backbone.{name}"], t) for name, t in before.items() if t.dim() > 1)
 
-    step = Classifier.step
-
-    def stopping(self, parts, *, number, steps_per_epoch):
-        if number == 3:
-            raise KeyboardInterrupt
-        return step(self, parts, number=number, steps_per_epoch=steps_per_epoch)
-
-    with patch.object(Classifier, "step", stopping), pytest.raises(KeyboardInterrupt):
+    with before_step(3, interrupt), pytest.raises(KeyboardInterrupt):
         tune(videos, tmp_path / "broken", **lists)
     assert tune(videos, tmp_path / "broken", **lists, resume=True) == found
     for name in ("results.json", "classifier.safetensors"):

@@ -5,18 +5,19 @@ import json
 import os
 import re
 import signal
+from functools import partial
 
 import pytest
 
 from helpers.actions import BLUE, BOXES, RED, write_action_videos
 from helpers.clip_backbones import write_clip_backbone
 from helpers.images import write_png
+from helpers.interrupts import before_step
 from helpers.training import arguments
 from helpers.videos import numbered_frame
 from sce_fast.cli import main
 from sce_fast.evaluate.detection import run as detection_run
 from sce_fast.evaluate.detection import whole
-from sce_fast.evaluate.detection.network import Detector
 from sce_fast.export import ForeignNetwork
 from sce_fast.tools.detection import detection
 from sce_fast.tools.detection_files import DetectionFiles, read_annotations
@@ -63,20 +64,11 @@ def test_actions_that_colours_tell_are_learned_and_detections_evaluate_alike(fil
 
 
 @pytest.mark.slow
-def test_a_stopped_evaluation_resumes_with_the_same_bits(films, tmp_path, monkeypatch):
+def test_a_stopped_evaluation_resumes_with_the_same_bits(films, tmp_path):
     short = {"epochs": 3, "evaluate_every": 1}
     whole = evaluate(films, tmp_path / "whole", **short)
-    step = Detector.step
-
-    def stopping(self, parts, *, number, steps_per_epoch):
-        if number == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, parts, number=number, steps_per_epoch=steps_per_epoch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Detector, "step", stopping)
-        with pytest.raises(Stopped):
-            evaluate(films, tmp_path / "broken", **short)
+    with before_step(3, partial(signal.raise_signal, signal.SIGTERM)), pytest.raises(Stopped):
+        evaluate(films, tmp_path / "broken", **short)
     with pytest.raises(ValueError, match="holds an evaluation with other settings"):
         evaluate(films, tmp_path / "broken", **short, first_second=899.6, resume=True)
     assert evaluate(films, tmp_path / "broken", **short, resume=True) == whole

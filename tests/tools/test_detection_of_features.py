@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.actions import RED, write_action_videos
 from helpers.clip_backbones import write_clip_backbone
+from helpers.interrupts import before_step
 from helpers.training import arguments
 from sce_fast.cli import main
 from sce_fast.evaluate.detection import whole
@@ -122,22 +124,13 @@ def test_features_do_not_depend_on_the_batch_size(films, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["videos", "files"])
-def test_a_stopped_evaluation_on_features_resumes_with_the_same_bits(films, tmp_path, monkeypatch, source):
+def test_a_stopped_evaluation_on_features_resumes_with_the_same_bits(films, tmp_path, source):
     more = {"crop": "centre", "features": films / "kept", "evaluate_every": 1}
     if source == "files":
         more = {"run": None, "videos": None, "evaluate_every": 1, **feature_files(films)}
     whole_result = evaluate(films, tmp_path / "whole", **more)
-    step = Detector.step
-
-    def stopping(self, parts, *, number, steps_per_epoch):
-        if number == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, parts, number=number, steps_per_epoch=steps_per_epoch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Detector, "step", stopping)
-        with pytest.raises(Stopped):
-            evaluate(films, tmp_path / "broken", **more)
+    with before_step(5, partial(signal.raise_signal, signal.SIGTERM)), pytest.raises(Stopped):
+        evaluate(films, tmp_path / "broken", **more)
     assert evaluate(films, tmp_path / "broken", resume=True, **more) == whole_result
     for name in ("classifier.safetensors", "detections.csv", "results.json"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

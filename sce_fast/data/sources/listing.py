@@ -95,8 +95,8 @@ class Listing:
         """
         if self.packed is not None:
             return replace(self, names=Names.of(entries), labels=None, classes=[], packed=self.packed.take(rows))
-        names = Names.of(_name_and_part(entry)[0] for entry in entries)
-        parts = [_name_and_part(entry)[1] for entry in entries]
+        pairs = list(map(_name_and_part, entries))
+        names, parts = Names.of(name for name, _ in pairs), [part for _, part in pairs]
         parted = any(part is not None for part in parts)
         return replace(self, names=names, labels=None, classes=[], parts=parts if parted else None)
 

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
@@ -16,9 +17,9 @@ TOGETHER = 65536  # names that are strings at a time
 class LazyNames(Sequence[str]):
     """A sequence of strings that are made when they are asked for. Subclasses have a length and make one string."""
 
+    @abstractmethod
     def name_at(self, i: int) -> str:
         """Return string i, which is in range(len(self))."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, i: int) -> str: ...
